@@ -1,0 +1,35 @@
+"""Adaptive decoding for frozen causal language models: a head predicts every token's temperature, Min-P cuts, one draw picks.
+
+Public names are imported on first use, so `import autodeco_fast` costs little more than `import torch`.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "TemperatureHead": "heads",
+    "TokenStats": "ops.logit_stats",
+    "token_stats": "ops.logit_stats",
+    "logit_stats": "ops.logit_stats",
+    "required_temperature": "losses",
+    "goldilocks_mask": "losses",
+    "min_p_hinge_loss": "losses",
+    "SampleOutput": "ops.min_p_sample",
+    "sample": "ops.min_p_sample",
+    "Attachment": "generation",
+    "attach": "generation",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

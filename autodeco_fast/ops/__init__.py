@@ -1,0 +1,1 @@
+"""Ops: argument checks, backend choice, `torch.library` registration and autograd."""
