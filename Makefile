@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint bench gpu clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed (PYTHON=...)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## train a head on the embedded model, compare, draw and generate (under 3 minutes)
+	$(BIN)/autodeco-fast demo --output demo-output
+
+test: $(STAMP) ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP) ## benchmarks of this machine, recorded in bench/results
+	$(BIN)/python -m bench.sampling --record
+	$(BIN)/python -m bench.token_stats --record
+	$(BIN)/python -m bench.generate --record
+	$(BIN)/python -m bench.resources
+
+gpu: ## kernel tests and benchmarks on a GPU, with the Python that is active; records under $$OUT
+	$(PYTHON) -m bench.gpu
+
+clean: ## remove the environment and what the demo wrote
+	rm -rf $(VENV) demo-output build *.egg-info

@@ -1,0 +1,22 @@
+"""Where the packages lie: `kernels/` and `training/` stand at the top but install inside `autodeco_fast`.
+
+They carry no `__init__.py`, because a top-level package named `kernels` would shadow the Hugging Face package of that name
+which transformers imports. Links `autodeco_fast/kernels` and `autodeco_fast/training` make them importable in place; a wheel
+holds real files. Everything else is in pyproject.toml.
+"""
+
+from setuptools import setup
+
+setup(
+    packages=[
+        "autodeco_fast",
+        "autodeco_fast.demo",
+        "autodeco_fast.ops",
+        "autodeco_fast.torch_backend",
+        "autodeco_fast.kernels",
+        "autodeco_fast.training",
+    ],
+    package_dir={"autodeco_fast.kernels": "kernels", "autodeco_fast.training": "training"},
+    package_data={"autodeco_fast.demo": ["model/*"], "autodeco_fast": ["py.typed"]},
+    include_package_data=False,
+)
