@@ -1,0 +1,118 @@
+"""The package works in place, editable and from a wheel, and never claims the top-level names `kernels` or `training`."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(code: str, *, cwd: Path = ROOT, path: tuple[Path, ...] = ()) -> str:
+    env = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "TRITON_INTERPRET"}}
+    if path:
+        env["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    source = tmp_path_factory.mktemp("source") / "tree"  # setuptools writes build/ beside setup.py
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink():
+            target.symlink_to(os.readlink(ROOT / name))
+        elif (ROOT / name).exists():
+            target.write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
+    subprocess.run(command, check=True, timeout=600)
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_holds_real_files_below_one_package(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"autodeco_fast"}
+    for folder in ("kernels", "training"):
+        ours = {f"autodeco_fast/{folder}/{p.name}" for p in (ROOT / folder).glob("*.py")}
+        assert ours
+        assert ours <= set(names)
+    assert "autodeco_fast/demo/model/model.safetensors" in names
+    assert not (ROOT / "kernels/__init__.py").exists()
+    assert not (ROOT / "training/__init__.py").exists()
+
+
+def test_a_distribution_named_kernels_keeps_its_name(wheel, tmp_path):
+    """Hugging Face's `kernels`, here a stub, wins the name even from the repository root, where a folder `kernels/` lies."""
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
+    subprocess.run([*install, str(wheel)], check=True, timeout=300)
+    (site / "kernels").mkdir()
+    (site / "kernels" / "__init__.py").write_text("STUB = True\n")
+    code = """
+        import kernels, transformers, autodeco_fast, json
+        from autodeco_fast import sample
+        import autodeco_fast.training.stdlib_corpus as corpus
+        print(json.dumps([kernels.STUB, autodeco_fast.__file__, corpus.__file__]))
+    """
+    for cwd in (ROOT, tmp_path):
+        stub, package, corpus = json.loads(run(code, cwd=cwd, path=(site,)))
+        assert stub is True
+        home = ROOT if cwd == ROOT else site  # `-c` puts the working directory first
+        assert Path(package).is_relative_to(home)
+        assert Path(corpus).is_relative_to(home)
+
+
+def test_import_is_light_and_silent():
+    code = """
+        import sys, torch
+        before = set(sys.modules)
+        import autodeco_fast
+        new = {m.split(".")[0] for m in set(sys.modules) - before}
+        assert not new & {"transformers", "triton", "matplotlib", "accelerate", "datasets"}, new
+        assert autodeco_fast.sample is autodeco_fast.sample
+        new = {m.split(".")[0] for m in set(sys.modules) - before}
+        assert not new & {"transformers", "triton", "matplotlib", "accelerate", "datasets"}, new
+    """
+    assert run(code) == ""
+
+
+def test_works_without_triton():
+    code = """
+        import sys
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] == "triton":
+                    raise ModuleNotFoundError("No module named 'triton'", name="triton")
+        sys.meta_path.insert(0, Missing())
+        import torch, autodeco_fast
+        z = torch.zeros(1, 5); z[0, 3] = 9
+        print(autodeco_fast.sample(z, 0.0, seed=0).token.item())
+    """
+    assert run(code) == "3\n"
+
+
+def test_public_names_are_there():
+    import autodeco_fast
+
+    for name in autodeco_fast.__all__:
+        assert getattr(autodeco_fast, name).__doc__
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = autodeco_fast.nothing
+
+
+def test_links_are_relative():
+    for folder in ("kernels", "training"):
+        assert os.readlink(ROOT / "autodeco_fast" / folder) == f"../{folder}"
