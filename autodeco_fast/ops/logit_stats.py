@@ -27,6 +27,15 @@ def _fake(target: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(torch.empty(target.shape[0], dtype=kind, device=target.device) for kind in kinds)
 
 
+def _check_ids(target: torch.Tensor, V: int, ignore_index: int) -> None:
+    """Only on a CPU: on a GPU looking would be a host sync."""
+    if target.device.type != "cpu":
+        return
+    wrong = target[(target != ignore_index) & ((target < 0) | (target >= V))]
+    if wrong.numel():
+        raise ValueError(f"target ids must be in [0, {V}) or {ignore_index}, got {wrong[0].item()}")
+
+
 _Six = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -34,6 +43,7 @@ _Six = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tenso
 def _logit_stats(
     logits: torch.Tensor, target: torch.Tensor, logit_scale: float, softcap: float | None, ignore_index: int, backend: str
 ) -> _Six:
+    _check_ids(target, logits.shape[1], ignore_index)
     if backend == "triton":
         from autodeco_fast.kernels.logit_stats import logit_stats as rows
     else:
@@ -57,6 +67,7 @@ def _token_stats(
     ignore_index: int,
     backend: str,
 ) -> _Six:
+    _check_ids(target, weight.shape[0], ignore_index)
     if backend == "torch":
         return torch_backend.token_stats(hidden, weight, target, bias, logit_scale, softcap, ignore_index)
     from autodeco_fast.kernels.logit_stats import logit_stats as rows
@@ -81,7 +92,7 @@ def _(hidden, weight, target, bias, logit_scale, softcap, ignore_index, backend)
     return _fake(target)
 
 
-def _check(rows: torch.Tensor, name: str, V: int, target: torch.Tensor, softcap: float | None, ignore_index: int) -> None:
+def _check(rows: torch.Tensor, name: str, V: int, target: torch.Tensor, softcap: float | None) -> None:
     if rows.dim() != 2 or V == 0:
         raise ValueError(f"{name} must have two dimensions, the last not empty, got shape {tuple(rows.shape)}")
     if rows.dtype not in _FLOATS:
@@ -90,10 +101,6 @@ def _check(rows: torch.Tensor, name: str, V: int, target: torch.Tensor, softcap:
         raise ValueError(f"target must be [{rows.shape[0]}] int64, got {tuple(target.shape)} {target.dtype}")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be None or positive, got {softcap}")
-    if target.device.type == "cpu" and target.numel():  # on a GPU looking would be a host sync
-        wrong = target[(target != ignore_index) & ((target < 0) | (target >= V))]
-        if wrong.numel():
-            raise ValueError(f"target ids must be in [0, {V}) or {ignore_index}, got {wrong[0].item()}")
 
 
 @torch.no_grad()
@@ -117,7 +124,7 @@ def logit_stats(
     Raises:
         ValueError: for shapes or dtypes other than these.
     """
-    _check(logits, "logits", logits.shape[-1], target, softcap, ignore_index)
+    _check(logits, "logits", logits.shape[-1], target, softcap)
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     return TokenStats(
         *_logit_stats(logits, target.contiguous(), float(logit_scale), softcap, ignore_index, resolve(backend, logits))
@@ -159,7 +166,7 @@ def token_stats(
         raise ValueError(f"weight must have the dtype of hidden, got {weight.dtype} and {hidden.dtype}")
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != hidden.dtype):
         raise ValueError(f"bias must be [{weight.shape[0]}] {hidden.dtype}, got {tuple(bias.shape)} {bias.dtype}")
-    _check(hidden, "hidden", weight.shape[0], target, softcap, ignore_index)
+    _check(hidden, "hidden", weight.shape[0], target, softcap)
     chosen = resolve(backend, hidden, weight)
     return TokenStats(
         *_token_stats(hidden, weight, target.contiguous(), bias, float(logit_scale), softcap, ignore_index, chosen)

@@ -1,0 +1,112 @@
+"""What the head learns from: the required temperature, the tokens worth learning from, and the hinge between the two."""
+
+import math
+
+import torch
+
+from autodeco_fast.backends import resolve
+from autodeco_fast.ops.logit_stats import TokenStats
+from autodeco_fast.ops.min_p_hinge import min_p_hinge
+
+
+def _inverse_width(min_p: float) -> float:
+    """`1 / (−ln p_min)`, from logits to temperature."""
+    if not 0 < min_p < 1:
+        raise ValueError(f"min_p must be in (0, 1), got {min_p}")
+    return 1 / -math.log(min_p)
+
+
+def required_temperature(stats: TokenStats, min_p: float) -> torch.Tensor:
+    """`T* = (max z − z_y) / (−ln p_min)`: the lowest temperature at which Min-P keeps the target. fp32 `[N]`, 0 where ignored.
+
+    Raises:
+        ValueError: if `min_p` is not in (0, 1).
+    """
+    return (stats.max_logit - stats.target_logit) * _inverse_width(min_p)
+
+
+def goldilocks_mask(
+    stats: TokenStats,
+    *,
+    max_rank: int = 100,
+    trivial_prob: float = 0.9,
+    easy_fraction: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Which tokens to train on, by the frozen model's own confidence. bool `[N]`; ignored rows are False.
+
+    Args:
+        stats: of the model's logits at temperature 1.
+        max_rank: targets with more ids above them are *impossible*: dropped. The default is a choice, not a measurement.
+        trivial_prob: targets that are the argmax with more probability than this are *trivial*.
+        easy_fraction: share of the trivial tokens that is kept, drawn with `generator`.
+        generator: on the device of `stats`; the default generator if None.
+
+    Raises:
+        ValueError: if `easy_fraction` or `trivial_prob` is not in [0, 1], or `max_rank` is negative.
+    """
+    for name, value in (("easy_fraction", easy_fraction), ("trivial_prob", trivial_prob)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}")
+    if max_rank < 0:
+        raise ValueError(f"max_rank must be ≥ 0, got {max_rank}")
+    probability = (stats.target_logit - stats.logsumexp).exp()
+    trivial = (stats.rank == 0) & (probability > trivial_prob)
+    draw = torch.rand(probability.shape, generator=generator, device=probability.device)
+    return (stats.rank >= 0) & (stats.rank <= max_rank) & (~trivial | (draw < easy_fraction))
+
+
+def min_p_hinge_loss(
+    temperature: torch.Tensor,
+    stats: TokenStats,
+    *,
+    min_p: float = 0.1,
+    gravity: float = 0.1,
+    power: int = 1,
+    max_temperature: float = 2.0,
+    unreachable: str = "drop",
+    weight: torch.Tensor | None = None,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """`relu(T* − T)^power + gravity·T` per token; with power 1 its minimiser is the (1 − gravity)-quantile of T*.
+
+    Args:
+        temperature: `[N]` predicted T, fp32 (other floats are computed in fp32; fp64 on the torch backend).
+        stats: `[N]`, from `token_stats` or `logit_stats`; rows with rank −1 are ignored.
+        min_p: of the cut the head will be used with, in (0, 1).
+        gravity: λ, the share of tokens allowed to fall outside the cut, ≥ 0.
+        power: 1, or 2 to square the hinge (then it is no quantile).
+        max_temperature: the head's T_max.
+        unreachable: "drop" leaves tokens with `T* > max_temperature` out, "clip" sets their T* to it.
+        weight: `[N]` weights, ≥ 0, or None.
+        reduction: "mean" divides by the kept tokens (by their Σ weight), and is 0 when none is left; "sum"; "none" `[N]`.
+        backend: None chooses; "triton" or "torch" forces.
+
+    Raises:
+        ValueError: for shapes or options other than these.
+    """
+    inv = _inverse_width(min_p)
+    if temperature.shape != stats.rank.shape or temperature.dim() != 1:
+        raise ValueError(f"temperature must be [{stats.rank.shape[0]}] like stats, got {tuple(temperature.shape)}")
+    if weight is not None and weight.shape != temperature.shape:
+        raise ValueError(f"weight must be [{temperature.shape[0]}], got {tuple(weight.shape)}")
+    if gravity < 0:
+        raise ValueError(f"gravity must be ≥ 0, got {gravity}")
+    for name, value, choices in (
+        ("power", power, (1, 2)),
+        ("unreachable", unreachable, ("drop", "clip")),
+        ("reduction", reduction, ("mean", "sum", "none")),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+    chosen = resolve(backend, temperature, stats.rank)
+    kind = torch.float64 if temperature.dtype == torch.float64 and chosen == "torch" else torch.float32
+    gap = (stats.max_logit - stats.target_logit).to(kind)
+    rows, total, mass = min_p_hinge(
+        temperature.to(kind).contiguous(), gap, stats.rank, None if weight is None else weight.to(kind).contiguous(),
+        inv, float(gravity), power, float(max_temperature), unreachable == "clip", chosen,
+    )  # fmt: skip
+    if reduction == "none":
+        return rows
+    return total if reduction == "sum" else total / torch.where(mass > 0, mass, 1.0)

@@ -1,0 +1,113 @@
+"""`temperature_head`: hidden states to temperatures, differentiable in the weights (and in the hidden states if asked)."""
+
+import torch
+
+from autodeco_fast.backends import resolve
+from autodeco_fast.torch_backend import temperature_head as torch_backend
+
+
+def _implementation(backend: str):
+    if backend == "torch":
+        return torch_backend
+    from autodeco_fast.kernels import temperature_head
+
+    return temperature_head
+
+
+def _result_dtype(hidden: torch.Tensor) -> torch.dtype:
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+@torch.library.custom_op("autodeco_fast::temperature_head", mutates_args=())
+def _head(
+    hidden: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    max_temperature: float,
+    backend: str,
+) -> torch.Tensor:
+    return _implementation(backend).head_forward(hidden, w1, b1, w2, b2, max_temperature)
+
+
+@_head.register_fake
+def _(hidden, w1, b1, w2, b2, max_temperature, backend):
+    return torch.empty(hidden.shape[0], dtype=_result_dtype(hidden), device=hidden.device)
+
+
+@torch.library.custom_op("autodeco_fast::temperature_head_backward", mutates_args=())
+def _head_backward(
+    grad: torch.Tensor,
+    hidden: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    T: torch.Tensor,
+    max_temperature: float,
+    need_hidden: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    backward = _implementation(backend).head_backward
+    return backward(grad, hidden, w1, b1, w2, T, max_temperature, need_hidden)
+
+
+@_head_backward.register_fake
+def _(grad, hidden, w1, b1, w2, T, max_temperature, need_hidden, backend):
+    kind = _result_dtype(hidden)
+    dh = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
+    return w1.new_empty(w1.shape, dtype=kind), *(b.new_empty(b.shape, dtype=kind) for b in (b1, w2, b1[:1])), dh
+
+
+def _setup(ctx, inputs, output):
+    hidden, w1, b1, w2, b2, ctx.max_temperature, ctx.backend = inputs
+    ctx.save_for_backward(hidden, w1, b1, w2, output)
+    ctx.b2_dtype = b2.dtype
+
+
+def _autograd(ctx, grad):
+    hidden, w1, b1, w2, T = ctx.saved_tensors
+    need_hidden = ctx.needs_input_grad[0]
+    dw1, db1, dw2, db2, dh = _head_backward(
+        grad.contiguous(), hidden, w1, b1, w2, T, ctx.max_temperature, need_hidden, ctx.backend
+    )
+    dh = dh if need_hidden else None
+    return dh, dw1.to(w1.dtype), db1.to(b1.dtype), dw2.to(w2.dtype), db2.to(ctx.b2_dtype), None, None
+
+
+_head.register_autograd(_autograd, setup_context=_setup)
+
+
+def temperature_head(
+    hidden: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    *,
+    max_temperature: float = 2.0,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """`T = max_temperature · sigmoid(w2 · relu(W1 h + b1) + b2)`.
+
+    Args:
+        hidden: `[..., H]` bf16, fp16 or fp32 (fp64 on the torch backend).
+        w1, b1, w2, b2: `[F, H]`, `[F]`, `[1, F]`, `[1]`. Triton takes W1 in hidden's dtype; sums are fp32.
+        backend: None chooses; "triton" or "torch" forces.
+
+    Returns:
+        `[...]` fp32 in (0, max_temperature).
+
+    Raises:
+        ValueError: if the widths of hidden and w1 differ.
+    """
+    F, H = w1.shape
+    if hidden.shape[-1] != H:
+        raise ValueError(f"hidden has width {hidden.shape[-1]}, the head was made for {H}")
+    if b1.shape != (F,) or w2.shape != (1, F) or b2.shape != (1,):
+        raise ValueError(f"b1, w2, b2 must be [{F}], [1, {F}], [1], got {[tuple(t.shape) for t in (b1, w2, b2)]}")
+    rows = hidden.reshape(-1, H)
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    chosen = resolve(backend, hidden, w1)
+    T = _head(rows, w1.contiguous(), b1, w2.reshape(-1), b2, float(max_temperature), chosen)
+    return T.view(hidden.shape[:-1])
