@@ -18,7 +18,7 @@ import triton.language as tl
 @triton.jit
 def _hidden(
     h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h,
-    rows: tl.constexpr, units: tl.constexpr, block_h: tl.constexpr, precision: tl.constexpr,
+    rows: tl.constexpr, units: tl.constexpr, block_h: tl.constexpr, precision: tl.constexpr, upcast: tl.constexpr,
 ):  # fmt: skip
     """a [rows, units] fp32 = h W1ᵀ + b1; W1 is taken in h's dtype, products accumulate in fp32."""
     b_a = tl.zeros((rows, units), tl.float32)
@@ -27,7 +27,11 @@ def _hidden(
         m_h = o_h < H
         b_h = tl.load(h_ptr + o_n[:, None] * stride_h + o_h[None, :], mask=m_n[:, None] & m_h[None, :], other=0.0)
         b_w = tl.load(w1_ptr + o_f[None, :] * H + o_h[:, None], mask=m_f[None, :] & m_h[:, None], other=0.0)
-        b_a = tl.dot(b_h, b_w.to(b_h.dtype), b_a, input_precision=precision)
+        b_w = b_w.to(b_h.dtype)
+        if upcast:
+            b_a = tl.dot(b_h.to(tl.float32), b_w.to(tl.float32), b_a, input_precision=precision)
+        else:
+            b_a = tl.dot(b_h, b_w, b_a, input_precision=precision)
     return b_a + tl.load(b1_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)[None, :]
 
 
@@ -46,13 +50,14 @@ def _head_partial(
     units: tl.constexpr,
     block_h: tl.constexpr,
     precision: tl.constexpr,
+    upcast: tl.constexpr,
 ):
     o_n = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     split = tl.program_id(1)
     o_f = split * units + tl.arange(0, units)
     m_n = o_n < N
     m_f = o_f < F
-    b_a = _hidden(h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, precision)
+    b_a = _hidden(h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, precision, upcast)
     b_w2 = tl.load(w2_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
     b_s = tl.sum(tl.maximum(b_a, 0.0) * b_w2[None, :], 1)
     tl.store(part_ptr + split.to(tl.int64) * N + o_n, b_s, mask=m_n)
@@ -94,13 +99,14 @@ def _head_bwd(
     units: tl.constexpr,
     block_h: tl.constexpr,
     precision: tl.constexpr,
+    upcast: tl.constexpr,
 ):
     pid = tl.program_id(0).to(tl.int64)
     o_n = pid * rows + tl.arange(0, rows)
     o_f = tl.program_id(1) * units + tl.arange(0, units)
     m_n = o_n < N
     m_f = o_f < F
-    b_a = _hidden(h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, precision)
+    b_a = _hidden(h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, precision, upcast)
     b_w2 = tl.load(w2_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
     b_ds = tl.load(ds_ptr + o_n, mask=m_n, other=0.0)
     b_da = tl.where(b_a > 0, b_ds[:, None] * b_w2[None, :], 0.0)
@@ -109,14 +115,17 @@ def _head_bwd(
     tl.store(dw2_ptr + pid * F + o_f, tl.sum(tl.maximum(b_a, 0.0) * b_ds[:, None], 0), mask=m_f)
 
 
-def _tiles(N: int, dtype: torch.dtype) -> dict:
-    """Rows and units of a program: 16 units while rows are few, wide tiles for the matrix unit when they are many."""
-    precision = "ieee" if dtype == torch.float32 else "tf32"
+def _tiles(N: int, dtype: torch.dtype, interpreted: bool = False) -> dict:
+    """Rows and units of a program: 16 units while rows are few, wide tiles for the matrix unit when they are many.
+
+    Triton's interpreter multiplies the bit patterns of bf16, so there, and only there, the operands are widened first.
+    """
+    rest = {"precision": "ieee" if dtype == torch.float32 else "tf32", "upcast": interpreted and dtype == torch.bfloat16}
     if N <= 64:
-        return {"rows": 16, "units": 16, "block_h": 128, "precision": precision}
+        return {"rows": 16, "units": 16, "block_h": 128, **rest}
     if dtype == torch.float32:
-        return {"rows": 32, "units": 64, "block_h": 32, "precision": precision}
-    return {"rows": 64, "units": 128, "block_h": 64, "precision": precision}
+        return {"rows": 32, "units": 64, "block_h": 32, **rest}
+    return {"rows": 64, "units": 128, "block_h": 64, **rest}
 
 
 def head_forward(
@@ -137,7 +146,7 @@ def head_forward(
     T = torch.empty(N, dtype=torch.float32, device=hidden.device)
     if N == 0:
         return T
-    tile = _tiles(N, hidden.dtype)
+    tile = _tiles(N, hidden.dtype, not hidden.is_cuda)
     splits = triton.cdiv(F, tile["units"])
     part = torch.empty(splits, N, dtype=torch.float32, device=hidden.device)
     _head_partial[(triton.cdiv(N, tile["rows"]), splits)](
@@ -160,7 +169,7 @@ def head_backward(
     """dW1, db1, dw2, db2 and dh (empty unless asked for), fp32 sums returned in fp32; `grad` is dT `[N]` fp32."""
     (N, H), F = hidden.shape, w1.shape[0]
     ds = grad * T * (1 - T / max_temperature)
-    tile = _tiles(N, hidden.dtype)
+    tile = _tiles(N, hidden.dtype, not hidden.is_cuda)
     blocks = triton.cdiv(N, tile["rows"])
     da = torch.empty(N, F, dtype=hidden.dtype, device=hidden.device)
     db1, dw2 = (torch.empty(blocks, F, dtype=torch.float32, device=hidden.device) for _ in range(2))

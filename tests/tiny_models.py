@@ -1,0 +1,88 @@
+"""Random models of two layers, one for every way in which logits are made."""
+
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from autodeco_fast import TemperatureHead
+
+VOCAB = 96
+_SHAPE = {
+    "vocab_size": VOCAB,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+
+
+def _llama():
+    return LlamaForCausalLM(LlamaConfig(hidden_size=32, **_SHAPE))
+
+
+def _qwen3():
+    return Qwen3ForCausalLM(Qwen3Config(hidden_size=40, **_SHAPE))
+
+
+def _gemma2():
+    config = Gemma2Config(hidden_size=36, final_logit_softcapping=3.0, query_pre_attn_scalar=8, **_SHAPE)
+    return Gemma2ForCausalLM(config)
+
+
+def _granite():
+    return GraniteForCausalLM(GraniteConfig(hidden_size=32, logits_scaling=4.0, embedding_multiplier=3.0, **_SHAPE))
+
+
+def _gpt2():
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCAB, n_embd=33, n_layer=2, n_head=3, n_positions=256, tie_word_embeddings=False, **special)
+    )
+    model.lm_head = torch.nn.Linear(33, VOCAB, bias=True)  # an odd width, and a bias as in Phi
+    return model
+
+
+_MAKERS = {"llama": _llama, "qwen3": _qwen3, "gemma2": _gemma2, "granite": _granite, "gpt2": _gpt2}
+NAMES = sorted(_MAKERS)
+
+
+def tiny_model(name: str) -> PreTrainedModel:
+    """A random model in eval mode whose next-token distributions are neither flat nor one-hot."""
+    torch.manual_seed(sum(map(ord, name)))
+    model = _MAKERS[name]().eval()
+    with torch.no_grad():
+        embedding = model.get_output_embeddings()
+        embedding.weight.normal_(std=0.4)
+        if getattr(embedding, "bias", None) is not None:
+            embedding.bias.normal_()
+        if name == "granite":
+            embedding.weight.mul_(model.config.logits_scaling)
+    model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1)
+    return model
+
+
+def tiny_head(model: PreTrainedModel, seed: int = 0) -> TemperatureHead:
+    """A random head whose temperatures spread over most of (0, 2)."""
+    torch.manual_seed(seed)
+    head = TemperatureHead(model.get_output_embeddings().in_features, intermediate_size=16)
+    with torch.no_grad():
+        head.mlp[2].weight.normal_(std=0.8)
+        head.mlp[2].bias.fill_(0.0)
+    return head
