@@ -58,8 +58,8 @@ def install(model: nn.Module, embedding: nn.Module, head: nn.Module, gate: Gate,
 
     Args:
         embedding: the output embedding, `h [..., H] → logits [..., V]`.
-        at_end: False divides where the embedding returns (a linear logit scale afterwards commutes with that); True divides
-            where the logits leave the model's forward, as a softcap asks for.
+        at_end: False divides where the embedding returns (a linear logit scale afterwards commutes with that); True
+            divides where the logits leave the model's forward, as a softcap asks for.
     """
 
     def scale(_, args, kwargs, logits):

@@ -1,4 +1,4 @@
-"""What a call of `generate` on an attached model asks for: its own sampling settings, those it inherits, those refused."""
+"""What a call of `generate` on an attached model chose, what it merely inherits, and what is refused."""
 
 import copy
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ PIPELINE_TEMPERATURE = 0.7  # what pipeline("text-generation") adds by itself
 _REFUSED: dict[str, tuple[Any, str]] = {
     "num_beams": (lambda v: v > 1, "beam search does not sample from softmax(z/T)"),
     "num_beam_groups": (lambda v: v > 1, "beam search does not sample from softmax(z/T)"),
-    "guidance_scale": (lambda v: v != 1, "guidance mixes the logits of two forwards, each with a temperature of its own"),
+    "guidance_scale": (lambda v: v != 1, "guidance mixes the logits of two forwards with different temperatures"),
     "sequence_bias": (bool, "a bias added to logits does not commute with dividing them by a temperature"),
     "penalty_alpha": (bool, "contrastive search does not sample"),
     "dola_layers": (lambda v: True, "DoLa contrasts logits of other layers, which the head does not know"),
@@ -49,7 +49,7 @@ class Plan:
 
 
 def _filled_in(config: GenerationConfig) -> bool:
-    """Whether transformers filled this object with its defaults, as its pipelines do: then a value may be nobody's choice."""
+    """Whether transformers filled this object with defaults, as its pipelines do: a value may be nobody's choice."""
     return None not in (config.num_beams, config.length_penalty, config.repetition_penalty, config.early_stopping)
 
 
@@ -72,7 +72,7 @@ def plan(own: GenerationConfig, config: GenerationConfig | None, kwargs: dict, *
 
     Args:
         own: the model's generation configuration; its sampling settings are ignored.
-        config, kwargs: what the caller passed. A sampling setting in `config` that equals the model's own counts as inherited.
+        config, kwargs: what the caller passed. A sampling setting in `config` equal to the model's own counts as inherited.
         min_p, fused: as attached.
 
     Raises:

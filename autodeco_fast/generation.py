@@ -5,12 +5,12 @@ Two mechanisms, both without state between steps:
 * **Scaling.** A hook divides the logits by `T(h)`, `h` being what enters the output embedding, in fp32 and before every
   other logits processor. It acts inside `generate` of the attached model only: a plain forward, with or without labels,
   returns the model's own logits.
-* **The fused sampler.** The model's class is switched to a subclass whose `_sample` appends `autodeco_fast.sample` as the last
-  logits processor. Scaled logits at temperature 1 with Min-P are the logits at T with Min-P, and its noise depends on
-  (seed, position, row) alone.
+* **The fused sampler.** The model's class is switched to a subclass whose `_sample` appends `autodeco_fast.sample` as the
+  last logits processor. Scaled logits at temperature 1 with Min-P are the logits at T with Min-P, and its noise depends
+  on (seed, position, row) alone.
 
-Whatever the fused sampler cannot serve (scores or logits asked for, speculative decoding, watermarks, top-k and the like set in
-the call) runs on scaled logits with transformers' own sampling step. Whatever neither can serve raises.
+Whatever the fused sampler cannot serve (scores or logits asked for, speculative decoding, watermarks, top-k and the like
+set in the call) runs on scaled logits with transformers' own sampling step. Whatever neither can serve raises.
 """
 
 import copy
@@ -92,7 +92,9 @@ class Attachment:
         self.model, self.head, self.min_p, self.fused = model, head, min_p, fused
         self.gate = Gate()
         self.embedding = model.get_output_embeddings()
-        head.to(self.embedding.weight.device).eval()
+        device = self.embedding.weight.device
+        if device.type != "meta":  # offloaded weights are
+            head.to(device)
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self._handles = install(model, self.embedding, head, self.gate, at_end=bool(softcap))
         self._base = type(model)
@@ -155,13 +157,15 @@ def attach(model: GenerationMixin, head: nn.Module, *, min_p: float = 0.1, fused
     While attached, `generate`
     * samples unless `do_sample=False` is passed, which is plain greedy decoding of the model itself;
     * takes `seed=` (int); without it `torch.manual_seed` fixes the output;
-    * ignores the temperature, top-k, top-p and other cuts that the model's generation configuration or a pipeline brings,
-      and honours those passed in the call: a temperature multiplies the predicted one, a `min_p` replaces the attached one;
+    * ignores the temperature, top-k, top-p and other cuts that the model's generation configuration or a pipeline
+      brings, and honours those passed in the call: a temperature multiplies the predicted one, a `min_p` replaces the
+      attached one;
     * raises ValueError for beams, guidance, sequence biases, contrastive, DoLa, constrained and custom decoding, and
       continuous batching.
 
-    Logits processors see scaled logits, as do `output_scores` and `output_logits`. A row with T < 1e-3 is greedy. With `seed=`, calls that
-    the fused sampler cannot serve seed torch's default generator for their duration, which threads share.
+    Logits processors see scaled logits, as do `output_scores` and `output_logits`. A row with T < 1e-3 is greedy. With
+    `seed=`, calls that the fused sampler cannot serve seed torch's default generator, which threads share, and put its
+    state back.
 
     Args:
         model: a causal language model of transformers (for PEFT, the model inside).
@@ -174,7 +178,8 @@ def attach(model: GenerationMixin, head: nn.Module, *, min_p: float = 0.1, fused
 
     Raises:
         TypeError: if `model` cannot generate.
-        ValueError: if a head is attached already, the widths differ, the model is no decoder or `min_p` is out of range.
+        ValueError: if a head is attached already, the widths differ, the model is no decoder or `min_p` is out
+            of range.
     """
     if not isinstance(model, GenerationMixin):
         raise TypeError(f"attach() needs a transformers model that generates, got {type(model).__name__}")

@@ -84,15 +84,11 @@ def _logit_stats(
         for start in range(0, whole, block):
             o_v = start + tl.arange(0, block)
             b_x = tl.load(p_x + o_v)
-            m, best, s, t, rank = _step(
-                b_x, o_v, o_v < V, y, z_y, m, best, s, t, rank, scale, softcap, has_softcap
-            )
+            m, best, s, t, rank = _step(b_x, o_v, o_v < V, y, z_y, m, best, s, t, rank, scale, softcap, has_softcap)
         if whole < V:
             o_v = whole + tl.arange(0, block)
             b_x = tl.load(p_x + o_v, mask=o_v < V, other=0.0)
-            m, best, s, t, rank = _step(
-                b_x, o_v, o_v < V, y, z_y, m, best, s, t, rank, scale, softcap, has_softcap
-            )
+            m, best, s, t, rank = _step(b_x, o_v, o_v < V, y, z_y, m, best, s, t, rank, scale, softcap, has_softcap)
     safe_s = tl.where(s > 0, s, 1.0)
     tl.store(max_ptr + row, tl.where(valid, m, 0.0))
     tl.store(argmax_ptr + row, tl.where(valid, best, 0).to(tl.int64))

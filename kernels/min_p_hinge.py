@@ -147,6 +147,18 @@ _IN = {"t_ptr": "*fp32", "gap_ptr": "*fp32", "rank_ptr": "*i64", "w_ptr": "*fp32
 _SCALARS = {"inv": "fp32", "t_max": "fp32", "gravity": "fp32"}
 _CONFIG = {"power": 2, "clip": False, "weighted": True, "block": BLOCK}
 AOT = [
-    (_hinge_fwd, {**_IN, "loss_ptr": "*fp32", "part_ptr": "*fp32", "N": "i32", "blocks": "i32", **_SCALARS}, _CONFIG, 4, 3),
-    (_hinge_bwd, {**_IN, "g_ptr": "*fp32", "dt_ptr": "*fp32", "N": "i32", "g_stride": "i32", **_SCALARS}, _CONFIG, 4, 3),
+    (
+        _hinge_fwd,
+        {**_IN, "loss_ptr": "*fp32", "part_ptr": "*fp32", "N": "i32", "blocks": "i32", **_SCALARS},
+        _CONFIG,
+        4,
+        3,
+    ),
+    (
+        _hinge_bwd,
+        {**_IN, "g_ptr": "*fp32", "dt_ptr": "*fp32", "N": "i32", "g_stride": "i32", **_SCALARS},
+        _CONFIG,
+        4,
+        3,
+    ),
 ]

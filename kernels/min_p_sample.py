@@ -146,7 +146,9 @@ def _pick(
     b_id = tl.load(id_ptr + o, mask=m_t, other=0)
     best = tl.max(b_score, 0)
     alive = m > -float("inf")
-    first = tl.min(tl.where(m_t & (b_score == best), o_t, block_t), 0)  # tiles are in id order: the first holds the lowest id
+    first = tl.min(
+        tl.where(m_t & (b_score == best), o_t, block_t), 0
+    )  # tiles are in id order: the first holds the lowest id
     token = tl.where(alive, tl.max(tl.where(o_t == first, b_id, 0), 0), 0)
     logit = tl.max(tl.where(o_t == first, tl.load(logit_ptr + o, mask=m_t, other=-float("inf")), -float("inf")), 0)
     kept = tl.sum(tl.load(kept_ptr + o, mask=m_t, other=0), 0)
@@ -200,14 +202,18 @@ def min_p_sample(
         logits, m, temperature, min_p, seed, position, stream, score, ids, logit, kept, mass,
         V, stride, tiles, tile, block_t,
     )  # fmt: skip
-    _pick[(B,)](
-        m, flag, score, ids, logit, kept, mass, temperature, token, logprob, out_kept, status, tiles, block_t
-    )
+    _pick[(B,)](m, flag, score, ids, logit, kept, mass, temperature, token, logprob, out_kept, status, tiles, block_t)
     return token, logprob, out_kept, status
 
 
 _PARTIALS = {"score_ptr": "*fp32", "id_ptr": "*i32", "logit_ptr": "*fp32", "kept_ptr": "*i32", "mass_ptr": "*fp32"}
-_ROW = {"temperature_ptr": "*fp32", "min_p_ptr": "*fp32", "seed_ptr": "*i64", "position_ptr": "*i64", "stream_ptr": "*i64"}
+_ROW = {
+    "temperature_ptr": "*fp32",
+    "min_p_ptr": "*fp32",
+    "seed_ptr": "*i64",
+    "position_ptr": "*i64",
+    "stream_ptr": "*i64",
+}
 AOT = [
     (_tile_max, {"z_ptr": "*bf16", "m_ptr": "*fp32", "flag_ptr": "*i32", "V": "i32", "stride": "i32", "tiles": "i32"},
      {"block": TILE}, 4, 3),

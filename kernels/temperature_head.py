@@ -120,7 +120,10 @@ def _tiles(N: int, dtype: torch.dtype, interpreted: bool = False) -> dict:
 
     Triton's interpreter multiplies the bit patterns of bf16, so there, and only there, the operands are widened first.
     """
-    rest = {"precision": "ieee" if dtype == torch.float32 else "tf32", "upcast": interpreted and dtype == torch.bfloat16}
+    rest = {
+        "precision": "ieee" if dtype == torch.float32 else "tf32",
+        "upcast": interpreted and dtype == torch.bfloat16,
+    }
     if N <= 64:
         return {"rows": 16, "units": 16, "block_h": 128, **rest}
     if dtype == torch.float32:
@@ -149,9 +152,7 @@ def head_forward(
     tile = _tiles(N, hidden.dtype, not hidden.is_cuda)
     splits = triton.cdiv(F, tile["units"])
     part = torch.empty(splits, N, dtype=torch.float32, device=hidden.device)
-    _head_partial[(triton.cdiv(N, tile["rows"]), splits)](
-        hidden, w1, b1, w2, part, N, H, F, hidden.stride(0), **tile
-    )
+    _head_partial[(triton.cdiv(N, tile["rows"]), splits)](hidden, w1, b1, w2, part, N, H, F, hidden.stride(0), **tile)
     _head_finish[(triton.cdiv(N, 256),)](part, b2, T, N, splits, max_temperature, 256)
     return T
 

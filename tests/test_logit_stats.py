@@ -88,7 +88,9 @@ def test_all_ignored_and_no_rows(backend):
 
 def test_strided_rows(backend):
     x, y = make(6, 300)
-    assert_matches(logit_stats(x[::2, 100:200], y[::2] % 100, backend=backend), reference(x[::2, 100:200], y[::2] % 100), 20)
+    assert_matches(
+        logit_stats(x[::2, 100:200], y[::2] % 100, backend=backend), reference(x[::2, 100:200], y[::2] % 100), 20
+    )
     t = x.T.contiguous().T  # no unit stride along V
     assert_matches(logit_stats(t, y, backend=backend), reference(x, y), 20)
 
@@ -141,7 +143,8 @@ class LargestAllocation(TorchDispatchMode):
 
 
 def test_token_stats_never_holds_all_logits():
-    from autodeco_fast.torch_backend.logit_stats import COLUMNS, ROWS, token_stats as direct
+    from autodeco_fast.torch_backend.logit_stats import COLUMNS, ROWS
+    from autodeco_fast.torch_backend.logit_stats import token_stats as direct
 
     h, w = torch.randn(1200, 8), torch.randn(20000, 8)
     y = torch.zeros(1200, dtype=torch.long)

@@ -53,7 +53,9 @@ def _granite():
 def _gpt2():
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
     model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCAB, n_embd=33, n_layer=2, n_head=3, n_positions=256, tie_word_embeddings=False, **special)
+        GPT2Config(
+            vocab_size=VOCAB, n_embd=33, n_layer=2, n_head=3, n_positions=256, tie_word_embeddings=False, **special
+        )
     )
     model.lm_head = torch.nn.Linear(33, VOCAB, bias=True)  # an odd width, and a bias as in Phi
     return model
@@ -83,6 +85,6 @@ def tiny_head(model: PreTrainedModel, seed: int = 0) -> TemperatureHead:
     torch.manual_seed(seed)
     head = TemperatureHead(model.get_output_embeddings().in_features, intermediate_size=16)
     with torch.no_grad():
-        head.mlp[2].weight.normal_(std=0.8)
+        head.mlp[2].weight.normal_(std=1.5)
         head.mlp[2].bias.fill_(0.0)
     return head

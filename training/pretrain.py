@@ -40,7 +40,9 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
@@ -202,7 +204,9 @@ def main() -> None:
     ids, held_ids = encode(tokenizer, texts), encode(tokenizer, held_out)
     held_bytes = sum(len(text.encode()) for text in held_out)
     model = build_model(args.seed)
-    print(f"{model.num_parameters():,} parameters, {len(ids):,} training tokens, {len(held_ids):,} held out", flush=True)
+    print(
+        f"{model.num_parameters():,} parameters, {len(ids):,} training tokens, {len(held_ids):,} held out", flush=True
+    )
     train(model, ids, args.steps, args.seed)
 
     nats = {**ngram_nats(ids, held_ids), "model": held_out_nats(model, held_ids)}

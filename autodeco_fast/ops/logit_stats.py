@@ -41,7 +41,12 @@ _Six = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tenso
 
 @torch.library.custom_op("autodeco_fast::logit_stats", mutates_args=())
 def _logit_stats(
-    logits: torch.Tensor, target: torch.Tensor, logit_scale: float, softcap: float | None, ignore_index: int, backend: str
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    logit_scale: float,
+    softcap: float | None,
+    ignore_index: int,
+    backend: str,
 ) -> _Six:
     _check_ids(target, logits.shape[1], ignore_index)
     if backend == "triton":

@@ -22,7 +22,9 @@ class _Running:
     def feed(self, z: torch.Tensor, start: int) -> None:
         """Takes transformed fp32 logits `[N, v]` of ids `start …`; overwrites them."""
         self.rank += (z > self.target_logit[:, None]).sum(-1)
-        own = self.target - start  # the target's own column may round differently from the target logit: it never counts
+        own = (
+            self.target - start
+        )  # the target's own column may round differently from the target logit: it never counts
         inside = (own >= 0) & (own < z.shape[1])
         column = own.clamp(0, z.shape[1] - 1)[:, None]
         own_logit = z.gather(1, column)[:, 0]

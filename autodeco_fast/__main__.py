@@ -1,0 +1,5 @@
+"""`python -m autodeco_fast`."""
+
+from autodeco_fast.cli import main
+
+main()
