@@ -72,7 +72,7 @@ def plan(own: GenerationConfig, config: GenerationConfig | None, kwargs: dict, *
 
     Args:
         own: the model's generation configuration; its sampling settings are ignored.
-        config, kwargs: what the caller passed. A sampling setting in `config` equal to the model's own counts as inherited.
+        config, kwargs: what the caller passed. A sampling setting in `config` equal to the model's own is inherited.
         min_p, fused: as attached.
 
     Raises:

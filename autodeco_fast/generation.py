@@ -5,12 +5,12 @@ Two mechanisms, both without state between steps:
 * **Scaling.** A hook divides the logits by `T(h)`, `h` being what enters the output embedding, in fp32 and before every
   other logits processor. It acts inside `generate` of the attached model only: a plain forward, with or without labels,
   returns the model's own logits.
-* **The fused sampler.** The model's class is switched to a subclass whose `_sample` appends `autodeco_fast.sample` as the
-  last logits processor. Scaled logits at temperature 1 with Min-P are the logits at T with Min-P, and its noise depends
-  on (seed, position, row) alone.
+* **The fused sampler.** The model's class is switched to a subclass whose `_sample` appends `autodeco_fast.sample` as
+  the last logits processor. Scaled logits at temperature 1 with Min-P are the logits at T with Min-P, and its noise
+  depends on (seed, position, row) alone.
 
-Whatever the fused sampler cannot serve (scores or logits asked for, speculative decoding, watermarks, top-k and the like
-set in the call) runs on scaled logits with transformers' own sampling step. Whatever neither can serve raises.
+Whatever the fused sampler cannot serve (scores or logits asked for, speculative decoding, watermarks, top-k and the
+like set in the call) runs on scaled logits with transformers' own sampling step. Whatever neither can serve raises.
 """
 
 import copy
