@@ -53,9 +53,7 @@ def _granite():
 def _gpt2():
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
     model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCAB, n_embd=33, n_layer=2, n_head=3, n_positions=256, tie_word_embeddings=False, **special
-        )
+        GPT2Config(vocab_size=VOCAB, n_embd=33, n_layer=2, n_head=3, n_positions=256, tie_word_embeddings=False, **special)
     )
     model.lm_head = torch.nn.Linear(33, VOCAB, bias=True)  # an odd width, and a bias as in Phi
     return model
