@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench gpu clean
+.PHONY: help demo test lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -25,15 +25,6 @@ test: $(STAMP) ## the whole test suite
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-bench: $(STAMP) ## benchmarks of this machine, recorded in bench/results
-	$(BIN)/python -m bench.sampling --record
-	$(BIN)/python -m bench.token_stats --record
-	$(BIN)/python -m bench.generate --record
-	$(BIN)/python -m bench.resources
-
-gpu: ## kernel tests and benchmarks on a GPU, with the Python that is active; records under $$OUT
-	$(PYTHON) -m bench.gpu
 
 clean: ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo-output build *.egg-info

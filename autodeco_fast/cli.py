@@ -11,9 +11,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="folder for the table, the figure and the samples")] = Path(
-        "demo-output"
-    ),
+    output: Annotated[Path, typer.Option(help="folder for the table, the figure and the samples")] = Path("demo-output"),
     text: Annotated[list[Path] | None, typer.Option(help="UTF-8 files to use instead of the standard library")] = None,
     model: Annotated[str | None, typer.Option(help="folder or hub id instead of the embedded model")] = None,
     seed: Annotated[int, typer.Option(help="of training, bootstrap and samples")] = 0,

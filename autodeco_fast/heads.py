@@ -23,9 +23,7 @@ class TemperatureHead(nn.Module):
         offset: added to T, the result clipped to [0, max_temperature] (conformal calibration); 0 adds nothing.
     """
 
-    def __init__(
-        self, hidden_size: int, intermediate_size: int = 256, max_temperature: float = 2.0, offset: float = 0.0
-    ):
+    def __init__(self, hidden_size: int, intermediate_size: int = 256, max_temperature: float = 2.0, offset: float = 0.0):
         super().__init__()
         for name, value in (("hidden_size", hidden_size), ("intermediate_size", intermediate_size)):
             if value < 1:
@@ -41,9 +39,7 @@ class TemperatureHead(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[..., H]` bf16, fp16 or fp32 → `[...]` fp32."""
         first, _, last = self.mlp
-        T = temperature_head(
-            hidden, first.weight, first.bias, last.weight, last.bias, max_temperature=self.max_temperature
-        )
+        T = temperature_head(hidden, first.weight, first.bias, last.weight, last.bias, max_temperature=self.max_temperature)
         return (T + self.offset).clamp(0.0, self.max_temperature) if self.offset else T
 
     def extra_repr(self) -> str:

@@ -146,9 +146,7 @@ def _pick(
     b_id = tl.load(id_ptr + o, mask=m_t, other=0)
     best = tl.max(b_score, 0)
     alive = m > -float("inf")
-    first = tl.min(
-        tl.where(m_t & (b_score == best), o_t, block_t), 0
-    )  # tiles are in id order: the first holds the lowest id
+    first = tl.min(tl.where(m_t & (b_score == best), o_t, block_t), 0)  # tiles are in id order: the first holds the lowest id
     token = tl.where(alive, tl.max(tl.where(o_t == first, b_id, 0), 0), 0)
     logit = tl.max(tl.where(o_t == first, tl.load(logit_ptr + o, mask=m_t, other=-float("inf")), -float("inf")), 0)
     kept = tl.sum(tl.load(kept_ptr + o, mask=m_t, other=0), 0)

@@ -5,7 +5,7 @@
     ds = dT·T·(1 − T/T_max)      da = ds·w2·[a > 0]      dw2 = Σ_n ds·relu(a)      db2 = Σ_n ds
     dW1 = daᵀ h                  db1 = Σ_n da            dh = da W1
 
-Forward: h [N,H] and W1 [F,H] are read, T [N] is written; a program holds a [rows, units] tile of `a` in registers and leaves one
+Forward: h [N,H] and W1 [F,H] are read, T [N] is written; a program holds a [rows, units] tile of `a` and leaves one
 partial of s a row, so `[N, F]` never exists. Few rows take few units a program, so that many programs share the read of W1.
 Backward recomputes `a` the same way and writes da once; its two products are left to the vendor's GEMM.
 """

@@ -98,9 +98,7 @@ def test_required_temperature_keeps_the_target():
 
 def test_goldilocks():
     rank = torch.tensor([-1, 0, 0, 5, 200])
-    stats = TokenStats(
-        *torch.zeros(4, 5)[:1], rank, torch.tensor([0.0, -0.01, -2.0, -3.0, -9.0]), torch.zeros(5), rank, rank
-    )
+    stats = TokenStats(*torch.zeros(4, 5)[:1], rank, torch.tensor([0.0, -0.01, -2.0, -3.0, -9.0]), torch.zeros(5), rank, rank)
     assert goldilocks_mask(stats, easy_fraction=0.0).tolist() == [False, False, True, True, False]
     assert goldilocks_mask(stats, easy_fraction=1.0).tolist() == [False, True, True, True, False]
 

@@ -86,3 +86,37 @@ def tiny_head(model: PreTrainedModel, seed: int = 0) -> TemperatureHead:
         head.mlp[2].weight.normal_(std=1.5)
         head.mlp[2].bias.fill_(0.0)
     return head
+
+
+def prompts(rows: int = 2, length: int = 5, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCAB, (rows, length), generator=generator)
+
+
+@torch.no_grad()
+def logits_and_temperature(model, head, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last position's logits `[B, V]` and T `[B]` in fp64, by hand from a plain forward."""
+    seen = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    z = model(ids).logits[:, -1].double()
+    handle.remove()
+    h = seen[0][:, -1].double()
+    first, _, last = head.mlp
+    hidden = torch.relu(h @ first.weight.double().T + first.bias.double())
+    T = 2 * torch.sigmoid(hidden @ last.weight.double().T + last.bias.double()).squeeze(-1)
+    return z, T
+
+
+def undecided_prompt(model, head) -> torch.Tensor:
+    """The prompt `[1, 5]`, of 64, whose cut at Min-P 0.1 keeps closest to 12 tokens."""
+    ids = prompts(64)
+    z, T = logits_and_temperature(model, head, ids)
+    kept = (min_p_distribution(z, T[:, None], 0.1) > 0).sum(-1)
+    return ids[(kept - 12).abs().argmin()][None]
+
+
+def min_p_distribution(z: torch.Tensor, T: torch.Tensor | float, min_p: float) -> torch.Tensor:
+    """softmax(z/T) cut at Min-P and renormalised, fp64."""
+    p = (z / T).softmax(-1)
+    p = p * (p >= min_p * p.max(-1, keepdim=True).values)
+    return p / p.sum(-1, keepdim=True)

@@ -40,9 +40,7 @@ def collect(model, tokenizer, texts: list[str], window: int, per_document: int) 
     hidden, target, document = [], [], []
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     for index, text in enumerate(texts):
-        ids = ([] if start is None else [start]) + tokenizer(
-            text[: 8 * per_document], add_special_tokens=False
-        ).input_ids
+        ids = ([] if start is None else [start]) + tokenizer(text[: 8 * per_document], add_special_tokens=False).input_ids
         ids = ids[: per_document + 1]
         for at in range(0, len(ids) - 1, window):
             piece = torch.tensor(ids[at : at + window + 1])
@@ -56,9 +54,7 @@ def collect(model, tokenizer, texts: list[str], window: int, per_document: int) 
     return Tokens(h, y, torch.cat(document), token_stats(h, model.get_output_embeddings().weight.float(), y))
 
 
-def fit_head(
-    tokens: Tokens, *, gravity: float, min_p: float, seed: int, epochs: int = 6, batch: int = 2048
-) -> TemperatureHead:
+def fit_head(tokens: Tokens, *, gravity: float, min_p: float, seed: int, epochs: int = 6, batch: int = 2048) -> TemperatureHead:
     """Trains a head on cached hidden states: AdamW, cosine to zero."""
     torch.manual_seed(seed)
     head = TemperatureHead(tokens.hidden.shape[1])
@@ -144,9 +140,7 @@ def compare(
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(documents, (draws, documents), generator=generator)
     picks = torch.cat([torch.arange(documents)[None], picks])  # the first row is the sample itself
-    counts = torch.zeros(draws + 1, documents, dtype=torch.float64).scatter_add_(
-        1, picks, torch.ones_like(picks).double()
-    )
+    counts = torch.zeros(draws + 1, documents, dtype=torch.float64).scatter_add_(1, picks, torch.ones_like(picks).double())
 
     def resampled(sums: torch.Tensor) -> torch.Tensor:
         total = counts @ sums
@@ -159,10 +153,8 @@ def compare(
     return difference[0].item(), low, high
 
 
-def v_curve(
-    tokens: Tokens, temperature: torch.Tensor, min_p: float, bins: int = 20
-) -> list[tuple[float, float, float]]:
-    """(mean gap, mean predicted T, mean required T) in quantile bins of the gap, gap 0 apart; tokens that no T ≤ 2 reaches are left out."""
+def v_curve(tokens: Tokens, temperature: torch.Tensor, min_p: float, bins: int = 20) -> list[tuple[float, float, float]]:
+    """(mean gap, mean predicted T, mean required T) in quantile bins of the gap; T* ≤ 2 only, gap 0 apart."""
     gap = tokens.stats.max_logit - tokens.stats.target_logit
     need = required_temperature(tokens.stats, min_p)
     order = gap.argsort()

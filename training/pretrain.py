@@ -40,9 +40,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
@@ -85,8 +83,7 @@ def train(model: LlamaForCausalLM, ids: np.ndarray, steps: int, seed: int) -> No
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda s: min((s + 1) / WARMUP, max(0.0, 1 - s / steps)))
-        for o in optimizers
+        torch.optim.lr_scheduler.LambdaLR(o, lambda s: min((s + 1) / WARMUP, max(0.0, 1 - s / steps))) for o in optimizers
     ]
     rng = np.random.default_rng(seed)
     rows = np.arange(WINDOW + 1)
@@ -159,7 +156,8 @@ license: other
 ---
 # The embedded model
 
-A language model of Python source text, small enough to ship with a package: Llama architecture, {parameters:,} parameters, byte-level BPE of
+A language model of Python source text, small enough to ship with a package: Llama architecture,
+{parameters:,} parameters, byte-level BPE of
 {vocab} tokens, bf16. Made by
 
     python -m autodeco_fast.training.pretrain --output DIR --steps {steps} --seed {seed}
@@ -204,9 +202,7 @@ def main() -> None:
     ids, held_ids = encode(tokenizer, texts), encode(tokenizer, held_out)
     held_bytes = sum(len(text.encode()) for text in held_out)
     model = build_model(args.seed)
-    print(
-        f"{model.num_parameters():,} parameters, {len(ids):,} training tokens, {len(held_ids):,} held out", flush=True
-    )
+    print(f"{model.num_parameters():,} parameters, {len(ids):,} training tokens, {len(held_ids):,} held out", flush=True)
     train(model, ids, args.steps, args.seed)
 
     nats = {**ngram_nats(ids, held_ids), "model": held_out_nats(model, held_ids)}

@@ -11,78 +11,16 @@ import sysconfig
 from pathlib import Path
 
 HEAD = frozenset(
-    [
-        "base64",
-        "bdb",
-        "cmd",
-        "codecs",
-        "concurrent",
-        "contextlib",
-        "copy",
-        "dataclasses",
-        "difflib",
-        "dis",
-        "email",
-        "enum",
-        "functools",
-        "getpass",
-        "glob",
-        "graphlib",
-        "hashlib",
-        "html",
-        "http",
-        "imaplib",
-        "inspect",
-        "ipaddress",
-        "urllib",
-        "wsgiref",
-        "xmlrpc",
-        "zoneinfo",
-    ]
+    "base64 bdb cmd codecs concurrent contextlib copy dataclasses difflib dis email enum functools getpass glob "
+    "graphlib hashlib html http imaplib inspect ipaddress urllib wsgiref xmlrpc zoneinfo".split()
 )
 HELD_OUT = frozenset(
-    [
-        "argparse",
-        "ast",
-        "calendar",
-        "configparser",
-        "csv",
-        "doctest",
-        "fractions",
-        "gzip",
-        "heapq",
-        "json",
-        "logging",
-        "mailbox",
-        "optparse",
-        "pathlib",
-        "pdb",
-        "plistlib",
-        "pprint",
-        "queue",
-        "random",
-        "sched",
-        "shelve",
-        "shlex",
-        "smtplib",
-        "socketserver",
-        "statistics",
-        "string",
-        "tempfile",
-        "textwrap",
-        "timeit",
-        "tomllib",
-        "trace",
-        "uuid",
-        "weakref",
-        "webbrowser",
-        "zipfile",
-    ]
+    "argparse ast calendar configparser csv doctest fractions gzip heapq json logging mailbox optparse pathlib pdb "
+    "plistlib pprint queue random sched shelve shlex smtplib socketserver statistics string tempfile textwrap timeit "
+    "tomllib trace uuid weakref webbrowser zipfile".split()
 )
 # Tables and generated text: long, dull, and unlike the code people write.
-_TABLES = re.compile(
-    r"^(encodings/(?!__init__|aliases|idna|punycode)|pydoc_data/|_sysconfigdata|site-packages/|__phello__)"
-)
+_TABLES = re.compile(r"^(encodings/(?!__init__|aliases|idna|punycode)|pydoc_data/|_sysconfigdata|site-packages/|__phello__)")
 _TEST = re.compile(r"^(test|idlelib/idle_test|unittest/test|distutils/tests|lib2to3/tests|ctypes/test|tkinter/test)/")
 _LONGEST = 400_000  # bytes; longer files are data
 

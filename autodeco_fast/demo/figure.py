@@ -14,9 +14,7 @@ def _cost(axes, rows: dict, fixed: tuple, gravities: tuple, measure: str, label:
     dots = [rows[f"head λ={g}"] for g in gravities]
     axes.plot([r[measure] for r in dots], [r["coverage"] for r in dots], "D-", ms=6, color=_HEAD, label="head")
     for gravity, r in zip(gravities, dots):
-        axes.annotate(
-            f"λ={gravity}", (r[measure], r["coverage"]), textcoords="offset points", xytext=(8, -4), fontsize=8
-        )
+        axes.annotate(f"λ={gravity}", (r[measure], r["coverage"]), textcoords="offset points", xytext=(8, -4), fontsize=8)
     oracle = rows["oracle T*"]
     axes.plot(oracle[measure], oracle["coverage"], "*", ms=13, color=_ORACLE, label="oracle T*")
     axes.set_xlabel(label)

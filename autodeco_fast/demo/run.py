@@ -47,9 +47,7 @@ def load(model: str | None):
     logging.disable_progress_bar()
     name = str(EMBEDDED_MODEL) if model is None else model
     base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
-    if getattr(base.config.get_text_config(), "final_logit_softcapping", None) or getattr(
-        base.config, "logits_scaling", None
-    ):
+    if getattr(base.config.get_text_config(), "final_logit_softcapping", None) or getattr(base.config, "logits_scaling", None):
         raise ValueError("the demo compares plain logits: models that scale or softcap theirs are not supported here")
     return AutoTokenizer.from_pretrained(name), base
 
@@ -58,9 +56,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     """Markdown, one policy a line."""
     lines = ["| temperature | coverage | mean T | kept tokens | nats a token |", "|---|---:|---:|---:|---:|"]
     for name, row in rows.items():
-        lines.append(
-            f"| {name} | {row['coverage']:.4f} | {row['temperature']:.3f} | {row['kept']:.2f} | {row['nll']:.3f} |"
-        )
+        lines.append(f"| {name} | {row['coverage']:.4f} | {row['temperature']:.3f} | {row['kept']:.2f} | {row['nll']:.3f} |")
     return "\n".join(lines)
 
 
@@ -91,9 +87,7 @@ def run(output: Path, text: list[Path] | None, model: str | None, seed: int) -> 
             predicted = {gravity: head(test.hidden) for gravity, head in heads.items()}
         policies = {f"fixed {T:.1f}": torch.full((len(test.target),), T) for T in FIXED}
         policies |= {f"head λ={gravity}": T for gravity, T in predicted.items()}
-        policies["oracle T*"] = (
-            required_temperature(test.stats, MIN_P).mul(1 + 1e-5).clamp(max=2.0)
-        )  # past its own rounding
+        policies["oracle T*"] = required_temperature(test.stats, MIN_P).mul(1 + 1e-5).clamp(max=2.0)  # past its own rounding
         bar.update(task, description="comparing temperatures", total=len(test.target), completed=0)
         weight = base.get_output_embeddings().weight.detach()
         sums = evaluate.per_document_means(test, weight, policies, MIN_P, lambda n: bar.advance(task, n))

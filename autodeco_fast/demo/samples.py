@@ -53,9 +53,7 @@ def _colour(temperature: float) -> tuple[int, int, int]:
 
 def show(console: Console, samples: list[Sample]) -> None:
     """Prints the continuations with shaded backgrounds."""
-    console.print(
-        f"\n[bold]prompt[/bold] (from a held-out text)\n{samples[0].prompt[-300:]}", highlight=False, markup=True
-    )
+    console.print(f"\n[bold]prompt[/bold] (from a held-out text)\n{samples[0].prompt[-300:]}", highlight=False, markup=True)
     for sample in samples:
         line = Text()
         for piece, temperature in zip(sample.pieces, sample.temperatures):

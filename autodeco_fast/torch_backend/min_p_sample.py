@@ -90,8 +90,7 @@ def min_p_sample(
     else:
         step = max(1, _CHUNK // V)
         parts = [
-            _draw(logits[i : i + step], tile_max[i : i + step], *(r[i : i + step] for r in rows))
-            for i in range(0, B, step)
+            _draw(logits[i : i + step], tile_max[i : i + step], *(r[i : i + step] for r in rows)) for i in range(0, B, step)
         ]
         token, logprob, kept = (torch.cat(p) for p in zip(*parts))
     return token, logprob, kept, status + 4 * (tile_max.amax(-1) == -float("inf")).int()

@@ -1,0 +1,94 @@
+"""Compiles every kernel ahead of time and tabulates what the compiler says. Needs no GPU.
+
+    python -m bench.resources
+
+Each file of `kernels/` lists its kernels in `AOT`: (function, argument types, constexpr values, warps, stages).
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+_DIVISIBLE = re.compile(r"\*|^i32$")
+
+
+def kernels() -> list[tuple]:
+    """(file, entry) for every kernel of the project."""
+    modules = sorted(path.stem for path in (ROOT / "kernels").glob("*.py"))
+    entries = []
+    for name in modules:
+        entries += [(name, entry) for entry in getattr(importlib.import_module(f"autodeco_fast.kernels.{name}"), "AOT", ())]
+    return entries
+
+
+def _nvidia(cubin: bytes, ptx: str) -> dict:
+    """Registers, spills and shared memory from cuobjdump; the instruction family from the PTX."""
+    tool = next(Path(triton.__file__).parent.rglob("cuobjdump*"))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+    matrix = next((word for word in ("tcgen05", "wgmma", "mma.sync") if word in ptx), "-")
+    loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.b(\d+)", ptx)
+    widest = max((int(v or 1) * int(bits) for v, bits in loads), default=0)
+    return {"registers": usage["REG"], "spills": usage["STACK"] + usage["LOCAL"], "matrix": matrix, "widest_load_bits": widest}
+
+
+def _amd(assembly: str) -> dict:
+    """The same from the metadata of the assembly."""
+    find = lambda key: int(re.search(rf"\.{key}:\s*(\d+)", assembly).group(1))  # noqa: E731
+    matrix = "mfma" if "v_mfma" in assembly else "-"
+    loads = [int(w) for w in re.findall(r"(?:global|buffer)_load_dwordx(\d)", assembly)]
+    return {
+        "registers": find("vgpr_count"),
+        "spills": find("vgpr_spill_count") + find("sgpr_spill_count"),
+        "matrix": matrix,
+        "widest_load_bits": 32 * max(loads, default=1),
+    }
+
+
+def compile_one(entry: tuple, target: str) -> dict:
+    """Compiles one kernel; pointers and sizes are taken as multiples of 16, as they are in most launches."""
+    function, signature, constants, warps, stages = entry
+    names = [*function.arg_names]
+    signature = {name: signature.get(name, "constexpr") for name in names}
+    constants = {(names.index(name),): value for name, value in constants.items()}
+    attributes = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if _DIVISIBLE.search(signature[name]) and name != "N"
+    }
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": warps, "num_stages": stages})
+    if target.startswith("sm_"):
+        facts = _nvidia(compiled.asm["cubin"], compiled.asm["ptx"])
+    else:
+        facts = _amd(compiled.asm["amdgcn"])
+    return {**facts, "shared_bytes": compiled.metadata.shared}
+
+
+def main() -> None:
+    rows = []
+    for file, entry in kernels():
+        for target in TARGETS:
+            config = ", ".join(f"{k}={v}" for k, v in entry[2].items() if k in ("block", "rows", "units"))
+            row = {"kernel": f"{file}.{entry[0].__name__}", "config": config, "target": target, "element": entry[1]}
+            rows.append({**row, **compile_one(entry, target)})
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

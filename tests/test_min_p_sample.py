@@ -1,0 +1,196 @@
+"""`sample` against masked Gumbel-max in fp64 on the same integers, and against the distribution it claims."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from autodeco_fast import sample
+from autodeco_fast.torch_backend import philox
+
+
+def reference(logits, T, min_p, seed, position=0):
+    """Tokens by fp64 masked Gumbel-max, and each row's distance between its best two scores."""
+    B, V = logits.shape
+    z = logits.double()
+    ids = torch.arange(V)
+    bits = philox.uniform_bits(
+        torch.full((B, 1), seed), torch.full((B, 1), position), torch.arange(B)[:, None], ids.expand(B, V)
+    )
+    u = ((bits.double() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
+    g = -(-torch.log1p(-u)).log()
+    T = T.double()[:, None]
+    greedy = T < 1e-3
+    cut = torch.where(greedy, 0.0, T * torch.tensor(min_p, dtype=torch.float64).log())
+    score = torch.where(z >= z.amax(-1, keepdim=True) + cut, z + torch.where(greedy, 0.0, T) * g, -float("inf"))
+    best = score.topk(min(2, V), -1).values
+    return score.argmax(-1), best[:, 0] - best[:, -1] if V > 1 else torch.ones(B)
+
+
+def assert_same_tokens(token, want, margin):
+    clear = margin > 1e-5
+    assert clear.float().mean() > 0.9
+    assert token[clear].tolist() == want[clear].tolist()
+
+
+def test_philox_known_answers():
+    t = lambda *v: tuple(torch.tensor([x]) for x in v)  # noqa: E731
+    ones = 0xFFFFFFFF
+    assert [x.item() for x in philox.philox4x32(torch.tensor([0]), t(0, 0, 0, 0))] == [
+        0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8,
+    ]  # fmt: skip
+    assert [x.item() for x in philox.philox4x32(torch.tensor([-1]), t(ones, ones, ones, ones))] == [
+        0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("min_p", [0.0, 1e-4, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("V", [1, 999, 2048, 5000])
+def test_token_for_token(V, min_p, backend):
+    z = torch.randn(12, V, generator=torch.Generator().manual_seed(V)) * 3
+    T = torch.tensor([0.0, 0.05, 0.7, 1.0, 2.0, 1.0]).repeat(2)
+    out = sample(z, T, min_p=min_p, seed=5, position=3, backend=backend)
+    assert_same_tokens(out.token, *reference(z, T, min_p, 5, 3))
+    assert out.status.tolist() == [0] * 12
+
+
+@pytest.mark.parametrize("V", [32000, 151936])
+def test_large_vocabularies(V):
+    z = torch.randn(4, V, generator=torch.Generator().manual_seed(1)) * 2
+    T = torch.tensor([0.5, 1.0, 1.5, 2.0])
+    for min_p in (0.0, 0.1):
+        assert_same_tokens(sample(z, T, min_p=min_p, seed=9).token, *reference(z, T, min_p, 9))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 3000), st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from(["torch", "triton"]))
+def test_any_shape(B, V, min_p, backend):
+    z = torch.randn(B, V, generator=torch.Generator().manual_seed(B * V))
+    T = torch.linspace(0.1, 2.0, B)
+    assert_same_tokens(sample(z, T, min_p=min_p, seed=V, backend=backend).token, *reference(z, T, min_p, V))
+
+
+def test_logprob_and_kept(backend):
+    z = torch.randn(5, 400) * 3
+    T = torch.tensor([0.3, 0.7, 1.0, 1.5, 2.0])
+    out = sample(z, T, min_p=0.05, seed=1, backend=backend)
+    p = (z.double() / T[:, None]).softmax(-1)
+    kept = p >= 0.05 * p.amax(-1, keepdim=True)
+    q = torch.where(kept, p, 0.0)
+    q /= q.sum(-1, keepdim=True)
+    assert out.kept.tolist() == kept.sum(-1).tolist()
+    torch.testing.assert_close(out.logprob.double(), q.gather(1, out.token[:, None])[:, 0].log(), rtol=0, atol=1e-5)
+
+
+def test_does_not_depend_on_the_batch(backend):
+    z = torch.randn(6, 1500)
+    seeds = torch.arange(6) + 100
+    together = sample(z, 1.0, min_p=0.01, seed=seeds, backend=backend).token
+    alone = torch.cat([sample(z[i : i + 1], 1.0, min_p=0.01, seed=seeds[i : i + 1], backend=backend).token for i in range(6)])
+    padded = torch.nn.functional.pad(z, (0, 700), value=-float("inf"))
+    assert torch.equal(together, alone)
+    assert torch.equal(together, sample(padded, 1.0, min_p=0.01, seed=seeds, backend=backend).token)
+    assert torch.equal(together.flip(0), sample(z.flip(0), 1.0, min_p=0.01, seed=seeds.flip(0), backend=backend).token)
+
+
+def test_does_not_depend_on_the_tile():
+    from autodeco_fast.kernels.min_p_sample import min_p_sample
+
+    z, B = torch.randn(3, 1000), 3
+    rows = [torch.ones(B), torch.full((B,), 0.05), *(torch.full((B,), k) for k in (7, 0, 0))]
+    assert torch.equal(min_p_sample(z, *rows, tile=128)[0], min_p_sample(z, *rows, tile=1024)[0])
+
+
+def test_broken_rows_are_reported_and_leave_others_alone(backend):
+    z = torch.randn(6, 300)
+    clean = sample(z, 1.0, min_p=0.1, seed=2, backend=backend)
+    z[0, 5] = float("nan")
+    z[1, 6] = float("inf")
+    z[2] = -float("inf")
+    z[3] = float("nan")
+    out = sample(z, 1.0, min_p=0.1, seed=2, backend=backend)
+    assert out.status.tolist() == [1, 2, 4, 5, 0, 0]
+    assert ((out.token >= 0) & (out.token < 300)).all()
+    assert out.kept[2:4].tolist() == [0, 0]
+    assert out.token[4:].tolist() == clean.token[4:].tolist()
+
+
+def test_half_precision_and_ties(backend):
+    z = torch.randn(4, 700).bfloat16()
+    T = torch.full((4,), 0.8)
+    assert_same_tokens(sample(z, T, min_p=0.1, seed=3, backend=backend).token, *reference(z, T, 0.1, 3))
+    assert sample(torch.zeros(2, 50), 0.0, seed=0, backend=backend).token.tolist() == [0, 0]
+
+
+def p_value(kind: str, T: float, min_p: float, believed_T: float, believed_min_p: float) -> float:
+    """Chi-square of 40,000 draws against softmax(z/T) cut at Min-P; ids are pooled to at least 20 expected draws."""
+    g = torch.Generator().manual_seed(0)
+    z = {"peaked": 6.0, "normal": 2.0, "flat": 0.1}[kind] * torch.randn(1, 300, generator=g)
+    token = sample(z.expand(40000, -1), T, min_p=min_p, seed=17).token
+    p = (z[0].double() / believed_T).softmax(-1)
+    p = torch.where(p >= believed_min_p * p.max(), p, 0.0)
+    p, order = (p / p.sum()).sort(descending=True)
+    counts = torch.bincount(token, minlength=300)[order].double()
+    if counts[p == 0].any():
+        return 0.0
+    bins = ((p.cumsum(0) - p / 2) * 60).long()
+    expected = torch.zeros(60, dtype=torch.float64).index_add_(0, bins, p * 40000)
+    seen = torch.zeros(60, dtype=torch.float64).index_add_(0, bins, counts)
+    filled = expected >= 20
+    if filled.sum() < 2:
+        return 1.0
+    expected, seen = expected[filled], seen[filled]
+    return float(chisquare(seen, expected * seen.sum() / expected.sum()).pvalue)
+
+
+@pytest.mark.parametrize("kind", ["peaked", "normal", "flat"])
+@pytest.mark.parametrize("T", [0.05, 0.7, 1.0, 2.0])
+@pytest.mark.parametrize("min_p", [0.0, 1e-4, 0.05, 0.5])
+def test_distribution(kind, T, min_p):
+    assert p_value(kind, T, min_p, T, min_p) > 1e-6 / 48
+
+
+def test_distribution_control():
+    """The chi-square sees a temperature 5 % off and a cut 0.05 off."""
+    assert p_value("normal", 1.0, 0.0, 1.05, 0.0) < 1e-6 / 48
+    assert p_value("normal", 1.0, 0.05, 1.0, 0.10) < 1e-6 / 48
+
+
+def tail_hits(noise) -> int:
+    """Draws, of 400, that fall on 200,000 tokens 10 below one head token, with `noise` of shape [200001]."""
+    z = torch.full((200_001,), -10.0)
+    z[0] = 0.0
+    return sum(int((z + noise(k)).argmax() > 0) for k in range(400))
+
+
+def test_far_tail_and_its_control():
+    """The tail holds 200000·e^−10 / (1 + 200000·e^−10) = 0.9008 of the mass; 5 σ of 400 draws is 30."""
+    ids = torch.arange(200_001)
+    one = lambda k: torch.full_like(ids, k)  # noqa: E731
+    ours = tail_hits(lambda k: philox.gumbel(one(k), one(0), one(0), ids))
+    assert abs(ours - 360.3) < 30
+    g = torch.Generator().manual_seed(0)
+    coarse = lambda k: -(-(torch.randint(1, 2**12, ids.shape, generator=g) / 2**12).log()).log()  # noqa: E731
+    assert abs(tail_hits(coarse) - 360.3) > 30  # a uniform with too few bits cannot reach the tail
+
+
+def test_compiles_without_a_break():
+    z = torch.randn(3, 100)
+    compiled = torch.compile(lambda a: sample(a, 0.7, min_p=0.1, seed=4, backend="torch"), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(z).token, sample(z, 0.7, min_p=0.1, seed=4).token)
+
+
+@pytest.mark.parametrize(
+    ("logits", "options", "words"),
+    [
+        (torch.zeros(3), {}, r"logits must be \[B, V\]"),
+        (torch.zeros(1, 3), {"min_p": 1.5}, r"min_p must be in \[0, 1\], got 1.5"),
+        (torch.zeros(1, 3).long(), {}, "logits must be bfloat16"),
+        (torch.zeros(2, 3), {"position": torch.zeros(3)}, r"position must be a scalar or \[2\]"),
+        (torch.zeros(2, 3), {"backend": "cuda"}, "backend must be None"),
+    ],
+)
+def test_says_what_is_wrong(logits, options, words):
+    with pytest.raises(ValueError, match=words):
+        sample(logits, 1.0, seed=0, **options)
