@@ -5,15 +5,16 @@
     lse = m + log Σ e^{z−m}                      rank = |{i ≠ y: z_i > z_y}|
     entropy = log s − t/s,   s = Σ e^{z−m},  t = Σ e^{z−m}(z−m)
 
-s and t are carried online: when m grows by −d, s ← s·e^d and t ← e^d (t + d·s). One program a row; ignored rows are not read
-and get 0 everywhere and rank −1. Reads N·V elements, writes 36 bytes a row.
+s and t are carried online, a partial sum a lane: when m grows by −d, s ← s·e^d and t ← e^d (t + d·s). One program a
+row; ignored rows are not read and get 0 everywhere and rank −1. Reads N·V elements, writes 32 bytes a row.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-BLOCK = 4096  # 8 KB of bf16 a step: two 16-byte loads a thread at 8 warps
+BLOCK = 4096  # 8 KB of bf16 a step: one 16-byte load a thread
+WARPS = 16
 
 
 @triton.jit
@@ -32,22 +33,40 @@ def transform(b_x, scale, softcap, has_softcap: tl.constexpr):
 
 
 @triton.jit
-def _step(b_x, o_v, m_v, y, z_y, m, best, s, t, rank, scale, softcap, has_softcap: tl.constexpr):
-    """Takes one block of raw logits into the running (m, argmax, s, t, rank)."""
-    b_z = tl.where(m_v, transform(b_x.to(tl.float32), scale, softcap, has_softcap), -float("inf"))
+def _step(
+    b_x,
+    o_v,
+    V,
+    y,
+    z_y,
+    m,
+    best,
+    b_s,
+    b_t,
+    b_rank,
+    scale,
+    softcap,
+    has_softcap: tl.constexpr,
+    tail: tl.constexpr,
+):
+    """Takes a block of raw logits into the row's (m, argmax) and the lanes' (s, t, rank), to be summed at the end."""
+    b_z = transform(b_x.to(tl.float32), scale, softcap, has_softcap)
+    if tail:
+        b_z = tl.where(o_v < V, b_z, -float("inf"))  # after the transform: softcap·tanh(−inf) is not −inf
     block_max = tl.max(b_z, 0)
-    first = tl.min(tl.where(m_v & (b_z == block_max), o_v, 2147483647), 0)
-    best = tl.where((block_max > m) | (best < 0), first, best)
+    if block_max > m:
+        best = tl.min(tl.where(b_z == block_max, o_v, 2147483647), 0)
     new_m = tl.maximum(m, block_max)
     safe_m = tl.where(new_m == -float("inf"), 0.0, new_m)
     d = tl.where(m == -float("inf"), 0.0, m - safe_m)  # before the first finite logit s = t = 0: any finite d will do
-    b_d = tl.where(b_z == -float("inf"), 0.0, b_z - safe_m)
-    b_e = tl.where(b_z == -float("inf"), 0.0, tl.exp(b_d))
+    empty = b_z == -float("inf")
+    b_d = tl.where(empty, 0.0, b_z - safe_m)  # 0·(−inf) must not reach t
+    b_e = tl.where(empty, 0.0, tl.exp(b_d))
     decay = tl.exp(d)
-    t = decay * (t + d * s) + tl.sum(b_e * b_d, 0)
-    s = decay * s + tl.sum(b_e, 0)
-    rank += tl.sum(((b_z > z_y) & (o_v != y)).to(tl.int32), 0)
-    return new_m, best, s, t, rank
+    b_t = decay * (b_t + d * b_s) + b_e * b_d
+    b_s = decay * b_s + b_e
+    b_rank += ((b_z > z_y) & (o_v != y)).to(tl.int32)
+    return new_m, best, b_s, b_t, b_rank
 
 
 @triton.jit
@@ -72,23 +91,32 @@ def _logit_stats(
     p_x = x_ptr + row * stride
     y = tl.load(y_ptr + row)
     m = -float("inf")
-    best = -1
-    s = 0.0
-    t = 0.0
-    rank = 0
+    best = 0
+    b_s = tl.zeros((block,), tl.float32)
+    b_t = tl.zeros((block,), tl.float32)
+    b_rank = tl.zeros((block,), tl.int32)
     z_y = 0.0
     valid = y != ignore
     if valid:
         z_y = transform(tl.load(p_x + y).to(tl.float32), scale, softcap, has_softcap)
+        column = y.to(tl.int32)
+        o_block = tl.arange(0, block)
         whole = V // block * block
         for start in range(0, whole, block):
-            o_v = start + tl.arange(0, block)
+            o_v = start + o_block
             b_x = tl.load(p_x + o_v)
-            m, best, s, t, rank = _step(b_x, o_v, o_v < V, y, z_y, m, best, s, t, rank, scale, softcap, has_softcap)
+            m, best, b_s, b_t, b_rank = _step(
+                b_x, o_v, V, column, z_y, m, best, b_s, b_t, b_rank, scale, softcap, has_softcap, False
+            )
         if whole < V:
-            o_v = whole + tl.arange(0, block)
+            o_v = whole + o_block
             b_x = tl.load(p_x + o_v, mask=o_v < V, other=0.0)
-            m, best, s, t, rank = _step(b_x, o_v, o_v < V, y, z_y, m, best, s, t, rank, scale, softcap, has_softcap)
+            m, best, b_s, b_t, b_rank = _step(
+                b_x, o_v, V, column, z_y, m, best, b_s, b_t, b_rank, scale, softcap, has_softcap, True
+            )
+    s = tl.sum(b_s, 0)
+    t = tl.sum(b_t, 0)
+    rank = tl.sum(b_rank, 0)
     safe_s = tl.where(s > 0, s, 1.0)
     tl.store(max_ptr + row, tl.where(valid, m, 0.0))
     tl.store(argmax_ptr + row, tl.where(valid, best, 0).to(tl.int64))
@@ -121,7 +149,7 @@ def logit_stats(
     if N:
         _logit_stats[(N,)](
             logits, target, *out, V, logits.stride(0), float(logit_scale), float(softcap or 1.0),
-            ignore_index, softcap is not None, min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=8,
+            ignore_index, softcap is not None, min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=WARPS,
         )  # fmt: skip
     return out
 
@@ -135,7 +163,7 @@ AOT = [
             "scale": "fp32", "softcap": "fp32",
         },
         {"ignore": -100, "has_softcap": True, "block": BLOCK},
-        8,
+        WARPS,
         3,
     ),
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 """Row statistics of logits and of an LM head's product, in torch.
 
-The product is made in tiles of `TILE` elements, in one reused buffer, and each tile is reduced in blocks of `BLOCK` elements that
-stay in the second-level cache. Of a block with maximum m, one `softmax` p gives both sums: `Σ e^{z−m} = 1 / max p` and
-`Σ e^{z−m}(z−m) = Σ p (z−m) / max p`.
+The product is made in tiles of `TILE` elements, in one reused buffer, and each tile is reduced in blocks of `BLOCK`
+elements, small enough for the second-level caches. Of a block with maximum m, one `softmax` p gives both sums:
+`Σ e^{z−m} = 1 / max p` and `Σ e^{z−m}(z−m) = Σ p (z−m) / max p`.
 """
 
 import torch
@@ -19,7 +19,7 @@ class _Running:
     """Statistics of R rows, fed with vocabulary tiles from left to right.
 
     `target_logit` is what ranks count against. It comes from a product of its own, so it can round differently from the
-    target's column in its tile: that column never counts, and its tile's value is the one returned (the gap is never negative).
+    target's column in its tile: that column never counts, and its tile's value is the one returned, so no gap is < 0.
     """
 
     def __init__(self, target: torch.Tensor, target_logit: torch.Tensor):
@@ -32,8 +32,7 @@ class _Running:
         self.rank = torch.zeros(R, device=device, dtype=torch.float64)
 
     def feed(self, z: torch.Tensor, start: int, spare: torch.Tensor) -> None:
-        """Takes transformed fp32 logits `[R, v]` of ids `start …`; overwrites them and `spare`, fp32 of at least R·v elements."""
-        v = z.shape[1]
+        """Takes transformed fp32 logits `[R, v]` of ids `start …`; overwrites them and `spare`, fp32, R·v or more."""
         p = spare[: z.numel()].view(z.shape)
         self._count(z, start, p)
         tile_max = z.amax(-1)
@@ -64,7 +63,6 @@ class _Running:
         """The sums of maximum `old`, for the maximum `new`."""
         shift = (old - new).masked_fill_(old == -float("inf"), 0.0)  # then s = t = 0
         decay = shift.exp()
-        # far below the new maximum nothing is left, and 0·(−inf) must not be made of it
         return decay * s, decay * (t + shift * s)
 
     def results(self) -> tuple[torch.Tensor, ...]:
