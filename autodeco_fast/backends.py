@@ -1,6 +1,5 @@
 """Which implementation runs an op: the Triton kernels or the torch backend."""
 
-import functools
 import importlib.util
 import os
 
@@ -9,10 +8,12 @@ import torch
 BACKENDS = ("triton", "torch")
 
 
-@functools.cache
+_TRITON = importlib.util.find_spec("triton") is not None
+
+
 def triton_available() -> bool:
     """Whether Triton can be imported here (it is not imported by asking)."""
-    return importlib.util.find_spec("triton") is not None
+    return _TRITON
 
 
 def interpreting() -> bool:

@@ -1,5 +1,7 @@
 """`generate` with an attached head against static sampling and greedy decoding of the same model: tokens per second.
 
+    python -m bench.generate
+
 One prompt of 32 tokens, 64 new tokens, a random two-layer Llama with hidden size 896 and V = 151,936, fp32.
 """
 
@@ -7,12 +9,14 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from autodeco_fast import TemperatureHead, attach
-from bench.harness import interleave, record
+from bench.harness import device, interleave, record
 
 NEW_TOKENS = 64
+STATIC = "static T=0.7, Min-P 0.1"
 
 
-def tiny_deep_vocabulary() -> LlamaForCausalLM:
+def wide_vocabulary_model() -> LlamaForCausalLM:
+    """Random weights; logits have a standard deviation of about 3, as peaked as a small model's."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=151_936,
@@ -23,20 +27,19 @@ def tiny_deep_vocabulary() -> LlamaForCausalLM:
         num_key_value_heads=2,
         eos_token_id=None,
     )
-    model = LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval().to(device())
     with torch.no_grad():
-        model.lm_head.weight.normal_(std=0.1)  # logits of standard deviation 3
+        model.lm_head.weight.normal_(std=0.1)
     model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1)
     return model
 
 
 def main() -> None:
-    model = tiny_deep_vocabulary()
+    model = wide_vocabulary_model()
     head = TemperatureHead(896)
-    head.load_state_dict({k: v for k, v in head.state_dict().items()})
     torch.nn.init.normal_(head.mlp[2].weight, std=0.5)
-    ids = torch.randint(2, 151_936, (1, 32))
-    length = {"max_new_tokens": NEW_TOKENS}
+    ids = torch.randint(2, 151_936, (1, 32)).to(model.device)
+    length = {"max_new_tokens": NEW_TOKENS, "attention_mask": torch.ones_like(ids)}
 
     def adaptive(fused: bool) -> torch.Tensor:
         with attach(model, head, min_p=0.1, fused=fused):
@@ -44,11 +47,22 @@ def main() -> None:
 
     variants = {
         "adaptive": lambda: adaptive(True),
-        "adaptive, scaling only": lambda: adaptive(False),
-        "static T=0.7, Min-P 0.1": lambda: model.generate(ids, do_sample=True, temperature=0.7, min_p=0.1, **length),
+        "adaptive, fused=False": lambda: adaptive(False),
+        STATIC: lambda: model.generate(ids, do_sample=True, temperature=0.7, min_p=0.1, **length),
         "greedy": lambda: model.generate(ids, do_sample=False, **length),
     }
-    record("generate", interleave(variants, samples=20))
+    times = interleave(variants, samples=20)
+    rows = [
+        {
+            "variant": name,
+            "tokens_per_second": NEW_TOKENS / t["seconds"],
+            "p20": NEW_TOKENS / t["p80"],
+            "p80": NEW_TOKENS / t["p20"],
+            "over_static": times[STATIC]["seconds"] / t["seconds"],
+        }
+        for name, t in times.items()
+    ]
+    record("generate", rows, batch=1, prompt=32, new_tokens=NEW_TOKENS, layers=2, hidden=896, vocab=151_936, dtype="float32")
 
 
 if __name__ == "__main__":

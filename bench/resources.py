@@ -1,12 +1,12 @@
 """Compiles every kernel ahead of time and tabulates what the compiler says. Needs no GPU.
 
-    python -m bench.resources
+    python -m bench.resources --output bench/results/resources.json
 
 Each file of `kernels/` lists its kernels in `AOT`: (function, argument types, constexpr values, warps, stages).
 """
 
+import argparse
 import importlib
-import json
 import re
 import subprocess
 import tempfile
@@ -15,6 +15,8 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from bench.harness import markdown, write_record
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {
@@ -80,14 +82,25 @@ def compile_one(entry: tuple, target: str) -> dict:
     return {**facts, "shared_bytes": compiled.metadata.shared}
 
 
-def main() -> None:
+def survey() -> list[dict]:
+    """One row a kernel and target."""
     rows = []
     for file, entry in kernels():
+        config = ", ".join(f"{key}={entry[2][key]}" for key in ("block", "rows", "units") if key in entry[2])
+        name = f"{file}.{entry[0].__name__.lstrip('_')}"
         for target in TARGETS:
-            config = ", ".join(f"{k}={v}" for k, v in entry[2].items() if k in ("block", "rows", "units"))
-            row = {"kernel": f"{file}.{entry[0].__name__}", "config": config, "target": target, "element": entry[1]}
-            rows.append({**row, **compile_one(entry, target)})
-    print(json.dumps(rows))
+            rows.append({"kernel": name, "config": config, "target": target, **compile_one(entry, target)})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, help="where to write the record (JSON); printed only, if left out")
+    args = parser.parse_args()
+    rows = survey()
+    print(markdown(rows))
+    if args.output:
+        write_record(args.output, rows)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -11,6 +11,7 @@ from autodeco_fast import TemperatureHead, attach
 from tests.tiny_models import (
     NAMES,
     VOCAB,
+    draws,
     logits_and_temperature,
     min_p_distribution,
     prompts,
@@ -33,10 +34,6 @@ def chi_square(tokens: torch.Tensor, p: torch.Tensor) -> float:
     keep = expected > 0
     statistic = ((counts - expected)[keep] ** 2 / expected[keep]).sum()
     return float(chi2.sf(float(statistic), int(keep.sum()) - 1))
-
-
-def draws(model, ids: torch.Tensor, n: int = 6000, **kwargs) -> torch.Tensor:
-    return model.generate(ids, num_return_sequences=n, max_new_tokens=1, **kwargs)[:, -1]
 
 
 @every_model

@@ -1,4 +1,4 @@
-"""What else `generate` does keeps working on an attached model: caches, compilation, speculation, streaming, pipelines, threads."""
+"""What else `generate` does keeps working while attached: caches, compilation, speculation, streaming, pipelines, threads."""
 
 import threading
 
@@ -14,6 +14,7 @@ from autodeco_fast import attach
 from tests.tiny_models import (
     NAMES,
     VOCAB,
+    draws,
     logits_and_temperature,
     min_p_distribution,
     prompts,

@@ -26,7 +26,7 @@ def reference(T, gap, rank, min_p, gravity, power, unreachable, weight, reductio
     return rows.sum() if reduction == "sum" else rows.sum() / (w.sum() if w.sum() > 0 else 1.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 2100),
     st.sampled_from([1, 2]),
@@ -49,7 +49,8 @@ def test_value_and_gradient(N, power, unreachable, reduction, weighted, backend)
     torch.testing.assert_close(loss.double(), want, rtol=3e-6, atol=1e-6)
     (loss * upstream).sum().backward()
     (want * upstream.double()).sum().backward()
-    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-5, atol=1e-7)
+    # λ − 2(T* − T) can cancel: a few roundings of its terms, which are below 4
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_all_ignored_is_zero(backend):

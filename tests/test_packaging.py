@@ -92,11 +92,7 @@ def test_import_is_light_and_silent():
 def test_works_without_triton():
     code = """
         import sys
-        class Missing:
-            def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] == "triton":
-                    raise ModuleNotFoundError("No module named 'triton'", name="triton")
-        sys.meta_path.insert(0, Missing())
+        sys.modules["triton"] = None  # what import and find_spec take for a package that is not there
         import torch, autodeco_fast
         z = torch.zeros(1, 5); z[0, 3] = 9
         print(autodeco_fast.sample(z, 0.0, seed=0).token.item())

@@ -4,36 +4,70 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import textwrap
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+FAMILIES = {"logit_stats", "min_p_hinge", "min_p_sample", "temperature_head"}
+# kernel, target → why it may spill. None does.
+EXCUSED: dict[tuple[str, str], str] = {}
+
+
+def run(*command: str) -> str:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[dict]:
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.resources"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def rows(tmp_path_factory) -> list[dict]:
+    path = tmp_path_factory.mktemp("resources") / "resources.json"
+    run("-m", "bench.resources", "--output", str(path))
+    return json.loads(path.read_text())["rows"]
 
 
 def test_every_kernel_compiles_for_every_target_without_spills(rows):
     assert {r["target"] for r in rows} == {"sm_80", "sm_90", "sm_100", "gfx942"}
-    files = {r["kernel"].split(".")[0] for r in rows}
-    assert files == {"logit_stats", "min_p_hinge", "min_p_sample", "temperature_head"}
-    assert [r for r in rows if r["spills"]] == []
+    assert {r["kernel"].split(".")[0] for r in rows} == FAMILIES
+    assert [r for r in rows if r["spills"] and (r["kernel"], r["target"]) not in EXCUSED] == []
+
+
+def test_a_spill_would_be_seen():
+    """The control: a kernel that keeps 512 live values a thread."""
+    code = """
+        import triton, triton.language as tl
+        from bench.resources import TARGETS, compile_one
+
+        @triton.jit
+        def hungry(x_ptr, y_ptr, n, block: tl.constexpr):
+            o = tl.arange(0, block)
+            b = tl.load(x_ptr + o)
+            total = tl.zeros((block,), tl.float32)
+            for i in range(n):
+                total += tl.cumsum(b * total, 0) + b
+            tl.store(y_ptr + o, total + b)
+
+        entry = (hungry, {"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32"}, {"block": 16384}, 1, 1)
+        print(all(compile_one(entry, target)["spills"] > 0 for target in ("sm_80", "sm_90", "sm_100", "gfx942")))
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:  # Triton reads a kernel's source from its file
+        file.write(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + textwrap.dedent(code))
+        file.flush()
+        assert run(file.name) == "True\n"
 
 
 def test_large_head_uses_the_matrix_unit(rows):
-    wide = [r for r in rows if r["kernel"] == "temperature_head._head_partial" and "rows=64" in r["config"]]
+    wide = [r for r in rows if r["kernel"] == "temperature_head.head_partial" and "rows=64" in r["config"]]
     family = {r["target"]: r["matrix"] for r in wide}
     assert family == {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
 
 
-def test_logits_are_read_in_16_bytes(rows):
-    for kernel in ("min_p_sample._tile_max", "logit_stats._logit_stats"):
+def test_logits_are_read_in_wide_words(rows):
+    """16 bytes a thread of 32 lanes, 8 of 64: 512 bytes a wave either way."""
+    for kernel in ("min_p_sample.tile_max", "logit_stats.logit_stats"):
         widths = {r["target"]: r["widest_load_bits"] for r in rows if r["kernel"] == kernel}
-        assert min(widths.values()) >= 128, widths
+        assert widths == {"sm_80": 128, "sm_90": 128, "sm_100": 128, "gfx942": 64}

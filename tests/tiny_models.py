@@ -120,3 +120,8 @@ def min_p_distribution(z: torch.Tensor, T: torch.Tensor | float, min_p: float) -
     p = (z / T).softmax(-1)
     p = p * (p >= min_p * p.max(-1, keepdim=True).values)
     return p / p.sum(-1, keepdim=True)
+
+
+def draws(model, ids: torch.Tensor, n: int = 6000, **kwargs) -> torch.Tensor:
+    """`n` first tokens after one prompt. [n]"""
+    return model.generate(ids, num_return_sequences=n, max_new_tokens=1, **kwargs)[:, -1]
