@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import json
 import subprocess
 import sys
 
@@ -60,4 +61,30 @@ def test_bad_input_is_one_line(head, tmp_path):
     one = tmp_path / "one.txt"
     one.write_text("x")
     assert_refuses(run("demo", "--text", one, "--output", tmp_path / "out"), "at least 2 files", "got 1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_writes_a_head_that_generates(tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "import os\n", "completion": f"x = {k}\n" * 20}) + "\n" for k in range(8)))
+    done = run("train", "--model", EMBEDDED_MODEL, "--data", data, "--output", tmp_path / "head", "--num-train-epochs", 2)
+    assert done.returncode == 0, done.stderr
+    assert "8 rows of 8 have a target" in done.stderr
+    assert len((tmp_path / "head/metrics.jsonl").read_text().splitlines()) == 4
+    prompt = ("--prompt", "x = 1", "--max-new-tokens", 4)
+    assert run("generate", "--model", EMBEDDED_MODEL, "--head", tmp_path / "head", *prompt).returncode == 0
+    done = run("train", "--model", EMBEDDED_MODEL, "--data", data, "--output", tmp_path / "head")
+    assert_refuses(done, "holds a head already")
+
+
+def test_train_reads_the_data_before_the_model(tmp_path):
+    """The model does not exist, and the complaint is about the data."""
+    options = ("--model", tmp_path / "no-model", "--output", tmp_path / "out")
+    data = tmp_path / "rows.jsonl"
+    assert_refuses(run("train", *options, "--data", data), "which is no file")
+    data.write_text('{"text": "a"}\n{"text": ')
+    assert_refuses(run("train", *options, "--data", data), "rows.jsonl, line 2: not JSON")
+    assert_refuses(run("train", *options, "--data", data, "--min-p", 1.5), "min_p must be in (0, 1), got 1.5")
+    data.write_text('{"text": "a"}\n')
+    assert_refuses(run("train", *options, "--data", data), "model must be a folder or a hub id")
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from autodeco_fast import TemperatureHead, TokenStats, min_p_hinge_loss, required_temperature, token_stats
+from autodeco_fast import TemperatureHead, TokenStats, min_p_hinge_loss, required_temperature
+from autodeco_fast.training.base_model import BaseModel
 
 CHUNK = 2048  # tokens whose logits are held at a time
 MEASURES = ("coverage", "temperature", "kept", "nll")
@@ -28,14 +29,19 @@ class Tokens:
 
 
 @torch.inference_mode()
-def collect(model, tokenizer, texts: list[str], window: int, per_document: int) -> Tokens:
+def collect(
+    base: BaseModel, tokenizer, texts: list[str], window: int, per_document: int, tick: Callable[[int], None]
+) -> Tokens:
     """Runs the base model once over windows of the documents, keeping hidden states instead of logits.
 
     Args:
-        model: causal language model whose backbone's last hidden state enters the output embedding.
         texts: one string a document.
         window: tokens of context at most.
         per_document: tokens taken from the beginning of each document at most.
+        tick: called with the number of documents done.
+
+    Raises:
+        ValueError: if there is no token to predict.
     """
     hidden, target, document = [], [], []
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -45,13 +51,14 @@ def collect(model, tokenizer, texts: list[str], window: int, per_document: int) 
         for at in range(0, len(ids) - 1, window):
             piece = torch.tensor(ids[at : at + window + 1])
             if len(piece) > 1:
-                hidden.append(model.base_model(input_ids=piece[None, :-1]).last_hidden_state[0].float())
+                hidden.append(base.hidden(piece[None, :-1])[0].float())
                 target.append(piece[1:])
                 document.append(torch.full_like(piece[1:], index))
+        tick(1)
     if not target:
         raise ValueError("the texts hold no tokens to predict")
     h, y = torch.cat(hidden), torch.cat(target)
-    return Tokens(h, y, torch.cat(document), token_stats(h, model.get_output_embeddings().weight.float(), y))
+    return Tokens(h, y, torch.cat(document), base.stats(h, y))
 
 
 def fit_head(tokens: Tokens, *, gravity: float, min_p: float, seed: int, epochs: int = 6, batch: int = 2048) -> TemperatureHead:
@@ -74,12 +81,11 @@ def fit_head(tokens: Tokens, *, gravity: float, min_p: float, seed: int, epochs:
 
 @torch.inference_mode()
 def per_document_means(
-    tokens: Tokens, weight: torch.Tensor, policies: dict[str, torch.Tensor], min_p: float, tick: Callable[[int], None]
+    tokens: Tokens, base: BaseModel, policies: dict[str, torch.Tensor], min_p: float, tick: Callable[[int], None]
 ) -> dict[str, torch.Tensor]:
     """Sums of the four measures by document, from one pass over the logits.
 
     Args:
-        weight: `[V, H]` output embedding.
         policies: name → `[N]` temperatures.
         tick: called with the number of tokens done.
 
@@ -91,7 +97,7 @@ def per_document_means(
     sums = {name: torch.zeros(documents, 5, dtype=torch.float64) for name in policies}
     for at in range(0, len(tokens.target), CHUNK):
         part = slice(at, at + CHUNK)
-        z = (tokens.hidden[part] @ weight.T).sub_(tokens.stats.max_logit[part, None])
+        z = base.logits(tokens.hidden[part]).sub_(tokens.stats.max_logit[part, None])
         z_y = z.gather(1, tokens.target[part, None])[:, 0]
         for name, temperature in policies.items():
             T = temperature[part].clamp(min=1e-3)

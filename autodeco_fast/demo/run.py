@@ -1,6 +1,7 @@
 """The steps of the demo, in order."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from autodeco_fast.checkpoint import write_text
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.demo.figure import draw
 from autodeco_fast.demo.samples import continue_prompt, show, write_html
-from autodeco_fast.training import evaluate
+from autodeco_fast.training import base_model, evaluate
 from autodeco_fast.training.stdlib_corpus import read_split
 
 MIN_P = 0.1
@@ -39,19 +40,6 @@ def read_texts(text: list[Path] | None) -> tuple[list[str], list[str]]:
     return contents[::2], contents[1::2]
 
 
-def load(model: str | None):
-    """Tokenizer and model, in fp32 and eval mode."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    name = str(EMBEDDED_MODEL) if model is None else model
-    base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
-    if getattr(base.config.get_text_config(), "final_logit_softcapping", None) or getattr(base.config, "logits_scaling", None):
-        raise ValueError("the demo compares plain logits: models that scale or softcap theirs are not supported here")
-    return AutoTokenizer.from_pretrained(name), base
-
-
 def table(rows: dict[str, dict[str, float]]) -> str:
     """Markdown, one policy a line."""
     lines = ["| temperature | coverage | mean T | kept tokens | nats a token |", "|---|---:|---:|---:|---:|"]
@@ -71,26 +59,28 @@ def verdict(name: str, axis: str, result: tuple[float, float, float]) -> str:
 def run(output: Path, text: list[Path] | None, model: str | None, seed: int) -> None:
     console = Console()
     train_texts, test_texts = read_texts(text)
-    tokenizer, base = load(model)
+    name = str(EMBEDDED_MODEL) if model is None else model
+    tokenizer, base = base_model.load_tokenizer(name), base_model.load(name, torch.float32)
+    base.verify(torch.tensor([tokenizer(train_texts[0][:500]).input_ids]))
     bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
     with bar:
-        task = bar.add_task("base model, training text", total=None)
-        train = evaluate.collect(base, tokenizer, train_texts, WINDOW, TRAIN_TOKENS)
-        bar.update(task, description="base model, held-out text")
-        test = evaluate.collect(base, tokenizer, test_texts, WINDOW, TEST_TOKENS)
+        task = bar.add_task("base model, training text", total=len(train_texts))
+        advance = partial(bar.advance, task)
+        train = evaluate.collect(base, tokenizer, train_texts, WINDOW, TRAIN_TOKENS, advance)
+        bar.update(task, description="base model, held-out text", total=len(test_texts), completed=0)
+        test = evaluate.collect(base, tokenizer, test_texts, WINDOW, TEST_TOKENS, advance)
         bar.update(task, description="training the heads", total=len(GRAVITIES), completed=0)
         heads = {}
         for gravity in GRAVITIES:
             heads[gravity] = evaluate.fit_head(train, gravity=gravity, min_p=MIN_P, seed=seed)
-            bar.advance(task)
+            advance(1)
         with torch.inference_mode():
             predicted = {gravity: head(test.hidden) for gravity, head in heads.items()}
         policies = {f"fixed {T:.1f}": torch.full((len(test.target),), T) for T in FIXED}
         policies |= {f"head λ={gravity}": T for gravity, T in predicted.items()}
         policies["oracle T*"] = required_temperature(test.stats, MIN_P).mul(1 + 1e-5).clamp(max=2.0)  # past its own rounding
         bar.update(task, description="comparing temperatures", total=len(test.target), completed=0)
-        weight = base.get_output_embeddings().weight.detach()
-        sums = evaluate.per_document_means(test, weight, policies, MIN_P, lambda n: bar.advance(task, n))
+        sums = evaluate.per_document_means(test, base, policies, MIN_P, advance)
 
     rows = {name: evaluate.means(s) for name, s in sums.items()}
     fixed = [sums[f"fixed {T:.1f}"] for T in FIXED]

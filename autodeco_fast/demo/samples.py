@@ -10,6 +10,7 @@ from rich.text import Text
 
 from autodeco_fast import TemperatureHead, attach
 from autodeco_fast.checkpoint import write_text
+from autodeco_fast.training.base_model import BaseModel
 
 
 @dataclass
@@ -23,9 +24,10 @@ class Sample:
 
 
 def continue_prompt(
-    model, tokenizer, head: TemperatureHead, text: str, min_p: float, seed: int, prompt_tokens: int, new_tokens: int
+    base: BaseModel, tokenizer, head: TemperatureHead, text: str, min_p: float, seed: int, prompt_tokens: int, new_tokens: int
 ) -> list[Sample]:
     """Continues the beginning of `text` in the three ways."""
+    model = base.model
     ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids[:prompt_tokens]])
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
     torch.manual_seed(seed)
@@ -38,8 +40,7 @@ def continue_prompt(
     samples = []
     for title, tokens in out.items():
         with torch.inference_mode():
-            hidden = model.base_model(input_ids=tokens[:, :-1]).last_hidden_state[0, ids.shape[1] - 1 :]
-            temperatures = head(hidden).tolist()
+            temperatures = head(base.hidden(tokens[:, :-1])[0, ids.shape[1] - 1 :]).tolist()
         pieces = [tokenizer.decode([t]) for t in tokens[0, ids.shape[1] :].tolist()]
         samples.append(Sample(title, tokenizer.decode(ids[0]), pieces, temperatures))
     return samples

@@ -1,0 +1,127 @@
+"""The training loop on tiny models: what it computes, what it writes, what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from autodeco_fast import TemperatureHead
+from autodeco_fast.training import base_model
+from autodeco_fast.training.config import TrainConfig
+from autodeco_fast.training.loop import METRICS_NAME, learning_rate, share_of_step, train
+from autodeco_fast.training.rows import Row
+from tests.tiny_models import NAMES, VOCAB, tiny_model
+
+
+def rows(n: int, length: int = 12) -> list[Row]:
+    g = torch.Generator().manual_seed(n)
+    made = []
+    for i in range(n):
+        ids = torch.randint(3, VOCAB, (length - i % 5,), generator=g).tolist()
+        made.append(Row(ids, [-100, -100, *ids[2:]]))
+    return made
+
+
+def config(tmp_path, name="out", **options) -> TrainConfig:
+    everything = {"max_rank": VOCAB, "easy_fraction": 1.0}
+    return TrainConfig(model="", data=tmp_path / "no", output=tmp_path / name, **{**everything, **options})
+
+
+def run(tmp_path, name="out", data=None, **options) -> tuple[TemperatureHead, list[dict]]:
+    settings = config(tmp_path, name, **options)
+    head = train(base_model.wrap(tiny_model("llama")), data or rows(16), settings)
+    return head, [json.loads(line) for line in (settings.output / METRICS_NAME).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sees_what_the_output_embedding_sees(name):
+    model = tiny_model(name)
+    base = base_model.wrap(model)
+    ids = torch.randint(3, VOCAB, (1, 7))
+    caught = []
+    with model.get_output_embeddings().register_forward_pre_hook(lambda _, args: caught.append(args[0])):
+        want = model(ids).logits[0].float()
+    assert torch.equal(base.hidden(ids), caught[0])
+    torch.testing.assert_close(base.logits(base.hidden(ids)[0]), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(base.stats(base.hidden(ids)[0], ids[0]).logsumexp, want.logsumexp(-1))
+    base.verify(ids)
+
+
+def test_an_unknown_transform_is_refused():
+    model = tiny_model("llama")
+    model.lm_head.register_forward_hook(lambda _, args, out: out.tanh())
+    with pytest.raises(ValueError, match="transforms its logits in a way that is not supported"):
+        base_model.wrap(model).verify(torch.randint(3, VOCAB, (1, 7)))
+
+
+def test_accumulation_changes_nothing(tmp_path):
+    """Rows are of unequal length: a mean of batch means would differ."""
+    whole, _ = run(tmp_path, "a", per_device_train_batch_size=8)
+    parts, _ = run(tmp_path, "b", per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    for a, b in zip(whole.parameters(), parts.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_processes_share_a_step(tmp_path):
+    settings = config(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    order = list(range(21))
+    for step in range(3):
+        shares = [list(share_of_step(order, step, settings, rank, 2)) for rank in range(2)]
+        assert all(len(batch) <= 2 for share in shares for batch in share)
+        assert sorted(i for share in shares for batch in share for i in batch) == order[step * 8 : step * 8 + 8]
+
+
+def test_learns_the_quantile(tmp_path):
+    """With gravity λ, 1 − λ of the reachable tokens end inside the cut."""
+    for gravity in (0.1, 0.4):
+        options = {"gravity": gravity, "min_p": 0.03, "num_train_epochs": 120, "learning_rate": 2e-3}
+        _, metrics = run(tmp_path, f"g{gravity}", data=rows(256), per_device_train_batch_size=256, **options)
+        assert abs(metrics[-1]["coverage"] - (1 - gravity)) < 0.08
+        assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_writes_a_head_and_a_line_a_step(tmp_path):
+    head, metrics = run(tmp_path, num_train_epochs=2)
+    assert [m["step"] for m in metrics] == list(range(1, 9))
+    assert sum(m["target_tokens"] for m in metrics) == 2 * sum(len(r.input_ids) - 2 for r in rows(16))
+    loaded = TemperatureHead.from_pretrained(tmp_path / "out")
+    for a, b in zip(head.parameters(), loaded.parameters()):
+        assert torch.equal(a, b)
+    assert json.loads((tmp_path / "out/training.json").read_text())["gravity"] == 0.1
+    with pytest.raises(ValueError, match="holds a head already"):
+        run(tmp_path)
+
+
+def test_the_same_seed_gives_the_same_head(tmp_path):
+    heads = [run(tmp_path, name, easy_fraction=0.5, trivial_prob=0.0, seed=seed)[0] for name, seed in zip("abc", (1, 1, 2))]
+    same = [all(torch.equal(a, b) for a, b in zip(heads[0].parameters(), h.parameters())) for h in heads[1:]]
+    assert same == [True, False]
+
+
+def test_nothing_to_learn_from_is_said(tmp_path):
+    with pytest.raises(ValueError, match="no token was left to learn from"):
+        run(tmp_path, max_rank=0, trivial_prob=0.0, easy_fraction=0.0)
+    assert not (tmp_path / "out/autodeco_config.json").exists()
+
+
+def test_learning_rate_warms_up_and_ends():
+    factors = [learning_rate(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert factors[10] == 1.0
+    assert factors == factors[:10] + sorted(factors[10:], reverse=True)
+    assert factors[-1] < 0.01
+    assert learning_rate(0, 1, 0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"min_p": 1.0}, r"min_p must be in \(0, 1\), got 1.0"),
+        ({"gravity": -1}, "gravity must be ≥ 0, got -1"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
+        ({"easy_fraction": 2.0}, r"easy_fraction must be in \[0, 1\], got 2.0"),
+    ],
+)
+def test_settings_are_checked(tmp_path, options, words):
+    with pytest.raises(ValueError, match=words):
+        config(tmp_path, **options)
