@@ -45,6 +45,8 @@ def _rows(name: str, value: float | torch.Tensor, B: int, dtype: torch.dtype, de
     """A scalar or `[B]` tensor as a `[B]` tensor."""
     if not isinstance(value, torch.Tensor):
         return torch.full((B,), value, dtype=dtype, device=device)
+    if value.shape == (B,) and value.dtype == dtype and value.device == device:
+        return value.contiguous()
     if value.shape not in ((), (1,), (B,)):
         raise ValueError(f"{name} must be a scalar or [{B}], got shape {tuple(value.shape)}")
     return value.to(device=device, dtype=dtype).reshape(-1).expand(B).contiguous()

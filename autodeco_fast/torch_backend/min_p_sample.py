@@ -1,67 +1,91 @@
-"""Min-P sampling in torch: tile maxima first, then only the tiles and tokens that can survive. Noise for survivors alone."""
+"""Min-P sampling on CPUs: tile maxima in torch, then only the tiles that can hold a survivor, and noise for survivors alone.
 
+After the one read of the logits there is little left to do, so what follows is numpy, whose calls are cheap. Tensors of other
+devices are read there; their survivors are drawn on the host.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 
 from .philox import gumbel
 
 TILE = 128
-GREEDY_BELOW = 1e-3
-_CHUNK = 1 << 21  # survivors handled at a time: min_p = 0 keeps every token, and Philox wants 64-bit words
+GREEDY_BELOW = np.float32(1e-3)
+_LOWEST = np.finfo(np.float32).min  # `z ≥ max(τ, lowest)` also says that z is not −inf
+_CHUNK = 1024  # tiles looked at a time: their tokens, words and noise stay in the caches
 
 
-def _tile_maxima(z: torch.Tensor) -> torch.Tensor:
-    """`[B, ceil(V / TILE)]`; a ragged last tile is shorter."""
+def _tile_maxima(z: torch.Tensor, width: int) -> torch.Tensor:
+    """`[B, ceil(V / width)]`; a ragged last tile is shorter."""
     V = z.shape[1]
-    whole = V // TILE * TILE
-    parts = [z[:, :whole].unflatten(1, (-1, TILE)).amax(-1)] if whole else []
+    whole = V // width * width
+    parts = [z[:, :whole].unflatten(1, (-1, width)).amax(-1)]
     if whole < V:
         parts.append(z[:, whole:].amax(-1, keepdim=True))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _survivors(z: torch.Tensor, tile_max: torch.Tensor, tau: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and ids (ascending within a row) of the tokens with z ≥ τ and z > −inf."""
-    V = z.shape[1]
-    row, tile = ((tile_max >= tau[:, None]) & (tile_max > -float("inf"))).nonzero(as_tuple=True)
-    ids = tile[:, None] * TILE + torch.arange(TILE, device=z.device)
-    inside = z[row[:, None], ids.clamp(max=V - 1)].float()
-    keep = (inside >= tau[row, None]) & (inside > -float("inf"))
-    if V % TILE:
-        keep &= ids < V
-    at, column = keep.nonzero(as_tuple=True)
-    return row[at], tile[at] * TILE + column
+def _tiles(z: torch.Tensor, row: np.ndarray, tile: np.ndarray, width: int) -> np.ndarray:
+    """The logits of these tiles, `[n, width]` fp32; −inf beyond V."""
+    last = z.shape[1] - width
+    start = tile * width
+    values = z.unfold(1, width, 1)[torch.from_numpy(row), torch.from_numpy(np.minimum(start, last))].float().cpu().numpy()
+    for i in (start > last).nonzero()[0]:  # the ragged tile was read from `last` on: move it to its place
+        over = start[i] - last
+        values[i] = np.concatenate([values[i, over:], np.full(over, -np.inf, np.float32)])
+    return values
+
+
+def _whole_rows(row: np.ndarray) -> Iterator[slice]:
+    """Cuts a sorted list of rows into parts of about `_CHUNK` that end where a row ends."""
+    at = 0
+    while at < len(row):
+        end = min(at + _CHUNK, len(row))
+        if end < len(row):
+            begin = int(np.searchsorted(row, row[end]))  # of the row that would be cut in two
+            end = begin if begin > at else int(np.searchsorted(row, row[end], "right"))
+        yield slice(at, end)
+        at = end
 
 
 def _draw(
     z: torch.Tensor,
-    tile_max: torch.Tensor,
-    temperature: torch.Tensor,
-    min_p: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
-    stream: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """token, logprob, kept of rows without NaN or +inf."""
-    B, V = z.shape
-    top = tile_max.amax(-1).float()
-    greedy = temperature < GREEDY_BELOW
-    T = temperature.masked_fill(greedy, 0.0)
-    tau = top + (temperature * min_p.log()).masked_fill_(greedy, 0.0)
-    row, ids = _survivors(z, tile_max, tau)
-    logit = z[row, ids].float()
-    noise = gumbel(seed[row], position[row], stream[row], ids)
-    score = torch.addcmul(logit, T[row], noise)
-    best = torch.full_like(top, -float("inf")).scatter_reduce_(0, row, score, "amax")
-    won = score == best[row]
-    token = torch.full((B,), V, dtype=torch.int64, device=z.device).scatter_reduce_(0, row[won], ids[won], "amin")
-    alive = token < V
-    token = torch.where(alive, token, 0)
-    divisor = temperature.clamp(min=GREEDY_BELOW)
-    mass = torch.zeros_like(top).index_add_(0, row, ((logit - top[row]) / divisor[row]).exp_())
-    sampled = alive & ~greedy
-    kept = torch.where(sampled, torch.bincount(row, minlength=B).int(), alive.int())
-    logprob = (z.gather(1, token[:, None])[:, 0].float() - top) / divisor - mass.log()
-    return token, torch.where(sampled, logprob, 0.0), kept
+    tile_max: np.ndarray,
+    top: np.ndarray,
+    T: np.ndarray,
+    log_min_p: np.ndarray,
+    noise_of: tuple[np.ndarray, ...],
+    width: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """token, logprob, kept of rows without NaN or +inf; T is 0 in greedy rows."""
+    B = len(tile_max)
+    cut = np.where(T > 0, T * log_min_p, 0)
+    tau = np.maximum(top + cut, _LOWEST)
+    rows, tiles = (tile_max >= tau[:, None]).nonzero()
+    token, logprob, kept = np.zeros(B, np.int64), np.zeros(B, np.float32), np.zeros(B, np.int32)
+    for part in _whole_rows(rows):
+        values = _tiles(z, rows[part], tiles[part], width)
+        at, column = (values >= tau[rows[part], None]).nonzero()
+        row, ids, logit = rows[part][at], tiles[part][at] * width + column, values[at, column]
+        edge = np.empty(len(row) + 1, dtype=bool)
+        edge[0] = edge[-1] = True
+        np.not_equal(row[1:], row[:-1], out=edge[1:-1])  # survivors come row by row, ids ascending
+        bounds = edge.nonzero()[0]
+        begin, count = bounds[:-1], bounds[1:] - bounds[:-1]
+        here = row[begin]
+        score = logit + T[row] * gumbel(*(n[row] for n in noise_of), ids)
+        won = (score == np.maximum.reduceat(score, begin).repeat(count)).nonzero()[0]
+        won = won[won.searchsorted(begin)]  # the first of a row: the lowest id
+        token[here] = ids[won]
+        sampled = T[here] > 0
+        divisor = np.where(sampled, T[here], 1)
+        distance = (logit - top[here].repeat(count)) / divisor.repeat(count)
+        mass = np.add.reduceat(np.exp(distance), begin)
+        logprob[here] = np.where(sampled, distance[won] - np.log(mass), 0)
+        kept[here] = np.where(sampled, count, 1)
+    return token, logprob, kept
 
 
 def min_p_sample(
@@ -73,24 +97,24 @@ def min_p_sample(
     stream: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Same arguments, results and tokens as `kernels.min_p_sample.min_p_sample`."""
-    B, V = logits.shape
-    tile_max = _tile_maxima(logits)
-    top = tile_max.amax(-1)  # amax hands NaN on, so a row without NaN or +inf costs no second look
-    status = torch.zeros(B, dtype=torch.int32, device=logits.device)
-    if not bool((top < float("inf")).all()):
-        odd = ~(top < float("inf"))
+    width = min(TILE, logits.shape[1])
+    host = lambda t: t.cpu().numpy()  # noqa: E731
+    status = np.zeros(len(logits), np.int32)
+    tile_max = host(_tile_maxima(logits, width).float())
+    top = tile_max.max(1)
+    finite = top < np.inf  # a maximum hands NaN on, so other rows cost no second look
+    if not finite.all():
+        odd = torch.from_numpy(~finite)
         z = logits[odd]
-        status[odd] = z.isnan().any(-1).int() + 2 * z.isposinf().any(-1).int()
+        status[~finite] = host(z.isnan().any(-1).int() + 2 * z.isposinf().any(-1).int())
         logits = logits.clone()
         logits[odd] = z.masked_fill(~(z < float("inf")), -float("inf"))
-        tile_max = _tile_maxima(logits)
-    rows = [temperature, min_p, seed, position, stream]
-    if V * B <= _CHUNK or bool((min_p > 1e-4).all()):
-        token, logprob, kept = _draw(logits, tile_max, *rows)
-    else:
-        step = max(1, _CHUNK // V)
-        parts = [
-            _draw(logits[i : i + step], tile_max[i : i + step], *(r[i : i + step] for r in rows)) for i in range(0, B, step)
-        ]
-        token, logprob, kept = (torch.cat(p) for p in zip(*parts))
-    return token, logprob, kept, status + 4 * (tile_max.amax(-1) == -float("inf")).int()
+        tile_max = host(_tile_maxima(logits, width).float())
+        top = tile_max.max(1)
+    T = host(temperature)
+    T = np.where(T < GREEDY_BELOW, np.float32(0), T)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        noise_of = (host(seed), host(position), host(stream))
+        out = _draw(logits, tile_max, top, T, np.log(host(min_p)), noise_of, width)
+    status[top == -np.inf] += 4
+    return tuple(torch.from_numpy(a).to(logits.device) for a in (*out, status))

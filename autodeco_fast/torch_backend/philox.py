@@ -1,43 +1,62 @@
-"""Philox4x32-10 and the Gumbel noise made from it, in torch: the integers are those of `kernels/philox.py`."""
+"""Philox4x32-10 and the Gumbel noise made from it: the integers are those of `kernels/philox.py`.
 
-import torch
+In numpy, because most calls are for a handful of tokens, where an array costs a third of a tensor.
+"""
 
-_MASK = 0xFFFFFFFF
-_ROUND = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
+import numpy as np
+
+_ROUND = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_WORD = np.array([[0], [32]], dtype=np.uint64)
+_ROUNDS = np.arange(10, dtype=np.uint64)[:, None, None]
 
 
-def philox4x32(key: torch.Tensor, counter: tuple[torch.Tensor | int, ...]) -> tuple[torch.Tensor, ...]:
+def philox4x32(key: np.ndarray, c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray) -> np.ndarray:
     """Ten rounds of Philox4x32.
 
     Args:
-        key: 64-bit keys, int64, any shape.
-        counter: four 32-bit words, int64 tensors in `[0, 2**32)` or ints, that broadcast with `key`.
+        key: `[n]` 64-bit keys, int64 or uint64.
+        c0, c1, c2, c3: the counter's words, integers whose low 32 bits count, that broadcast with `key`.
 
     Returns:
-        Four int64 tensors with values in `[0, 2**32)`.
+        `[4, n]` uint64 with values below 2³².
     """
-    k0, k1 = key & _MASK, (key >> 32) & _MASK
-    c0, c1, c2, c3 = counter
-    for _ in range(10):
-        p0, p1 = c0 * _ROUND[0], c2 * _ROUND[1]  # wraps modulo 2**64; bits 32..63 are still right
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    keys = ((key.astype(np.uint64) >> _WORD & _LOW) + _WEYL * _ROUNDS) & _LOW  # [10, 2, n]
+    even, odd = np.empty((2, 2, len(key)), np.uint64)  # words 0 and 2, words 1 and 3
+    even[0], even[1], odd[0], odd[1] = c0, c2, c1, c3
+    even &= _LOW
+    odd &= _LOW
+    for k in keys:
+        product = even * _ROUND
+        even = (product >> _HALF)[::-1] ^ odd ^ k
+        odd = (product & _LOW)[::-1]
+    words = np.empty((2, 2, len(key)), np.uint64)
+    words[:, 0], words[:, 1] = even, odd
+    return words.reshape(4, -1)
 
 
-def uniform_bits(
-    seed: torch.Tensor, position: torch.Tensor, stream: torch.Tensor, ids: torch.Tensor, domain: int = 0
-) -> torch.Tensor:
-    """The 32-bit integer of each token id, int64 in `[0, 2**32)`; all int64, broadcast together."""
-    words = philox4x32(seed, (ids // 4, position & _MASK, stream & _MASK, torch.full_like(ids, domain)))
-    return torch.stack(torch.broadcast_tensors(*words)).gather(0, (ids % 4).expand_as(words[0])[None])[0]
+def uniform_bits(seed: np.ndarray, position: np.ndarray, stream: np.ndarray, ids: np.ndarray, domain: int = 0) -> np.ndarray:
+    """The 32-bit integer of each token id, `[n]` uint64; all `[n]` int64. One Philox serves four neighbouring ids.
+
+    Neighbours in the arrays whose id // 4 and row (seed, position, stream) are equal share their Philox, so ids should
+    come row by row, in ascending order.
+    """
+    group = ids >> 2
+    new = np.empty(len(ids), dtype=bool)
+    new[:1] = True
+    np.not_equal(group[1:], group[:-1], out=new[1:])
+    for row in (seed, position, stream):
+        new[1:] |= row[1:] != row[:-1]
+    first = new.nonzero()[0]
+    words = philox4x32(seed[first], group[first], position[first], stream[first], domain)
+    return words[ids & 3, new.cumsum() - 1]
 
 
-def gumbel(
-    seed: torch.Tensor, position: torch.Tensor, stream: torch.Tensor, ids: torch.Tensor, domain: int = 0
-) -> torch.Tensor:
-    """Gumbel noise of each token id, fp32: `−log(−log1p(−u))`, `u = (r + ½)·2⁻³²` kept below 1."""
-    bits = uniform_bits(seed, position, stream, ids, domain)
-    u = ((bits.float() + 0.5) * 2.0**-32).clamp_(max=1 - 2.0**-24)
-    return u.neg_().log1p_().neg_().log_().neg_()
+def gumbel(seed: np.ndarray, position: np.ndarray, stream: np.ndarray, ids: np.ndarray, domain: int = 0) -> np.ndarray:
+    """Gumbel noise of each token id, `[n]` fp32: `−log(−log1p(−u))`, `u = (r + ½)·2⁻³²` kept below 1."""
+    u = uniform_bits(seed, position, stream, ids, domain).astype(np.float32)
+    u += np.float32(0.5)
+    u *= np.float32(2.0**-32)
+    np.minimum(u, np.float32(1 - 2.0**-24), out=u)
+    return -np.log(-np.log1p(-u))
