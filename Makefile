@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCHMARKS := sampling kernels token_stats generate startup
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -26,5 +27,12 @@ lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+bench: $(STAMP) ## every benchmark on this machine, records in bench/results (half an hour on 2 cores; leave it alone)
+	for name in $(BENCHMARKS); do $(BIN)/python -m bench.$$name || exit 1; done
+	$(BIN)/python -m bench.resources --output bench/results/resources.json
+
+gpu: $(STAMP) ## on a machine with a GPU: the kernels' tests on the device, then every benchmark; copies in gpu-results
+	$(BIN)/python -m bench.gpu --output gpu-results
+
 clean: ## remove the environment and what the demo wrote
-	rm -rf $(VENV) demo-output build *.egg-info
+	rm -rf $(VENV) demo-output gpu-results build *.egg-info

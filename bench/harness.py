@@ -1,10 +1,12 @@
 """Interleaved timing, memory peaks, and records that say on what they were taken.
 
-Times are wall-clock seconds around a synchronised call; variants take turns, so that a slow spell of the machine hits them
-all. Memory is the peak above what was held before the call: the allocator's on a GPU, the process's resident set on a CPU.
+Times are seconds of one call: wall-clock on a CPU; on a GPU between CUDA events, after a write of 256 MB that empties the
+second-level cache. Variants take turns, so that a slow spell of the machine hits them all. Memory is the peak above what was
+held before the call: the allocator's on a GPU, the process's resident set on a CPU.
 """
 
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -73,30 +75,34 @@ def machine() -> dict:
     return facts
 
 
-def _finish() -> None:
-    if device() == "cuda":
-        torch.cuda.synchronize()
+@functools.cache
+def _eviction() -> torch.Tensor:
+    """Larger than any second-level cache."""
+    return torch.empty(1 << 28, dtype=torch.int8, device="cuda")
 
 
-def interleave(
-    variants: dict[str, Callable[[], object]], *, samples: int = 20, warmup: int = 2, before: Callable[[], object] | None = None
-) -> dict[str, dict[str, float]]:
-    """Seconds of every variant: median and the 20th and 80th percentile of `samples`, taken in turn.
+def _seconds(work: Callable[[], object]) -> float:
+    if device() == "cpu":
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+    _eviction().zero_()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
 
-    Args:
-        before: run, untimed, before every timed call; to empty a cache, say.
-    """
+
+def interleave(variants: dict[str, Callable[[], object]], *, samples: int = 20, warmup: int = 2) -> dict[str, dict[str, float]]:
+    """Seconds of every variant: median and the 20th and 80th percentile of `samples`, taken in turn."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(warmup + samples):
         for name, work in variants.items():
-            if before is not None:
-                before()
-            _finish()
-            started = time.perf_counter()
-            work()
-            _finish()
+            seconds = _seconds(work)
             if turn >= warmup:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(seconds)
     quantile = lambda values, q: float(torch.tensor(values, dtype=torch.float64).quantile(q))  # noqa: E731
     return {n: {"seconds": quantile(v, 0.5), "p20": quantile(v, 0.2), "p80": quantile(v, 0.8)} for n, v in times.items()}
 

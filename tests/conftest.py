@@ -27,11 +27,6 @@ def poisoned_empty(monkeypatch):
         monkeypatch.setattr(torch, name, lambda *a, _f=original, **k: _poison(_f(*a, **k)))
 
 
-@pytest.fixture
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @pytest.fixture(params=["torch", "triton"])
 def backend(request) -> str:
     return request.param

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autodeco_fast import TokenStats, goldilocks_mask, logit_stats, min_p_hinge_loss, required_temperature
+from autodeco_fast import TokenStats, goldilocks_mask, required_temperature
+from tests.on_device import logit_stats, min_p_hinge_loss
 
 
 def stats_of(gap: torch.Tensor, rank: torch.Tensor | None = None) -> TokenStats:

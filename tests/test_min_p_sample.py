@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from autodeco_fast import sample
 from autodeco_fast.torch_backend import philox
+from tests.on_device import on_device, sample
 
 
 def reference(logits, T, min_p, seed, position=0):
@@ -106,9 +106,10 @@ def test_does_not_depend_on_the_batch(backend):
 def test_does_not_depend_on_the_tile():
     from autodeco_fast.kernels.min_p_sample import min_p_sample
 
+    run = on_device(min_p_sample)
     z, B = torch.randn(3, 1000), 3
     rows = [torch.ones(B), torch.full((B,), 0.05), *(torch.full((B,), k) for k in (7, 0, 0))]
-    assert torch.equal(min_p_sample(z, *rows, tile=128)[0], min_p_sample(z, *rows, tile=1024)[0])
+    assert torch.equal(run(z, *rows, tile=128)[0], run(z, *rows, tile=1024)[0])
 
 
 def test_broken_rows_are_reported_and_leave_others_alone(backend):

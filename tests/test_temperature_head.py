@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autodeco_fast import TemperatureHead
-from autodeco_fast.ops.temperature_head import temperature_head
+from autodeco_fast.ops import temperature_head as op
+from tests.on_device import on_device
+
+temperature_head = on_device(op.temperature_head)
 
 
 def make(N, H, F, dtype=torch.float32, seed=0):

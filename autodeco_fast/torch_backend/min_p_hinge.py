@@ -12,26 +12,32 @@ def _need_and_weight(
     max_temperature: float,
     clip: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """T* and the weight, 0 for rows that do not count."""
+    """T* and the weight, 0 for rows that do not count. Both are new tensors."""
     need = gap * inv
     kept = rank >= 0
     if clip:
-        need = need.clamp(max=max_temperature)
+        need.clamp_(max=max_temperature)
     else:
-        kept = kept & (need <= max_temperature)
-    ones = torch.ones_like(temperature) if weight is None else weight
-    return need, torch.where(kept, ones, 0.0)
+        kept &= need <= max_temperature
+    w = kept.to(temperature.dtype)
+    return need, w if weight is None else w.mul_(weight)
+
+
+def _counted(values: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """`w·values` in place, 0 and not NaN where w is 0 and the value infinite."""
+    return values.mul_(w).masked_fill_(w == 0, 0.0)
 
 
 def hinge_forward(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip):
     """Per-row loss `[N]`, Σ loss `[]`, Σ weight `[]`."""
     need, w = _need_and_weight(temperature, gap, rank, weight, inv, max_temperature, clip)
-    loss = torch.where(w != 0, w * ((need - temperature).clamp(min=0) ** power + gravity * temperature), 0.0)
+    hinge = need.sub_(temperature).relu_()
+    loss = _counted((hinge if power == 1 else hinge.square_()).add_(temperature, alpha=gravity), w)
     return loss, loss.sum(), w.sum()
 
 
 def hinge_backward(grad, temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip):
     """dT `[N]`."""
     need, w = _need_and_weight(temperature, gap, rank, weight, inv, max_temperature, clip)
-    slope = (need > temperature).to(need.dtype) if power == 1 else 2 * (need - temperature).clamp(min=0)
-    return torch.where(w != 0, grad * w * (gravity - slope), 0.0)
+    slope = need.gt_(temperature) if power == 1 else need.sub_(temperature).relu_().mul_(2)
+    return _counted(slope.neg_().add_(gravity).mul_(grad), w)

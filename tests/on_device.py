@@ -1,0 +1,28 @@
+"""Ops under test, run where the kernels run: on the GPU if there is one, else on the CPU in Triton's interpreter.
+
+Tests make their tensors on the CPU; the wrapper takes them to the device and the results back, gradients included.
+"""
+
+import functools
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+import autodeco_fast
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(op):
+    """`op` with tensor arguments and results moved; `op` itself where there is no GPU."""
+    if DEVICE == "cpu":
+        return op
+    there = functools.partial(tree_map_only, torch.Tensor, lambda t: t.to(DEVICE))
+    back = functools.partial(tree_map_only, torch.Tensor, lambda t: t.cpu())
+    return functools.wraps(op)(lambda *args, **options: back(op(*there(args), **there(options))))
+
+
+sample = on_device(autodeco_fast.sample)
+logit_stats = on_device(autodeco_fast.logit_stats)
+token_stats = on_device(autodeco_fast.token_stats)
+min_p_hinge_loss = on_device(autodeco_fast.min_p_hinge_loss)

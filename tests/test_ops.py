@@ -1,0 +1,40 @@
+"""Every registered op under `torch.library.opcheck`: schema, fake tensors, autograd and tracing, on both backends."""
+
+import pytest
+import torch
+
+from autodeco_fast.ops import logit_stats, min_p_hinge, min_p_sample, temperature_head
+from tests.on_device import DEVICE
+
+
+def rand(*shape: int, grad: bool = False) -> torch.Tensor:
+    return torch.rand(*shape, device=DEVICE).requires_grad_(grad)
+
+
+def full(n: int, value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.full((n,), value, dtype=dtype, device=DEVICE)
+
+
+ids = lambda n: full(n, 3, torch.int64)  # noqa: E731
+CASES = {
+    "logit_stats": (logit_stats._logit_stats, lambda: (rand(5, 40), ids(5), 1.0, None, -100)),
+    "token_stats": (logit_stats._token_stats, lambda: (rand(5, 8), rand(40, 8), ids(5), rand(40), 0.5, 30.0, -100)),
+    "min_p_sample": (
+        min_p_sample._min_p_sample,
+        lambda: (rand(5, 40), full(5, 0.7), full(5, 0.1), ids(5), ids(5), ids(5)),
+    ),
+    "temperature_head": (
+        temperature_head._head,
+        lambda: (rand(5, 8), rand(16, 8, grad=True), rand(16, grad=True), rand(16, grad=True), rand(1, grad=True), 2.0),
+    ),
+    "min_p_hinge": (
+        min_p_hinge.min_p_hinge,
+        lambda: (rand(5, grad=True), rand(5), ids(5), rand(5), 0.4, 0.1, 1, 2.0, False),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name, backend):
+    op, arguments = CASES[name]
+    torch.library.opcheck(op, (*arguments(), backend))
