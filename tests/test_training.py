@@ -1,6 +1,10 @@
 """The training loop on tiny models: what it computes, what it writes, what it refuses."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ from autodeco_fast.training.config import TrainConfig
 from autodeco_fast.training.loop import METRICS_NAME, learning_rate, share_of_step, train
 from autodeco_fast.training.rows import Row
 from tests.tiny_models import NAMES, VOCAB, tiny_model
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def rows(n: int, length: int = 12) -> list[Row]:
@@ -69,6 +75,27 @@ def test_the_processes_share_a_step(tmp_path):
         shares = [list(share_of_step(order, step, settings, rank, 2)) for rank in range(2)]
         assert all(len(batch) <= 2 for share in shares for batch in share)
         assert sorted(i for share in shares for batch in share for i in batch) == order[step * 8 : step * 8 + 8]
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """The same rows a step, split over two processes (gloo): the same head up to rounding."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tests.test_training import run\n"
+        f"run(Path({str(tmp_path)!r}), 'two', per_device_train_batch_size=4)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    one, metrics = run(tmp_path, "one", per_device_train_batch_size=8)
+    for a, b in zip(one.parameters(), TemperatureHead.from_pretrained(tmp_path / "two").parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    lines = [json.loads(line) for line in (tmp_path / "two" / METRICS_NAME).read_text().splitlines()]
+    assert [m["kept_tokens"] for m in lines] == [m["kept_tokens"] for m in metrics]
+    assert [m["loss"] for m in lines] == pytest.approx([m["loss"] for m in metrics], rel=1e-5)
 
 
 def test_learns_the_quantile(tmp_path):

@@ -1,0 +1,50 @@
+"""The demo on a few short texts: the same seed gives the same numbers; another model goes through the same steps."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+
+from autodeco_fast.demo import EMBEDDED_MODEL, run_demo
+
+FILES = ("table.md", "report.json", "samples.html", "figure.png", "head")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    paths = []
+    for k in range(4):
+        path = folder / f"{k}.txt"
+        path.write_text("".join(f"def f{i}(x, y={k}):\n    return x * {i} + y\n\n\n" for i in range(60)))
+        paths.append(path)
+    return paths
+
+
+def run(texts, output, **options) -> dict:
+    run_demo(**{"output": output, "text": texts, "model": None, "seed": 3, **options})
+    assert sorted(p.name for p in output.iterdir()) == sorted(FILES)
+    return json.loads((output / "report.json").read_text())
+
+
+def test_same_seed_same_numbers(texts, tmp_path):
+    first, second = run(texts, tmp_path / "a"), run(texts, tmp_path / "b")
+    assert first == second
+    assert run(texts, tmp_path / "c", seed=4) != first
+    assert set(first["rows"]) >= {"fixed 0.1", "fixed 2.0", "head λ=0.05", "head λ=0.1", "head λ=0.2", "oracle T*"}
+    page = (tmp_path / "a/samples.html").read_text()
+    assert page.count("<h2>") == 3
+    assert page.count('title="T = ') > 200
+    assert len(first["comparisons"]) == 6
+
+
+def test_another_model(texts, tmp_path):
+    """A softcapped one, from a folder."""
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "hidden_size": 24}
+    config = Gemma2Config(vocab_size=8192, intermediate_size=32, final_logit_softcapping=5.0, **shape)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(tmp_path / "model")
+    report = run(texts, tmp_path / "out", model=str(tmp_path / "model"))
+    assert report["rows"]["fixed 1.0"]["nll"] == pytest.approx(9.0, abs=0.5)  # random weights: about ln 8192
