@@ -1,14 +1,19 @@
-"""One token a row by Gumbel-max over the Min-P set.
+"""One token a row by Gumbel-max over the Min-P set, with one read of the logits.
 
-    token = argmax_i z_i + T·g_i   over   z_i ≥ τ,      τ = max z + T·ln p_min
+    token = argmax_i z_i + T·g_i   over   z_i ≥ τ,      τ = max(max z + c, floor),   c = T·ln p_min
 
 z + T·g has the order of z/T + g and needs no division; T = 0 (greedy) makes τ the maximum and silences the noise.
 
-    1. _tile_max    grid [B, tiles]   m[b, t]: one read of z [B, V]
-    2. _candidates  grid [B, tiles]   tiles with m < τ end at once; the others are read again: winner, count, Σ e^{(z−max)/T}
-    3. _pick        grid [B]          merges `tiles` partials
+    1. _scan    grid [B, S]  a split of the row, tile by tile: running maximum m; where a tile reaches m + c, noise for its
+                             tokens ≥ m + c, and the best of them (score, id, z) is kept. Elsewhere no noise is drawn.
+    2. _finish  grid [B]     τ from all maxima; the best stored winner with z ≥ τ leads; a split is read again only if its
+                             winner has z < τ and a score that reaches the leader's.
 
-NaN and +inf are taken out of the row and reported: status 1 = NaN seen, 2 = +inf seen, 4 = nothing finite (token 0).
+What a split compares contains what is kept in the end, so a winner with z ≥ τ is the split's best kept token, and a split
+whose winner scores less than the leader cannot hold a better one: the token is that of the masked Gumbel-max, exactly.
+
+With top-k or top-p the scan draws nothing, kernels/top_k_top_p.py finds `floor`, and finish reads the splits that reach τ.
+NaN and +inf are taken out of the row and reported: status 1 = NaN seen, 2 = +inf seen, 4 = nothing finite or allowed (token 0).
 """
 
 import torch
@@ -16,208 +21,272 @@ import triton
 import triton.language as tl
 
 from .philox import SAMPLE_DOMAIN, gumbel
-
-TILE = 1024  # 2 KB of bf16: one 16-byte load a thread at 4 warps
-GREEDY_BELOW = tl.constexpr(1e-3)
-
-
-@triton.jit
-def _load_tile(z_ptr, row, tile, V, stride, block: tl.constexpr):
-    """Ids and fp32 logits of a tile; −inf beyond V. Full tiles load unmasked, so their loads are wide for any V."""
-    o_v = tile * block + tl.arange(0, block)
-    p_z = z_ptr + row * stride + o_v
-    if (tile + 1) * block <= V:
-        b_z = tl.load(p_z).to(tl.float32)
-    else:
-        b_z = tl.load(p_z, mask=o_v < V, other=-float("inf")).to(tl.float32)
-    return o_v, b_z
+from .rows import GREEDY_BELOW, TILE, finite, load_tile, row_or_number, row_value, splits_of, temperature_and_cut
+from .top_k_top_p import top_k_top_p
 
 
 @triton.jit
-def _finite(b_z):
-    """NaN and +inf become −inf."""
-    return tl.where(b_z < float("inf"), b_z, -float("inf"))
+def _best(b_z, o_v, tau, T, seed, position, stream):
+    """Score, id and logit of the best token with z ≥ τ; −inf if there is none. Ties go to the lowest id."""
+    b_g = gumbel(seed, position.to(tl.int32), stream.to(tl.int32), o_v, SAMPLE_DOMAIN)
+    b_score = tl.where((b_z >= tau) & (b_z > -float("inf")), b_z + T * b_g, -float("inf"))
+    score, at = tl.max(b_score, 0, return_indices=True)
+    first = tl.min(o_v, 0)
+    return score, first + at, tl.max(tl.where(o_v == first + at, b_z, -float("inf")), 0)
 
 
-@triton.jit
-def _tile_max(
+_NUMBERS = ["temperature", "min_p", "seed", "position", "stream", "stream_step", "S", "depth"]
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def _scan(
     z_ptr,  # [B, V] any float, row stride `stride`
-    m_ptr,  # [B, tiles] fp32, written
-    flag_ptr,  # [B, tiles] i32, written: 1 NaN, 2 +inf
-    V,
-    stride,
-    tiles,
-    block: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
-    _, b_z = _load_tile(z_ptr, row, tile, V, stride, block)
-    tl.store(m_ptr + row * tiles + tile, tl.max(_finite(b_z), 0))
-    nan = tl.max((b_z != b_z).to(tl.int32), 0)
-    inf = tl.max((b_z == float("inf")).to(tl.int32), 0)
-    tl.store(flag_ptr + row * tiles + tile, nan + 2 * inf)
-
-
-@triton.jit
-def _threshold(m_ptr, row, tiles, temperature, min_p, block_t: tl.constexpr):
-    """Row maximum, τ and the temperature with greedy rows at 0."""
-    o_t = tl.arange(0, block_t)
-    m = tl.max(tl.load(m_ptr + row * tiles + o_t, mask=o_t < tiles, other=-float("inf")), 0)
-    greedy = temperature < GREEDY_BELOW
-    T = tl.where(greedy, 0.0, temperature)
-    tau = m + tl.where(greedy, 0.0, temperature * tl.log(min_p))
-    return m, tau, T
-
-
-@triton.jit
-def _candidates(
-    z_ptr,  # [B, V]
-    m_ptr,  # [B, tiles] fp32
-    temperature_ptr,  # [B] fp32
+    allowed_ptr,  # [B, words] i32 bits, or None
+    temperature_ptr,  # [B] fp32 or None, as the next four
     min_p_ptr,  # [B] fp32
     seed_ptr,  # [B] i64
     position_ptr,  # [B] i64
     stream_ptr,  # [B] i64
-    score_ptr,  # [B, tiles] fp32, written: −inf where the tile has no survivor
-    id_ptr,  # [B, tiles] i32, written
-    logit_ptr,  # [B, tiles] fp32, written: z of the winner
-    kept_ptr,  # [B, tiles] i32, written
-    mass_ptr,  # [B, tiles] fp32, written: Σ e^{(z − max)/T} over survivors
+    float_ptr,  # [4, B, S] fp32, written: maximum, winner's score, winner's logit, Σ e^{(z − maximum)/T}
+    int_ptr,  # [2, B, S] i32, written: winner's id; 1 NaN, 2 +inf
     V,
     stride,
-    tiles,
+    words,
+    S,
+    depth,  # tiles a split
+    temperature,
+    min_p,
+    seed,
+    position,
+    stream,
+    stream_step,  # stream = stream + row·stream_step
     block: tl.constexpr,
-    block_t: tl.constexpr,
+    draw: tl.constexpr,
+    whole_mass: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
-    temperature = tl.load(temperature_ptr + row)
-    m, tau, T = _threshold(m_ptr, row, tiles, temperature, tl.load(min_p_ptr + row), block_t)
+    split = tl.program_id(1)
+    T, c = temperature_and_cut(
+        row_value(temperature_ptr, temperature, row, tl.float32), row_value(min_p_ptr, min_p, row, tl.float32)
+    )
+    key = row_value(seed_ptr, seed, row, tl.int64)
+    place = row_value(position_ptr, position, row, tl.int64)
+    lane = row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
+    m = -float("inf")
     score = -float("inf")
-    winner = 0
     logit = -float("inf")
-    kept = 0
     mass = 0.0
-    tile_max = tl.load(m_ptr + row * tiles + tile)
-    if (tile_max >= tau) & (tile_max > -float("inf")):
-        o_v, b_z = _load_tile(z_ptr, row, tile, V, stride, block)
-        b_z = _finite(b_z)
-        m_kept = (b_z >= tau) & (b_z > -float("inf"))
-        b_g = gumbel(tl.load(seed_ptr + row), tl.load(position_ptr + row).to(tl.int32),
-                     tl.load(stream_ptr + row).to(tl.int32), o_v, SAMPLE_DOMAIN)  # fmt: skip
-        b_score = tl.where(m_kept, b_z + T * b_g, -float("inf"))
-        score = tl.max(b_score, 0)
-        winner = tl.min(tl.where(m_kept & (b_score == score), o_v, V), 0)
-        logit = tl.max(tl.where(o_v == winner, b_z, -float("inf")), 0)
-        kept = tl.sum(m_kept.to(tl.int32), 0)
-        b_e = tl.exp((b_z - m) / tl.maximum(T, GREEDY_BELOW))
-        mass = tl.sum(tl.where(m_kept, b_e, 0.0), 0)
-    o = row * tiles + tile
-    tl.store(score_ptr + o, score)
-    tl.store(id_ptr + o, winner)
-    tl.store(logit_ptr + o, logit)
-    tl.store(kept_ptr + o, kept)
-    tl.store(mass_ptr + o, mass)
+    winner = 0
+    flag = 0
+    for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
+        o_v, b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
+        flag |= tl.max((b_z != b_z).to(tl.int32), 0) | (2 * tl.max((b_z == float("inf")).to(tl.int32), 0))
+        b_z = finite(b_z)
+        top = tl.max(b_z, 0)
+        new = tl.maximum(m, top)
+        if whole_mass:
+            heat = tl.maximum(T, GREEDY_BELOW)
+            here = tl.sum(tl.where(b_z > -float("inf"), tl.exp((b_z - new) / heat), 0.0), 0)
+            mass = tl.where(m > -float("inf"), mass * tl.exp((m - new) / heat), 0.0) + here
+        m = new
+        if draw:
+            if (top >= m + c) & (top > -float("inf")):
+                s, i, z = _best(b_z, o_v, m + c, T, key, place, lane)
+                if s > score:
+                    score = s
+                    winner = i
+                    logit = z
+    if not draw:
+        score = float("inf")  # nothing is known of this split: finish reads it if it reaches τ
+    plane = tl.num_programs(0).to(tl.int64) * S
+    o = row * S + split
+    tl.store(float_ptr + o, m)
+    tl.store(float_ptr + plane + o, score)
+    tl.store(float_ptr + 2 * plane + o, logit)
+    if whole_mass:
+        tl.store(float_ptr + 3 * plane + o, mass)
+    tl.store(int_ptr + o, winner)
+    tl.store(int_ptr + plane + o, flag)
 
 
-@triton.jit
-def _pick(
-    m_ptr,  # [B, tiles] fp32
-    flag_ptr,  # [B, tiles] i32
-    score_ptr,  # [B, tiles] fp32
-    id_ptr,  # [B, tiles] i32
-    logit_ptr,  # [B, tiles] fp32
-    kept_ptr,  # [B, tiles] i32
-    mass_ptr,  # [B, tiles] fp32
-    temperature_ptr,  # [B] fp32
+@triton.jit(do_not_specialize=_NUMBERS)
+def _finish(
+    z_ptr,  # [B, V]
+    allowed_ptr,  # [B, words] i32 bits, or None
+    floor_ptr,  # [B] fp32 or None
+    temperature_ptr,  # [B] fp32 or None, as the next four
+    min_p_ptr,
+    seed_ptr,
+    position_ptr,
+    stream_ptr,
+    float_ptr,  # [4, B, S] fp32
+    int_ptr,  # [2, B, S] i32
     token_ptr,  # [B] i64, written
-    logprob_ptr,  # [B] fp32, written
-    out_kept_ptr,  # [B] i32, written
     status_ptr,  # [B] i32, written
-    tiles,
-    block_t: tl.constexpr,
+    logprob_ptr,  # [B] fp32, written, or None, as the next two
+    full_logprob_ptr,  # [B] fp32
+    kept_ptr,  # [B] i32
+    V,
+    stride,
+    words,
+    S,
+    depth,
+    temperature,
+    min_p,
+    seed,
+    position,
+    stream,
+    stream_step,
+    block: tl.constexpr,
+    block_s: tl.constexpr,
+    measure: tl.constexpr,  # whether logprob or kept is asked for
 ):
     row = tl.program_id(0).to(tl.int64)
-    o_t = tl.arange(0, block_t)
-    m_t = o_t < tiles
-    o = row * tiles + o_t
-    m = tl.max(tl.load(m_ptr + o, mask=m_t, other=-float("inf")), 0)
-    b_score = tl.load(score_ptr + o, mask=m_t, other=-float("inf"))
-    b_id = tl.load(id_ptr + o, mask=m_t, other=0)
-    best = tl.max(b_score, 0)
+    T, c = temperature_and_cut(
+        row_value(temperature_ptr, temperature, row, tl.float32), row_value(min_p_ptr, min_p, row, tl.float32)
+    )
+    key = row_value(seed_ptr, seed, row, tl.int64)
+    place = row_value(position_ptr, position, row, tl.int64)
+    lane = row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
+    plane = tl.num_programs(0).to(tl.int64) * S
+    o_s = tl.arange(0, block_s)
+    m_s = o_s < S
+    p = float_ptr + row * S + o_s
+    b_max = tl.load(p, mask=m_s, other=-float("inf"))
+    b_score = tl.load(p + plane, mask=m_s, other=-float("inf"))
+    b_logit = tl.load(p + 2 * plane, mask=m_s, other=-float("inf"))
+    b_id = tl.load(int_ptr + row * S + o_s, mask=m_s, other=0)
+    b_flag = tl.load(int_ptr + plane + row * S + o_s, mask=m_s, other=0)
+    m = tl.max(b_max, 0)
+    tau = m + c
+    if floor_ptr is not None:
+        tau = tl.maximum(tau, tl.load(floor_ptr + row))
+    b_valid = (b_logit >= tau) & (b_score > -float("inf")) & (b_score < float("inf"))
+    score, at = tl.max(tl.where(b_valid, b_score, -float("inf")), 0, return_indices=True)
+    winner = tl.sum(tl.where(o_s == at, b_id, 0), 0)
+    logit = tl.max(tl.where(o_s == at, b_logit, -float("inf")), 0)
+    b_open = tl.where(b_valid | (b_max < tau) | (b_max == -float("inf")), -float("inf"), b_score)
+    claim, split = tl.max(b_open, 0, return_indices=True)
+    tiles = tl.cdiv(V, block)
+    while (claim >= score) & (claim > -float("inf")):
+        for tile in range(split * depth, tl.minimum((split + 1) * depth, tiles)):
+            o_v, b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
+            b_z = finite(b_z)
+            if tl.max(b_z, 0) >= tau:
+                s, i, z = _best(b_z, o_v, tau, T, key, place, lane)
+                if (s > score) | ((s == score) & (i < winner)):
+                    score = s
+                    winner = i
+                    logit = z
+        b_open = tl.where(o_s == split, -float("inf"), b_open)
+        claim, split = tl.max(b_open, 0, return_indices=True)
     alive = m > -float("inf")
-    first = tl.min(tl.where(m_t & (b_score == best), o_t, block_t), 0)  # tiles are in id order: the first holds the lowest id
-    token = tl.where(alive, tl.max(tl.where(o_t == first, b_id, 0), 0), 0)
-    logit = tl.max(tl.where(o_t == first, tl.load(logit_ptr + o, mask=m_t, other=-float("inf")), -float("inf")), 0)
-    kept = tl.sum(tl.load(kept_ptr + o, mask=m_t, other=0), 0)
-    mass = tl.sum(tl.load(mass_ptr + o, mask=m_t, other=0.0), 0)
-    b_flag = tl.load(flag_ptr + o, mask=m_t, other=0)
     nan = tl.max(b_flag & 1, 0)
     inf = tl.max(b_flag & 2, 0)
-    temperature = tl.load(temperature_ptr + row)
-    sampled = alive & (temperature >= GREEDY_BELOW)
-    gap = tl.where(sampled, logit - m, 0.0)
-    logprob = gap / tl.maximum(temperature, GREEDY_BELOW) - tl.log(tl.where(sampled, mass, 1.0))
-    tl.store(token_ptr + row, token.to(tl.int64))
-    tl.store(logprob_ptr + row, tl.where(sampled, logprob, 0.0))
-    tl.store(out_kept_ptr + row, tl.where(sampled, kept, alive.to(tl.int32)))
+    tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
     tl.store(status_ptr + row, nan + inf + tl.where(alive, 0, 4))
+    sampled = alive & (T > 0)
+    heat = tl.maximum(T, GREEDY_BELOW)
+    distance = tl.where(sampled, logit - m, 0.0) / heat
+    if full_logprob_ptr is not None:
+        b_part = tl.load(p + 3 * plane, mask=m_s, other=0.0)
+        mass = tl.sum(tl.where(b_max > -float("inf"), b_part * tl.exp((b_max - m) / heat), 0.0), 0)
+        tl.store(full_logprob_ptr + row, distance - tl.log(tl.where(sampled, mass, 1.0)))
+    if measure:
+        kept = 0
+        mass = 0.0
+        for k in range(0, S):
+            if (tl.load(float_ptr + row * S + k) >= tau) & sampled:
+                for tile in range(k * depth, tl.minimum((k + 1) * depth, tiles)):
+                    o_v, b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
+                    b_z = finite(b_z)
+                    b_in = (b_z >= tau) & (b_z > -float("inf"))
+                    kept += tl.sum(b_in.to(tl.int32), 0)
+                    mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / heat), 0.0), 0)
+        if logprob_ptr is not None:
+            tl.store(logprob_ptr + row, distance - tl.log(tl.where(sampled, mass, 1.0)))
+        if kept_ptr is not None:
+            tl.store(kept_ptr + row, tl.where(sampled, kept, alive.to(tl.int32)))
 
 
 def min_p_sample(
     logits: torch.Tensor,
-    temperature: torch.Tensor,
-    min_p: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
-    stream: torch.Tensor,
+    temperature: torch.Tensor | float,
+    min_p: torch.Tensor | float,
+    seed: torch.Tensor | int,
+    position: torch.Tensor | int,
+    stream: torch.Tensor | int | None,
+    *,
+    top_k: torch.Tensor | int = 0,
+    top_p: torch.Tensor | float = 1.0,
+    allowed: torch.Tensor | None = None,
+    want: tuple[str, ...] = (),
     tile: int = TILE,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Launches the three kernels.
+    splits: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Launches the two kernels (three with top-k or top-p).
 
     Args:
         logits: `[B, V]` bf16, fp16 or fp32, unit stride along V.
-        temperature, min_p: `[B]` fp32.
-        seed, position, stream: `[B]` int64.
-        tile: logits a program reads; the result does not depend on it.
+        temperature, min_p: `[B]` fp32 or a number.
+        seed, position, stream: `[B]` int64 or a number; stream None is the row index.
+        top_k: `[B]` int64 or a number; 0 is off.
+        top_p: `[B]` fp32 or a number; 1 is off.
+        allowed: `[B, ⌈V/32⌉]` int32: bit i % 32 of word i // 32 allows id i.
+        want: names among logprob, full_logprob and kept.
+        tile: logits a program reads at once; neither it nor `splits` changes the result.
+        splits: parts of a row; None chooses.
 
     Returns:
-        token `[B]` int64, logprob `[B]` fp32, kept `[B]` int32, status `[B]` int32.
+        token `[B]` int64, status `[B]` int32, and what is wanted, fp32 `[B]` or int32 `[B]` (kept).
     """
     B, V = logits.shape
-    tiles = triton.cdiv(V, tile)
-    block_t = triton.next_power_of_2(tiles)
+    S, depth = splits_of(B, V, tile)
+    if splits is not None:
+        depth = triton.cdiv(triton.cdiv(V, tile), splits)
+        S = triton.cdiv(triton.cdiv(V, tile), depth)
     new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=logits.device)  # noqa: E731
-    m, score, logit, mass = (new(B, tiles, dtype=torch.float32) for _ in range(4))
-    flag, ids, kept = (new(B, tiles, dtype=torch.int32) for _ in range(3))
-    token, logprob = new(B, dtype=torch.int64), new(B, dtype=torch.float32)
-    out_kept, status = new(B, dtype=torch.int32), new(B, dtype=torch.int32)
+    kinds = {"token": torch.int64, "status": torch.int32, "kept": torch.int32}
+    out = {name: new(B, dtype=kinds.get(name, torch.float32)) for name in ("token", "status", *want)}
     if B == 0:
-        return token, logprob, out_kept, status
-    stride = logits.stride(0)
-    _tile_max[(B, tiles)](logits, m, flag, V, stride, tiles, tile)
-    _candidates[(B, tiles)](
-        logits, m, temperature, min_p, seed, position, stream, score, ids, logit, kept, mass,
-        V, stride, tiles, tile, block_t,
-    )  # fmt: skip
-    _pick[(B,)](m, flag, score, ids, logit, kept, mass, temperature, token, logprob, out_kept, status, tiles, block_t)
-    return token, logprob, out_kept, status
+        return out
+    floats, ints = new(4, B, S, dtype=torch.float32), new(2, B, S, dtype=torch.int32)
+    stream, step = (0, 1) if stream is None else (stream, 0)
+    rows, numbers = zip(*map(row_or_number, (temperature, min_p, seed, position, stream)))
+    words = 0 if allowed is None else allowed.stride(0)
+    sizes = V, logits.stride(0), words, S, depth, *numbers, step, tile
+    truncated = not (isinstance(top_k, int) and top_k == 0 and isinstance(top_p, float) and top_p == 1)
+    _scan[(B, S)](logits, allowed, *rows, floats, ints, *sizes, not truncated, "full_logprob" in want)
+    options = {"allowed": allowed, "tile": tile}
+    floor = top_k_top_p(logits, floats[0], depth, temperature, top_k, top_p, **options) if truncated else None
+    results = [out.get(name) for name in ("token", "status", "logprob", "full_logprob", "kept")]
+    block_s = max(16, triton.next_power_of_2(S))
+    measure = "logprob" in want or "kept" in want
+    _finish[(B,)](logits, allowed, floor, *rows, floats, ints, *results, *sizes, block_s, measure)
+    return out
 
 
-_PARTIALS = {"score_ptr": "*fp32", "id_ptr": "*i32", "logit_ptr": "*fp32", "kept_ptr": "*i32", "mass_ptr": "*fp32"}
-_ROW = {
-    "temperature_ptr": "*fp32",
-    "min_p_ptr": "*fp32",
-    "seed_ptr": "*i64",
-    "position_ptr": "*i64",
-    "stream_ptr": "*i64",
+_ROWS = {"temperature_ptr": "*fp32", "min_p_ptr": "*fp32", "seed_ptr": "*i64", "position_ptr": "*i64", "stream_ptr": "*i64"}
+_SIZES = {
+    **dict.fromkeys(("V", "stride", "words", "S", "depth"), "i32"),
+    **{"temperature": "fp32", "min_p": "fp32", "seed": "i64", "position": "i64", "stream": "i64", "stream_step": "i32"},
 }
-AOT = [
-    (_tile_max, {"z_ptr": "*bf16", "m_ptr": "*fp32", "flag_ptr": "*i32", "V": "i32", "stride": "i32", "tiles": "i32"},
-     {"block": TILE}, 4, 3),
-    (_candidates, {"z_ptr": "*bf16", "m_ptr": "*fp32", **_ROW, **_PARTIALS, "V": "i32", "stride": "i32", "tiles": "i32"},
-     {"block": TILE, "block_t": 256}, 4, 3),
-    (_pick, {"m_ptr": "*fp32", "flag_ptr": "*i32", **_PARTIALS, "temperature_ptr": "*fp32", "token_ptr": "*i64",
-             "logprob_ptr": "*fp32", "out_kept_ptr": "*i32", "status_ptr": "*i32", "tiles": "i32"},
-     {"block_t": 256}, 4, 3),
+_DATA = {"z_ptr": "*bf16", "allowed_ptr": "*i32", **_ROWS, "float_ptr": "*fp32", "int_ptr": "*i32", **_SIZES}
+_OUT = {"token_ptr": "*i64", "status_ptr": "*i32"}
+_ASKED = {"logprob_ptr": "*fp32", "full_logprob_ptr": "*fp32", "kept_ptr": "*i32"}
+_NO_ROWS = dict.fromkeys(_ROWS)
+
+
+def _without(signature: dict, *names: str) -> dict:
+    return {name: kind for name, kind in signature.items() if name not in names}
+
+
+AOT = [  # the plain case: numbers for all rows, the token alone; then everything at once
+    (_scan, _without(_DATA, "allowed_ptr", *_ROWS),
+     {"allowed_ptr": None, **_NO_ROWS, "block": TILE, "draw": True, "whole_mass": False}, 4, 3),
+    (_scan, _DATA, {"block": TILE, "draw": True, "whole_mass": True}, 4, 3),
+    (_finish, _without({**_DATA, **_OUT}, "allowed_ptr", *_ROWS),
+     {"allowed_ptr": None, "floor_ptr": None, **_NO_ROWS, **dict.fromkeys(_ASKED), "block": TILE, "block_s": 256,
+      "measure": False}, 4, 3),
+    (_finish, {**_DATA, **_OUT, **_ASKED, "floor_ptr": "*fp32"}, {"block": TILE, "block_s": 256, "measure": True}, 4, 3),
 ]  # fmt: skip

@@ -11,7 +11,21 @@ from autodeco_fast.torch_backend import philox
 from tests.on_device import on_device, sample
 
 
-def reference(logits, T, min_p, seed, position=0):
+def kept_set(z, T, min_p=0.0, top_k=0, top_p=1.0):
+    """What top-k, then top-p, then Min-P keep of fp64 logits, by sorting. bool [B, V]; T > 0."""
+    kept = z.isfinite()
+    if top_k:
+        kept &= z >= z.topk(min(top_k, z.shape[1]), -1).values[:, -1:]
+    p = (z / T[:, None]).masked_fill(~kept, -float("inf")).softmax(-1)
+    if top_p < 1:
+        ordered = p.sort(-1, descending=True).values
+        above = ordered.cumsum(-1) - ordered
+        least = torch.where(above < top_p, ordered, 2.0).amin(-1, keepdim=True)
+        kept &= p >= least
+    return kept & (p >= min_p * p.amax(-1, keepdim=True))
+
+
+def reference(logits, T, min_p, seed, position=0, **cuts):
     """Tokens by fp64 masked Gumbel-max, and each row's distance between its best two scores."""
     B, V = logits.shape
     z = logits.double()
@@ -23,8 +37,8 @@ def reference(logits, T, min_p, seed, position=0):
     g = -(-torch.log1p(-u)).log()
     T = T.double()[:, None]
     greedy = T < 1e-3
-    cut = torch.where(greedy, 0.0, T * torch.tensor(min_p, dtype=torch.float64).log())
-    score = torch.where(z >= z.amax(-1, keepdim=True) + cut, z + torch.where(greedy, 0.0, T) * g, -float("inf"))
+    kept = torch.where(greedy, z == z.amax(-1, keepdim=True), kept_set(z, T[:, 0].clamp(min=1e-3), min_p, **cuts))
+    score = torch.where(kept, z + torch.where(greedy, 0.0, T) * g, -float("inf"))
     best = score.topk(min(2, V), -1).values
     return score.argmax(-1), best[:, 0] - best[:, -1] if V > 1 else torch.ones(B)
 
@@ -83,13 +97,18 @@ def test_any_shape(B, V, min_p, backend):
 def test_logprob_and_kept(backend):
     z = torch.randn(5, 400) * 3
     T = torch.tensor([0.3, 0.7, 1.0, 1.5, 2.0])
-    out = sample(z, T, min_p=0.05, seed=1, backend=backend)
+    asked = dict(return_logprob=True, return_kept=True, return_full_logprob=True)
+    out = sample(z, T, min_p=0.05, seed=1, backend=backend, **asked)
     p = (z.double() / T[:, None]).softmax(-1)
     kept = p >= 0.05 * p.amax(-1, keepdim=True)
     q = torch.where(kept, p, 0.0)
     q /= q.sum(-1, keepdim=True)
     assert out.kept.tolist() == kept.sum(-1).tolist()
     torch.testing.assert_close(out.logprob.double(), q.gather(1, out.token[:, None])[:, 0].log(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.full_logprob.double(), p.gather(1, out.token[:, None])[:, 0].log(), rtol=0, atol=1e-5)
+    plain = sample(z, T, min_p=0.05, seed=1, backend=backend)
+    assert torch.equal(plain.token, out.token)
+    assert plain.logprob is plain.kept is plain.full_logprob is None
 
 
 def test_does_not_depend_on_the_batch(backend):
@@ -109,7 +128,8 @@ def test_does_not_depend_on_the_tile():
     run = on_device(min_p_sample)
     z, B = torch.randn(3, 1000), 3
     rows = [torch.ones(B), torch.full((B,), 0.05), *(torch.full((B,), k) for k in (7, 0, 0))]
-    assert torch.equal(run(z, *rows, tile=128)[0], run(z, *rows, tile=1024)[0])
+    tokens = [run(z, *rows, tile=tile, splits=splits)["token"] for tile, splits in ((128, None), (128, 3), (128, 1), (1024, 1))]
+    assert all(torch.equal(tokens[0], t) for t in tokens[1:])
 
 
 def test_broken_rows_are_reported_and_leave_others_alone(backend):
@@ -119,10 +139,11 @@ def test_broken_rows_are_reported_and_leave_others_alone(backend):
     z[1, 6] = float("inf")
     z[2] = -float("inf")
     z[3] = float("nan")
-    out = sample(z, 1.0, min_p=0.1, seed=2, backend=backend)
+    out = sample(z, 1.0, min_p=0.1, seed=2, backend=backend, return_kept=True, return_logprob=True, return_full_logprob=True)
     assert out.status.tolist() == [1, 2, 4, 5, 0, 0]
     assert ((out.token >= 0) & (out.token < 300)).all()
     assert out.kept[2:4].tolist() == [0, 0]
+    assert out.logprob[2:4].tolist() == out.full_logprob[2:4].tolist() == [0, 0]
     assert out.token[4:].tolist() == clean.token[4:].tolist()
 
 

@@ -21,7 +21,7 @@ CASES = {
     "token_stats": (logit_stats._token_stats, lambda: (rand(5, 8), rand(40, 8), ids(5), rand(40), 0.5, 30.0, -100)),
     "min_p_sample": (
         min_p_sample._min_p_sample,
-        lambda: (rand(5, 40), full(5, 0.7), full(5, 0.1), ids(5), ids(5), ids(5)),
+        lambda: (rand(5, 40), [full(5, 0.7), *[None] * 6], [0.0, 0.1, 1.0], [7, 0, -1, 0], None, "logprob kept"),
     ),
     "temperature_head": (
         temperature_head._head,

@@ -55,16 +55,16 @@ def _draw(
     tile_max: np.ndarray,
     top: np.ndarray,
     T: np.ndarray,
-    log_min_p: np.ndarray,
+    tau: np.ndarray,
     noise_of: tuple[np.ndarray, ...],
-    width: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """token, logprob, kept of rows without NaN or +inf; T is 0 in greedy rows."""
-    B = len(tile_max)
-    cut = np.where(T > 0, T * log_min_p, 0)
-    tau = np.maximum(top + cut, _LOWEST)
+    want: tuple[str, ...],
+) -> dict[str, np.ndarray]:
+    """token, and logprob and kept if wanted, of rows without NaN or +inf; T is 0 in greedy rows."""
+    B, width = len(tile_max), min(TILE, z.shape[1])
+    tau = np.maximum(tau, _LOWEST)
     rows, tiles = (tile_max >= tau[:, None]).nonzero()
-    token, logprob, kept = np.zeros(B, np.int64), np.zeros(B, np.float32), np.zeros(B, np.int32)
+    out = {"token": np.zeros(B, np.int64)}
+    measured = {"logprob": np.zeros(B, np.float32), "kept": np.zeros(B, np.int32)}
     for part in _whole_rows(rows):
         values = _tiles(z, rows[part], tiles[part], width)
         at, column = (values >= tau[rows[part], None]).nonzero()
@@ -78,43 +78,104 @@ def _draw(
         score = logit + T[row] * gumbel(*(n[row] for n in noise_of), ids)
         won = (score == np.maximum.reduceat(score, begin).repeat(count)).nonzero()[0]
         won = won[won.searchsorted(begin)]  # the first of a row: the lowest id
-        token[here] = ids[won]
+        out["token"][here] = ids[won]
         sampled = T[here] > 0
-        divisor = np.where(sampled, T[here], 1)
-        distance = (logit - top[here].repeat(count)) / divisor.repeat(count)
-        mass = np.add.reduceat(np.exp(distance), begin)
-        logprob[here] = np.where(sampled, distance[won] - np.log(mass), 0)
-        kept[here] = np.where(sampled, count, 1)
-    return token, logprob, kept
+        if "logprob" in want:
+            divisor = np.where(sampled, T[here], 1)
+            distance = (logit - top[here].repeat(count)) / divisor.repeat(count)
+            mass = np.add.reduceat(np.exp(distance), begin)
+            measured["logprob"][here] = np.where(sampled, distance[won] - np.log(mass), 0)
+        if "kept" in want:
+            measured["kept"][here] = np.where(sampled, count, 1)
+    return out | {name: measured[name] for name in measured if name in want}
+
+
+def _top_k_top_p(z: torch.Tensor, top: np.ndarray, T: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> np.ndarray:
+    """The lowest logit that top-k and top-p keep, `[B]`: the same value as `kernels.top_k_top_p`; −inf where all stay.
+
+    Top-p sorts only what can matter: all logits below `max z + T·ln((1 − top_p)/V)` together weigh at most 1 − top_p.
+    """
+    B, V = z.shape
+    floor = np.full(B, -np.inf, np.float32)
+    k = np.minimum(top_k, V)
+    if (k > 0).any():
+        largest = z.float().topk(int(k.max()), -1).values.cpu().numpy()
+        floor = np.where(k > 0, largest[np.arange(B), np.maximum(k, 1) - 1], floor)
+    for row in ((top_p < 1) & (top > -np.inf)).nonzero()[0]:
+        heat, p = max(float(T[row]), float(GREEDY_BELOW)), float(top_p[row])
+        weight = lambda x, m=top[row], heat=heat: np.exp((x.astype(np.float64) - m) / heat)  # noqa: E731
+        values = z[row].float().cpu().numpy()
+        values = values[values >= max(floor[row], _LOWEST)]
+        likely = np.sort(values[values >= top[row] + heat * np.log((1 - p) / V)])[::-1]
+        above = np.cumsum(weight(likely)) - weight(likely)  # Σ over what is larger, and over ties that stand before
+        floor[row] = likely[max(1, above.searchsorted(p * weight(values).sum())) - 1]
+    return floor
+
+
+def _row(value: torch.Tensor | float, B: int, dtype: type) -> np.ndarray:
+    """A `[B]` tensor or a number as `[B]`."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu().numpy().astype(dtype, copy=False)
+    return np.full(B, value, dtype)
+
+
+def _allow(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """−inf where the bit of an id is 0."""
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    bits = allowed[:, ids // 32] >> (ids % 32).int()
+    return logits.masked_fill((bits & 1) == 0, -float("inf"))
 
 
 def min_p_sample(
     logits: torch.Tensor,
-    temperature: torch.Tensor,
-    min_p: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
-    stream: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    temperature: torch.Tensor | float,
+    min_p: torch.Tensor | float,
+    seed: torch.Tensor | int,
+    position: torch.Tensor | int,
+    stream: torch.Tensor | int | None,
+    *,
+    top_k: torch.Tensor | int = 0,
+    top_p: torch.Tensor | float = 1.0,
+    allowed: torch.Tensor | None = None,
+    want: tuple[str, ...] = (),
+) -> dict[str, torch.Tensor]:
     """Same arguments, results and tokens as `kernels.min_p_sample.min_p_sample`."""
-    width = min(TILE, logits.shape[1])
+    B, width = len(logits), min(TILE, logits.shape[1])
+    if allowed is not None:
+        logits = _allow(logits, allowed)
     host = lambda t: t.cpu().numpy()  # noqa: E731
-    status = np.zeros(len(logits), np.int32)
+    status = np.zeros(B, np.int32)
     tile_max = host(_tile_maxima(logits, width).float())
     top = tile_max.max(1)
-    finite = top < np.inf  # a maximum hands NaN on, so other rows cost no second look
-    if not finite.all():
-        odd = torch.from_numpy(~finite)
+    well = top < np.inf  # a maximum hands NaN on, so other rows cost no second look
+    if not well.all():
+        odd = torch.from_numpy(~well).to(logits.device)
         z = logits[odd]
-        status[~finite] = host(z.isnan().any(-1).int() + 2 * z.isposinf().any(-1).int())
+        status[~well] = host(z.isnan().any(-1).int() + 2 * z.isposinf().any(-1).int())
         logits = logits.clone()
         logits[odd] = z.masked_fill(~(z < float("inf")), -float("inf"))
         tile_max = host(_tile_maxima(logits, width).float())
         top = tile_max.max(1)
-    T = host(temperature)
+    T = _row(temperature, B, np.float32)
     T = np.where(T < GREEDY_BELOW, np.float32(0), T)
+    stream = np.arange(B) if stream is None else _row(stream, B, np.int64)
+    noise_of = (_row(seed, B, np.int64), _row(position, B, np.int64), stream)
     with np.errstate(divide="ignore", invalid="ignore"):
-        noise_of = (host(seed), host(position), host(stream))
-        out = _draw(logits, tile_max, top, T, np.log(host(min_p)), noise_of, width)
+        tau = top + np.where(T > 0, T * np.log(_row(min_p, B, np.float32)), 0)
+        k, p = _row(top_k, B, np.int64), _row(top_p, B, np.float32)
+        if (k > 0).any() or (p < 1).any():
+            tau = np.maximum(tau, _top_k_top_p(logits, top, T, k, p))
+        out = _draw(logits, tile_max, top, T, tau, noise_of, want)
     status[top == -np.inf] += 4
-    return tuple(torch.from_numpy(a).to(logits.device) for a in (*out, status))
+    out["status"] = status
+    out = {name: torch.from_numpy(value).to(logits.device) for name, value in out.items()}
+    if "full_logprob" in want:
+        out["full_logprob"] = _full_logprob(logits, torch.from_numpy(T).to(logits.device), out["token"])
+    return out
+
+
+def _full_logprob(logits: torch.Tensor, T: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """ln softmax(z/T)_token; 0 in greedy rows and where nothing is finite."""
+    z = logits.float() / torch.where(T > 0, T, 1.0)[:, None]
+    log_p = z.gather(1, token[:, None])[:, 0] - z.logsumexp(-1)
+    return torch.where((T > 0) & log_p.isfinite(), log_p, 0.0)
