@@ -8,6 +8,7 @@ z + T·g has the order of z/T + g and needs no division; T = 0 (greedy) makes τ
                              tokens ≥ m + c, and the best of them (score, id, z) is kept. Elsewhere no noise is drawn.
     2. _finish  grid [B]     τ from all maxima; the best stored winner with z ≥ τ leads; a split is read again only if its
                              winner has z < τ and a score that reaches the leader's.
+    3. _measure grid [B]     if asked: how many tokens are ≥ τ, and ln p of the token among them; reads the splits that reach τ.
 
 What a split compares contains what is kept in the end, so a winner with z ≥ τ is the split's best kept token, and a split
 whose winner scores less than the leader cannot hold a better one: the token is that of the masked Gumbel-max, exactly.
@@ -123,9 +124,7 @@ def _finish(
     int_ptr,  # [2, B, S] i32
     token_ptr,  # [B] i64, written
     status_ptr,  # [B] i32, written
-    logprob_ptr,  # [B] fp32, written, or None, as the next two
-    full_logprob_ptr,  # [B] fp32
-    kept_ptr,  # [B] i32
+    full_logprob_ptr,  # [B] fp32, written, or None
     V,
     stride,
     words,
@@ -139,7 +138,6 @@ def _finish(
     stream_step,
     block: tl.constexpr,
     block_s: tl.constexpr,
-    measure: tl.constexpr,  # whether logprob or kept is asked for
 ):
     row = tl.program_id(0).to(tl.int64)
     T, c = temperature_and_cut(
@@ -185,28 +183,61 @@ def _finish(
     inf = tl.max(b_flag & 2, 0)
     tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
     tl.store(status_ptr + row, nan + inf + tl.where(alive, 0, 4))
-    sampled = alive & (T > 0)
-    heat = tl.maximum(T, GREEDY_BELOW)
-    distance = tl.where(sampled, logit - m, 0.0) / heat
     if full_logprob_ptr is not None:
+        sampled = alive & (T > 0)
+        heat = tl.maximum(T, GREEDY_BELOW)
         b_part = tl.load(p + 3 * plane, mask=m_s, other=0.0)
         mass = tl.sum(tl.where(b_max > -float("inf"), b_part * tl.exp((b_max - m) / heat), 0.0), 0)
-        tl.store(full_logprob_ptr + row, distance - tl.log(tl.where(sampled, mass, 1.0)))
-    if measure:
-        kept = 0
-        mass = 0.0
-        for k in range(0, S):
-            if (tl.load(float_ptr + row * S + k) >= tau) & sampled:
-                for tile in range(k * depth, tl.minimum((k + 1) * depth, tiles)):
-                    o_v, b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
-                    b_z = finite(b_z)
-                    b_in = (b_z >= tau) & (b_z > -float("inf"))
-                    kept += tl.sum(b_in.to(tl.int32), 0)
-                    mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / heat), 0.0), 0)
-        if logprob_ptr is not None:
-            tl.store(logprob_ptr + row, distance - tl.log(tl.where(sampled, mass, 1.0)))
-        if kept_ptr is not None:
-            tl.store(kept_ptr + row, tl.where(sampled, kept, alive.to(tl.int32)))
+        tl.store(full_logprob_ptr + row, tl.where(sampled, logit - m, 0.0) / heat - tl.log(tl.where(sampled, mass, 1.0)))
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def _measure(
+    z_ptr,  # [B, V]
+    allowed_ptr,  # [B, words] i32 bits, or None
+    floor_ptr,  # [B] fp32 or None
+    temperature_ptr,  # [B] fp32 or None
+    min_p_ptr,  # [B] fp32 or None
+    m_ptr,  # [B, S] fp32: the splits' maxima
+    token_ptr,  # [B] i64
+    logprob_ptr,  # [B] fp32, written
+    kept_ptr,  # [B] i32, written
+    V,
+    stride,
+    words,
+    S,
+    depth,
+    temperature,
+    min_p,
+    block: tl.constexpr,
+    block_s: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    T, c = temperature_and_cut(
+        row_value(temperature_ptr, temperature, row, tl.float32), row_value(min_p_ptr, min_p, row, tl.float32)
+    )
+    o_s = tl.arange(0, block_s)
+    m = tl.max(tl.load(m_ptr + row * S + o_s, mask=o_s < S, other=-float("inf")), 0)
+    tau = m + c
+    if floor_ptr is not None:
+        tau = tl.maximum(tau, tl.load(floor_ptr + row))
+    alive = m > -float("inf")
+    sampled = alive & (T > 0)
+    heat = tl.maximum(T, GREEDY_BELOW)
+    kept = 0
+    mass = 0.0
+    for split in range(0, S):
+        if (tl.load(m_ptr + row * S + split) >= tau) & sampled:
+            for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
+                _, b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
+                b_z = finite(b_z)
+                b_in = (b_z >= tau) & (b_z > -float("inf"))
+                kept += tl.sum(b_in.to(tl.int32), 0)
+                mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / heat), 0.0), 0)
+    logit = tl.load(z_ptr + row * stride + tl.load(token_ptr + row)).to(tl.float32)
+    logprob = tl.where(sampled, logit - m, 0.0) / heat - tl.log(tl.where(sampled, mass, 1.0))
+    tl.store(logprob_ptr + row, logprob)
+    tl.store(kept_ptr + row, tl.where(sampled, kept, alive.to(tl.int32)))
 
 
 def min_p_sample(
@@ -224,7 +255,7 @@ def min_p_sample(
     tile: int = TILE,
     splits: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Launches the two kernels (three with top-k or top-p).
+    """Launches the two kernels; one more for top-k and top-p, one more for logprob and kept.
 
     Args:
         logits: `[B, V]` bf16, fp16 or fp32, unit stride along V.
@@ -259,10 +290,14 @@ def min_p_sample(
     _scan[(B, S)](logits, allowed, *rows, floats, ints, *sizes, not truncated, "full_logprob" in want)
     options = {"allowed": allowed, "tile": tile}
     floor = top_k_top_p(logits, floats[0], depth, temperature, top_k, top_p, **options) if truncated else None
-    results = [out.get(name) for name in ("token", "status", "logprob", "full_logprob", "kept")]
     block_s = max(16, triton.next_power_of_2(S))
-    measure = "logprob" in want or "kept" in want
-    _finish[(B,)](logits, allowed, floor, *rows, floats, ints, *results, *sizes, block_s, measure)
+    results = out["token"], out["status"], out.get("full_logprob")
+    _finish[(B,)](logits, allowed, floor, *rows, floats, ints, *results, *sizes, block_s)
+    if "logprob" in want or "kept" in want:
+        measured = [out[name] if name in out else new(B, dtype=kinds.get(name, torch.float32)) for name in ("logprob", "kept")]
+        _measure[(B,)](
+            logits, allowed, floor, *rows[:2], floats, out["token"], *measured, *sizes[:5], *numbers[:2], tile, block_s
+        )
     return out
 
 
@@ -273,20 +308,20 @@ _SIZES = {
 }
 _DATA = {"z_ptr": "*bf16", "allowed_ptr": "*i32", **_ROWS, "float_ptr": "*fp32", "int_ptr": "*i32", **_SIZES}
 _OUT = {"token_ptr": "*i64", "status_ptr": "*i32"}
-_ASKED = {"logprob_ptr": "*fp32", "full_logprob_ptr": "*fp32", "kept_ptr": "*i32"}
-_NO_ROWS = dict.fromkeys(_ROWS)
+_FLOOR, _FULL = {"floor_ptr": "*fp32"}, {"full_logprob_ptr": "*fp32"}
+_MEASURED = {"token_ptr": "*i64", "logprob_ptr": "*fp32", "kept_ptr": "*i32", "m_ptr": "*fp32", **_FLOOR}
+_NO_ROWS = {"allowed_ptr": None, **dict.fromkeys(_ROWS)}
 
 
-def _without(signature: dict, *names: str) -> dict:
+def _without(signature: dict, names: dict) -> dict:
     return {name: kind for name, kind in signature.items() if name not in names}
 
 
-AOT = [  # the plain case: numbers for all rows, the token alone; then everything at once
-    (_scan, _without(_DATA, "allowed_ptr", *_ROWS),
-     {"allowed_ptr": None, **_NO_ROWS, "block": TILE, "draw": True, "whole_mass": False}, 4, 3),
+AOT = [  # the plain case, numbers for all rows and the token alone; then everything
+    (_scan, _without(_DATA, _NO_ROWS), {**_NO_ROWS, "block": TILE, "draw": True, "whole_mass": False}, 4, 3),
     (_scan, _DATA, {"block": TILE, "draw": True, "whole_mass": True}, 4, 3),
-    (_finish, _without({**_DATA, **_OUT}, "allowed_ptr", *_ROWS),
-     {"allowed_ptr": None, "floor_ptr": None, **_NO_ROWS, **dict.fromkeys(_ASKED), "block": TILE, "block_s": 256,
-      "measure": False}, 4, 3),
-    (_finish, {**_DATA, **_OUT, **_ASKED, "floor_ptr": "*fp32"}, {"block": TILE, "block_s": 256, "measure": True}, 4, 3),
+    (_finish, _without({**_DATA, **_OUT}, _NO_ROWS),
+     {**_NO_ROWS, "floor_ptr": None, "full_logprob_ptr": None, "block": TILE, "block_s": 256}, 4, 3),
+    (_finish, {**_DATA, **_OUT, **_FLOOR, **_FULL}, {"block": TILE, "block_s": 256}, 4, 3),
+    (_measure, {**_DATA, **_MEASURED}, {"block": TILE, "block_s": 256}, 4, 3),
 ]  # fmt: skip

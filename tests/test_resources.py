@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = {"logit_stats", "min_p_hinge", "min_p_sample", "temperature_head"}
+FAMILIES = {"logit_stats", "min_p_hinge", "min_p_sample", "temperature_head", "top_k_top_p"}
 # kernel, target → why it may spill. None does.
 EXCUSED: dict[tuple[str, str], str] = {}
 
@@ -68,6 +68,6 @@ def test_large_head_uses_the_matrix_unit(rows):
 
 def test_logits_are_read_in_wide_words(rows):
     """16 bytes a thread of 32 lanes, 8 of 64: 512 bytes a wave either way."""
-    for kernel in ("min_p_sample.tile_max", "logit_stats.logit_stats"):
+    for kernel in ("min_p_sample.scan", "logit_stats.logit_stats"):
         widths = {r["target"]: r["widest_load_bits"] for r in rows if r["kernel"] == kernel}
         assert widths == {"sm_80": 128, "sm_90": 128, "sm_100": 128, "gfx942": 64}
