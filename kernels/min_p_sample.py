@@ -27,13 +27,13 @@ from .top_k_top_p import top_k_top_p
 
 
 @triton.jit
-def _best(b_z, o_v, tau, T, seed, position, stream):
-    """Score, id and logit of the best token with z ≥ τ; −inf if there is none. Ties go to the lowest id."""
-    b_g = gumbel(seed, position.to(tl.int32), stream.to(tl.int32), o_v, SAMPLE_DOMAIN)
+def best_of_tile(b_z, tile, tau, T, seed, position, stream, block: tl.constexpr):
+    """Score, id and logit of a tile's best token with z ≥ τ; −inf if there is none. Ties go to the lowest id."""
+    o_g = tile * (block // 4) + tl.arange(0, block // 4)
+    b_g = gumbel(seed, position, stream, o_g, [block], SAMPLE_DOMAIN)
     b_score = tl.where((b_z >= tau) & (b_z > -float("inf")), b_z + T * b_g, -float("inf"))
     score, at = tl.max(b_score, 0, return_indices=True)
-    first = tl.min(o_v, 0)
-    return score, first + at, tl.max(tl.where(o_v == first + at, b_z, -float("inf")), 0)
+    return score, tile * block + at, tl.max(tl.where(tl.arange(0, block) == at, b_z, -float("inf")), 0)
 
 
 _NUMBERS = ["temperature", "min_p", "seed", "position", "stream", "stream_step", "S", "depth"]
@@ -80,7 +80,7 @@ def _scan(
     winner = 0
     flag = 0
     for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
-        o_v, b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
+        b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
         flag |= tl.max((b_z != b_z).to(tl.int32), 0) | (2 * tl.max((b_z == float("inf")).to(tl.int32), 0))
         b_z = finite(b_z)
         top = tl.max(b_z, 0)
@@ -92,7 +92,7 @@ def _scan(
         m = new
         if draw:
             if (top >= m + c) & (top > -float("inf")):
-                s, i, z = _best(b_z, o_v, m + c, T, key, place, lane)
+                s, i, z = best_of_tile(b_z, tile, m + c, T, key, place, lane, block)
                 if s > score:
                     score = s
                     winner = i
@@ -108,6 +108,48 @@ def _scan(
         tl.store(float_ptr + 3 * plane + o, mass)
     tl.store(int_ptr + o, winner)
     tl.store(int_ptr + plane + o, flag)
+
+
+@triton.jit
+def leader(float_ptr, int_ptr, floor_ptr, row, S, c, block_s: tl.constexpr):
+    """What a row's partials say before any second look.
+
+    Returns its maximum and τ; score, id and logit of the best winner with z ≥ τ; the scores of splits that reach τ but whose
+    winner does not (−inf elsewhere), `[block_s]`; the union of the flags.
+    """
+    plane = tl.num_programs(0).to(tl.int64) * S
+    o_s = tl.arange(0, block_s)
+    m_s = o_s < S
+    p = float_ptr + row * S + o_s
+    b_max = tl.load(p, mask=m_s, other=-float("inf"))
+    b_score = tl.load(p + plane, mask=m_s, other=-float("inf"))
+    b_logit = tl.load(p + 2 * plane, mask=m_s, other=-float("inf"))
+    b_id = tl.load(int_ptr + row * S + o_s, mask=m_s, other=0)
+    b_flag = tl.load(int_ptr + plane + row * S + o_s, mask=m_s, other=0)
+    m = tl.max(b_max, 0)
+    tau = m + c
+    if floor_ptr is not None:
+        tau = tl.maximum(tau, tl.load(floor_ptr + row))
+    b_valid = (b_logit >= tau) & (b_score > -float("inf")) & (b_score < float("inf"))
+    score, at = tl.max(tl.where(b_valid, b_score, -float("inf")), 0, return_indices=True)
+    winner = tl.sum(tl.where(o_s == at, b_id, 0), 0)
+    logit = tl.max(tl.where(o_s == at, b_logit, -float("inf")), 0)
+    b_open = tl.where(b_valid | (b_max < tau) | (b_max == -float("inf")), -float("inf"), b_score)
+    flag = tl.max(b_flag & 1, 0) + tl.max(b_flag & 2, 0)
+    return m, tau, score, winner, logit, b_open, flag
+
+
+@triton.jit
+def whole_logprob(float_ptr, row, S, m, T, logit, block_s: tl.constexpr):
+    """ln softmax(z/T) of a logit over the whole row; 0 in greedy and empty rows."""
+    o_s = tl.arange(0, block_s)
+    p = float_ptr + row * S + o_s
+    b_max = tl.load(p, mask=o_s < S, other=-float("inf"))
+    b_mass = tl.load(p + 3 * tl.num_programs(0).to(tl.int64) * S, mask=o_s < S, other=0.0)
+    heat = tl.maximum(T, GREEDY_BELOW)
+    mass = tl.sum(tl.where(b_max > -float("inf"), b_mass * tl.exp((b_max - m) / heat), 0.0), 0)
+    sampled = (m > -float("inf")) & (T > 0)
+    return tl.where(sampled, logit - m, 0.0) / heat - tl.log(tl.where(sampled, mass, 1.0))
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
@@ -146,49 +188,26 @@ def _finish(
     key = row_value(seed_ptr, seed, row, tl.int64)
     place = row_value(position_ptr, position, row, tl.int64)
     lane = row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
-    plane = tl.num_programs(0).to(tl.int64) * S
-    o_s = tl.arange(0, block_s)
-    m_s = o_s < S
-    p = float_ptr + row * S + o_s
-    b_max = tl.load(p, mask=m_s, other=-float("inf"))
-    b_score = tl.load(p + plane, mask=m_s, other=-float("inf"))
-    b_logit = tl.load(p + 2 * plane, mask=m_s, other=-float("inf"))
-    b_id = tl.load(int_ptr + row * S + o_s, mask=m_s, other=0)
-    b_flag = tl.load(int_ptr + plane + row * S + o_s, mask=m_s, other=0)
-    m = tl.max(b_max, 0)
-    tau = m + c
-    if floor_ptr is not None:
-        tau = tl.maximum(tau, tl.load(floor_ptr + row))
-    b_valid = (b_logit >= tau) & (b_score > -float("inf")) & (b_score < float("inf"))
-    score, at = tl.max(tl.where(b_valid, b_score, -float("inf")), 0, return_indices=True)
-    winner = tl.sum(tl.where(o_s == at, b_id, 0), 0)
-    logit = tl.max(tl.where(o_s == at, b_logit, -float("inf")), 0)
-    b_open = tl.where(b_valid | (b_max < tau) | (b_max == -float("inf")), -float("inf"), b_score)
+    m, tau, score, winner, logit, b_open, flag = leader(float_ptr, int_ptr, floor_ptr, row, S, c, block_s)
     claim, split = tl.max(b_open, 0, return_indices=True)
     tiles = tl.cdiv(V, block)
     while (claim >= score) & (claim > -float("inf")):
         for tile in range(split * depth, tl.minimum((split + 1) * depth, tiles)):
-            o_v, b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
+            b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
             b_z = finite(b_z)
             if tl.max(b_z, 0) >= tau:
-                s, i, z = _best(b_z, o_v, tau, T, key, place, lane)
+                s, i, z = best_of_tile(b_z, tile, tau, T, key, place, lane, block)
                 if (s > score) | ((s == score) & (i < winner)):
                     score = s
                     winner = i
                     logit = z
-        b_open = tl.where(o_s == split, -float("inf"), b_open)
+        b_open = tl.where(tl.arange(0, block_s) == split, -float("inf"), b_open)
         claim, split = tl.max(b_open, 0, return_indices=True)
     alive = m > -float("inf")
-    nan = tl.max(b_flag & 1, 0)
-    inf = tl.max(b_flag & 2, 0)
     tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
-    tl.store(status_ptr + row, nan + inf + tl.where(alive, 0, 4))
+    tl.store(status_ptr + row, flag + tl.where(alive, 0, 4))
     if full_logprob_ptr is not None:
-        sampled = alive & (T > 0)
-        heat = tl.maximum(T, GREEDY_BELOW)
-        b_part = tl.load(p + 3 * plane, mask=m_s, other=0.0)
-        mass = tl.sum(tl.where(b_max > -float("inf"), b_part * tl.exp((b_max - m) / heat), 0.0), 0)
-        tl.store(full_logprob_ptr + row, tl.where(sampled, logit - m, 0.0) / heat - tl.log(tl.where(sampled, mass, 1.0)))
+        tl.store(full_logprob_ptr + row, whole_logprob(float_ptr, row, S, m, T, logit, block_s))
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
@@ -229,7 +248,7 @@ def _measure(
     for split in range(0, S):
         if (tl.load(m_ptr + row * S + split) >= tau) & sampled:
             for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
-                _, b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
+                b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
                 b_z = finite(b_z)
                 b_in = (b_z >= tau) & (b_z > -float("inf"))
                 kept += tl.sum(b_in.to(tl.int32), 0)

@@ -23,13 +23,19 @@ def exponential(b_u):
 
 
 @triton.jit
-def gumbel(seed, position, stream, o_v, domain: tl.constexpr):
-    """Gumbel noise of token ids o_v [block] i32 in the row with this seed (i64), position and stream (i32). fp32 [block]."""
-    c0 = o_v // 4
-    zero = tl.zeros_like(c0)
-    r0, r1, r2, r3 = tl.philox(seed, c0, zero + position, zero + stream, zero + domain)
-    lane = o_v % 4
-    b_r = tl.where(lane == 0, r0, tl.where(lane == 1, r1, tl.where(lane == 2, r2, r3)))
+def gumbel(seed, position, stream, o_g, shape: tl.constexpr, domain: tl.constexpr):
+    """Gumbel noise of the token ids 4·o_g … 4·o_g + 3, in order: one Philox serves four.
+
+    Args:
+        seed (i64), position, stream (i64, of which 32 bits count): of the row, or one for each row as `[rows, 1]`.
+        o_g: `[…, block / 4]` i32.
+        shape: `[…, block]`, of the fp32 result.
+    """
+    zero = tl.zeros_like(o_g)
+    r0, r1, r2, r3 = tl.philox(
+        seed, o_g, zero + position.to(tl.int32), zero + stream.to(tl.int32), zero + domain
+    )  # join puts its arguments last: [[r0, r1], [r2, r3]] reads 0, 1, 2, 3
+    b_r = tl.reshape(tl.join(tl.join(r0, r2), tl.join(r1, r3)), shape)
     b_u = (b_r.to(tl.uint32, bitcast=True).to(tl.float32) + 0.5) * 2.3283064365386963e-10
     b_u = tl.minimum(b_u, 0.99999994)
     return -tl.log(exponential(b_u))

@@ -27,7 +27,7 @@ def temperature_and_cut(temperature, min_p):
 
 @triton.jit
 def load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block: tl.constexpr):
-    """Ids and fp32 logits of a tile; −inf beyond V and where the bit is 0. Full tiles load unmasked: wide for any V."""
+    """fp32 logits of a tile; −inf beyond V and where the bit is 0. Full tiles load unmasked: wide for any V."""
     o_v = tile * block + tl.arange(0, block)
     p_z = z_ptr + row * stride + o_v
     if (tile + 1) * block <= V:
@@ -37,7 +37,7 @@ def load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block: tl.constex
     if allowed_ptr is not None:
         b_word = tl.load(allowed_ptr + row * words + o_v // 32, mask=o_v < V, other=0)
         b_z = tl.where((b_word >> (o_v % 32)) & 1 == 1, b_z, -float("inf"))
-    return o_v, b_z
+    return b_z
 
 
 @triton.jit

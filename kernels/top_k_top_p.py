@@ -42,7 +42,7 @@ def _above(z_ptr, allowed_ptr, m_ptr, row, v, m, heat, V, stride, words, S, dept
     for split in range(0, S):
         if tl.load(m_ptr + row * S + split) >= v:
             for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
-                _, b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
+                b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
                 b_z = finite(b_z)
                 b_in = b_z > v if strict else b_z >= v
                 count += tl.sum(b_in.to(tl.int32), 0)
