@@ -98,20 +98,26 @@ def _seconds(work: Callable[[], object]) -> float:
 COMPILED = "torch.compile"  # the end of such variants' names
 
 
-def interleave(variants: dict[str, Callable[[], object]], *, samples: int = 20, warmup: int = 2) -> dict[str, dict[str, float]]:
+def interleave(
+    variants: dict[str, Callable[[], object]], *, samples: int = 20, warmup: int = 2, burst: int = 1
+) -> dict[str, dict[str, float]]:
     """Seconds of every variant: median and the 20th and 80th percentile of `samples`, taken in turn.
 
+    A turn is `burst` calls in a row, the last of which is timed: with 1, a variant finds the caches as the variant before
+    left them (on a GPU empty), with more as its own call before left them.
     Variants whose name ends in "torch.compile" take their turns after all others: on a CPU such code brings an OpenMP runtime
     of its own, whose threads spin for a while after each call and would double the time of whatever comes next.
     """
     compiled = {name: work for name, work in variants.items() if name.endswith(COMPILED)}
     others = {name: work for name, work in variants.items() if name not in compiled}
     if compiled and others:
-        return interleave(others, samples=samples, warmup=warmup) | interleave(compiled, samples=samples, warmup=warmup)
+        options = {"samples": samples, "warmup": warmup, "burst": burst}
+        return interleave(others, **options) | interleave(compiled, **options)
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(warmup + samples):
         for name, work in variants.items():
-            seconds = _seconds(work)
+            for _ in range(burst):
+                seconds = _seconds(work)
             if turn >= warmup:
                 times[name].append(seconds)
     quantile = lambda values, q: float(torch.tensor(values, dtype=torch.float64).quantile(q))  # noqa: E731

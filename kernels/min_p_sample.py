@@ -305,7 +305,7 @@ def min_p_sample(
     rows, numbers = zip(*map(row_or_number, (temperature, min_p, seed, position, stream)))
     words = 0 if allowed is None else allowed.stride(0)
     sizes = V, logits.stride(0), words, S, depth, *numbers, step, tile
-    truncated = not (isinstance(top_k, int) and top_k == 0 and isinstance(top_p, float) and top_p == 1)
+    truncated = isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1
     _scan[(B, S)](logits, allowed, *rows, floats, ints, *sizes, not truncated, "full_logprob" in want)
     options = {"allowed": allowed, "tile": tile}
     floor = top_k_top_p(logits, floats[0], depth, temperature, top_k, top_p, **options) if truncated else None

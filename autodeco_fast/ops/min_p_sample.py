@@ -23,6 +23,21 @@ class SampleOutput(NamedTuple):
     full_logprob: torch.Tensor | None = None  # [B] fp32, nats: the same, uncut
 
 
+def _run(
+    logits: torch.Tensor, floats: Sequence, ints: Sequence, allowed: torch.Tensor | None, want: tuple[str, ...], backend: str
+) -> dict[str, torch.Tensor]:
+    """Floats: temperature, min_p, top_p; ints: seed, position, stream (−1: the row), top_k. All `[B]` tensors or numbers."""
+    if backend == "triton":
+        from autodeco_fast.kernels.min_p_sample import min_p_sample
+    else:
+        min_p_sample = torch_backend.min_p_sample
+    temperature, min_p, top_p = floats
+    seed, position, stream, top_k = ints
+    stream = None if isinstance(stream, int) and stream == -1 else stream
+    options = {"top_k": top_k, "top_p": top_p, "allowed": allowed, "want": want}
+    return min_p_sample(logits, temperature, min_p, seed, position, stream, **options)
+
+
 @torch.library.custom_op("autodeco_fast::min_p_sample", mutates_args=())
 def _min_p_sample(
     logits: torch.Tensor,
@@ -33,43 +48,40 @@ def _min_p_sample(
     want: str,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows are temperature, min_p, top_p, then seed, position, stream, top_k: None where a number of `floats`, `ints` serves.
+    """`_run` for the tracer: `rows` are its floats, then its ints, None where the number in `floats` or `ints` serves.
 
-    Of the five results those not in `want` are empty. A stream of −1 is the row index.
+    Of the five results those not in `want` are empty.
     """
-    if backend == "triton":
-        from autodeco_fast.kernels.min_p_sample import min_p_sample
-    else:
-        min_p_sample = torch_backend.min_p_sample
-    temperature, min_p, top_p, seed, position, stream, top_k = (
-        number if row is None else row for row, number in zip(rows, (*floats, *ints))
-    )
-    stream = None if rows[5] is None and stream == -1 else stream
-    names = tuple(want.split())
-    options = {"top_k": top_k, "top_p": top_p, "allowed": allowed, "want": names}
-    out = min_p_sample(logits, temperature, min_p, seed, position, stream, **options)
+    values = [number if row is None else row for row, number in zip(rows, (*floats, *ints))]
+    out = _run(logits, values[:3], values[3:], allowed, tuple(want.split()), backend)
     return tuple(out[name] if name in out else logits.new_empty(0) for name in ("token", "status", *_EXTRA))
 
 
 @_min_p_sample.register_fake
 def _(logits, rows, floats, ints, allowed, want, backend):
-    B = logits.shape[0]
-    asked = want.split()
-    empty = lambda name, kind: logits.new_empty(B, dtype=kind) if name in asked else logits.new_empty(0)  # noqa: E731
-    new = lambda kind: logits.new_empty(B, dtype=kind)  # noqa: E731
-    return (
-        new(torch.int64),
-        new(torch.int32),
-        empty("logprob", torch.float32),
-        empty("kept", torch.int32),
-        empty("full_logprob", torch.float32),
+    kinds = {"token": torch.int64, "status": torch.int32, "kept": torch.int32}
+    filled = ("token", "status", *want.split())
+    return tuple(
+        logits.new_empty(logits.shape[0] if name in filled else 0, dtype=kinds.get(name, torch.float32))
+        for name in ("token", "status", *_EXTRA)
     )
 
 
-def _row(name: str, value: float | torch.Tensor, B: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-    """A tensor as `[B]` of this dtype; None for a number, which needs no tensor."""
+def _traced(logits, floats, ints, allowed, want, backend) -> dict[str, torch.Tensor]:
+    """`_run` through the registered op."""
+    values = [*floats, *ints]
+    rows = [value if isinstance(value, torch.Tensor) else None for value in values]
+    numbers = [0 if isinstance(value, torch.Tensor) else value for value in values]
+    token, status, *extra = _min_p_sample(
+        logits, rows, [float(n) for n in numbers[:3]], numbers[3:], allowed, " ".join(want), backend
+    )
+    return {"token": token, "status": status, **{n: value for n, value in zip(_EXTRA, extra) if n in want}}
+
+
+def _row(name: str, value: float | torch.Tensor, B: int, dtype: torch.dtype, device: torch.device) -> float | torch.Tensor:
+    """A tensor as `[B]` of this dtype; a number as it is."""
     if not isinstance(value, torch.Tensor):
-        return None
+        return value
     if value.shape == (B,) and value.dtype == dtype and value.device == device:
         return value.contiguous()
     if value.shape not in ((), (1,), (B,)):
@@ -164,21 +176,15 @@ def sample(
         stream = 0 if isinstance(seed, torch.Tensor) and seed.shape == (B,) else -1
     if not isinstance(seed, torch.Tensor):
         seed = (int(seed) + 2**63) % 2**64 - 2**63
-    floats = {"temperature": temperature, "min_p": min_p, "top_p": top_p}
-    ints = {"seed": seed, "position": position, "stream": stream, "top_k": top_k}
-    rows = [_row(name, value, B, torch.float32, device) for name, value in floats.items()]
-    rows += [_row(name, value, B, torch.int64, device) for name, value in ints.items()]
-    number = lambda value: 0 if isinstance(value, torch.Tensor) else value  # noqa: E731
-    asked = zip(_EXTRA, (return_logprob, return_kept, return_full_logprob))
-    want = [name for name, wanted in asked if wanted]
-    token, status, *extra = _min_p_sample(
-        logits,
-        rows,
-        [float(number(v)) for v in floats.values()],
-        [number(v) for v in ints.values()],
-        None if token_bitmask is None else token_bitmask.contiguous(),
-        " ".join(want),
-        resolve(backend, logits),
-    )
-    logprob, kept, full = (value if name in want else None for name, value in zip(_EXTRA, extra))
-    return SampleOutput(token, logprob, kept, status, full)
+    numbers = {"temperature": temperature, "min_p": min_p, "top_p": top_p}
+    integers = {"seed": seed, "position": position, "stream": stream, "top_k": top_k}
+    floats = [_row(name, value, B, torch.float32, device) for name, value in numbers.items()]
+    ints = [_row(name, value, B, torch.int64, device) for name, value in integers.items()]
+    allowed = None if token_bitmask is None else token_bitmask.contiguous()
+    want = tuple(name for name, asked in zip(_EXTRA, (return_logprob, return_kept, return_full_logprob)) if asked)
+    backend = resolve(backend, logits)
+    if torch.compiler.is_compiling() or type(logits) is not torch.Tensor:
+        out = _traced(logits, floats, ints, allowed, want, backend)
+    else:  # nothing to trace or differentiate: the dispatcher would cost as much as the draw
+        out = _run(logits.detach(), floats, ints, allowed, want, backend)
+    return SampleOutput(out["token"], out.get("logprob"), out.get("kept"), out["status"], out.get("full_logprob"))

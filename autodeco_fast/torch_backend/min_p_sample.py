@@ -162,8 +162,8 @@ def min_p_sample(
     noise_of = (_row(seed, B, np.int64), _row(position, B, np.int64), stream)
     with np.errstate(divide="ignore", invalid="ignore"):
         tau = top + np.where(T > 0, T * np.log(_row(min_p, B, np.float32)), 0)
-        k, p = _row(top_k, B, np.int64), _row(top_p, B, np.float32)
-        if (k > 0).any() or (p < 1).any():
+        if isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1:
+            k, p = _row(top_k, B, np.int64), _row(top_p, B, np.float32)
             tau = np.maximum(tau, _top_k_top_p(logits, top, T, k, p))
         out = _draw(logits, tile_max, top, T, tau, noise_of, want)
     status[top == -np.inf] += 4
