@@ -17,6 +17,10 @@ _HOME = {
     "min_p_hinge_loss": "losses",
     "SampleOutput": "ops.min_p_sample",
     "sample": "ops.min_p_sample",
+    "linear_sample": "ops.linear_sample",
+    "SamplePartial": "ops.partials",
+    "sample_partial": "ops.partials",
+    "merge_partials": "ops.partials",
     "Attachment": "generation",
     "attach": "generation",
 }

@@ -38,7 +38,7 @@ def kernels() -> list[tuple]:
 
 
 def _nvidia(cubin: bytes, ptx: str) -> dict:
-    """Registers, spills and shared memory from cuobjdump; the instruction family from the PTX."""
+    """Registers, spilled bytes a thread and shared memory from cuobjdump; the instruction family from the PTX."""
     tool = next(Path(triton.__file__).parent.rglob("cuobjdump*"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -52,13 +52,13 @@ def _nvidia(cubin: bytes, ptx: str) -> dict:
 
 
 def _amd(assembly: str) -> dict:
-    """The same from the metadata of the assembly."""
+    """The same from the metadata of the assembly. Scalars that spill into lanes of vector registers touch no memory."""
     find = lambda key: int(re.search(rf"\.{key}:\s*(\d+)", assembly).group(1))  # noqa: E731
     matrix = "mfma" if "v_mfma" in assembly else "-"
     loads = [int(w) for w in re.findall(r"(?:global|buffer)_load_dwordx(\d)", assembly)]
     return {
         "registers": find("vgpr_count"),
-        "spills": find("vgpr_spill_count") + find("sgpr_spill_count"),
+        "spills": find("private_segment_fixed_size"),
         "matrix": matrix,
         "widest_load_bits": 32 * max(loads, default=1),
     }

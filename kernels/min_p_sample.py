@@ -27,16 +27,16 @@ from .top_k_top_p import top_k_top_p
 
 
 @triton.jit
-def best_of_tile(b_z, tile, tau, T, seed, position, stream, block: tl.constexpr):
+def _best_of_tile(b_z, tile, first, tau, T, seed, position, stream, block: tl.constexpr):
     """Score, id and logit of a tile's best token with z ≥ τ; −inf if there is none. Ties go to the lowest id."""
-    o_g = tile * (block // 4) + tl.arange(0, block // 4)
+    o_g = first // 4 + tile * (block // 4) + tl.arange(0, block // 4)
     b_g = gumbel(seed, position, stream, o_g, [block], SAMPLE_DOMAIN)
     b_score = tl.where((b_z >= tau) & (b_z > -float("inf")), b_z + T * b_g, -float("inf"))
     score, at = tl.max(b_score, 0, return_indices=True)
-    return score, tile * block + at, tl.max(tl.where(tl.arange(0, block) == at, b_z, -float("inf")), 0)
+    return score, first + tile * block + at, tl.max(tl.where(tl.arange(0, block) == at, b_z, -float("inf")), 0)
 
 
-_NUMBERS = ["temperature", "min_p", "seed", "position", "stream", "stream_step", "S", "depth"]
+_NUMBERS = ["first", "temperature", "min_p", "seed", "position", "stream", "stream_step", "S", "depth"]
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
@@ -48,6 +48,7 @@ def _scan(
     seed_ptr,  # [B] i64
     position_ptr,  # [B] i64
     stream_ptr,  # [B] i64
+    known_ptr,  # [B] fp32: a lower bound of the row's maximum, or None
     float_ptr,  # [4, B, S] fp32, written: maximum, winner's score, winner's logit, Σ e^{(z − maximum)/T}
     int_ptr,  # [2, B, S] i32, written: winner's id; 1 NaN, 2 +inf
     V,
@@ -55,6 +56,7 @@ def _scan(
     words,
     S,
     depth,  # tiles a split
+    first,  # id of column 0, a multiple of 4
     temperature,
     min_p,
     seed,
@@ -74,6 +76,8 @@ def _scan(
     place = row_value(position_ptr, position, row, tl.int64)
     lane = row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
     m = -float("inf")
+    if known_ptr is not None:
+        m = tl.load(known_ptr + row)
     score = -float("inf")
     logit = -float("inf")
     mass = 0.0
@@ -92,7 +96,7 @@ def _scan(
         m = new
         if draw:
             if (top >= m + c) & (top > -float("inf")):
-                s, i, z = best_of_tile(b_z, tile, m + c, T, key, place, lane, block)
+                s, i, z = _best_of_tile(b_z, tile, first, m + c, T, key, place, lane, block)
                 if s > score:
                     score = s
                     winner = i
@@ -167,11 +171,13 @@ def _finish(
     token_ptr,  # [B] i64, written
     status_ptr,  # [B] i32, written
     full_logprob_ptr,  # [B] fp32, written, or None
+    partial_ptr,  # [3, B] fp32, written: maximum, score and logit of the winner; or None
     V,
     stride,
     words,
     S,
     depth,
+    first,
     temperature,
     min_p,
     seed,
@@ -196,7 +202,7 @@ def _finish(
             b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
             b_z = finite(b_z)
             if tl.max(b_z, 0) >= tau:
-                s, i, z = best_of_tile(b_z, tile, tau, T, key, place, lane, block)
+                s, i, z = _best_of_tile(b_z, tile, first, tau, T, key, place, lane, block)
                 if (s > score) | ((s == score) & (i < winner)):
                     score = s
                     winner = i
@@ -206,6 +212,11 @@ def _finish(
     alive = m > -float("inf")
     tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
     tl.store(status_ptr + row, flag + tl.where(alive, 0, 4))
+    if partial_ptr is not None:
+        B = tl.num_programs(0).to(tl.int64)
+        tl.store(partial_ptr + row, m)
+        tl.store(partial_ptr + B + row, score)
+        tl.store(partial_ptr + 2 * B + row, logit)
     if full_logprob_ptr is not None:
         tl.store(full_logprob_ptr + row, whole_logprob(float_ptr, row, S, m, T, logit, block_s))
 
@@ -270,6 +281,8 @@ def min_p_sample(
     top_k: torch.Tensor | int = 0,
     top_p: torch.Tensor | float = 1.0,
     allowed: torch.Tensor | None = None,
+    first: int = 0,
+    known: torch.Tensor | None = None,
     want: tuple[str, ...] = (),
     tile: int = TILE,
     splits: int | None = None,
@@ -283,12 +296,15 @@ def min_p_sample(
         top_k: `[B]` int64 or a number; 0 is off.
         top_p: `[B]` fp32 or a number; 1 is off.
         allowed: `[B, ⌈V/32⌉]` int32: bit i % 32 of word i // 32 allows id i.
-        want: names among logprob, full_logprob and kept.
+        first: id of column 0, a multiple of 4: the logits are a part of a vocabulary.
+        known: `[B]` fp32 maxima of the whole vocabulary, or lower bounds of them, that τ shall take into account.
+        want: names among logprob, full_logprob, kept and partial.
         tile: logits a program reads at once; neither it nor `splits` changes the result.
         splits: parts of a row; None chooses.
 
     Returns:
-        token `[B]` int64, status `[B]` int32, and what is wanted, fp32 `[B]` or int32 `[B]` (kept).
+        token `[B]` int64, status `[B]` int32, and what is wanted: fp32 `[B]`, int32 `[B]` (kept) or fp32 `[3, B]` (partial: the
+        maximum, and score and logit of the winner, −inf without one).
     """
     B, V = logits.shape
     S, depth = splits_of(B, V, tile)
@@ -297,39 +313,48 @@ def min_p_sample(
         S = triton.cdiv(triton.cdiv(V, tile), depth)
     new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=logits.device)  # noqa: E731
     kinds = {"token": torch.int64, "status": torch.int32, "kept": torch.int32}
-    out = {name: new(B, dtype=kinds.get(name, torch.float32)) for name in ("token", "status", *want)}
+    shapes = {"partial": (3, B)}
+    out = {name: new(*shapes.get(name, (B,)), dtype=kinds.get(name, torch.float32)) for name in ("token", "status", *want)}
     if B == 0:
         return out
     floats, ints = new(4, B, S, dtype=torch.float32), new(2, B, S, dtype=torch.int32)
     stream, step = (0, 1) if stream is None else (stream, 0)
     rows, numbers = zip(*map(row_or_number, (temperature, min_p, seed, position, stream)))
     words = 0 if allowed is None else allowed.stride(0)
-    sizes = V, logits.stride(0), words, S, depth, *numbers, step, tile
+    shape = V, logits.stride(0), words, S, depth
+    sizes = *shape, first, *numbers, step, tile
     truncated = isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1
-    _scan[(B, S)](logits, allowed, *rows, floats, ints, *sizes, not truncated, "full_logprob" in want)
+    _scan[(B, S)](logits, allowed, *rows, known, floats, ints, *sizes, not truncated, "full_logprob" in want)
     options = {"allowed": allowed, "tile": tile}
     floor = top_k_top_p(logits, floats[0], depth, temperature, top_k, top_p, **options) if truncated else None
     block_s = max(16, triton.next_power_of_2(S))
-    results = out["token"], out["status"], out.get("full_logprob")
+    results = out["token"], out["status"], out.get("full_logprob"), out.get("partial")
     _finish[(B,)](logits, allowed, floor, *rows, floats, ints, *results, *sizes, block_s)
     if "logprob" in want or "kept" in want:
         measured = [out[name] if name in out else new(B, dtype=kinds.get(name, torch.float32)) for name in ("logprob", "kept")]
-        _measure[(B,)](
-            logits, allowed, floor, *rows[:2], floats, out["token"], *measured, *sizes[:5], *numbers[:2], tile, block_s
-        )
+        _measure[(B,)](logits, allowed, floor, *rows[:2], floats, out["token"], *measured, *shape, *numbers[:2], tile, block_s)
     return out
 
 
 _ROWS = {"temperature_ptr": "*fp32", "min_p_ptr": "*fp32", "seed_ptr": "*i64", "position_ptr": "*i64", "stream_ptr": "*i64"}
 _SIZES = {
-    **dict.fromkeys(("V", "stride", "words", "S", "depth"), "i32"),
+    **dict.fromkeys(("V", "stride", "words", "S", "depth", "first"), "i32"),
     **{"temperature": "fp32", "min_p": "fp32", "seed": "i64", "position": "i64", "stream": "i64", "stream_step": "i32"},
 }
-_DATA = {"z_ptr": "*bf16", "allowed_ptr": "*i32", **_ROWS, "float_ptr": "*fp32", "int_ptr": "*i32", **_SIZES}
+_DATA = {
+    "z_ptr": "*bf16",
+    "allowed_ptr": "*i32",
+    **_ROWS,
+    "known_ptr": "*fp32",
+    "float_ptr": "*fp32",
+    "int_ptr": "*i32",
+    **_SIZES,
+}
 _OUT = {"token_ptr": "*i64", "status_ptr": "*i32"}
-_FLOOR, _FULL = {"floor_ptr": "*fp32"}, {"full_logprob_ptr": "*fp32"}
+_FLOOR, _FULL = {"floor_ptr": "*fp32"}, {"full_logprob_ptr": "*fp32", "partial_ptr": "*fp32"}
 _MEASURED = {"token_ptr": "*i64", "logprob_ptr": "*fp32", "kept_ptr": "*i32", "m_ptr": "*fp32", **_FLOOR}
 _NO_ROWS = {"allowed_ptr": None, **dict.fromkeys(_ROWS)}
+_NOTHING = {"floor_ptr": None, "full_logprob_ptr": None, "partial_ptr": None}
 
 
 def _without(signature: dict, names: dict) -> dict:
@@ -337,10 +362,11 @@ def _without(signature: dict, names: dict) -> dict:
 
 
 AOT = [  # the plain case, numbers for all rows and the token alone; then everything
-    (_scan, _without(_DATA, _NO_ROWS), {**_NO_ROWS, "block": TILE, "draw": True, "whole_mass": False}, 4, 3),
+    (_scan, _without(_DATA, {**_NO_ROWS, "known_ptr": None}),
+     {**_NO_ROWS, "known_ptr": None, "block": TILE, "draw": True, "whole_mass": False}, 4, 3),
     (_scan, _DATA, {"block": TILE, "draw": True, "whole_mass": True}, 4, 3),
     (_finish, _without({**_DATA, **_OUT}, _NO_ROWS),
-     {**_NO_ROWS, "floor_ptr": None, "full_logprob_ptr": None, "block": TILE, "block_s": 256}, 4, 3),
+     {**_NO_ROWS, **_NOTHING, "block": TILE, "block_s": 256}, 4, 3),
     (_finish, {**_DATA, **_OUT, **_FLOOR, **_FULL}, {"block": TILE, "block_s": 256}, 4, 3),
     (_measure, {**_DATA, **_MEASURED}, {"block": TILE, "block_s": 256}, 4, 3),
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autodeco_fast.ops import logit_stats, min_p_hinge, min_p_sample, temperature_head
+from autodeco_fast.ops import linear_sample, logit_stats, min_p_hinge, min_p_sample, temperature_head
 from tests.on_device import DEVICE
 
 
@@ -22,6 +22,10 @@ CASES = {
     "min_p_sample": (
         min_p_sample._min_p_sample,
         lambda: (rand(5, 40), [full(5, 0.7), *[None] * 6], [0.0, 0.1, 1.0], [7, 0, -1, 0], None, "logprob kept"),
+    ),
+    "linear_sample": (
+        linear_sample._linear_sample,
+        lambda: (rand(5, 8), rand(40, 8), None, 1.0, None, [full(5, 0.7), *[None] * 4], [0.0, 0.1], [7, 0, -1], True),
     ),
     "temperature_head": (
         temperature_head._head,

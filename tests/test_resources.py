@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = {"logit_stats", "min_p_hinge", "min_p_sample", "temperature_head", "top_k_top_p"}
+FAMILIES = {"linear_sample", "logit_stats", "min_p_hinge", "min_p_sample", "temperature_head", "top_k_top_p"}
 # kernel, target → why it may spill. None does.
 EXCUSED: dict[tuple[str, str], str] = {}
 
@@ -63,6 +63,12 @@ def test_a_spill_would_be_seen():
 def test_large_head_uses_the_matrix_unit(rows):
     wide = [r for r in rows if r["kernel"] == "temperature_head.head_partial" and "rows=64" in r["config"]]
     family = {r["target"]: r["matrix"] for r in wide}
+    assert family == {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
+
+
+def test_fused_product_uses_the_matrix_unit(rows):
+    tiles = [r for r in rows if r["kernel"] == "linear_sample.tiles" and "rows=64" in r["config"]]
+    family = {r["target"]: r["matrix"] for r in tiles}
     assert family == {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
 
 

@@ -33,9 +33,8 @@ def _run(
         min_p_sample = torch_backend.min_p_sample
     temperature, min_p, top_p = floats
     seed, position, stream, top_k = ints
-    stream = None if isinstance(stream, int) and stream == -1 else stream
     options = {"top_k": top_k, "top_p": top_p, "allowed": allowed, "want": want}
-    return min_p_sample(logits, temperature, min_p, seed, position, stream, **options)
+    return min_p_sample(logits, temperature, min_p, seed, position, row_index(stream), **options)
 
 
 @torch.library.custom_op("autodeco_fast::min_p_sample", mutates_args=())
@@ -52,7 +51,7 @@ def _min_p_sample(
 
     Of the five results those not in `want` are empty.
     """
-    values = [number if row is None else row for row, number in zip(rows, (*floats, *ints))]
+    values = joined(rows, (*floats, *ints))
     out = _run(logits, values[:3], values[3:], allowed, tuple(want.split()), backend)
     return tuple(out[name] if name in out else logits.new_empty(0) for name in ("token", "status", *_EXTRA))
 
@@ -69,9 +68,7 @@ def _(logits, rows, floats, ints, allowed, want, backend):
 
 def _traced(logits, floats, ints, allowed, want, backend) -> dict[str, torch.Tensor]:
     """`_run` through the registered op."""
-    values = [*floats, *ints]
-    rows = [value if isinstance(value, torch.Tensor) else None for value in values]
-    numbers = [0 if isinstance(value, torch.Tensor) else value for value in values]
+    rows, numbers = split([*floats, *ints])
     token, status, *extra = _min_p_sample(
         logits, rows, [float(n) for n in numbers[:3]], numbers[3:], allowed, " ".join(want), backend
     )
@@ -93,6 +90,59 @@ def _check_range(name: str, value: float | torch.Tensor | None, low: float, high
     """Numbers are checked here; tensors would need a host sync, so they are the caller's."""
     if isinstance(value, int | float) and not low <= value <= high:
         raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
+def parameters(
+    B: int, device: torch.device, temperature, min_p, top_p, seed, position, stream, top_k
+) -> tuple[list[float | torch.Tensor], list[int | torch.Tensor]]:
+    """Checked parameters, each a number or a `[B]` tensor: (temperature, min_p, top_p), (seed, position, stream, top_k).
+
+    A stream of −1 is the row index.
+
+    Raises:
+        ValueError: naming what is out of range or of another shape.
+    """
+    top_k, top_p = 0 if top_k is None else top_k, 1.0 if top_p is None else top_p
+    for name, value, low, high in (
+        ("temperature", temperature, 0.0, torch.finfo(torch.float32).max),
+        ("min_p", min_p, 0.0, 1.0),
+        ("top_p", top_p, torch.finfo(torch.float32).tiny, 1.0),
+        ("top_k", top_k, 0, 2**31 - 1),
+        ("position", position, 0, 2**32 - 1),
+        ("stream", stream, 0, 2**32 - 1),
+    ):
+        _check_range(name, value, low, high)
+    if stream is None:
+        stream = 0 if isinstance(seed, torch.Tensor) and seed.shape == (B,) else -1
+    if not isinstance(seed, torch.Tensor):
+        seed = (int(seed) + 2**63) % 2**64 - 2**63
+    floats = {"temperature": temperature, "min_p": min_p, "top_p": top_p}
+    ints = {"seed": seed, "position": position, "stream": stream, "top_k": top_k}
+    return (
+        [_row(name, value, B, torch.float32, device) for name, value in floats.items()],
+        [_row(name, value, B, torch.int64, device) for name, value in ints.items()],
+    )
+
+
+def row_index(stream: int | torch.Tensor) -> int | torch.Tensor | None:
+    """The stream as kernels take it: None for the row index."""
+    return None if isinstance(stream, int) and stream == -1 else stream
+
+
+def tracing(tensor: torch.Tensor) -> bool:
+    """Whether an op must go through the dispatcher: a compiler looks on, or the tensor is no plain one."""
+    return torch.compiler.is_compiling() or type(tensor) is not torch.Tensor
+
+
+def split(values: list[float | torch.Tensor]) -> tuple[list[torch.Tensor | None], list[float]]:
+    """Parameters as a schema takes them: tensors or None, and the numbers that serve where there is None."""
+    rows = [value if isinstance(value, torch.Tensor) else None for value in values]
+    return rows, [0 if isinstance(value, torch.Tensor) else value for value in values]
+
+
+def joined(rows: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> list[float | torch.Tensor]:
+    """The inverse of `split`."""
+    return [number if row is None else row for row, number in zip(rows, numbers)]
 
 
 def _check_logits(logits: torch.Tensor, vocab_size: int | None, token_bitmask: torch.Tensor | None) -> torch.Tensor:
@@ -161,29 +211,11 @@ def sample(
         ValueError: for shapes, dtypes or numbers outside the above. Values inside tensors are not checked.
     """
     logits = _check_logits(logits, vocab_size, token_bitmask)
-    B, device = logits.shape[0], logits.device
-    top_k, top_p = 0 if top_k is None else top_k, 1.0 if top_p is None else top_p
-    for name, value, low, high in (
-        ("temperature", temperature, 0.0, torch.finfo(torch.float32).max),
-        ("min_p", min_p, 0.0, 1.0),
-        ("top_p", top_p, torch.finfo(torch.float32).tiny, 1.0),
-        ("top_k", top_k, 0, 2**31 - 1),
-        ("position", position, 0, 2**32 - 1),
-        ("stream", stream, 0, 2**32 - 1),
-    ):
-        _check_range(name, value, low, high)
-    if stream is None:
-        stream = 0 if isinstance(seed, torch.Tensor) and seed.shape == (B,) else -1
-    if not isinstance(seed, torch.Tensor):
-        seed = (int(seed) + 2**63) % 2**64 - 2**63
-    numbers = {"temperature": temperature, "min_p": min_p, "top_p": top_p}
-    integers = {"seed": seed, "position": position, "stream": stream, "top_k": top_k}
-    floats = [_row(name, value, B, torch.float32, device) for name, value in numbers.items()]
-    ints = [_row(name, value, B, torch.int64, device) for name, value in integers.items()]
+    floats, ints = parameters(logits.shape[0], logits.device, temperature, min_p, top_p, seed, position, stream, top_k)
     allowed = None if token_bitmask is None else token_bitmask.contiguous()
     want = tuple(name for name, asked in zip(_EXTRA, (return_logprob, return_kept, return_full_logprob)) if asked)
     backend = resolve(backend, logits)
-    if torch.compiler.is_compiling() or type(logits) is not torch.Tensor:
+    if tracing(logits):
         out = _traced(logits, floats, ints, allowed, want, backend)
     else:  # nothing to trace or differentiate: the dispatcher would cost as much as the draw
         out = _run(logits.detach(), floats, ints, allowed, want, backend)

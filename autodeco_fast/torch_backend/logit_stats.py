@@ -75,7 +75,7 @@ class _Running:
         return self.max, self.argmax, self.tile_target, self.max + log_s, rank, entropy
 
 
-def _transform(x: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
+def transform(x: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
     """fp32 logits: scale, then softcap; in place where x is fp32 already."""
     z = x.float()
     if scale != 1.0:
@@ -109,9 +109,9 @@ def logit_stats(
     parts = []
     for rows in valid.split(block):
         y = target[rows]
-        running = _Running(y, _transform(logits[rows, y], logit_scale, softcap))
+        running = _Running(y, transform(logits[rows, y], logit_scale, softcap))
         for start in range(0, V, columns):
-            running.feed(_transform(logits[rows, start : start + columns], logit_scale, softcap), start, spare)
+            running.feed(transform(logits[rows, start : start + columns], logit_scale, softcap), start, spare)
         parts.append(running.results())
     return scatter(valid, parts, target.shape[0])
 
@@ -135,7 +135,7 @@ def token_stats(
     for rows in valid.split(tile_rows):
         h = hidden[rows]
         running = [
-            _Running(y, _transform(_target_product(h_block, weight, y, bias), logit_scale, softcap))
+            _Running(y, transform(_target_product(h_block, weight, y, bias), logit_scale, softcap))
             for h_block, y in zip(h.split(block), target[rows].split(block))
         ]
         for start in range(0, V, columns):
@@ -146,7 +146,7 @@ def token_stats(
             else:
                 torch.addmm(bias[start : start + columns], h, w.T, out=out)
             for one, x in zip(running, out.split(block)):
-                one.feed(_transform(x, logit_scale, softcap), start, spare)
+                one.feed(transform(x, logit_scale, softcap), start, spare)
         parts.extend(one.results() for one in running)
     return scatter(valid, parts, target.shape[0])
 

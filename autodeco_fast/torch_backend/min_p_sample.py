@@ -57,18 +57,20 @@ def _draw(
     T: np.ndarray,
     tau: np.ndarray,
     noise_of: tuple[np.ndarray, ...],
+    first: int,
     want: tuple[str, ...],
 ) -> dict[str, np.ndarray]:
-    """token, and logprob and kept if wanted, of rows without NaN or +inf; T is 0 in greedy rows."""
+    """token, and what is wanted of logprob, kept, score and logit, of rows without NaN or +inf; T is 0 in greedy rows."""
     B, width = len(tile_max), min(TILE, z.shape[1])
     tau = np.maximum(tau, _LOWEST)
     rows, tiles = (tile_max >= tau[:, None]).nonzero()
     out = {"token": np.zeros(B, np.int64)}
-    measured = {"logprob": np.zeros(B, np.float32), "kept": np.zeros(B, np.int32)}
+    kinds = {"logprob": (0, np.float32), "kept": (0, np.int32), "score": (-np.inf, np.float32), "logit": (-np.inf, np.float32)}
+    out |= {name: np.full(B, *kinds[name]) for name in kinds if name in want}
     for part in _whole_rows(rows):
         values = _tiles(z, rows[part], tiles[part], width)
         at, column = (values >= tau[rows[part], None]).nonzero()
-        row, ids, logit = rows[part][at], tiles[part][at] * width + column, values[at, column]
+        row, ids, logit = rows[part][at], tiles[part][at] * width + column + first, values[at, column]
         edge = np.empty(len(row) + 1, dtype=bool)
         edge[0] = edge[-1] = True
         np.not_equal(row[1:], row[:-1], out=edge[1:-1])  # survivors come row by row, ids ascending
@@ -84,10 +86,12 @@ def _draw(
             divisor = np.where(sampled, T[here], 1)
             distance = (logit - top[here].repeat(count)) / divisor.repeat(count)
             mass = np.add.reduceat(np.exp(distance), begin)
-            measured["logprob"][here] = np.where(sampled, distance[won] - np.log(mass), 0)
+            out["logprob"][here] = np.where(sampled, distance[won] - np.log(mass), 0)
         if "kept" in want:
-            measured["kept"][here] = np.where(sampled, count, 1)
-    return out | {name: measured[name] for name in measured if name in want}
+            out["kept"][here] = np.where(sampled, count, 1)
+        if "score" in want:
+            out["score"][here], out["logit"][here] = score[won], logit[won]
+    return out
 
 
 def _top_k_top_p(z: torch.Tensor, top: np.ndarray, T: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> np.ndarray:
@@ -137,6 +141,8 @@ def min_p_sample(
     top_k: torch.Tensor | int = 0,
     top_p: torch.Tensor | float = 1.0,
     allowed: torch.Tensor | None = None,
+    first: int = 0,
+    known: torch.Tensor | None = None,
     want: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
     """Same arguments, results and tokens as `kernels.min_p_sample.min_p_sample`."""
@@ -156,6 +162,9 @@ def min_p_sample(
         logits[odd] = z.masked_fill(~(z < float("inf")), -float("inf"))
         tile_max = host(_tile_maxima(logits, width).float())
         top = tile_max.max(1)
+    status[top == -np.inf] += 4
+    if known is not None:
+        top = np.maximum(top, host(known))
     T = _row(temperature, B, np.float32)
     T = np.where(T < GREEDY_BELOW, np.float32(0), T)
     stream = np.arange(B) if stream is None else _row(stream, B, np.int64)
@@ -165,12 +174,14 @@ def min_p_sample(
         if isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1:
             k, p = _row(top_k, B, np.int64), _row(top_p, B, np.float32)
             tau = np.maximum(tau, _top_k_top_p(logits, top, T, k, p))
-        out = _draw(logits, tile_max, top, T, tau, noise_of, want)
-    status[top == -np.inf] += 4
+        partial = ("score", "logit") if "partial" in want else ()
+        out = _draw(logits, tile_max, top, T, tau, noise_of, first, (*want, *partial))
     out["status"] = status
+    if partial:
+        out["partial"] = np.stack([top, out.pop("score"), out.pop("logit")])
     out = {name: torch.from_numpy(value).to(logits.device) for name, value in out.items()}
     if "full_logprob" in want:
-        out["full_logprob"] = _full_logprob(logits, torch.from_numpy(T).to(logits.device), out["token"])
+        out["full_logprob"] = _full_logprob(logits, torch.from_numpy(T).to(logits.device), out["token"] - first)
     return out
 
 

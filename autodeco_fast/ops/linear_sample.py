@@ -1,0 +1,141 @@
+"""`linear_sample`: hidden states to tokens, through the LM head, without its logits in memory."""
+
+from collections.abc import Sequence
+
+import torch
+
+from autodeco_fast.backends import resolve
+from autodeco_fast.ops.min_p_sample import SampleOutput, joined, parameters, row_index, sample, split, tracing
+from autodeco_fast.torch_backend import linear_sample as torch_backend
+
+FUSED_ROWS = 64  # rows up to which the Triton kernel is chosen; from byte counts, see `fused_pays`
+
+
+def fused_pays(rows: int, backend: str) -> bool:
+    """Whether the fused product is expected to beat a product by the vendor's library followed by `sample`.
+
+    The logits' trip to memory and back is 2·4·B·V bytes beside the 2·H·V of a bf16 weight, `4·B/H` of the whole; up to 64 rows
+    both products wait for the weight and the trip is what can be saved. Beyond, the vendor's product is the better one. Not
+    measured on a GPU. On a CPU the chunks stay in the caches at any B.
+    """
+    return backend == "torch" or rows <= FUSED_ROWS
+
+
+def _run(hidden, weight, bias, logit_scale, softcap, floats, ints, want, backend) -> dict[str, torch.Tensor]:
+    if backend == "triton":
+        from autodeco_fast.kernels.linear_sample import linear_sample as implementation
+    else:
+        implementation = torch_backend.linear_sample
+    temperature, min_p = floats
+    seed, position, stream = ints
+    noise = seed, position, row_index(stream)
+    return implementation(hidden, weight, bias, logit_scale, softcap, temperature, min_p, *noise, want=want)
+
+
+@torch.library.custom_op("autodeco_fast::linear_sample", mutates_args=())
+def _linear_sample(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    rows: Sequence[torch.Tensor | None],
+    floats: Sequence[float],
+    ints: Sequence[int],
+    full: bool,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """token, status, full_logprob (empty unless `full`); parameters as in `_min_p_sample`."""
+    values = joined(rows, (*floats, *ints))
+    want = ("full_logprob",) if full else ()
+    out = _run(hidden, weight, bias, logit_scale, softcap, values[:2], values[2:], want, backend)
+    return out["token"], out["status"], out["full_logprob"] if full else hidden.new_empty(0, dtype=torch.float32)
+
+
+@_linear_sample.register_fake
+def _(hidden, weight, bias, logit_scale, softcap, rows, floats, ints, full, backend):
+    B = hidden.shape[0]
+    new = lambda n, kind: hidden.new_empty(n, dtype=kind)  # noqa: E731
+    return new(B, torch.int64), new(B, torch.int32), new(B if full else 0, torch.float32)
+
+
+def _check(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> None:
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or not weight.shape[0]:
+        raise ValueError(
+            f"hidden and weight must be [B, H] and [V, H], got shapes {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    if hidden.dtype not in (torch.bfloat16, torch.float16, torch.float32) or weight.dtype != hidden.dtype:
+        raise ValueError(f"hidden and weight must both be bfloat16, float16 or float32, got {hidden.dtype} and {weight.dtype}")
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != hidden.dtype):
+        raise ValueError(f"bias must be [{weight.shape[0]}] {hidden.dtype}, got {tuple(bias.shape)} {bias.dtype}")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap must be None or positive, got {softcap}")
+
+
+@torch.no_grad()
+def linear_sample(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    temperature: float | torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    min_p: float | torch.Tensor = 0.0,
+    top_k: int | torch.Tensor | None = None,
+    top_p: float | torch.Tensor | None = None,
+    seed: int | torch.Tensor,
+    position: int | torch.Tensor = 0,
+    stream: int | torch.Tensor | None = None,
+    token_bitmask: torch.Tensor | None = None,
+    return_logprob: bool = False,
+    return_kept: bool = False,
+    return_full_logprob: bool = False,
+    fused: bool | None = None,
+    backend: str | None = None,
+) -> SampleOutput:
+    """`sample` of `z = softcap·tanh(logit_scale·(hidden @ weight.T + bias) / softcap)`, whose `[B, V]` are never in memory.
+
+    The draw is that of `sample` on the same logits. Triton takes them as the matrix unit leaves them, in fp32; the torch
+    backend rounds them to the dtype of `weight`, as a model does.
+
+    Args:
+        hidden: `[B, H]` what enters the output embedding, bf16, fp16 or fp32.
+        weight: `[V, H]` of the same dtype.
+        temperature, min_p, top_k, top_p, seed, position, stream, token_bitmask, return_…: as in `sample`.
+        bias: `[V]` or None.
+        logit_scale, softcap: in this order, after the bias.
+        fused: True never makes the logits; False makes them with a plain product and calls `sample`; None chooses: the plain
+            product for top-k, top-p, bitmasks, logprob and kept, and where `fused_pays` says so.
+        backend: None chooses; "triton" or "torch" forces.
+
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these, or `fused=True` with what needs the logits.
+    """
+    _check(hidden, weight, bias, softcap)
+    needs_logits = return_logprob or return_kept or any(x is not None for x in (top_k, top_p, token_bitmask))
+    if fused and needs_logits:
+        raise ValueError("fused must be None or False with top_k, top_p, token_bitmask, return_logprob or return_kept")
+    chosen = resolve(backend, hidden, weight)
+    if fused is None:
+        fused = not needs_logits and fused_pays(len(hidden), chosen)
+    if not fused:
+        z = torch.nn.functional.linear(hidden, weight, bias)
+        if logit_scale != 1.0 or softcap is not None:
+            z = z.float() * logit_scale
+            z = z if softcap is None else torch.tanh(z / softcap) * softcap
+        asked = dict(return_logprob=return_logprob, return_kept=return_kept, return_full_logprob=return_full_logprob)
+        cuts = dict(min_p=min_p, top_k=top_k, top_p=top_p, token_bitmask=token_bitmask)
+        return sample(z, temperature, **cuts, seed=seed, position=position, stream=stream, **asked, backend=backend)
+    floats, ints = parameters(len(hidden), hidden.device, temperature, min_p, None, seed, position, stream, None)
+    floats, ints = floats[:2], ints[:3]
+    hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
+    common = hidden, weight, bias, float(logit_scale), softcap
+    if tracing(hidden):
+        rows, numbers = split([*floats, *ints])
+        numbers = [float(n) for n in numbers[:2]], numbers[2:]
+        token, status, full = _linear_sample(*common, rows, *numbers, return_full_logprob, chosen)
+        return SampleOutput(token, None, None, status, full if return_full_logprob else None)
+    want = ("full_logprob",) if return_full_logprob else ()
+    out = _run(*common, floats, ints, want, chosen)
+    return SampleOutput(out["token"], None, None, out["status"], out.get("full_logprob"))

@@ -1,0 +1,299 @@
+"""Hidden states to tokens: the Min-P draw on the tiles of the LM head's product, whose logits never reach device memory.
+
+    z[b, v] = softcap·tanh(logit_scale·(Σ_h x[b, h]·w[v, h] + bias[v]) / softcap)
+    token[b] = argmax_v z + T·g   over   z ≥ max z + c,    c = T·ln p_min
+
+    1. _tiles   grid [⌈B/rows⌉, S]  products of x [B, H] and w [V, H], tile [rows, block] by tile through a split of V;
+                                    partials as in kernels/min_p_sample.py: maximum, best candidate (score, id, z)
+    2. _settle  grid [B]            merges a row's S partials; a split that might hold a better token is multiplied again,
+                                    in the same tiles and the same order along H: its logits are the same bit for bit
+
+fp32 operands are multiplied in fp32 (not TF32): a tie must not depend on the unit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .min_p_sample import leader, whole_logprob
+from .philox import SAMPLE_DOMAIN, gumbel
+from .rows import GREEDY_BELOW, finite, row_or_number, row_value, temperature_and_cut
+
+BLOCK, DEPTH_H, STAGES = 64, 64, 4  # wider tiles spill: noise is drawn for a whole tile at once
+SETTLE_STAGES = 2  # more spill on sm_80; warps stay those of _tiles, so that the product is the same
+PROGRAMS = 264  # two for each multiprocessor of an H100; more splits mean more first tiles, whose noise is always drawn
+
+
+@triton.jit
+def _logits(
+    x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
+    rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr,
+):  # fmt: skip
+    """fp32 logits `[rows, block]` of a tile; −inf beyond V. Always the same tile shape and order along H."""
+    o_v = tile * block + tl.arange(0, block)
+    o_h = tl.arange(0, step)
+    # Rows beyond the last are read as the last one and masked at the end; offsets inside a tile fit 32 bits.
+    p_x = x_ptr + tl.cast(row0, tl.int64) * x_stride + (tl.minimum(row0 + tl.arange(0, rows), B - 1) - row0)[:, None] * x_stride
+    p_w = w_ptr + tl.cast(tile * block, tl.int64) * w_stride + (tl.minimum(o_v, V - 1) - tile * block)[None, :] * w_stride
+    b_z = tl.zeros((rows, block), tl.float32)
+    for h in range(0, H, step):
+        m_h = h + o_h < H
+        b_x = tl.load(p_x + (h + o_h)[None, :], mask=m_h[None, :], other=0.0)
+        b_w = tl.load(p_w + (h + o_h)[:, None], mask=m_h[:, None], other=0.0)
+        b_z = tl.dot(b_x, b_w, b_z, input_precision="ieee")
+    if bias_ptr is not None:
+        b_z += tl.load(bias_ptr + o_v, mask=o_v < V, other=0.0).to(tl.float32)[None, :]
+    b_z *= scale
+    if softcap is not None:
+        b_y = tl.exp(-2.0 * tl.abs(b_z) / softcap)  # tanh without overflow
+        b_z = tl.where(b_z < 0, -softcap, softcap) * (1.0 - b_y) / (1.0 + b_y)
+    return tl.where((o_v < V)[None, :], b_z, -float("inf"))
+
+
+@triton.jit
+def _candidates(b_z, b_least, T, key, place, lane, tile, rows: tl.constexpr, block: tl.constexpr):
+    """Score, id and logit of the best token ≥ least in each row of a tile, `[rows]`; T … lane are `[rows]`."""
+    o_g = tile * (block // 4) + tl.arange(0, block // 4)
+    o_g = o_g[None, :] + tl.zeros((rows, 1), tl.int32)
+    b_g = gumbel(key[:, None], place[:, None], lane[:, None], o_g, [rows, block], SAMPLE_DOMAIN)
+    m_kept = (b_z >= b_least[:, None]) & (b_z > -float("inf"))
+    b_s, b_at = tl.max(tl.where(m_kept, b_z + T[:, None] * b_g, -float("inf")), 1, return_indices=True)
+    b_won = tl.max(tl.where(tl.arange(0, block)[None, :] == b_at[:, None], b_z, -float("inf")), 1)
+    return b_s, tile * block + b_at, b_won
+
+
+@triton.jit
+def _maximum(b_x, rows: tl.constexpr):
+    """Of `[rows]`. Doubled, because Triton 3.7 fails on a plain one here when it compiles for sm_100."""
+    return tl.max(tl.reshape(tl.join(b_x, b_x), [2 * rows]), 0)
+
+
+_NUMBERS = ["temperature", "min_p", "seed", "position", "stream", "stream_step", "S", "depth", "scale", "B"]
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def _tiles(
+    x_ptr,  # [B, H] any float, row stride x_stride
+    w_ptr,  # [V, H] of the same type, row stride w_stride
+    bias_ptr,  # [V] any float, or None
+    temperature_ptr,  # [B] fp32 or None, as the next four
+    min_p_ptr,  # [B] fp32
+    seed_ptr,  # [B] i64
+    position_ptr,  # [B] i64
+    stream_ptr,  # [B] i64
+    float_ptr,  # [4, B, S] fp32, written: maximum, winner's score, winner's logit, Σ e^{(z − maximum)/T}
+    int_ptr,  # [2, B, S] i32, written: winner's id; 1 NaN, 2 +inf
+    B,
+    V,
+    H,
+    x_stride,
+    w_stride,
+    S,
+    depth,  # tiles a split
+    scale,
+    softcap,
+    temperature,
+    min_p,
+    seed,
+    position,
+    stream,
+    stream_step,
+    rows: tl.constexpr,
+    block: tl.constexpr,
+    step: tl.constexpr,
+    whole_mass: tl.constexpr,
+):
+    row0 = tl.program_id(0) * rows
+    o_b = row0 + tl.arange(0, rows)
+    split = tl.program_id(1)
+    m_b = o_b < B
+    row = tl.minimum(o_b, B - 1).to(tl.int64)
+    zero = tl.zeros((rows,), tl.float32)
+    T, c = temperature_and_cut(
+        zero + row_value(temperature_ptr, temperature, row, tl.float32), zero + row_value(min_p_ptr, min_p, row, tl.float32)
+    )
+    key = zero.to(tl.int64) + row_value(seed_ptr, seed, row, tl.int64)
+    place = zero.to(tl.int64) + row_value(position_ptr, position, row, tl.int64)
+    lane = zero.to(tl.int64) + row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
+    heat = tl.maximum(T, GREEDY_BELOW)
+    b_max = zero - float("inf")
+    b_score = zero - float("inf")
+    b_logit = zero - float("inf")
+    b_mass = zero
+    b_id = zero.to(tl.int32)
+    b_flag = zero.to(tl.int32)
+    for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
+        b_z = _logits(
+            x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap, rows, block, step
+        )  # fmt: skip
+        b_flag |= tl.max((b_z != b_z).to(tl.int32), 1) | (2 * tl.max((b_z == float("inf")).to(tl.int32), 1))
+        b_z = finite(b_z)
+        b_top = tl.max(b_z, 1)
+        b_new = tl.maximum(b_max, b_top)
+        if whole_mass:
+            b_e = tl.where(b_z > -float("inf"), tl.exp((b_z - b_new[:, None]) / heat[:, None]), 0.0)
+            b_mass = tl.where(b_max > -float("inf"), b_mass * tl.exp((b_max - b_new) / heat), 0.0) + tl.sum(b_e, 1)
+        b_max = b_new
+        b_least = b_max + c
+        m_live = m_b & (b_top >= b_least) & (b_top > -float("inf"))
+        if _maximum(m_live.to(tl.int32), rows) > 0:
+            b_s, b_at, b_won = _candidates(b_z, b_least, T, key, place, lane, tile, rows, block)
+            m_better = m_live & (b_s > b_score)
+            b_score = tl.where(m_better, b_s, b_score)
+            b_id = tl.where(m_better, b_at, b_id)
+            b_logit = tl.where(m_better, b_won, b_logit)
+    plane = tl.cast(B, tl.int64) * S
+    o = row * S + split
+    tl.store(float_ptr + o, b_max, mask=m_b)
+    tl.store(float_ptr + plane + o, b_score, mask=m_b)
+    tl.store(float_ptr + 2 * plane + o, b_logit, mask=m_b)
+    if whole_mass:
+        tl.store(float_ptr + 3 * plane + o, b_mass, mask=m_b)
+    tl.store(int_ptr + o, b_id, mask=m_b)
+    tl.store(int_ptr + plane + o, b_flag, mask=m_b)
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def _settle(
+    x_ptr,  # [B, H]
+    w_ptr,  # [V, H]
+    bias_ptr,  # [V] or None
+    temperature_ptr,  # [B] fp32 or None, as the next four
+    min_p_ptr,
+    seed_ptr,
+    position_ptr,
+    stream_ptr,
+    float_ptr,  # [4, B, S] fp32
+    int_ptr,  # [2, B, S] i32
+    token_ptr,  # [B] i64, written
+    status_ptr,  # [B] i32, written
+    full_logprob_ptr,  # [B] fp32, written, or None
+    B,
+    V,
+    H,
+    x_stride,
+    w_stride,
+    S,
+    depth,
+    scale,
+    softcap,
+    temperature,
+    min_p,
+    seed,
+    position,
+    stream,
+    stream_step,
+    rows: tl.constexpr,
+    block: tl.constexpr,
+    step: tl.constexpr,
+    block_s: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    T, c = temperature_and_cut(
+        row_value(temperature_ptr, temperature, row, tl.float32), row_value(min_p_ptr, min_p, row, tl.float32)
+    )
+    key = row_value(seed_ptr, seed, row, tl.int64)
+    place = row_value(position_ptr, position, row, tl.int64)
+    lane = row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
+    m, tau, score, winner, logit, b_open, flag = leader(float_ptr, int_ptr, None, row, S, c, block_s)
+    claim, split = tl.max(b_open, 0, return_indices=True)
+    row0 = tl.program_id(0) // rows * rows
+    m_row = row0 + tl.arange(0, rows) == tl.program_id(0)
+    zero = tl.zeros((rows,), tl.float32)
+    whole = zero.to(tl.int64)
+    while (claim >= score) & (claim > -float("inf")):
+        for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
+            b_tile = finite(
+                _logits(x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap, rows, block, step)
+            )
+            b_s, b_at, b_won = _candidates(
+                b_tile, zero + tau, zero + T, key + whole, place + whole, lane + whole, tile, rows, block
+            )
+            s = _maximum(tl.where(m_row, b_s, -float("inf")), rows)
+            i = _maximum(tl.where(m_row, b_at, 0), rows)
+            if (s > score) | ((s == score) & (i < winner)):
+                score = s
+                winner = i
+                logit = _maximum(tl.where(m_row, b_won, -float("inf")), rows)
+        b_open = tl.where(tl.arange(0, block_s) == split, -float("inf"), b_open)
+        claim, split = tl.max(b_open, 0, return_indices=True)
+    alive = m > -float("inf")
+    tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
+    tl.store(status_ptr + row, flag + tl.where(alive, 0, 4))
+    if full_logprob_ptr is not None:
+        tl.store(full_logprob_ptr + row, whole_logprob(float_ptr, row, S, m, T, logit, block_s))
+
+
+def tile_shape(B: int) -> tuple[int, int]:
+    """Rows of a tile, 16 at least for the matrix unit and 64 at most; warps."""
+    rows = min(64, max(16, triton.next_power_of_2(B)))
+    return rows, 8 if rows == 64 else 4
+
+
+def linear_sample(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    temperature: torch.Tensor | float,
+    min_p: torch.Tensor | float,
+    seed: torch.Tensor | int,
+    position: torch.Tensor | int,
+    stream: torch.Tensor | int | None,
+    *,
+    want: tuple[str, ...] = (),
+    splits: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Launches the two kernels.
+
+    Args:
+        hidden: `[B, H]` bf16, fp16 or fp32, unit stride along H.
+        weight: `[V, H]` of the same dtype, unit stride along H.
+        bias: `[V]` or None.
+        temperature … stream: as in `kernels.min_p_sample.min_p_sample`.
+        want: full_logprob, or nothing.
+        splits: parts of V; None chooses. The result does not depend on it.
+
+    Returns:
+        token `[B]` int64, status `[B]` int32, and full_logprob `[B]` fp32 if wanted.
+    """
+    B, H = hidden.shape
+    V = weight.shape[0]
+    (rows, warps), tiles = tile_shape(B), triton.cdiv(V, BLOCK)
+    splits = min(tiles, splits or max(8, PROGRAMS // triton.cdiv(B, rows)))
+    depth = triton.cdiv(tiles, splits)
+    S = triton.cdiv(tiles, depth)
+    new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=hidden.device)  # noqa: E731
+    out = {"token": new(B, dtype=torch.int64), "status": new(B, dtype=torch.int32)}
+    if "full_logprob" in want:
+        out["full_logprob"] = new(B, dtype=torch.float32)
+    if B == 0:
+        return out
+    floats, ints = new(4, B, S, dtype=torch.float32), new(2, B, S, dtype=torch.int32)
+    stream, stream_step = (0, 1) if stream is None else (stream, 0)
+    params, numbers = zip(*map(row_or_number, (temperature, min_p, seed, position, stream)))
+    sizes = B, V, H, hidden.stride(0), weight.stride(0), S, depth, logit_scale, softcap, *numbers, stream_step
+    shape = rows, BLOCK, DEPTH_H
+    data = hidden, weight, bias, *params, floats, ints
+    _tiles[(triton.cdiv(B, rows), S)](*data, *sizes, *shape, "full_logprob" in want, num_warps=warps, num_stages=STAGES)
+    results = out["token"], out["status"], out.get("full_logprob")
+    block_s = max(16, triton.next_power_of_2(S))
+    _settle[(B,)](*data, *results, *sizes, *shape, block_s, num_warps=warps, num_stages=SETTLE_STAGES)
+    return out
+
+
+_ROWS = {"temperature_ptr": "*fp32", "min_p_ptr": "*fp32", "seed_ptr": "*i64", "position_ptr": "*i64", "stream_ptr": "*i64"}
+_DATA = {
+    **dict.fromkeys(("x_ptr", "w_ptr"), "*bf16"),
+    **_ROWS,
+    **{"float_ptr": "*fp32", "int_ptr": "*i32", "token_ptr": "*i64", "status_ptr": "*i32"},
+    **dict.fromkeys(("B", "V", "H", "x_stride", "w_stride", "S", "depth"), "i32"),
+    **{"scale": "fp32", "temperature": "fp32", "min_p": "fp32", "seed": "i64", "position": "i64", "stream": "i64"},
+    "stream_step": "i32",
+}
+_PLAIN = {"bias_ptr": None, "softcap": None, "block": BLOCK, "step": DEPTH_H}
+AOT = [
+    *((_tiles, _DATA, {**_PLAIN, "rows": tile_shape(B)[0], "whole_mass": False}, tile_shape(B)[1], STAGES) for B in (1, 64)),
+    (_settle, _DATA, {**_PLAIN, "full_logprob_ptr": None, "rows": 64, "block_s": 512}, 8, SETTLE_STAGES),
+]
