@@ -7,14 +7,15 @@ from autodeco_fast.checkpoint import atomic_write
 _HEAD, _FIXED, _ORACLE = "#c2410c", "#475569", "#0f766e"
 
 
-def _cost(axes, rows: dict, fixed: tuple, gravities: tuple, measure: str, label: str) -> None:
-    """Coverage of every policy against one measure."""
+def _cost(axes, rows: dict, fixed: tuple, gravities: tuple, measure: str, label: str, names: str) -> None:
+    """Coverage of every policy against one measure; `names` is the side of the dots on which λ stands."""
     line = [rows[f"fixed {T:.1f}"] for T in fixed]
     axes.plot([r[measure] for r in line], [r["coverage"] for r in line], "o-", ms=3, color=_FIXED, label="fixed T")
     dots = [rows[f"head λ={g}"] for g in gravities]
     axes.plot([r[measure] for r in dots], [r["coverage"] for r in dots], "D-", ms=6, color=_HEAD, label="head")
     for gravity, r in zip(gravities, dots):
-        axes.annotate(f"λ={gravity}", (r[measure], r["coverage"]), textcoords="offset points", xytext=(8, -4), fontsize=8)
+        place = {"xytext": (8, -4), "ha": "left"} if names == "right" else {"xytext": (-8, 3), "ha": "right"}
+        axes.annotate(f"λ={gravity}", (r[measure], r["coverage"]), textcoords="offset points", fontsize=8, **place)
     oracle = rows["oracle T*"]
     axes.plot(oracle[measure], oracle["coverage"], "*", ms=13, color=_ORACLE, label="oracle T*")
     axes.set_xlabel(label)
@@ -36,8 +37,8 @@ def draw(path: Path, rows: dict, curve: list, fixed: tuple, gravities: tuple) ->
     figure = Figure(figsize=(14, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
-    _cost(left, rows, fixed, gravities, "temperature", "mean temperature")
-    _cost(middle, rows, fixed, gravities, "kept", "mean tokens inside the Min-P cut")
+    _cost(left, rows, fixed, gravities, "temperature", "mean temperature", "left")
+    _cost(middle, rows, fixed, gravities, "kept", "mean tokens inside the Min-P cut", "right")
     middle.set_xscale("log")
     gap, predicted, required = zip(*curve)
     right.plot(gap, required, "s--", ms=4, color=_FIXED, label="required T*")
