@@ -29,6 +29,7 @@ class Gate(threading.local):
 
     def __init__(self):
         self.open = False
+        self.linear = False  # whether the output embedding hands its input on, for the sampler to multiply
         self.call: Call | None = None
         self.pending: list[torch.Tensor] = []  # T on its way from the output embedding to the end of the same forward
 
@@ -38,8 +39,17 @@ class Gate(threading.local):
         try:
             yield call
         finally:
-            self.open, self.call = False, None
+            self.open, self.linear, self.call = False, False, None
             self.pending.clear()
+
+    @contextmanager
+    def paused(self):
+        """Closed for a while."""
+        self.open = False
+        try:
+            yield
+        finally:
+            self.open = True
 
 
 def predicted(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -63,7 +73,7 @@ def install(model: nn.Module, embedding: nn.Module, head: nn.Module, gate: Gate,
     """
 
     def scale(_, args, kwargs, logits):
-        if not gate.open:
+        if not gate.open or gate.linear:
             return None
         return logits.float() / predicted(head, _hidden(args, kwargs)).to(logits.device)
 

@@ -5,9 +5,10 @@ Two mechanisms, both without state between steps:
 * **Scaling.** A hook divides the logits by `T(h)`, `h` being what enters the output embedding, in fp32 and before every
   other logits processor. It acts inside `generate` of the attached model only: a plain forward, with or without labels,
   returns the model's own logits.
-* **The fused sampler.** The model's class is switched to a subclass whose `_sample` appends `autodeco_fast.sample` as
-  the last logits processor. Scaled logits at temperature 1 with Min-P are the logits at T with Min-P, and its noise
-  depends on (seed, position, row) alone.
+* **The fused sampler.** The model's class is switched to a subclass whose `_sample` appends our draw as the last logits
+  processor. Where it is the only one and the logits are a plain product, the output embedding hands its input on and
+  `linear_sample` draws from that: no logits are made. Elsewhere `sample` draws from scaled logits: at temperature 1 with
+  Min-P they are the logits at T with Min-P. Its noise depends on (seed, position, row) alone.
 
 Whatever the fused sampler cannot serve (scores or logits asked for, speculative decoding, watermarks, top-k and the
 like set in the call) runs on scaled logits with transformers' own sampling step. Whatever neither can serve raises.
@@ -21,6 +22,7 @@ from torch import nn
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from autodeco_fast._generation_hooks import Call, Gate, install
+from autodeco_fast._generation_linear import LinearHead
 from autodeco_fast._generation_settings import plan
 from autodeco_fast.ops.min_p_sample import sample
 
@@ -28,11 +30,13 @@ from autodeco_fast.ops.min_p_sample import sample
 class _FusedDraw(LogitsProcessor):
     """Last in the list: draws the token and leaves its row one-hot, so that the argmax that follows takes it."""
 
-    def __init__(self, call: Call, start: int | torch.Tensor, length: int):
-        self.call, self.start, self.length = call, start, length
+    def __init__(self, call: Call, linear: LinearHead, start: int | torch.Tensor, length: int):
+        self.call, self.linear, self.start, self.length = call, linear, start, length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         position = self.start + (input_ids.shape[1] - self.length)
+        if self.linear.gate.linear:
+            return self.linear.draw(scores, self.call, position)
         token = sample(scores, 1.0, min_p=self.call.min_p, seed=self.call.seed, position=position).token
         return scores.fill_(float("-inf")).scatter_(1, token[:, None], 0.0)
 
@@ -64,7 +68,8 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         if call is not None and call.fused:
             call.sampled = True
             start = _first_position(input_ids, kwargs.get("attention_mask"))
-            draw = _FusedDraw(call, start, input_ids.shape[1])
+            attachment.gate.linear = not logits_processor and attachment.linear.usable(input_ids)
+            draw = _FusedDraw(call, attachment.linear, start, input_ids.shape[1])
             logits_processor = LogitsProcessorList([*logits_processor, draw])
             generation_config = copy.copy(generation_config)
             generation_config.do_sample = False
@@ -97,6 +102,8 @@ class Attachment:
             head.to(device)
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self._handles = install(model, self.embedding, head, self.gate, at_end=bool(softcap))
+        self.linear = LinearHead(model, self.embedding, head, self.gate)
+        self._handles.append(self.linear)
         self._base = type(model)
         self._switch_class(_attached_class(self._base, self))
         # Set, so that pipelines do not add a temperature of their own.

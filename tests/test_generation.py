@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 from scipy.stats import chi2
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from autodeco_fast import TemperatureHead, attach
+from autodeco_fast.torch_backend import linear_sample as chunked
 from tests.tiny_models import (
     NAMES,
     VOCAB,
@@ -255,3 +257,52 @@ def test_errors_inside_the_block_detach():
     with pytest.raises(ZeroDivisionError), attach(model, tiny_head(model)):
         _ = 1 / 0
     assert type(model) is cls
+
+
+class Allocations(TorchDispatchMode):
+    """The largest tensor of V columns that is stored."""
+
+    def __init__(self, V: int):
+        super().__init__()
+        self.V, self.rows = V, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for o in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(o, torch.Tensor) and o.dim() and o.shape[-1] == self.V:
+                self.rows = max(self.rows, o.untyped_storage().nbytes() // o.element_size() // self.V)
+        return out
+
+
+def test_no_logits_in_the_decode_loop(monkeypatch):
+    """With the fused sampler alone in charge, no `[B, V]` tensor is ever stored; with a processor there is."""
+    monkeypatch.setattr(chunked, "CHUNK", 0)
+    monkeypatch.setattr(chunked, "COLUMNS", 40)  # of 96
+    model, ids = tiny_model("llama"), prompts()
+    with attach(model, tiny_head(model)) as attachment, Allocations(VOCAB) as seen:
+        model.generate(ids, max_new_tokens=2, seed=0)  # the first call tries the model once
+        seen.rows = 0
+        model.generate(ids, max_new_tokens=5, seed=0)
+        assert attachment.linear._usable
+        assert seen.rows == 0
+        model.generate(ids, max_new_tokens=5, seed=0, repetition_penalty=1.1)
+        assert seen.rows >= len(ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_draw_is_the_same_with_and_without_logits(name, monkeypatch):
+    """Token by token, but for near-ties: the same noise on the same logits."""
+    model, ids = tiny_model(name), prompts()
+    with attach(model, tiny_head(model)) as attachment:
+        without = model.generate(ids, max_new_tokens=12, seed=3)
+        assert bool(attachment.linear._usable) == (name in ("llama", "qwen3", "gpt2"))
+        monkeypatch.setattr(type(attachment.linear), "usable", lambda *a: False)
+        assert torch.equal(without, model.generate(ids, max_new_tokens=12, seed=3))
+
+
+def test_someone_elses_hook_sees_logits():
+    model, ids = tiny_model("llama"), prompts()
+    widths = set()
+    with attach(model, tiny_head(model)), model.lm_head.register_forward_hook(lambda *a: widths.add(a[2].shape[-1])):
+        model.generate(ids, max_new_tokens=3, seed=0)
+    assert widths == {VOCAB}

@@ -71,6 +71,10 @@ def test_compiled_forward(name):
         with attachment.gate.entered(None):
             scaled = compiled(ids, use_cache=False).logits
         assert torch.equal(compiled(ids, use_cache=False).logits, plain)
+        with attachment.gate.entered(None):
+            attachment.gate.linear = True
+            handed = compiled(ids, use_cache=False).logits
+        assert handed.shape[-1] == head.hidden_size
     _, T = logits_and_temperature(model, head, ids)
     torch.testing.assert_close(scaled[:, -1], (plain[:, -1] / T[:, None]).float(), rtol=2e-5, atol=1e-6)
     with attach(model, tiny_head(model, seed=9)) as attachment, attachment.gate.entered(None):
