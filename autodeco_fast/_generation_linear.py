@@ -5,11 +5,16 @@ between (a softcap, a logit scale, a slice, a hook of someone else's) is found b
 stay on the path with logits.
 """
 
+from threading import get_ident
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import nn
 
 from autodeco_fast._generation_hooks import Call, Gate
 from autodeco_fast.ops.linear_sample import linear_sample
+
+_HANDS_THROUGH: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # models already tried
 
 
 class _Chosen(torch.Tensor):
@@ -33,7 +38,6 @@ class LinearHead:
 
     def __init__(self, model: nn.Module, embedding: nn.Module, head: nn.Module, gate: Gate):
         self.model, self.embedding, self.head, self.gate = model, embedding, head, gate
-        self._usable: bool | None = None
         self._own = embedding.__dict__.get("forward")  # set by accelerate, say
         original = embedding.forward
 
@@ -51,20 +55,25 @@ class LinearHead:
             self.embedding.forward = self._own
 
     def usable(self, input_ids: torch.Tensor) -> bool:
-        """Whether this model's logits are its output embedding's product and nothing else; asked once, then remembered."""
+        """Whether this model's logits are its output embedding's product and nothing else; tried once for every model."""
         plain = type(self.embedding) is nn.Linear and type(self.embedding.weight) is nn.Parameter
         floating = self.embedding.weight.dtype in (torch.bfloat16, torch.float16, torch.float32)
         alone = len(self.embedding._forward_hooks) == 1 and not self.embedding._forward_pre_hooks
         if not (plain and floating and alone) or self.embedding.weight.is_meta:
             return False
-        if self._usable is None:
-            self._usable = self._hands_through(input_ids[:1, :1])
-        return self._usable
+        if self.model not in _HANDS_THROUGH:
+            _HANDS_THROUGH[self.model] = self._hands_through(input_ids[:1, :1])
+        return _HANDS_THROUGH[self.model]
 
     @torch.no_grad()
     def _hands_through(self, ids: torch.Tensor) -> bool:
-        caught = []
-        handle = self.embedding.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        caught, me = [], get_ident()
+
+        def catch(_, args):
+            if get_ident() == me:  # another thread may be using the model
+                caught.append(args[0])
+
+        handle = self.embedding.register_forward_pre_hook(catch)
         try:
             with self.gate.paused():
                 logits = self.model(input_ids=ids, use_cache=False).logits
