@@ -27,7 +27,7 @@ PROGRAMS = 264  # two for each multiprocessor of an H100; more splits mean more 
 @triton.jit
 def _logits(
     x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
-    rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr,
+    rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, upcast: tl.constexpr,
 ):  # fmt: skip
     """fp32 logits `[rows, block]` of a tile; −inf beyond V. Always the same tile shape and order along H."""
     o_v = tile * block + tl.arange(0, block)
@@ -40,6 +40,8 @@ def _logits(
         m_h = h + o_h < H
         b_x = tl.load(p_x + (h + o_h)[None, :], mask=m_h[None, :], other=0.0)
         b_w = tl.load(p_w + (h + o_h)[:, None], mask=m_h[:, None], other=0.0)
+        if upcast:  # Triton's interpreter would multiply the bit patterns of bf16
+            b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
         b_z = tl.dot(b_x, b_w, b_z, input_precision="ieee")
     if bias_ptr is not None:
         b_z += tl.load(bias_ptr + o_v, mask=o_v < V, other=0.0).to(tl.float32)[None, :]
@@ -101,6 +103,7 @@ def _tiles(
     rows: tl.constexpr,
     block: tl.constexpr,
     step: tl.constexpr,
+    upcast: tl.constexpr,
     whole_mass: tl.constexpr,
 ):
     row0 = tl.program_id(0) * rows
@@ -124,7 +127,7 @@ def _tiles(
     b_flag = zero.to(tl.int32)
     for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
         b_z = _logits(
-            x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap, rows, block, step
+            x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap, rows, block, step, upcast
         )  # fmt: skip
         b_flag |= tl.max((b_z != b_z).to(tl.int32), 1) | (2 * tl.max((b_z == float("inf")).to(tl.int32), 1))
         b_z = finite(b_z)
@@ -186,6 +189,7 @@ def _settle(
     rows: tl.constexpr,
     block: tl.constexpr,
     step: tl.constexpr,
+    upcast: tl.constexpr,
     block_s: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -204,7 +208,9 @@ def _settle(
     while (claim >= score) & (claim > -float("inf")):
         for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
             b_tile = finite(
-                _logits(x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap, rows, block, step)
+                _logits(
+                    x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap, rows, block, step, upcast
+                )
             )
             b_s, b_at, b_won = _candidates(
                 b_tile, zero + tau, zero + T, key + whole, place + whole, lane + whole, tile, rows, block
@@ -274,7 +280,7 @@ def linear_sample(
     stream, stream_step = (0, 1) if stream is None else (stream, 0)
     params, numbers = zip(*map(row_or_number, (temperature, min_p, seed, position, stream)))
     sizes = B, V, H, hidden.stride(0), weight.stride(0), S, depth, logit_scale, softcap, *numbers, stream_step
-    shape = rows, BLOCK, DEPTH_H
+    shape = rows, BLOCK, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda
     data = hidden, weight, bias, *params, floats, ints
     _tiles[(triton.cdiv(B, rows), S)](*data, *sizes, *shape, "full_logprob" in want, num_warps=warps, num_stages=STAGES)
     results = out["token"], out["status"], out.get("full_logprob")
@@ -292,7 +298,7 @@ _DATA = {
     **{"scale": "fp32", "temperature": "fp32", "min_p": "fp32", "seed": "i64", "position": "i64", "stream": "i64"},
     "stream_step": "i32",
 }
-_PLAIN = {"bias_ptr": None, "softcap": None, "block": BLOCK, "step": DEPTH_H}
+_PLAIN = {"bias_ptr": None, "softcap": None, "block": BLOCK, "step": DEPTH_H, "upcast": False}
 AOT = [
     *((_tiles, _DATA, {**_PLAIN, "rows": tile_shape(B)[0], "whole_mass": False}, tile_shape(B)[1], STAGES) for B in (1, 64)),
     (_settle, _DATA, {**_PLAIN, "full_logprob_ptr": None, "rows": 64, "block_s": 512}, 8, SETTLE_STAGES),

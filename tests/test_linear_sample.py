@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import autodeco_fast
+from autodeco_fast.kernels.linear_sample import _logits as kernel_logits
 from tests.on_device import DEVICE, on_device, sample
 from tests.test_min_p_sample import reference
 
@@ -39,6 +42,18 @@ def test_token_for_token(B, H, V, transform, min_p, backend):
     assert out.logprob is out.kept is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, backend):
+    """Drawn tokens are kept by the exact logits, up to their rounding; greedy rows take a maximum."""
+    h, w, _ = case(12, 48, 300, dtype)
+    T = torch.tensor([0.0, 0.7, 1.0, 2.0]).repeat(3)
+    out = linear_sample(h, w, T, min_p=0.2, seed=3, fused=True, backend=backend)
+    z = exact(h, w)
+    gap = z.amax(-1) - z.gather(1, out.token[:, None])[:, 0]
+    rounding = 0.05 if backend == "torch" else 1e-3  # the torch backend rounds logits of about 8 to `dtype`
+    assert (gap <= T * torch.tensor(5.0).log() + rounding).all()
+
+
 def test_does_not_depend_on_the_splits():
     from autodeco_fast.kernels.linear_sample import linear_sample as kernel
 
@@ -63,16 +78,42 @@ def test_does_not_depend_on_the_chunks(monkeypatch):
     torch.testing.assert_close(whole["full_logprob"], parts["full_logprob"])
 
 
-def test_a_product_done_again_is_the_same_bit_for_bit():
-    """The second look trusts that the same tile shape and order along H give the same logits."""
-    from autodeco_fast.torch_backend import linear_sample as torch_backend
+@triton.jit
+def _store_logits(
+    x_ptr, w_ptr, z_ptr, B, V, H,
+    rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, upcast: tl.constexpr, backwards: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    if backwards:
+        tile = tl.num_programs(0) - 1 - tile
+    b_z = kernel_logits(x_ptr, w_ptr, None, 0, tile, B, V, H, H, H, 1.0, None, rows, block, step, upcast)
+    o_b, o_v = tl.arange(0, rows)[:, None], tile * block + tl.arange(0, block)[None, :]
+    tl.store(z_ptr + o_b * V + o_v, b_z, mask=(o_b < B) & (o_v < V))
 
-    h, w, _ = case(30, 57, 300, torch.bfloat16)
-    a, b = torch.empty(2, 30, 300, dtype=h.dtype)
-    torch.mm(h, w.T, out=a)
-    torch.mm(h, w.T, out=b)
-    assert torch.equal(a, b)
-    assert torch_backend.CHUNK >= torch_backend.COLUMNS
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tile_multiplied_again_is_the_same_bit_for_bit(dtype):
+    """What the second look relies on: the logits depend on tile shape and order along H, not on pipeline or program."""
+    from autodeco_fast.kernels.linear_sample import BLOCK, DEPTH_H, SETTLE_STAGES, STAGES, tile_shape
+
+    h, w, _ = (t.to(DEVICE) for t in case(40, 200, 300, dtype))
+    rows, warps = tile_shape(40)
+    first, again = torch.empty(2, 40, 300, device=DEVICE)
+    for z, stages, backwards in ((first, STAGES, False), (again, SETTLE_STAGES, True)):
+        shape = rows, BLOCK, DEPTH_H, dtype == torch.bfloat16 and DEVICE == "cpu"
+        options = {"num_warps": warps, "num_stages": stages}
+        _store_logits[(triton.cdiv(300, BLOCK),)](h, w, z, 40, 300, 200, *shape, backwards, **options)
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first.double().cpu(), exact(h.cpu(), w.cpu()), rtol=0, atol=1e-4)
+
+
+def test_small_logits_are_made_and_large_ones_are_not():
+    from autodeco_fast.ops.linear_sample import fused_pays
+
+    assert fused_pays(64, 151_936, "triton")
+    assert not fused_pays(128, 151_936, "triton")
+    assert not fused_pays(64, 151_936, "torch")
+    assert fused_pays(256, 151_936, "torch")
 
 
 def test_full_logprob(backend):

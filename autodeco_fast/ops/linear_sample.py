@@ -8,17 +8,20 @@ from autodeco_fast.backends import resolve
 from autodeco_fast.ops.min_p_sample import SampleOutput, joined, parameters, row_index, sample, split, tracing
 from autodeco_fast.torch_backend import linear_sample as torch_backend
 
-FUSED_ROWS = 64  # rows up to which the Triton kernel is chosen; from byte counts, see `fused_pays`
+FUSED_ROWS = 64  # Triton: rows up to which the kernel is chosen
+FUSED_BYTES = 1 << 26  # torch: logits from which they are made in chunks
 
 
-def fused_pays(rows: int, backend: str) -> bool:
-    """Whether the fused product is expected to beat a product by the vendor's library followed by `sample`.
+def fused_pays(rows: int, vocabulary: int, backend: str) -> bool:
+    """Whether the fused product is chosen over a product by the vendor's library followed by `sample`.
 
-    The logits' trip to memory and back is 2·4·B·V bytes beside the 2·H·V of a bf16 weight, `4·B/H` of the whole; up to 64 rows
-    both products wait for the weight and the trip is what can be saved. Beyond, the vendor's product is the better one. Not
-    measured on a GPU. On a CPU the chunks stay in the caches at any B.
+    Triton, from byte counts: the logits' trip to memory and back is 2·4·B·V bytes beside the 2·H·V of a bf16 weight, `4·B/H` of
+    the whole; up to 64 rows both products wait for the weight and the trip is what can be saved. Beyond, the vendor's product
+    is the better one. Not measured on a GPU.
+
+    torch: chunks save memory and no time (`bench/linear_sample.py`), so they begin where the logits take 64 MB.
     """
-    return backend == "torch" or rows <= FUSED_ROWS
+    return rows <= FUSED_ROWS if backend == "triton" else 4 * rows * vocabulary > FUSED_BYTES
 
 
 def _run(hidden, weight, bias, logit_scale, softcap, floats, ints, want, backend) -> dict[str, torch.Tensor]:
@@ -118,7 +121,7 @@ def linear_sample(
         raise ValueError("fused must be None or False with top_k, top_p, token_bitmask, return_logprob or return_kept")
     chosen = resolve(backend, hidden, weight)
     if fused is None:
-        fused = not needs_logits and fused_pays(len(hidden), chosen)
+        fused = not needs_logits and fused_pays(len(hidden), len(weight), chosen)
     if not fused:
         z = torch.nn.functional.linear(hidden, weight, bias)
         if logit_scale != 1.0 or softcap is not None:

@@ -24,30 +24,35 @@ def linear_sample(
     *,
     want: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
-    """Same arguments and results as `kernels.linear_sample.linear_sample`; logits are rounded to the dtype of `weight`."""
+    """Same arguments and results as `kernels.linear_sample.linear_sample`; logits are rounded to the dtype of `weight`.
+
+    A row that stays open in a chunk is multiplied with it again, alone: its logits may differ from the first ones in their last
+    bit, its chunk's maximum is never in question (a winner that is the maximum is not open).
+    """
     B, V = len(hidden), len(weight)
     columns = min(V, max(COLUMNS, CHUNK // max(B, 1)))
     buffer = torch.empty(B * columns, dtype=hidden.dtype, device=hidden.device)
+    stream = torch.arange(B, device=hidden.device) if stream is None else stream
+    parameters = temperature, min_p, seed, position, stream
 
-    def chunk(start: int) -> torch.Tensor:
-        w = weight[start : start + columns]
-        out = buffer[: B * len(w)].view(B, len(w))
+    def part(start: int, rows: slice | torch.Tensor, known: torch.Tensor | None) -> tuple[torch.Tensor, dict]:
+        """Logits of a chunk, and its draw."""
+        h, w = hidden[rows], weight[start : start + columns]
+        out = buffer[: len(h) * len(w)].view(len(h), len(w))
         if bias is None:
-            torch.mm(hidden, w.T, out=out)
+            torch.mm(h, w.T, out=out)
         else:
-            torch.addmm(bias[start : start + columns], hidden, w.T, out=out)
-        return transform(out, logit_scale, softcap)
-
-    def draw(z: torch.Tensor, start: int, known: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        noise = (seed, position, stream)
-        return min_p_sample(z, temperature, min_p, *noise, first=start, known=known, want=("partial",))
+            torch.addmm(bias[start : start + columns], h, w.T, out=out)
+        z = transform(out, logit_scale, softcap)
+        own = (value[rows] if isinstance(value, torch.Tensor) else value for value in parameters)
+        return z, min_p_sample(z, *own, first=start, known=known, want=("partial",))
 
     starts = range(0, V, columns)
     known, mass, parts = None, None, []
     for start in starts:
-        z = chunk(start)
-        parts.append(draw(z, start, known))
-        known = parts[-1]["partial"][0]
+        z, drawn = part(start, slice(None), known)
+        parts.append(drawn)
+        known = drawn["partial"][0]
         if "full_logprob" in want:
             here = (z / _heat(temperature, z)).logsumexp(-1)
             mass = here if mass is None else torch.logaddexp(mass, here)
@@ -57,12 +62,13 @@ def linear_sample(
     winner, chosen, open_ = merge(maximum, score, logit, token, temperature, min_p)
     if open_.any():
         for k in open_.any(1).nonzero()[:, 0].tolist():
-            again = draw(chunk(starts[k]), starts[k], known)
-            score[k], logit[k], token[k] = again["partial"][1], again["partial"][2], again["token"]
+            rows = open_[k].nonzero()[:, 0]
+            again = part(starts[k], rows, known[rows])[1]
+            score[k, rows], logit[k, rows], token[k, rows] = *again["partial"][1:], again["token"]
         winner, chosen, _ = merge(maximum, score, logit, token, temperature, min_p)
     status = torch.zeros(B, dtype=torch.int32, device=hidden.device)
-    for part in parts:
-        status |= part["status"] & 3
+    for drawn in parts:
+        status |= drawn["status"] & 3
     status += 4 * (known == -float("inf")).int()
     out = {"token": winner, "status": status}
     if "full_logprob" in want:
