@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from .philox import gumbel
+from .philox import at, gumbel
 
 TILE = 128
 GREEDY_BELOW = np.float32(1e-3)
@@ -31,7 +31,11 @@ def _tiles(z: torch.Tensor, row: np.ndarray, tile: np.ndarray, width: int) -> np
     """The logits of these tiles, `[n, width]` fp32; −inf beyond V."""
     last = z.shape[1] - width
     start = tile * width
-    values = z.unfold(1, width, 1)[torch.from_numpy(row), torch.from_numpy(np.minimum(start, last))].float().cpu().numpy()
+    windows = z.unfold(1, width, 1)
+    if z.dtype == torch.float32 and z.device.type == "cpu":
+        values = windows.numpy()[row, np.minimum(start, last)]
+    else:
+        values = windows[torch.from_numpy(row), torch.from_numpy(np.minimum(start, last))].float().cpu().numpy()
     for i in (start > last).nonzero()[0]:  # the ragged tile was read from `last` on: move it to its place
         over = start[i] - last
         values[i] = np.concatenate([values[i, over:], np.full(over, -np.inf, np.float32)])
@@ -50,40 +54,46 @@ def _whole_rows(row: np.ndarray) -> Iterator[slice]:
         at = end
 
 
+def _places(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`mask.nonzero()` of two dimensions, in a third of its time."""
+    return np.divmod(np.flatnonzero(mask), mask.shape[1])
+
+
 def _draw(
     z: torch.Tensor,
     tile_max: np.ndarray,
     top: np.ndarray,
-    T: np.ndarray,
+    T: np.ndarray | np.float32,
     tau: np.ndarray,
-    noise_of: tuple[np.ndarray, ...],
+    noise_of: tuple[np.ndarray | int, ...],
     first: int,
     want: tuple[str, ...],
 ) -> dict[str, np.ndarray]:
     """token, and what is wanted of logprob, kept, score and logit, of rows without NaN or +inf; T is 0 in greedy rows."""
     B, width = len(tile_max), min(TILE, z.shape[1])
     tau = np.maximum(tau, _LOWEST)
-    rows, tiles = (tile_max >= tau[:, None]).nonzero()
+    rows, tiles = _places(tile_max >= tau[:, None])
     out = {"token": np.zeros(B, np.int64)}
     kinds = {"logprob": (0, np.float32), "kept": (0, np.int32), "score": (-np.inf, np.float32), "logit": (-np.inf, np.float32)}
     out |= {name: np.full(B, *kinds[name]) for name in kinds if name in want}
     for part in _whole_rows(rows):
         values = _tiles(z, rows[part], tiles[part], width)
-        at, column = (values >= tau[rows[part], None]).nonzero()
-        row, ids, logit = rows[part][at], tiles[part][at] * width + column + first, values[at, column]
+        tile, column = _places(values >= tau[rows[part], None])
+        row, ids, logit = rows[part][tile], tiles[part][tile] * width + column + first, values[tile, column]
         edge = np.empty(len(row) + 1, dtype=bool)
         edge[0] = edge[-1] = True
         np.not_equal(row[1:], row[:-1], out=edge[1:-1])  # survivors come row by row, ids ascending
         bounds = edge.nonzero()[0]
         begin, count = bounds[:-1], bounds[1:] - bounds[:-1]
         here = row[begin]
-        score = logit + T[row] * gumbel(*(n[row] for n in noise_of), ids)
+        score = logit + at(T, row) * gumbel(*noise_of, row, ids)
         won = (score == np.maximum.reduceat(score, begin).repeat(count)).nonzero()[0]
         won = won[won.searchsorted(begin)]  # the first of a row: the lowest id
         out["token"][here] = ids[won]
-        sampled = T[here] > 0
+        heat = np.broadcast_to(at(T, here), here.shape)
+        sampled = heat > 0
         if "logprob" in want:
-            divisor = np.where(sampled, T[here], 1)
+            divisor = np.where(sampled, heat, 1)
             distance = (logit - top[here].repeat(count)) / divisor.repeat(count)
             mass = np.add.reduceat(np.exp(distance), begin)
             out["logprob"][here] = np.where(sampled, distance[won] - np.log(mass), 0)
@@ -116,11 +126,9 @@ def _top_k_top_p(z: torch.Tensor, top: np.ndarray, T: np.ndarray, top_k: np.ndar
     return floor
 
 
-def _row(value: torch.Tensor | float, B: int, dtype: type) -> np.ndarray:
-    """A `[B]` tensor or a number as `[B]`."""
-    if isinstance(value, torch.Tensor):
-        return value.cpu().numpy().astype(dtype, copy=False)
-    return np.full(B, value, dtype)
+def _host(value: torch.Tensor | float, kind: type = int) -> np.ndarray | float:
+    """A `[B]` tensor as an array; a number as one of this kind."""
+    return value.cpu().numpy() if isinstance(value, torch.Tensor) else kind(value)
 
 
 def _allow(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
@@ -165,15 +173,16 @@ def min_p_sample(
     status[top == -np.inf] += 4
     if known is not None:
         top = np.maximum(top, host(known))
-    T = _row(temperature, B, np.float32)
-    T = np.where(T < GREEDY_BELOW, np.float32(0), T)
-    stream = np.arange(B) if stream is None else _row(stream, B, np.int64)
-    noise_of = (_row(seed, B, np.int64), _row(position, B, np.int64), stream)
+    T = _host(temperature, np.float32)
+    T = T * (T >= GREEDY_BELOW)
+    stream = np.arange(B) if stream is None else _host(stream)
     with np.errstate(divide="ignore", invalid="ignore"):
-        tau = top + np.where(T > 0, T * np.log(_row(min_p, B, np.float32)), 0)
+        cut = np.where(T > 0, T * np.log(_host(min_p, np.float32)), np.float32(0))
+        tau = top + cut
         if isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1:
-            k, p = _row(top_k, B, np.int64), _row(top_p, B, np.float32)
-            tau = np.maximum(tau, _top_k_top_p(logits, top, T, k, p))
+            rows = (np.broadcast_to(x, B) for x in (T, _host(top_k), _host(top_p, np.float32)))
+            tau = np.maximum(tau, _top_k_top_p(logits, top, *rows))
+        noise_of = _host(seed), _host(position), stream
         partial = ("score", "logit") if "partial" in want else ()
         out = _draw(logits, tile_max, top, T, tau, noise_of, first, (*want, *partial))
     out["status"] = status
@@ -181,12 +190,13 @@ def min_p_sample(
         out["partial"] = np.stack([top, out.pop("score"), out.pop("logit")])
     out = {name: torch.from_numpy(value).to(logits.device) for name, value in out.items()}
     if "full_logprob" in want:
-        out["full_logprob"] = _full_logprob(logits, torch.from_numpy(T).to(logits.device), out["token"] - first)
+        out["full_logprob"] = _full_logprob(logits, T, out["token"] - first)
     return out
 
 
-def _full_logprob(logits: torch.Tensor, T: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+def _full_logprob(logits: torch.Tensor, T: np.ndarray | np.float32, token: torch.Tensor) -> torch.Tensor:
     """ln softmax(z/T)_token; 0 in greedy rows and where nothing is finite."""
+    T = torch.from_numpy(np.array(np.broadcast_to(T, len(logits)))).to(logits.device)
     z = logits.float() / torch.where(T > 0, T, 1.0)[:, None]
     log_p = z.gather(1, token[:, None])[:, 0] - z.logsumexp(-1)
     return torch.where((T > 0) & log_p.isfinite(), log_p, 0.0)
