@@ -1,0 +1,45 @@
+"""The benchmark harness measures what it says, and the committed records can be read."""
+
+import json
+
+import pytest
+import torch
+
+from bench import harness, model, report
+
+
+def test_variants_take_turns_and_compiled_ones_come_last():
+    seen = []
+    names = ("x, torch.compile", "a", "b")
+    times = harness.interleave({n: lambda n=n: seen.append(n) for n in names}, samples=3, warmup=1, burst=2)
+    assert seen == ["a", "a", "b", "b"] * 4 + ["x, torch.compile"] * 8
+    assert set(times) == set(names)
+    assert all(t["p20"] <= t["seconds"] <= t["p80"] for t in times.values())
+
+
+@pytest.mark.skipif(harness.device() != "cpu", reason="resident memory of a process")
+def test_peak_memory_is_what_was_taken():
+    assert 60e6 < harness.peak_bytes(lambda: torch.ones(16_000_000)) < 90e6
+    assert harness.peak_bytes(lambda: None) < 5e6
+
+
+@pytest.mark.parametrize("path", sorted(harness.RESULTS.rglob("*.json")), ids=lambda p: p.stem)
+def test_records_say_on_what_they_were_taken(path):
+    record = json.loads(path.read_text())
+    assert {"device", "threads", "torch", "commit", "date"} <= set(record["machine"])
+    assert not record["machine"]["commit"].endswith("+changes")
+    assert record["rows"]
+    assert path.stem in report.tables({path.stem: record})
+
+
+def test_the_longest_loop_is_found():
+    lines = ["        /*0000*/ MOV ;", ".L_x_1:", *(f"        /*{k:04x}*/ IADD ;" for k in range(16, 64, 16))]
+    lines += ["        /*0040*/ @P0 BRA `(.L_x_1) ;", "        /*0050*/ EXIT ;"]
+    assert model.longest_loop("\n".join(lines)) == 4
+
+
+def test_predictions_are_bounded_by_memory():
+    row = model.sample_row(512, 151_936, instructions=60)
+    assert row["predicted_us"] > row["memory_us"] > row["MB"] / 4.8
+    linear = model.linear_row(1, 4096, 151_936)
+    assert linear["predicted_us"] < linear["product_and_sample_us"]
