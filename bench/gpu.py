@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 
-from bench.harness import RESULTS, copy_bandwidth, device, device_slug, interleave, read_bandwidth, record
+from bench.harness import RESULTS, ROOT, copy_bandwidth, device, device_slug, interleave, read_bandwidth, record
 
-ROOT = RESULTS.parent.parent
 BENCHMARKS = ("sampling", "linear_sample", "kernels", "token_stats", "generate", "startup")
 KERNEL_TESTS = ("ops", "logit_stats", "temperature_head", "losses", "min_p_sample", "sample_cuts", "linear_sample", "partials")
 STEPS = {

@@ -22,7 +22,8 @@ import torch
 
 from autodeco_fast.checkpoint import write_text
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench/results"
 _PACKAGES = ("torch", "triton", "transformers", "autodeco-fast")
 
 
@@ -46,9 +47,9 @@ def _cpu() -> str:
 
 def _commit() -> str:
     """The commit measured, `+changes` if the tree differed from it; unknown outside a checkout."""
-    git = lambda *a: subprocess.run(["git", *a], cwd=RESULTS, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
     commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/results")
     return commit + ("+changes" if changed else "")
 
 

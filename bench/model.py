@@ -34,7 +34,7 @@ WARPS = 4
 
 
 def loop_instructions() -> int:
-    """SASS instructions a warp issues for a tile of bf16 logits where no noise is drawn: the scan's loop, without its branch."""
+    """SASS instructions a warp issues for a tile of bf16 logits where no noise is drawn: the loop of the scan."""
     function, signature, constants, warps, stages = min_p_sample.AOT[0]
     names = [*function.arg_names]
     signature = {name: signature.get(name, "constexpr") for name in names}
@@ -66,11 +66,11 @@ def longest_loop(sass: str) -> int:
 
 
 def sample_row(B: int, V: int, instructions: int) -> dict:
-    S, depth = splits_of(B, V, TILE)
+    S, _ = splits_of(B, V, TILE)
     read = 2 * B * V
     partials = B * S * (4 * 4 + 2 * 4)
     memory = (read + 2 * partials) / CARD["bytes_per_second"]
-    warps = B * S * depth * WARPS * instructions
+    warps = B * -(-V // TILE) * WARPS * instructions
     issue = warps / (CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"])
     total = max(memory, issue) + CARD["second_launch_seconds"]
     return {

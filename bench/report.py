@@ -8,7 +8,7 @@ Writes `tables.md` and `sampling.png` beside the records, from nothing but them.
 import json
 
 from autodeco_fast.checkpoint import atomic_write, write_text
-from bench.harness import RESULTS, device_slug, markdown
+from bench.harness import RESULTS, ROOT, device_slug, markdown
 
 COLOURS = {"sample": "#c2410c", "transformers": "#475569"}
 OTHERS = ("#0f766e", "#7c3aed", "#a16207")
@@ -66,7 +66,7 @@ def main() -> None:
     write_text(folder / "tables.md", tables(records))
     if "sampling" in records:
         draw_sampling(folder / "sampling.png", records["sampling"])
-    print(f"written: tables.md and plots in {folder.relative_to(RESULTS.parent.parent)}")
+    print(f"written: tables.md and plots in {folder.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
