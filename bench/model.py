@@ -47,22 +47,36 @@ def loop_instructions() -> int:
         file.write(compiled.asm["cubin"])
         file.flush()
         text = subprocess.run([str(tool), "-c", file.name], capture_output=True, text=True, check=True).stdout
-    return longest_loop(text)
+    return fast_path(text)
 
 
-def longest_loop(sass: str) -> int:
-    """Instructions between the target of the farthest backward branch and that branch, the path with full tiles."""
-    at, labels, longest = 0, {}, 0
+def fast_path(sass: str) -> int:
+    """Instructions of the longest loop on its shortest way round: full tiles, nothing rare.
+
+    Every forward branch in the loop skips what few tiles need: the masked load of the last one, the search for NaN.
+    """
+    labels, jumps, at = {}, {}, 0
     for line in sass.splitlines():
         label = re.match(r"\s*(\.L_x_\d+):", line)
         if label:
             labels[label[1]] = at
         elif re.match(r"\s*/\*[0-9a-f]{4,}\*/", line):
+            target = re.search(r"(@!?U?P\d+ )?BRA.*`\((\.L_x_\d+)\)", line)
+            if target:
+                jumps[at] = target[2], target[1] is not None
             at += 1
-            back = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
-            if back and back[1] in labels:
-                longest = max(longest, at - labels[back[1]])
-    return longest
+    loops = [(labels[target], end) for end, (target, _) in jumps.items() if labels[target] < end]
+    start, end = max(loops, key=lambda loop: loop[1] - loop[0])
+    steps = {start: 1}
+    for here in range(start, end):  # all other branches go forward
+        if here not in steps:
+            continue
+        target, conditional = jumps.get(here, (None, True))
+        after = [here + 1] if conditional else []
+        after += [labels[target]] if target is not None and labels[target] > here else []
+        for there in after:
+            steps[there] = min(steps.get(there, 1 << 30), steps[here] + 1)
+    return steps[end]
 
 
 def sample_row(B: int, V: int, instructions: int) -> dict:
@@ -98,9 +112,7 @@ def main() -> None:
     rows += [linear_row(B, 4096, 151_936) for B in (1, 8, 64)]
     print(markdown(rows))
     facts = {"card": CARD, "instructions_per_tile_and_warp": instructions, "logits_per_tile_and_warp": TILE // WARPS}
-    print(
-        f"{instructions} instructions a warp for {TILE // WARPS} logits: {instructions * 32 * WARPS / TILE:.1f} a logit and lane"
-    )
+    print(f"{instructions} instructions a warp for {TILE // WARPS} logits")
     write_record(RESULTS / "predictions.json", rows, **facts)
 
 

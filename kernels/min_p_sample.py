@@ -85,9 +85,11 @@ def _scan(
     flag = 0
     for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
         b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
-        flag |= tl.max((b_z != b_z).to(tl.int32), 0) | (2 * tl.max((b_z == float("inf")).to(tl.int32), 0))
-        b_z = finite(b_z)
-        top = tl.max(b_z, 0)
+        top = tl.max(tl.where(b_z < float("inf"), b_z, float("inf")), 0)  # +inf also where there is a NaN
+        if top == float("inf"):
+            flag |= tl.max((b_z != b_z).to(tl.int32), 0) | (2 * tl.max((b_z == float("inf")).to(tl.int32), 0))
+            b_z = finite(b_z)
+            top = tl.max(b_z, 0)
         new = tl.maximum(m, top)
         if whole_mass:
             heat = tl.maximum(T, GREEDY_BELOW)

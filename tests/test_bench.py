@@ -32,10 +32,20 @@ def test_records_say_on_what_they_were_taken(path):
     assert path.stem in report.tables({path.stem: record})
 
 
-def test_the_longest_loop_is_found():
-    lines = ["        /*0000*/ MOV ;", ".L_x_1:", *(f"        /*{k:04x}*/ IADD ;" for k in range(16, 64, 16))]
-    lines += ["        /*0040*/ @P0 BRA `(.L_x_1) ;", "        /*0050*/ EXIT ;"]
-    assert model.longest_loop("\n".join(lines)) == 4
+def test_the_fast_path_skips_what_is_rare():
+    text = """
+        /*0000*/ MOV ;
+    .L_x_1:
+        /*0010*/ LDG ;
+        /*0020*/ @P6 BRA `(.L_x_2) ;
+        /*0030*/ FSEL ;
+        /*0040*/ FSEL ;
+    .L_x_2:
+        /*0050*/ FMNMX ;
+        /*0060*/ @P0 BRA `(.L_x_1) ;
+        /*0070*/ EXIT ;
+    """
+    assert model.fast_path(text) == 4
 
 
 def test_predictions_are_bounded_by_memory():
