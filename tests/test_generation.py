@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from scipy.stats import chi2
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from autodeco_fast import TemperatureHead, attach
 from autodeco_fast.ops import linear_sample
 from autodeco_fast.torch_backend import linear_sample as chunked
+from tests.allocations import LargestAllocation
 from tests.tiny_models import (
     NAMES,
     VOCAB,
@@ -260,35 +260,20 @@ def test_errors_inside_the_block_detach():
     assert type(model) is cls
 
 
-class Allocations(TorchDispatchMode):
-    """The largest tensor of V columns that is stored."""
-
-    def __init__(self, V: int):
-        super().__init__()
-        self.V, self.rows = V, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for o in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(o, torch.Tensor) and o.dim() and o.shape[-1] == self.V:
-                self.rows = max(self.rows, o.untyped_storage().nbytes() // o.element_size() // self.V)
-        return out
-
-
 def test_no_logits_in_the_decode_loop(monkeypatch):
     """With the fused sampler alone in charge, no `[B, V]` tensor is ever stored; with a processor there is."""
     monkeypatch.setattr(linear_sample, "FUSED_BYTES", 0)  # else a CPU makes logits this small
     monkeypatch.setattr(chunked, "CHUNK", 0)
     monkeypatch.setattr(chunked, "COLUMNS", 40)  # of 96
     model, ids = tiny_model("llama"), prompts()
-    with attach(model, tiny_head(model)) as attachment, Allocations(VOCAB) as seen:
+    with attach(model, tiny_head(model)) as attachment, LargestAllocation(VOCAB) as seen:
         model.generate(ids, max_new_tokens=2, seed=0)  # the first call tries the model once
-        seen.rows = 0
+        seen.numel = 0
         model.generate(ids, max_new_tokens=5, seed=0)
         assert attachment.linear.usable(ids)
-        assert seen.rows == 0
+        assert seen.numel < VOCAB
         model.generate(ids, max_new_tokens=5, seed=0, repetition_penalty=1.1)
-        assert seen.rows >= len(ids)
+        assert seen.numel >= len(ids) * VOCAB
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,10 +4,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import autodeco_fast
 from autodeco_fast.kernels.linear_sample import _logits as kernel_logits
+from tests.allocations import LargestAllocation
 from tests.on_device import DEVICE, on_device, sample
 from tests.test_min_p_sample import reference
 
@@ -147,17 +147,6 @@ def test_what_needs_logits_makes_them(backend):
     assert out.kept.tolist() == same.kept.tolist()
     with pytest.raises(ValueError, match="fused must be None or False with top_k"):
         linear_sample(h, w, 0.9, **options, fused=True)
-
-
-class LargestAllocation(TorchDispatchMode):
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for o in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(o, torch.Tensor):
-                self.numel = max(self.numel, o.untyped_storage().nbytes() // 4)
-        return out
 
 
 def test_never_holds_all_logits():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import autodeco_fast
+from tests.allocations import LargestAllocation
 from tests.on_device import logit_stats, token_stats
 
 IGNORE = -100
@@ -127,19 +127,6 @@ def test_token_stats_in_bf16(backend):
     ours = (stats.logsumexp.double() - expected[3]).abs().max()
     theirs = ((h @ w.T).float().logsumexp(-1).double() - expected[3]).abs().max()
     assert ours <= 2 * theirs + 1e-6
-
-
-class LargestAllocation(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for o in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(o, torch.Tensor):
-                self.numel = max(self.numel, o.untyped_storage().nbytes() // 4)
-        return out
 
 
 def test_token_stats_never_holds_all_logits():
