@@ -53,7 +53,7 @@ def draw_sampling(path, record: dict) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("µs a call")
-    figure.axes[0].legend(frameon=False, fontsize=9)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(f"V = {record['V']:,}, {record['dtype']}, {record['machine']['device']}", fontsize=10)
     atomic_write(path, lambda draft: figure.savefig(draft, dpi=130, format="png"))
 
