@@ -114,7 +114,8 @@ def train(
     """
     from accelerate import Accelerator
 
-    accelerator = accelerator or Accelerator()
+    mine = accelerator is None
+    accelerator = Accelerator() if mine else accelerator
     if (config.output / CONFIG_NAME).exists():
         raise ValueError(f"output {str(config.output)!r} holds a head already; name another folder")
     torch.manual_seed(config.seed)
@@ -155,6 +156,9 @@ def train(
         raise ValueError("no token was left to learn from: every target is trivial, impossible or out of reach")
     if log:
         head.save_pretrained(config.output)
+    accelerator.wait_for_everyone()
+    if mine:
+        accelerator.end_training()  # several processes must close their group before they exit
     return head
 
 

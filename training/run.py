@@ -39,4 +39,5 @@ def train_from_files(config: TrainConfig) -> None:
             bar.update(task, advance=1, description=text)
 
         train(base, rows, config, accelerator=accelerator, on_start=lambda n: bar.update(task, total=n), on_step=show)
+    accelerator.end_training()
     console.print(f"written to {config.output}: the head, {METRICS_NAME}, {SETTINGS_NAME}", soft_wrap=True)
