@@ -27,7 +27,7 @@ lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP) ## every benchmark on this machine, records in bench/results (half an hour on 2 cores; leave it alone)
+bench: $(STAMP) ## every benchmark on this machine, records in bench/results (takes a while; leave the machine alone)
 	for name in $(BENCHMARKS); do $(BIN)/python -m bench.$$name || exit 1; done
 	$(BIN)/python -m bench.resources --output bench/results/resources.json
 	$(BIN)/python -m bench.model

@@ -62,6 +62,8 @@ class LinearHead:
         if not (plain and floating and alone) or self.embedding.weight.is_meta:
             return False
         if self.model not in _HANDS_THROUGH:
+            if not input_ids.shape[1]:  # the prompt came as embeddings: there is no token to try the model on
+                return False
             _HANDS_THROUGH[self.model] = self._hands_through(input_ids[:1, :1])
         return _HANDS_THROUGH[self.model]
 

@@ -106,8 +106,8 @@ def interleave(
 
     A turn is `burst` calls in a row, the last of which is timed: with 1, a variant finds the caches as the variant before
     left them (on a GPU empty), with more as its own call before left them.
-    Variants whose name ends in "torch.compile" take their turns after all others: on a CPU such code brings an OpenMP runtime
-    of its own, whose threads spin for a while after each call and would double the time of whatever comes next.
+    Variants whose name ends in "torch.compile" take their turns after all others: on a CPU such code can bring threads of
+    its own, which may still hold a core when the next variant begins.
     """
     compiled = {name: work for name, work in variants.items() if name.endswith(COMPILED)}
     others = {name: work for name, work in variants.items() if name not in compiled}

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .min_p_sample import leader, whole_logprob
 from .philox import SAMPLE_DOMAIN, gumbel
-from .rows import GREEDY_BELOW, finite, row_or_number, row_value, temperature_and_cut
+from .rows import GREEDY_BELOW, finite, row_or_number, row_parameters
 
 BLOCK, DEPTH_H, STAGES = 64, 64, 4  # wider tiles spill: noise is drawn for a whole tile at once
 SETTLE_STAGES = 2  # more spill on sm_80; warps stay those of _tiles, so that the product is the same
@@ -112,12 +112,12 @@ def _tiles(
     m_b = o_b < B
     row = tl.minimum(o_b, B - 1).to(tl.int64)
     zero = tl.zeros((rows,), tl.float32)
-    T, c = temperature_and_cut(
-        zero + row_value(temperature_ptr, temperature, row, tl.float32), zero + row_value(min_p_ptr, min_p, row, tl.float32)
-    )
-    key = zero.to(tl.int64) + row_value(seed_ptr, seed, row, tl.int64)
-    place = zero.to(tl.int64) + row_value(position_ptr, position, row, tl.int64)
-    lane = zero.to(tl.int64) + row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
+    T, c, key, place, lane = row_parameters(
+        temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
+        temperature, min_p, seed, position, stream, stream_step, row,
+    )  # fmt: skip
+    whole = zero.to(tl.int64)  # numbers become blocks
+    T, c, key, place, lane = zero + T, zero + c, whole + key, whole + place, whole + lane
     heat = tl.maximum(T, GREEDY_BELOW)
     b_max = zero - float("inf")
     b_score = zero - float("inf")
@@ -193,12 +193,10 @@ def _settle(
     block_s: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    T, c = temperature_and_cut(
-        row_value(temperature_ptr, temperature, row, tl.float32), row_value(min_p_ptr, min_p, row, tl.float32)
-    )
-    key = row_value(seed_ptr, seed, row, tl.int64)
-    place = row_value(position_ptr, position, row, tl.int64)
-    lane = row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
+    T, c, key, place, lane = row_parameters(
+        temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
+        temperature, min_p, seed, position, stream, stream_step, row,
+    )  # fmt: skip
     m, tau, score, winner, logit, b_open, flag = leader(float_ptr, int_ptr, None, row, S, c, block_s)
     claim, split = tl.max(b_open, 0, return_indices=True)
     row0 = tl.program_id(0) // rows * rows

@@ -22,7 +22,17 @@ import triton
 import triton.language as tl
 
 from .philox import SAMPLE_DOMAIN, gumbel
-from .rows import GREEDY_BELOW, TILE, finite, load_tile, row_or_number, row_value, splits_of, temperature_and_cut
+from .rows import (
+    GREEDY_BELOW,
+    TILE,
+    finite,
+    load_tile,
+    row_or_number,
+    row_parameters,
+    row_value,
+    splits_of,
+    temperature_and_cut,
+)
 from .top_k_top_p import top_k_top_p
 
 
@@ -69,12 +79,10 @@ def _scan(
 ):
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
-    T, c = temperature_and_cut(
-        row_value(temperature_ptr, temperature, row, tl.float32), row_value(min_p_ptr, min_p, row, tl.float32)
-    )
-    key = row_value(seed_ptr, seed, row, tl.int64)
-    place = row_value(position_ptr, position, row, tl.int64)
-    lane = row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
+    T, c, key, place, lane = row_parameters(
+        temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
+        temperature, min_p, seed, position, stream, stream_step, row,
+    )  # fmt: skip
     m = -float("inf")
     if known_ptr is not None:
         m = tl.load(known_ptr + row)
@@ -190,12 +198,10 @@ def _finish(
     block_s: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    T, c = temperature_and_cut(
-        row_value(temperature_ptr, temperature, row, tl.float32), row_value(min_p_ptr, min_p, row, tl.float32)
-    )
-    key = row_value(seed_ptr, seed, row, tl.int64)
-    place = row_value(position_ptr, position, row, tl.int64)
-    lane = row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
+    T, c, key, place, lane = row_parameters(
+        temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
+        temperature, min_p, seed, position, stream, stream_step, row,
+    )  # fmt: skip
     m, tau, score, winner, logit, b_open, flag = leader(float_ptr, int_ptr, floor_ptr, row, S, c, block_s)
     claim, split = tl.max(b_open, 0, return_indices=True)
     tiles = tl.cdiv(V, block)

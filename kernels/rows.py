@@ -26,6 +26,19 @@ def temperature_and_cut(temperature, min_p):
 
 
 @triton.jit
+def row_parameters(
+    temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr, temperature, min_p, seed, position, stream, stream_step, row
+):  # fmt: skip
+    """T, c, seed, position and stream of a row, or of a block of rows."""
+    T, c = temperature_and_cut(
+        row_value(temperature_ptr, temperature, row, tl.float32), row_value(min_p_ptr, min_p, row, tl.float32)
+    )
+    key = row_value(seed_ptr, seed, row, tl.int64)
+    place = row_value(position_ptr, position, row, tl.int64)
+    return T, c, key, place, row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
+
+
+@triton.jit
 def load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block: tl.constexpr):
     """fp32 logits of a tile; −inf beyond V and where the bit is 0. Full tiles load unmasked: wide for any V."""
     o_v = tile * block + tl.arange(0, block)

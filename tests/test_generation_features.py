@@ -210,3 +210,13 @@ def test_bfloat16_models_and_heads():
             out = model.generate(ids, max_new_tokens=2, return_dict_in_generate=True, output_scores=True, output_logits=True)
             assert out.logits[0].dtype == torch.float32
             assert model.generate(ids, max_new_tokens=3).shape == (2, 8)
+
+
+def test_a_prompt_of_embeddings():
+    """No ids to begin with, on a model never tried before."""
+    model = tiny_model("llama")
+    head, embeddings = tiny_head(model), model.get_input_embeddings()(prompts())
+    with attach(model, head):
+        first, again = (model.generate(inputs_embeds=embeddings, max_new_tokens=5, seed=1) for _ in range(2))
+    assert first.shape == (len(embeddings), 5)
+    assert torch.equal(first, again)

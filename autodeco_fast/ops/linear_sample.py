@@ -19,7 +19,7 @@ def fused_pays(rows: int, vocabulary: int, backend: str) -> bool:
     the whole; up to 64 rows both products wait for the weight and the trip is what can be saved. Beyond, the vendor's product
     is the better one. Not measured on a GPU.
 
-    torch: chunks save memory and no time (`bench/linear_sample.py`), so they begin where the logits take 64 MB.
+    torch: chunks bound the memory and save no time (`bench/linear_sample.py`), so they begin where the logits take 64 MB.
     """
     return rows <= FUSED_ROWS if backend == "triton" else 4 * rows * vocabulary > FUSED_BYTES
 
@@ -97,7 +97,7 @@ def linear_sample(
     fused: bool | None = None,
     backend: str | None = None,
 ) -> SampleOutput:
-    """`sample` of `z = softcap·tanh(logit_scale·(hidden @ weight.T + bias) / softcap)`, whose `[B, V]` are never in memory.
+    """`sample` of `z = softcap·tanh(logit_scale·(hidden @ weight.T + bias) / softcap)`, whose `[B, V]` need not be in memory.
 
     The draw is that of `sample` on the same logits. Triton takes them as the matrix unit leaves them, in fp32; the torch
     backend rounds them to the dtype of `weight`, as a model does.

@@ -37,7 +37,7 @@ class _Running:
         self._count(z, start, p)
         tile_max = z.amax(-1)
         better = (tile_max > self.max).nonzero()[:, 0]
-        if len(better):  # few rows after the first tiles: an index costs ten times a maximum
+        if len(better):  # few rows after the first tiles: an index costs more than a maximum
             candidates = z if len(better) == len(z) else z[better]
             self.argmax[better] = candidates.argmax(-1) + start
         new_max = torch.maximum(self.max, tile_max)

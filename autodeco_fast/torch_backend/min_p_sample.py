@@ -55,7 +55,7 @@ def _whole_rows(row: np.ndarray) -> Iterator[slice]:
 
 
 def _places(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`mask.nonzero()` of two dimensions, in a third of its time."""
+    """`mask.nonzero()` of two dimensions, faster."""
     return np.divmod(np.flatnonzero(mask), mask.shape[1])
 
 

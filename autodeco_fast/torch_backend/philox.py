@@ -1,6 +1,6 @@
 """Philox4x32-10 and the Gumbel noise made from it: the integers are those of `kernels/philox.py`.
 
-In numpy, because most calls are for a handful of tokens, where an array costs a third of a tensor.
+In numpy, because most calls are for a handful of tokens, where an array costs less than a tensor.
 """
 
 import numpy as np
