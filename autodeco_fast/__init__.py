@@ -10,8 +10,12 @@ __version__ = "0.1.0"
 _HOME = {
     "TemperatureHead": "heads",
     "TokenStats": "ops.logit_stats",
-    "token_stats": "ops.logit_stats",
     "logit_stats": "ops.logit_stats",
+    "token_stats": "ops.token_stats",
+    "TokenStatsPartial": "ops.stats_partials",
+    "target_logits": "ops.stats_partials",
+    "token_stats_partial": "ops.stats_partials",
+    "merge_token_stats": "ops.stats_partials",
     "required_temperature": "losses",
     "goldilocks_mask": "losses",
     "min_p_hinge_loss": "losses",

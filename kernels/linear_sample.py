@@ -17,39 +17,12 @@ import triton.language as tl
 
 from .min_p_sample import leader, whole_logprob
 from .philox import SAMPLE_DOMAIN, gumbel
+from .product import product_tile
 from .rows import GREEDY_BELOW, finite, row_or_number, row_parameters
 
 BLOCK, DEPTH_H, STAGES = 64, 64, 4  # wider tiles spill: noise is drawn for a whole tile at once
 SETTLE_STAGES = 2  # more spill on sm_80; warps stay those of _tiles, so that the product is the same
 PROGRAMS = 264  # two for each multiprocessor of an H100; more splits mean more first tiles, whose noise is always drawn
-
-
-@triton.jit
-def _logits(
-    x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
-    rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, upcast: tl.constexpr,
-):  # fmt: skip
-    """fp32 logits `[rows, block]` of a tile; −inf beyond V. Always the same tile shape and order along H."""
-    o_v = tile * block + tl.arange(0, block)
-    o_h = tl.arange(0, step)
-    # Rows beyond the last are read as the last one and masked at the end; offsets inside a tile fit 32 bits.
-    p_x = x_ptr + tl.cast(row0, tl.int64) * x_stride + (tl.minimum(row0 + tl.arange(0, rows), B - 1) - row0)[:, None] * x_stride
-    p_w = w_ptr + tl.cast(tile * block, tl.int64) * w_stride + (tl.minimum(o_v, V - 1) - tile * block)[None, :] * w_stride
-    b_z = tl.zeros((rows, block), tl.float32)
-    for h in range(0, H, step):
-        m_h = h + o_h < H
-        b_x = tl.load(p_x + (h + o_h)[None, :], mask=m_h[None, :], other=0.0)
-        b_w = tl.load(p_w + (h + o_h)[:, None], mask=m_h[:, None], other=0.0)
-        if upcast:  # Triton's interpreter would multiply the bit patterns of bf16
-            b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
-        b_z = tl.dot(b_x, b_w, b_z, input_precision="ieee")
-    if bias_ptr is not None:
-        b_z += tl.load(bias_ptr + o_v, mask=o_v < V, other=0.0).to(tl.float32)[None, :]
-    b_z *= scale
-    if softcap is not None:
-        b_y = tl.exp(-2.0 * tl.abs(b_z) / softcap)  # tanh without overflow
-        b_z = tl.where(b_z < 0, -softcap, softcap) * (1.0 - b_y) / (1.0 + b_y)
-    return tl.where((o_v < V)[None, :], b_z, -float("inf"))
 
 
 @triton.jit
@@ -126,7 +99,7 @@ def _tiles(
     b_id = zero.to(tl.int32)
     b_flag = zero.to(tl.int32)
     for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
-        b_z = _logits(
+        b_z = product_tile(
             x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap, rows, block, step, upcast
         )  # fmt: skip
         b_flag |= tl.max((b_z != b_z).to(tl.int32), 1) | (2 * tl.max((b_z == float("inf")).to(tl.int32), 1))
@@ -206,7 +179,7 @@ def _settle(
     while (claim >= score) & (claim > -float("inf")):
         for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
             b_tile = finite(
-                _logits(
+                product_tile(
                     x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap, rows, block, step, upcast
                 )
             )

@@ -1,56 +1,37 @@
-"""Row statistics of logits in one read.
+"""Row statistics of logits in one read: a part of the vocabulary, or all of it.
 
     z = softcap·tanh(scale·x / softcap)          (no softcap: z = scale·x)
-    m = max z        argmax, lowest id on ties   target = z[y]
-    lse = m + log Σ e^{z−m}                      rank = |{i ≠ y: z_i > z_y}|
-    entropy = log s − t/s,   s = Σ e^{z−m},  t = Σ e^{z−m}(z−m)
+    m = max z,  argmax: lowest id on ties        count = |{i ≠ y: z_i > threshold}|, threshold = z_y unless given
+    s = Σ e^{z−m},  t = Σ e^{z−m}(z−m)           and with temperatures, for x = (z − m)/T:  Σ e^x,  Σ e^x x,  Σ e^x x²
 
-s and t are carried online, a partial sum a lane: when m grows by −d, s ← s·e^d and t ← e^d (t + d·s). One program a
-row; ignored rows are not read and get 0 everywhere and rank −1. Reads N·V elements, writes 32 bytes a row.
+Sums are carried online, a partial sum a lane: when m grows by −d, s ← e^d s, t ← e^d (t + d s), q ← e^d (q + 2 d t + d² s).
+One program a row; ignored rows are not read: 0 everywhere, count −1. Reads N·V elements, writes 32 or 44 bytes a row.
+`torch_backend/stats_partial.py` makes logsumexp, rank, entropy and moments of it.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from .product import transform
+
 BLOCK = 4096  # 8 KB of bf16 a step: one 16-byte load a thread
 WARPS = 16
+IGNORED = tl.constexpr(-2)
 
 
 @triton.jit
-def transform(b_x, scale, softcap, has_softcap: tl.constexpr):
-    """Logits from the product: scale, then softcap. tanh(a) = a·(1 − a²/3 + 2a⁴/15) near 0, else from e^{−2|a|}."""
-    b_z = b_x * scale
-    if has_softcap:
-        b_a = b_z / softcap
-        b_q = b_a * b_a
-        b_small = b_a * (1.0 + b_q * (-1 / 3 + b_q * (2 / 15 + b_q * (-17 / 315 + b_q * (62 / 2835)))))
-        b_e = tl.exp(-2.0 * tl.abs(b_a))
-        b_large = (1.0 - b_e) / (1.0 + b_e)
-        b_large = tl.where(b_a < 0, -b_large, b_large)
-        b_z = softcap * tl.where(tl.abs(b_a) < 0.2, b_small, b_large)
-    return b_z
+def moved(d, b_s, b_t, b_q):
+    """Sums of x⁰, x¹ and x² after x grew by d."""
+    decay = tl.exp(d)
+    return decay * b_s, decay * (b_t + d * b_s), decay * (b_q + d * (2.0 * b_t + d * b_s))
 
 
 @triton.jit
 def _step(
-    b_x,
-    o_v,
-    V,
-    y,
-    z_y,
-    m,
-    best,
-    b_s,
-    b_t,
-    b_rank,
-    scale,
-    softcap,
-    has_softcap: tl.constexpr,
-    tail: tl.constexpr,
-):
-    """Takes a block of raw logits into the row's (m, argmax) and the lanes' (s, t, rank), to be summed at the end."""
-    b_z = transform(b_x.to(tl.float32), scale, softcap, has_softcap)
+    b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q, tail: tl.constexpr, scaled: tl.constexpr, V
+):  # fmt: skip
+    """Takes a block of logits into the row's (m, argmax) and the lanes' sums."""
     if tail:
         b_z = tl.where(o_v < V, b_z, -float("inf"))  # after the transform: softcap·tanh(−inf) is not −inf
     block_max = tl.max(b_z, 0)
@@ -58,112 +39,118 @@ def _step(
         best = tl.min(tl.where(b_z == block_max, o_v, 2147483647), 0)
     new_m = tl.maximum(m, block_max)
     safe_m = tl.where(new_m == -float("inf"), 0.0, new_m)
-    d = tl.where(m == -float("inf"), 0.0, m - safe_m)  # before the first finite logit s = t = 0: any finite d will do
+    d = tl.where(m == -float("inf"), 0.0, m - safe_m)  # before the first finite logit all sums are 0: any finite d will do
     empty = b_z == -float("inf")
-    b_d = tl.where(empty, 0.0, b_z - safe_m)  # 0·(−inf) must not reach t
+    b_d = tl.where(empty, 0.0, b_z - safe_m)  # 0·(−inf) must not reach a sum
     b_e = tl.where(empty, 0.0, tl.exp(b_d))
-    decay = tl.exp(d)
-    b_t = decay * (b_t + d * b_s) + b_e * b_d
-    b_s = decay * b_s + b_e
-    b_rank += ((b_z > z_y) & (o_v != y)).to(tl.int32)
-    return new_m, best, b_s, b_t, b_rank
+    b_s, b_t, _ = moved(d, b_s, b_t, 0.0)
+    b_s += b_e
+    b_t += b_e * b_d
+    if scaled:
+        b_x = b_d * inverse
+        b_e = tl.where(empty, 0.0, tl.exp(b_x))
+        b_u, b_a, b_q = moved(d * inverse, b_u, b_a, b_q)
+        b_u += b_e
+        b_a += b_e * b_x
+        b_q += b_e * b_x * b_x
+    b_rank += ((b_z > threshold) & (o_v != column)).to(tl.int32)
+    return new_m, best, b_s, b_t, b_rank, b_u, b_a, b_q
 
 
 @triton.jit
 def _logit_stats(
     x_ptr,  # [N, V] any float, row stride `stride`
-    y_ptr,  # [N] i64
-    max_ptr,  # [N] fp32, written
-    argmax_ptr,  # [N] i64, written
-    target_ptr,  # [N] fp32, written
-    lse_ptr,  # [N] fp32, written
-    rank_ptr,  # [N] i64, written
-    entropy_ptr,  # [N] fp32, written
+    column_ptr,  # [N] i64: the target's column, −1 if another part has it, −2 if the row is ignored
+    threshold_ptr,  # [N] fp32, or None: the target's logit, which then is here
+    inverse_ptr,  # [N] fp32: 1/T, or None
+    float_ptr,  # [4 or 7, N] fp32, written
+    int_ptr,  # [2, N] i64, written
+    N,
     V,
     stride,
     scale,
     softcap,
-    ignore: tl.constexpr,
-    has_softcap: tl.constexpr,
     block: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     p_x = x_ptr + row * stride
-    y = tl.load(y_ptr + row)
+    column = tl.load(column_ptr + row).to(tl.int32)
+    scaled: tl.constexpr = inverse_ptr is not None
+    inverse = tl.load(inverse_ptr + row) if inverse_ptr is not None else 1.0
     m = -float("inf")
     best = 0
-    b_s = tl.zeros((block,), tl.float32)
-    b_t = tl.zeros((block,), tl.float32)
+    z_y = -float("inf")
+    b_zero = tl.zeros((block,), tl.float32)
+    b_s, b_t, b_u, b_a, b_q = b_zero, b_zero, b_zero, b_zero, b_zero
     b_rank = tl.zeros((block,), tl.int32)
-    z_y = 0.0
-    valid = y != ignore
+    valid = column != IGNORED
     if valid:
-        z_y = transform(tl.load(p_x + y).to(tl.float32), scale, softcap, has_softcap)
-        column = y.to(tl.int32)
+        if column >= 0:
+            z_y = transform(tl.load(p_x + column).to(tl.float32), scale, softcap)
+        threshold = tl.load(threshold_ptr + row) if threshold_ptr is not None else z_y
         o_block = tl.arange(0, block)
         whole = V // block * block
         for start in range(0, whole, block):
             o_v = start + o_block
-            b_x = tl.load(p_x + o_v)
-            m, best, b_s, b_t, b_rank = _step(
-                b_x, o_v, V, column, z_y, m, best, b_s, b_t, b_rank, scale, softcap, has_softcap, False
+            b_z = transform(tl.load(p_x + o_v).to(tl.float32), scale, softcap)
+            m, best, b_s, b_t, b_rank, b_u, b_a, b_q = _step(
+                b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q, False, scaled, V
             )
         if whole < V:
             o_v = whole + o_block
-            b_x = tl.load(p_x + o_v, mask=o_v < V, other=0.0)
-            m, best, b_s, b_t, b_rank = _step(
-                b_x, o_v, V, column, z_y, m, best, b_s, b_t, b_rank, scale, softcap, has_softcap, True
+            b_z = transform(tl.load(p_x + o_v, mask=o_v < V, other=0.0).to(tl.float32), scale, softcap)
+            m, best, b_s, b_t, b_rank, b_u, b_a, b_q = _step(
+                b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q, True, scaled, V
             )
-    s = tl.sum(b_s, 0)
-    t = tl.sum(b_t, 0)
-    rank = tl.sum(b_rank, 0)
-    safe_s = tl.where(s > 0, s, 1.0)
-    tl.store(max_ptr + row, tl.where(valid, m, 0.0))
-    tl.store(argmax_ptr + row, tl.where(valid, best, 0).to(tl.int64))
-    tl.store(target_ptr + row, z_y)
-    tl.store(lse_ptr + row, tl.where(valid, m + tl.log(safe_s), 0.0))
-    tl.store(rank_ptr + row, tl.where(valid, rank, -1).to(tl.int64))
-    tl.store(entropy_ptr + row, tl.where(valid, tl.maximum(tl.log(safe_s) - t / safe_s, 0.0), 0.0))
+    tl.store(float_ptr + row, tl.where(valid, m, 0.0))
+    tl.store(float_ptr + N + row, tl.where(valid, z_y, 0.0))
+    tl.store(float_ptr + 2 * N + row, tl.sum(b_s, 0))
+    tl.store(float_ptr + 3 * N + row, tl.sum(b_t, 0))
+    if scaled:
+        tl.store(float_ptr + 4 * N + row, tl.sum(b_u, 0))
+        tl.store(float_ptr + 5 * N + row, tl.sum(b_a, 0))
+        tl.store(float_ptr + 6 * N + row, tl.sum(b_q, 0))
+    tl.store(int_ptr + row, tl.where(valid, best, 0).to(tl.int64))
+    tl.store(int_ptr + N + row, tl.where(valid, tl.sum(b_rank, 0), -1).to(tl.int64))
 
 
 def logit_stats(
     logits: torch.Tensor,
-    target: torch.Tensor,
-    logit_scale: float,
+    column: torch.Tensor,
+    threshold: torch.Tensor | None,
+    inverse_temperature: torch.Tensor | None,
+    scale: float,
     softcap: float | None,
-    ignore_index: int,
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Launches one program a row.
 
     Args:
         logits: `[N, V]` bf16, fp16 or fp32, unit stride along V.
-        target: `[N]` int64 ids in `[0, V)`, or `ignore_index`.
-        logit_scale, softcap: the transform; `softcap=None` leaves it out.
+        column: `[N]` int64: the target's column in `[0, V)`, −1 if another part of the vocabulary has it, −2 in ignored rows.
+        threshold: `[N]` fp32 that ranks count against, or None for the target's logit (then no column is −1).
+        inverse_temperature: `[N]` fp32 or None.
+        scale, softcap: the transform; `softcap=None` leaves it out.
 
     Returns:
-        max_logit fp32, argmax int64, target_logit fp32, logsumexp fp32, rank int64, entropy fp32 (nats), each `[N]`.
+        floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `torch_backend/stats_partial.py`.
     """
     N, V = logits.shape
-    kinds = (torch.float32, torch.int64, torch.float32, torch.float32, torch.int64, torch.float32)
-    out = tuple(torch.empty(N, dtype=kind, device=logits.device) for kind in kinds)
+    floats = torch.empty(4 if inverse_temperature is None else 7, N, dtype=torch.float32, device=logits.device)
+    ints = torch.empty(2, N, dtype=torch.int64, device=logits.device)
     if N:
         _logit_stats[(N,)](
-            logits, target, *out, V, logits.stride(0), float(logit_scale), float(softcap or 1.0),
-            ignore_index, softcap is not None, min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=WARPS,
+            logits, column, threshold, inverse_temperature, floats, ints, N, V, logits.stride(0), float(scale),
+            softcap, min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=WARPS,
         )  # fmt: skip
-    return out
+    return floats, ints
 
 
+_SIGNATURE = {
+    "x_ptr": "*bf16", "column_ptr": "*i64", "float_ptr": "*fp32", "int_ptr": "*i64", "N": "i32", "V": "i32", "stride": "i32",
+    "scale": "fp32", "softcap": "fp32",
+}  # fmt: skip
+_PLAIN = {"threshold_ptr": None, "block": BLOCK}
 AOT = [
-    (
-        _logit_stats,
-        {
-            "x_ptr": "*bf16", "y_ptr": "*i64", "max_ptr": "*fp32", "argmax_ptr": "*i64", "target_ptr": "*fp32",
-            "lse_ptr": "*fp32", "rank_ptr": "*i64", "entropy_ptr": "*fp32", "V": "i32", "stride": "i32",
-            "scale": "fp32", "softcap": "fp32",
-        },
-        {"ignore": -100, "has_softcap": True, "block": BLOCK},
-        WARPS,
-        3,
-    ),
-]  # fmt: skip
+    (_logit_stats, _SIGNATURE, {**_PLAIN, "inverse_ptr": None}, WARPS, 3),
+    (_logit_stats, {**_SIGNATURE, "inverse_ptr": "*fp32"}, _PLAIN, WARPS, 3),
+]

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 import autodeco_fast
-from autodeco_fast.kernels.linear_sample import _logits as kernel_logits
+from autodeco_fast.kernels.product import product_tile as kernel_logits
 from tests.allocations import LargestAllocation
 from tests.on_device import DEVICE, on_device, sample
 from tests.test_min_p_sample import reference
@@ -168,8 +168,8 @@ def test_compiles_without_a_break():
 def test_says_what_is_wrong():
     h, w, b = case(2, 8, 20)
     for arguments, words in (
-        ((h, w[:, :7]), r"hidden and weight must be \[B, H\] and \[V, H\], got shapes \(2, 8\) and \(20, 7\)"),
-        ((h, w.bfloat16()), "must both be bfloat16, float16 or float32"),
+        ((h, w[:, :7]), r"hidden and weight must be \[N, H\] and \[V, H\], got shapes \(2, 8\) and \(20, 7\)"),
+        ((h, w.bfloat16()), "weight must have the dtype of hidden"),
     ):
         with pytest.raises(ValueError, match=words):
             linear_sample(*arguments, 1.0, seed=0)

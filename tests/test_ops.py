@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autodeco_fast.ops import linear_sample, logit_stats, min_p_hinge, min_p_sample, temperature_head
+from autodeco_fast.ops import linear_sample, logit_stats, min_p_hinge, min_p_sample, temperature_head, token_stats
 from tests.on_device import DEVICE
 
 
@@ -17,8 +17,12 @@ def full(n: int, value: float, dtype: torch.dtype = torch.float32) -> torch.Tens
 
 ids = lambda n: full(n, 3, torch.int64)  # noqa: E731
 CASES = {
-    "logit_stats": (logit_stats._logit_stats, lambda: (rand(5, 40), ids(5), 1.0, None, -100)),
-    "token_stats": (logit_stats._token_stats, lambda: (rand(5, 8), rand(40, 8), ids(5), rand(40), 0.5, 30.0, -100)),
+    "logit_stats": (logit_stats._logit_stats, lambda: (rand(5, 40), ids(5), None, rand(5), 1.0, None)),
+    "token_stats": (token_stats._token_stats, lambda: (rand(5, 8), rand(40, 8), ids(5), None, rand(5), rand(40), 0.5, 30.0, 0)),
+    "token_stats, chunked": (
+        token_stats._token_stats,
+        lambda: (rand(5, 8), rand(40, 8), ids(5), rand(5), None, None, 1.0, None, 320),
+    ),
     "min_p_sample": (
         min_p_sample._min_p_sample,
         lambda: (rand(5, 40), [full(5, 0.7), *[None] * 6], [0.0, 0.1, 1.0], [7, 0, -1, 0], None, "logprob kept"),

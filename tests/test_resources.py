@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = {"linear_sample", "logit_stats", "min_p_hinge", "min_p_sample", "temperature_head", "top_k_top_p"}
+FAMILIES = {"linear_sample", "logit_stats", "min_p_hinge", "min_p_sample", "temperature_head", "token_stats", "top_k_top_p"}
 # kernel, target → why it may spill. None does.
 EXCUSED: dict[tuple[str, str], str] = {}
 
@@ -66,10 +66,10 @@ def test_large_head_uses_the_matrix_unit(rows):
     assert family == {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
 
 
-def test_fused_product_uses_the_matrix_unit(rows):
-    tiles = [r for r in rows if r["kernel"] == "linear_sample.tiles" and "rows=64" in r["config"]]
-    family = {r["target"]: r["matrix"] for r in tiles}
-    assert family == {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
+@pytest.mark.parametrize("kernel, config", [("linear_sample.tiles", "rows=64"), ("token_stats.tiles", "rows=128")])
+def test_fused_products_use_the_matrix_unit(kernel, config, rows):
+    family = {(r["target"], r["matrix"]) for r in rows if r["kernel"] == kernel and config in r["config"]}
+    assert family == {("sm_80", "mma.sync"), ("sm_90", "wgmma"), ("sm_100", "tcgen05"), ("gfx942", "mfma")}
 
 
 def test_logits_are_read_in_wide_words(rows):

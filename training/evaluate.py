@@ -70,7 +70,7 @@ def fit_head(tokens: Tokens, *, gravity: float, min_p: float, seed: int, epochs:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-count // batch))
     for _ in range(epochs):
         for index in torch.randperm(count).split(batch):
-            stats = TokenStats(*(s[index] for s in tokens.stats))
+            stats = tokens.stats.rows(index)
             loss = min_p_hinge_loss(head(tokens.hidden[index]), stats, min_p=min_p, gravity=gravity)
             optimizer.zero_grad()
             loss.backward()

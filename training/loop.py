@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
-from autodeco_fast import TemperatureHead, TokenStats, goldilocks_mask, min_p_hinge_loss, required_temperature
+from autodeco_fast import TemperatureHead, goldilocks_mask, min_p_hinge_loss, required_temperature
 from autodeco_fast.checkpoint import CONFIG_NAME, write_text
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.config import TrainConfig
@@ -77,7 +77,7 @@ def backward(
         )
         need = required_temperature(stats, config.min_p)
     T = head(hidden)
-    stats = TokenStats(*stats)._replace(rank=torch.where(selected, stats.rank, -1))
+    stats = stats._replace(rank=torch.where(selected, stats.rank, -1))
     options = {"min_p": config.min_p, "gravity": config.gravity, "max_temperature": head.max_temperature}
     loss = min_p_hinge_loss(T, stats, **options, reduction="sum")
     loss.backward()

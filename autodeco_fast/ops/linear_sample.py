@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from autodeco_fast.backends import resolve
+from autodeco_fast.ops.checks import check_product
 from autodeco_fast.ops.min_p_sample import SampleOutput, joined, parameters, row_index, sample, split, tracing
 from autodeco_fast.torch_backend import linear_sample as torch_backend
 
@@ -62,19 +63,6 @@ def _(hidden, weight, bias, logit_scale, softcap, rows, floats, ints, full, back
     return new(B, torch.int64), new(B, torch.int32), new(B if full else 0, torch.float32)
 
 
-def _check(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> None:
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or not weight.shape[0]:
-        raise ValueError(
-            f"hidden and weight must be [B, H] and [V, H], got shapes {tuple(hidden.shape)} and {tuple(weight.shape)}"
-        )
-    if hidden.dtype not in (torch.bfloat16, torch.float16, torch.float32) or weight.dtype != hidden.dtype:
-        raise ValueError(f"hidden and weight must both be bfloat16, float16 or float32, got {hidden.dtype} and {weight.dtype}")
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != hidden.dtype):
-        raise ValueError(f"bias must be [{weight.shape[0]}] {hidden.dtype}, got {tuple(bias.shape)} {bias.dtype}")
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap must be None or positive, got {softcap}")
-
-
 @torch.no_grad()
 def linear_sample(
     hidden: torch.Tensor,
@@ -115,7 +103,7 @@ def linear_sample(
     Raises:
         ValueError: for shapes, dtypes or numbers other than these, or `fused=True` with what needs the logits.
     """
-    _check(hidden, weight, bias, softcap)
+    check_product(hidden, weight, bias, softcap)
     needs_logits = return_logprob or return_kept or any(x is not None for x in (top_k, top_p, token_bitmask))
     if fused and needs_logits:
         raise ValueError("fused must be None or False with top_k, top_p, token_bitmask, return_logprob or return_kept")

@@ -1,178 +1,177 @@
-"""`logit_stats` and `token_stats`: what losses and filters need to know of each token's logits, without keeping the logits."""
+"""`logit_stats`: what losses and filters need to know of each token's logits. `ops/token_stats.py`: the same without logits."""
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from autodeco_fast.backends import resolve
+from autodeco_fast.ops.checks import FLOATS, check_logits, check_row, check_softcap, check_target
 from autodeco_fast.torch_backend import logit_stats as torch_backend
+from autodeco_fast.torch_backend.stats_partial import ABSENT, IGNORED, Part, finish
 
-_CHUNK_BYTES = 128 << 20  # of one reused block of logits on a GPU
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+LOWEST_TEMPERATURE = 1e-2  # AutoDeco's clamp
+GREEDY_BELOW = 1e-3
+PartOf = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], Part]  # of column, threshold, 1/T
 
 
 class TokenStats(NamedTuple):
-    """Per-row statistics of the logits z, each `[N]`. Rows whose target is ignored hold 0, and rank −1."""
+    """Per-row statistics of the logits z, each `[N]`. Rows whose target is ignored hold 0, and rank −1.
 
-    max_logit: torch.Tensor  # fp32
+    fp32, or fp64 where the logits are.
+    """
+
+    max_logit: torch.Tensor
     argmax: torch.Tensor  # int64, the lowest id on ties
-    target_logit: torch.Tensor  # fp32
-    logsumexp: torch.Tensor  # fp32
+    target_logit: torch.Tensor
+    logsumexp: torch.Tensor
     rank: torch.Tensor  # int64: ids with a strictly larger logit than the target; 0 = the target is an argmax
-    entropy: torch.Tensor  # fp32, nats, of softmax(z)
+    entropy: torch.Tensor  # nats, of softmax(z)
+    temperature: torch.Tensor | None = None  # T of the following, at least 0.01
+    scaled_logsumexp: torch.Tensor | None = None  # of z/T, differentiable in T
+    scaled_entropy: torch.Tensor | None = None  # nats, of softmax(z/T), differentiable in T
+    kept: torch.Tensor | None = None  # int64: tokens that Min-P keeps at T
+
+    def rows(self, index: torch.Tensor | slice) -> "TokenStats":
+        """The statistics of these rows."""
+        return TokenStats(*(None if field is None else field[index] for field in self))
 
 
-def _fake(target: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    kinds = (torch.float32, torch.int64, torch.float32, torch.float32, torch.int64, torch.float32)
-    return tuple(torch.empty(target.shape[0], dtype=kind, device=target.device) for kind in kinds)
+class _AtTemperature(torch.autograd.Function):
+    """ln Σ e^{z/T} and the entropy of p = softmax(z/T): `∂/∂T = −E_p[z]/T²` and `Var_p(z)/T³`."""
+
+    @staticmethod
+    def forward(ctx, temperature, logsumexp, mean, variance):
+        ctx.save_for_backward(temperature, mean, variance)
+        return logsumexp.clone(), (logsumexp - mean / temperature).clamp(min=0.0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_logsumexp, d_entropy):
+        T, mean, variance = ctx.saved_tensors
+        return (d_entropy * variance / T - d_logsumexp * mean) / (T * T), None, None, None
 
 
-def _check_ids(target: torch.Tensor, V: int, ignore_index: int) -> None:
-    """Only on a CPU: on a GPU looking would be a host sync."""
-    if target.device.type != "cpu":
-        return
-    wrong = target[(target != ignore_index) & ((target < 0) | (target >= V))]
-    if wrong.numel():
-        raise ValueError(f"target ids must be in [0, {V}) or {ignore_index}, got {wrong[0].item()}")
+def _below_cut(top: torch.Tensor, temperature: torch.Tensor, min_p: float) -> torch.Tensor:
+    """The largest number under the cut of Min-P: what is above it is kept."""
+    T = torch.where(temperature < GREEDY_BELOW, 0.0, temperature.to(top.dtype))
+    return torch.nextafter(top + T * math.log(min_p) if min_p > 0 else top - torch.inf, top.new_tensor(-torch.inf))
 
 
-_Six = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+def statistics(
+    part_of: PartOf, target: torch.Tensor, temperature: torch.Tensor | None, min_p: float | None, ignore_index: int
+) -> TokenStats:
+    """From what makes parts of the whole vocabulary to statistics, differentiable in the temperature."""
+    with torch.no_grad():
+        column = torch.where(target == ignore_index, IGNORED, target)
+    T = None if temperature is None else temperature.clamp(min=LOWEST_TEMPERATURE)
+    fields = finish(*part_and_temperature(part_of, column, T))
+    stats = TokenStats(*fields[:6])
+    if T is None:
+        return stats
+    T = T.to(fields[6].dtype)
+    logsumexp, entropy = _AtTemperature.apply(T, *fields[6:])
+    stats = stats._replace(temperature=T, scaled_logsumexp=logsumexp, scaled_entropy=entropy)
+    if min_p is None:
+        return stats
+    with torch.no_grad():  # ranks against the cut instead of the target: a second sweep
+        nowhere = torch.where(column == IGNORED, IGNORED, ABSENT)
+        _, ints = part_of(nowhere, _below_cut(stats.max_logit, temperature, min_p), None)
+    return stats._replace(kept=ints[1].clamp(min=0))
+
+
+def part_and_temperature(
+    part_of: PartOf, column: torch.Tensor, temperature: torch.Tensor | None
+) -> tuple[Part, torch.Tensor | None]:
+    """The part of all columns, and T as `finish` takes it."""
+    T = None if temperature is None else temperature.detach()
+    with torch.no_grad():
+        part = part_of(column, None, None if T is None else 1.0 / T)
+    return part, None if T is None else T.to(part[0].dtype)
+
+
+def kinds(backend: str) -> tuple[torch.dtype, ...]:
+    """Dtypes of logits and hidden states; fp64 is the torch backend's alone."""
+    return FLOATS if backend == "triton" else (*FLOATS, torch.float64)
+
+
+def check_temperature(temperature: torch.Tensor | None, min_p: float | None, n: int) -> None:
+    check_row("temperature", temperature, n)
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise ValueError(f"min_p must be in [0, 1], got {min_p}")
+    if min_p is not None and temperature is None:
+        raise ValueError("min_p needs a temperature: the kept set depends on it")
+
+
+def row_dtype(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    """A row of parameters as backends take it: contiguous, fp32, or fp64 beside fp64."""
+    return None if x is None else x.to(torch_backend.kind_of(like)).contiguous()
 
 
 @torch.library.custom_op("autodeco_fast::logit_stats", mutates_args=())
 def _logit_stats(
     logits: torch.Tensor,
-    target: torch.Tensor,
+    column: torch.Tensor,
+    threshold: torch.Tensor | None,
+    inverse_temperature: torch.Tensor | None,
     logit_scale: float,
     softcap: float | None,
-    ignore_index: int,
     backend: str,
-) -> _Six:
-    _check_ids(target, logits.shape[1], ignore_index)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A part; arguments as in `kernels.logit_stats.logit_stats`."""
     if backend == "triton":
         from autodeco_fast.kernels.logit_stats import logit_stats as rows
     else:
         rows = torch_backend.logit_stats
-    return rows(logits, target, logit_scale, softcap, ignore_index)
+    return rows(logits, column, threshold, inverse_temperature, logit_scale, softcap)
+
+
+def fake_part(like: torch.Tensor, column: torch.Tensor, inverse_temperature: torch.Tensor | None) -> Part:
+    """Shapes and dtypes of a part."""
+    n = column.shape[0]
+    floats = like.new_empty(4 if inverse_temperature is None else 7, n, dtype=torch_backend.kind_of(like))
+    return floats, column.new_empty(2, n)
 
 
 @_logit_stats.register_fake
-def _(logits, target, logit_scale, softcap, ignore_index, backend):
-    return _fake(target)
+def _(logits, column, threshold, inverse_temperature, logit_scale, softcap, backend):
+    return fake_part(logits, column, inverse_temperature)
 
 
-@torch.library.custom_op("autodeco_fast::token_stats", mutates_args=())
-def _token_stats(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    target: torch.Tensor,
-    bias: torch.Tensor | None,
-    logit_scale: float,
-    softcap: float | None,
-    ignore_index: int,
-    backend: str,
-) -> _Six:
-    _check_ids(target, weight.shape[0], ignore_index)
-    if backend == "torch":
-        return torch_backend.token_stats(hidden, weight, target, bias, logit_scale, softcap, ignore_index)
-    from autodeco_fast.kernels.logit_stats import logit_stats as rows
-
-    valid = (target != ignore_index).nonzero()[:, 0]
-    V = weight.shape[0]
-    chunk = max(1, _CHUNK_BYTES // (V * hidden.element_size()))
-    block = torch.empty(min(chunk, len(valid)), V, dtype=hidden.dtype, device=hidden.device)
-    parts = []
-    for index in valid.split(chunk):
-        logits = block[: len(index)]
-        if bias is None:
-            torch.mm(hidden[index], weight.T, out=logits)
-        else:
-            torch.addmm(bias, hidden[index], weight.T, out=logits)
-        parts.append(rows(logits, target[index], logit_scale, softcap, ignore_index))
-    return torch_backend.scatter(valid, parts, target.shape[0])
-
-
-@_token_stats.register_fake
-def _(hidden, weight, target, bias, logit_scale, softcap, ignore_index, backend):
-    return _fake(target)
-
-
-def _check(rows: torch.Tensor, name: str, V: int, target: torch.Tensor, softcap: float | None) -> None:
-    if rows.dim() != 2 or V == 0:
-        raise ValueError(f"{name} must have two dimensions, the last not empty, got shape {tuple(rows.shape)}")
-    if rows.dtype not in _FLOATS:
-        raise ValueError(f"{name} must be bfloat16, float16 or float32, got {rows.dtype}")
-    if target.shape != rows.shape[:1] or target.dtype != torch.int64:
-        raise ValueError(f"target must be [{rows.shape[0]}] int64, got {tuple(target.shape)} {target.dtype}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be None or positive, got {softcap}")
-
-
-@torch.no_grad()
 def logit_stats(
     logits: torch.Tensor,
     target: torch.Tensor,
     *,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    temperature: torch.Tensor | None = None,
+    min_p: float | None = None,
     ignore_index: int = -100,
     backend: str | None = None,
 ) -> TokenStats:
-    """Statistics of materialised logits; not differentiable.
+    """Statistics of materialised logits in one read. Differentiable in the temperature, not in the logits.
 
     Args:
-        logits: `[N, V]` bf16, fp16 or fp32.
+        logits: `[N, V]` bf16, fp16 or fp32 (fp64 on the torch backend).
         target: `[N]` int64 ids, `ignore_index` where there is none.
         logit_scale, softcap: `z = softcap·tanh(logit_scale·logits / softcap)`; no tanh for None.
+        temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower.
+        min_p: in [0, 1], for `kept`: a second read.
         backend: None chooses; "triton" or "torch" forces.
 
     Raises:
         ValueError: for shapes or dtypes other than these.
     """
-    _check(logits, "logits", logits.shape[-1], target, softcap)
-    logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    return TokenStats(
-        *_logit_stats(logits, target.contiguous(), float(logit_scale), softcap, ignore_index, resolve(backend, logits))
-    )
+    chosen = resolve(backend, logits)
+    check_logits(logits, kinds(chosen))
+    check_target(target, *logits.shape, ignore_index)
+    check_softcap(softcap)
+    check_temperature(temperature, min_p, len(logits))
+    logits = logits.detach() if logits.stride(1) == 1 else logits.detach().contiguous()
 
+    def part_of(column, threshold, inverse):
+        rows = row_dtype(threshold, logits), row_dtype(inverse, logits)
+        return _logit_stats(logits, column, *rows, float(logit_scale), softcap, chosen)
 
-@torch.no_grad()
-def token_stats(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    target: torch.Tensor,
-    *,
-    bias: torch.Tensor | None = None,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    ignore_index: int = -100,
-    backend: str | None = None,
-) -> TokenStats:
-    """Statistics of `z = softcap·tanh(logit_scale·(hidden @ weight.T + bias) / softcap)`, never holding `[N, V]`.
-
-    Memory is one chunk of logits; ignored rows are not multiplied. Not differentiable: the base model is frozen.
-
-    Args:
-        hidden: `[N, H]` what enters the output embedding, bf16, fp16 or fp32.
-        weight: `[V, H]` of the same dtype.
-        target: `[N]` int64 ids, `ignore_index` where there is none.
-        bias: `[V]` or None.
-        logit_scale, softcap: in this order, after the bias.
-        backend: None chooses; "triton" or "torch" forces.
-
-    Raises:
-        ValueError: for shapes or dtypes other than these.
-    """
-    if weight.dim() != 2 or hidden.dim() != 2 or weight.shape[1] != hidden.shape[1]:
-        raise ValueError(
-            f"hidden and weight must be [N, H] and [V, H], got shapes {tuple(hidden.shape)} and {tuple(weight.shape)}"
-        )
-    if weight.dtype != hidden.dtype:
-        raise ValueError(f"weight must have the dtype of hidden, got {weight.dtype} and {hidden.dtype}")
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != hidden.dtype):
-        raise ValueError(f"bias must be [{weight.shape[0]}] {hidden.dtype}, got {tuple(bias.shape)} {bias.dtype}")
-    _check(hidden, "hidden", weight.shape[0], target, softcap)
-    chosen = resolve(backend, hidden, weight)
-    return TokenStats(
-        *_token_stats(hidden, weight, target.contiguous(), bias, float(logit_scale), softcap, ignore_index, chosen)
-    )
+    return statistics(part_of, target, temperature, min_p, ignore_index)

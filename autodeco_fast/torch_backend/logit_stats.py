@@ -2,37 +2,37 @@
 
 The product is made in tiles of `TILE` elements, in one reused buffer, and each tile is reduced in blocks of `BLOCK`
 elements, small enough for the second-level caches. Of a block with maximum m, one `softmax` p gives both sums:
-`Σ e^{z−m} = 1 / max p` and `Σ e^{z−m}(z−m) = Σ p (z−m) / max p`.
+`Σ e^{z−m} = 1 / max p` and `Σ e^{z−m}(z−m) = Σ p (z−m) / max p`. Sums are fp32, or fp64 if the logits are.
 """
 
 import torch
+
+from .stats_partial import IGNORED, Part, moved, neutral
 
 TILE = 1 << 22  # elements of the product a time: 16 MB of fp32
 COLUMNS = 2048  # narrowest tile; fewer rows make it wider, up to WIDEST
 WIDEST = 1 << 16
 BLOCK = 1 << 19  # elements reduced a time: 2 MB of fp32
-_FLOOR = -200.0  # e^{−200} is 0 in fp32, and 0·(−200) is 0 where 0·(−inf) is not
-_KINDS = (torch.float32, torch.int64, torch.float32, torch.float32, torch.int64, torch.float32)
+_FLOOR = -1e5  # e^x is 0 there at any T below 900, and 0·x² is 0 where 0·inf is not
 
 
 class _Running:
-    """Statistics of R rows, fed with vocabulary tiles from left to right.
+    """Statistics of R rows, fed with vocabulary tiles from left to right: a part, see `stats_partial`.
 
-    `target_logit` is what ranks count against. It comes from a product of its own, so it can round differently from the
-    target's column in its tile: that column never counts, and its tile's value is the one returned, so no gap is < 0.
+    Ranks count against `threshold`; the target's own column never counts, and its tile's value is the one returned.
     """
 
-    def __init__(self, target: torch.Tensor, target_logit: torch.Tensor):
-        R, device = target.shape[0], target.device
-        self.target, self.target_logit, self.tile_target = target, target_logit, target_logit
-        self.max = torch.full((R,), -float("inf"), device=device)
-        self.argmax = torch.zeros(R, dtype=torch.int64, device=device)
-        self.s = torch.zeros(R, device=device)  # Σ e^{z−max}
-        self.t = torch.zeros(R, device=device)  # Σ e^{z−max}(z−max)
-        self.rank = torch.zeros(R, device=device, dtype=torch.float64)
+    def __init__(self, column: torch.Tensor, threshold: torch.Tensor, inverse_temperature: torch.Tensor | None):
+        R, new = column.shape[0], threshold.new_zeros
+        self.column, self.threshold, self.inverse = column, threshold, inverse_temperature
+        self.max, self.target = new(R).fill_(-float("inf")), new(R).fill_(-float("inf"))
+        self.argmax = torch.zeros_like(column)
+        self.sums = [new(R), new(R)]
+        self.scaled_sums = [new(R), new(R), new(R)]
+        self.count = torch.zeros(R, device=column.device, dtype=torch.float64)
 
     def feed(self, z: torch.Tensor, start: int, spare: torch.Tensor) -> None:
-        """Takes transformed fp32 logits `[R, v]` of ids `start …`; overwrites them and `spare`, fp32, R·v or more."""
+        """Takes transformed logits `[R, v]` of columns `start …`; overwrites them and `spare`, R·v or more."""
         p = spare[: z.numel()].view(z.shape)
         self._count(z, start, p)
         tile_max = z.amax(-1)
@@ -41,43 +41,45 @@ class _Running:
             candidates = z if len(better) == len(z) else z[better]
             self.argmax[better] = candidates.argmax(-1) + start
         new_max = torch.maximum(self.max, tile_max)
-        z.sub_(tile_max.masked_fill(tile_max == -float("inf"), 0.0)[:, None]).clamp_(min=_FLOOR)
+        safe = tile_max.masked_fill(tile_max == -float("inf"), 0.0)
+        z.sub_(safe[:, None]).clamp_(min=_FLOOR)
+        d_old, d_new = (torch.where(m == new_max, 0.0, m - new_max).clamp(min=-1e30) for m in (self.max, tile_max))
         torch.softmax(z, -1, out=p)
         tile_s = (1.0 / p.amax(-1)).masked_fill_(tile_max == -float("inf"), 0.0)
-        tile_t = tile_s * torch.linalg.vecdot(p, z)
-        s, t = self._moved(self.s, self.t, self.max, new_max)
-        tile_s, tile_t = self._moved(tile_s, tile_t, tile_max, new_max)
-        self.s, self.t, self.max = s + tile_s, t + tile_t, new_max
+        tile = tile_s, tile_s * torch.linalg.vecdot(p, z)
+        self.sums = [a + b for a, b in zip(moved(d_old, *self.sums), moved(d_new, *tile))]
+        if self.inverse is not None:
+            x = z.mul_(self.inverse[:, None])
+            torch.softmax(x, -1, out=p)
+            tile_s = (1.0 / p.amax(-1)).masked_fill_(tile_max == -float("inf"), 0.0)
+            mean = torch.linalg.vecdot(p, x)
+            tile = tile_s, tile_s * mean, tile_s * torch.linalg.vecdot(p.mul_(x), x)
+            d_old, d_new = ((d * self.inverse).clamp(min=-1e9) for d in (d_old, d_new))
+            self.scaled_sums = [a + b for a, b in zip(moved(d_old, *self.scaled_sums), moved(d_new, *tile))]
+        self.max = new_max
 
     def _count(self, z: torch.Tensor, start: int, above: torch.Tensor) -> None:
-        torch.gt(z, self.target_logit[:, None], out=above)
-        self.rank += above.sum(-1)  # at most WIDEST ones: exact in fp32
-        column = self.target - start
+        torch.gt(z, self.threshold[:, None], out=above)
+        self.count += above.sum(-1)  # at most WIDEST ones: exact in fp32
+        column = self.column - start
         inside = (column >= 0) & (column < z.shape[1])
         column = column.clamp(0, z.shape[1] - 1)[:, None]
-        self.rank -= above.gather(1, column)[:, 0] * inside
-        self.tile_target = torch.where(inside, z.gather(1, column)[:, 0], self.tile_target)
+        self.count -= above.gather(1, column)[:, 0] * inside
+        self.target = torch.where(inside, z.gather(1, column)[:, 0], self.target)
 
-    @staticmethod
-    def _moved(s: torch.Tensor, t: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sums of maximum `old`, for the maximum `new`."""
-        shift = (old - new).masked_fill_(old == -float("inf"), 0.0)  # then s = t = 0
-        decay = shift.exp()
-        return decay * s, decay * (t + shift * s)
+    def part(self) -> Part:
+        scaled = [] if self.inverse is None else self.scaled_sums
+        return torch.stack([self.max, self.target, *self.sums, *scaled]), torch.stack([self.argmax, self.count.long()])
 
-    def results(self) -> tuple[torch.Tensor, ...]:
-        s = self.s.clamp(min=1e-30)  # 0 only where every logit is −inf
-        log_s = s.log()
-        entropy = (log_s - self.t / s).clamp_(min=0.0)
-        rank = self.rank.long()
-        is_max = self.tile_target == self.max  # rank 0 exactly then, whatever the two products rounded to
-        rank = torch.where(is_max, 0, torch.where(rank == 0, 1, rank))
-        return self.max, self.argmax, self.tile_target, self.max + log_s, rank, entropy
+
+def kind_of(x: torch.Tensor) -> torch.dtype:
+    """What sums over these are taken in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def transform(x: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
-    """fp32 logits: scale, then softcap; in place where x is fp32 already."""
-    z = x.float()
+    """Logits in fp32 (or fp64): scale, then softcap; in place where x has that type already."""
+    z = x.to(kind_of(x))
     if scale != 1.0:
         z = z.mul_(scale)
     return z if softcap is None else z.div_(softcap).tanh_().mul_(softcap)
@@ -89,71 +91,88 @@ def _tiling(rows: int, V: int) -> tuple[int, int, int]:
     return TILE // columns, columns, max(1, BLOCK // columns)
 
 
-def scatter(valid: torch.Tensor, parts: list[tuple[torch.Tensor, ...]], n: int) -> tuple[torch.Tensor, ...]:
-    """Puts the valid rows' results back; the others get 0 and rank −1."""
-    out = tuple(torch.zeros(n, dtype=kind, device=valid.device) for kind in _KINDS)
-    out[4].fill_(-1)
-    for column, target in zip(zip(*parts), out):
-        target[valid] = torch.cat(column)
-    return out
+def scatter(rows: torch.Tensor, parts: list[Part], n: int, like: torch.Tensor, scaled: bool) -> Part:
+    """Puts parts of these rows, in order, into one of n rows; the others are ignored."""
+    whole = neutral(n, like, kind_of(like), scaled)
+    for target, pieces in zip(whole, zip(*parts)):
+        target[:, rows] = torch.cat(pieces, 1)
+    return whole
 
 
 def logit_stats(
-    logits: torch.Tensor, target: torch.Tensor, logit_scale: float, softcap: float | None, ignore_index: int
-) -> tuple[torch.Tensor, ...]:
+    logits: torch.Tensor,
+    column: torch.Tensor,
+    threshold: torch.Tensor | None,
+    inverse_temperature: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> Part:
     """Same arguments and results as `kernels.logit_stats.logit_stats`."""
-    valid = (target != ignore_index).nonzero()[:, 0]
+    valid = (column != IGNORED).nonzero()[:, 0]
     V = logits.shape[1]
     _, columns, block = _tiling(len(valid), V)
-    spare = torch.empty(block * columns, dtype=torch.float32, device=logits.device)
+    spare = torch.empty(block * columns, dtype=kind_of(logits), device=logits.device)
     parts = []
     for rows in valid.split(block):
-        y = target[rows]
-        running = _Running(y, transform(logits[rows, y], logit_scale, softcap))
+        y = column[rows]
+        against = transform(logits[rows, y], scale, softcap) if threshold is None else threshold[rows]
+        running = _Running(y, against, None if inverse_temperature is None else inverse_temperature[rows])
         for start in range(0, V, columns):
-            running.feed(transform(logits[rows, start : start + columns], logit_scale, softcap), start, spare)
-        parts.append(running.results())
-    return scatter(valid, parts, target.shape[0])
+            running.feed(transform(logits[rows, start : start + columns], scale, softcap), start, spare)
+        parts.append(running.part())
+    return scatter(valid, parts, len(column), logits, inverse_temperature is not None)
+
+
+def multiply(h: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+    """`h @ w.T + bias` into the front of a flat buffer."""
+    out = out[: len(h) * len(w)].view(len(h), len(w))
+    return torch.mm(h, w.T, out=out) if bias is None else torch.addmm(bias, h, w.T, out=out)
 
 
 def token_stats(
     hidden: torch.Tensor,
     weight: torch.Tensor,
-    target: torch.Tensor,
+    column: torch.Tensor,
+    threshold: torch.Tensor | None,
+    inverse_temperature: torch.Tensor | None,
     bias: torch.Tensor | None,
-    logit_scale: float,
+    scale: float,
     softcap: float | None,
-    ignore_index: int,
-) -> tuple[torch.Tensor, ...]:
-    """Statistics of `hidden @ weight.T + bias`, one tile of it at a time; ignored rows are not multiplied."""
-    valid = (target != ignore_index).nonzero()[:, 0]
+) -> Part:
+    """Same arguments and results as `kernels.token_stats.token_stats`; ignored rows are not multiplied."""
+    valid = (column != IGNORED).nonzero()[:, 0]
     V = weight.shape[0]
     tile_rows, columns, block = _tiling(len(valid), V)
     tile = torch.empty(min(tile_rows, len(valid)) * columns, dtype=hidden.dtype, device=hidden.device)
-    spare = torch.empty(min(block, len(valid)) * columns, dtype=torch.float32, device=hidden.device)
+    spare = torch.empty(min(block, len(valid)) * columns, dtype=kind_of(hidden), device=hidden.device)
     parts = []
     for rows in valid.split(tile_rows):
         h = hidden[rows]
-        running = [
-            _Running(y, transform(_target_product(h_block, weight, y, bias), logit_scale, softcap))
-            for h_block, y in zip(h.split(block), target[rows].split(block))
-        ]
+        running = []
+        for part, h_block in zip(rows.split(block), h.split(block)):
+            y = column[part]
+            own = None if threshold is not None else target_logit(h_block, weight, y, bias, scale, softcap)
+            inverse = None if inverse_temperature is None else inverse_temperature[part]
+            running.append(_Running(y, own if threshold is None else threshold[part], inverse))
         for start in range(0, V, columns):
-            w = weight[start : start + columns]
-            out = tile[: len(rows) * len(w)].view(len(rows), len(w))
-            if bias is None:
-                torch.mm(h, w.T, out=out)
-            else:
-                torch.addmm(bias[start : start + columns], h, w.T, out=out)
+            end = start + columns
+            out = multiply(h, weight[start:end], None if bias is None else bias[start:end], tile)
             for one, x in zip(running, out.split(block)):
-                one.feed(transform(x, logit_scale, softcap), start, spare)
-        parts.extend(one.results() for one in running)
-    return scatter(valid, parts, target.shape[0])
+                one.feed(transform(x, scale, softcap), start, spare)
+        parts.extend(one.part() for one in running)
+    return scatter(valid, parts, len(column), hidden, inverse_temperature is not None)
 
 
-def _target_product(
-    hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, bias: torch.Tensor | None
+def target_logit(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    column: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
 ) -> torch.Tensor:
-    """The targets' raw logits `[R]`, rounded to the product's dtype."""
-    z = torch.linalg.vecdot(hidden.float(), weight[target].float())
-    return (z if bias is None else z + bias[target].float()).to(hidden.dtype)
+    """The targets' logits `[R]` from a product of their own, rounded as the product is; −inf where the column is < 0."""
+    kind, own = kind_of(hidden), column.clamp(min=0)
+    z = torch.linalg.vecdot(hidden.to(kind), weight[own].to(kind))
+    z = z if bias is None else z + bias[own].to(kind)
+    return transform(z.to(hidden.dtype), scale, softcap).masked_fill(column < 0, -float("inf"))

@@ -1,0 +1,117 @@
+"""Statistics of a vocabulary split over ranks: each looks at its rows of the LM head, one merges."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from autodeco_fast.backends import resolve
+from autodeco_fast.ops.checks import check_product, check_row
+from autodeco_fast.ops.logit_stats import LOWEST_TEMPERATURE, TokenStats, check_temperature, kinds, statistics
+from autodeco_fast.ops.token_stats import CHUNK_BYTES, product_part
+from autodeco_fast.torch_backend import logit_stats as torch_backend
+from autodeco_fast.torch_backend.stats_partial import ABSENT, IGNORED, merge
+
+
+class TokenStatsPartial(NamedTuple):
+    """What one rank knows: 32 bytes a row to send, 44 with temperatures."""
+
+    floats: torch.Tensor  # [4 or 7, N]: largest logit, target's logit, sums; see torch_backend/stats_partial.py
+    ints: torch.Tensor  # [2, N] int64: argmax in the whole vocabulary, ids above the target
+
+
+def _columns(target: torch.Tensor, first_id: int, V: int, ignore_index: int) -> torch.Tensor:
+    column = target - first_id
+    column = torch.where((column >= 0) & (column < V), column, ABSENT)
+    return torch.where(target == ignore_index, IGNORED, column)
+
+
+@torch.no_grad()
+def target_logits(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    first_id: int,
+    bias: torch.Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """`[N]` logits of the targets among this rank's ids, −inf for the others: their maximum over the ranks is every target's.
+
+    Arguments as in `token_stats_partial`.
+    """
+    chosen = resolve(backend, hidden, weight)
+    check_product(hidden, weight, bias, softcap, kinds(chosen))
+    if chosen == "torch":
+        rows = torch_backend.target_logit
+    else:
+        from autodeco_fast.kernels.token_stats import target_logit as rows
+    column = _columns(target, first_id, len(weight), ignore_index)
+    return rows(hidden, weight, column, bias, float(logit_scale), softcap)
+
+
+@torch.no_grad()
+def token_stats_partial(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    target_logit: torch.Tensor,
+    *,
+    first_id: int,
+    bias: torch.Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    fused: bool | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    backend: str | None = None,
+) -> TokenStatsPartial:
+    """What one rank of a vocabulary-parallel model contributes to `merge_token_stats`.
+
+    Args:
+        hidden: `[N, H]`, the same on every rank.
+        weight: `[V_part, H]`, the rows of ids first_id … first_id + V_part − 1; `bias` their part of it.
+        target: `[N]` int64 ids of the whole vocabulary.
+        target_logit: `[N]`, the maximum of all ranks' `target_logits`.
+        temperature: `[N]` or None, the same on every rank.
+        logit_scale, softcap, ignore_index, fused, chunk_bytes, backend: as in `token_stats`.
+
+    Raises:
+        ValueError: as `token_stats`, or for a negative `first_id`.
+    """
+    if first_id < 0:
+        raise ValueError(f"first_id must be ≥ 0, got {first_id}")
+    chosen = resolve(backend, hidden, weight)
+    check_product(hidden, weight, bias, softcap, kinds(chosen))
+    for name, row in (("target", target), ("target_logit", target_logit)):
+        check_row(name, row, len(hidden))
+    check_temperature(temperature, None, len(hidden))
+    column = _columns(target, first_id, len(weight), ignore_index)
+    inverse = None if temperature is None else 1.0 / temperature.clamp(min=LOWEST_TEMPERATURE)
+    floats, ints = product_part(
+        hidden, weight, column, target_logit, inverse, bias, logit_scale, softcap, chunk_bytes, fused, chosen
+    )
+    offset = torch.where(column == IGNORED, 0, first_id)
+    return TokenStatsPartial(floats, ints + torch.stack([offset, torch.zeros_like(offset)]))
+
+
+def merge_token_stats(
+    parts: Sequence[TokenStatsPartial],
+    target: torch.Tensor,
+    *,
+    temperature: torch.Tensor | None = None,
+    ignore_index: int = -100,
+) -> TokenStats:
+    """`token_stats` of the whole vocabulary from its parts, in any order: the maximum of maxima, sums rescaled to it, the
+    owner's target, added ranks. Differentiable in the temperature.
+
+    Args:
+        parts: one a rank.
+        target, temperature, ignore_index: as given to `token_stats_partial`.
+    """
+    pairs = [tuple(part) for part in parts]
+    return statistics(lambda column, threshold, inverse: merge(pairs, inverse), target, temperature, None, ignore_index)

@@ -1,0 +1,133 @@
+"""`token_stats`: statistics of an LM head's product that is never kept."""
+
+import torch
+
+from autodeco_fast.backends import resolve
+from autodeco_fast.ops.checks import check_product, check_target
+from autodeco_fast.ops.logit_stats import TokenStats, check_temperature, fake_part, kinds, row_dtype, statistics
+from autodeco_fast.torch_backend import logit_stats as torch_backend
+from autodeco_fast.torch_backend.stats_partial import IGNORED, Part
+
+CHUNK_BYTES = 128 << 20
+STREAMING_WIDTH = 1024
+
+
+def streaming_pays(width: int, backend: str) -> bool:
+    """Whether the streaming design is chosen over the vendor's product in chunks.
+
+    Triton, from byte counts: a chunk's trip to memory and back takes `4·V/4.3e12` seconds a bf16 row beside `2·V·H/7.9e14` for
+    its product, that is 367/H of it: 9 % at H = 4096, 36 % at 1024. A Triton product is slower than the vendor's by some such
+    share, so narrow models stream. Not measured on a GPU.
+
+    torch: always. Tiles that stay in the caches beat rows that do not (`bench/token_stats.py`).
+    """
+    return backend == "torch" or width <= STREAMING_WIDTH
+
+
+def _backend(backend: str):
+    """(streaming, rows of logits) of a backend."""
+    if backend == "torch":
+        return torch_backend.token_stats, torch_backend.logit_stats
+    from autodeco_fast.kernels.logit_stats import logit_stats
+    from autodeco_fast.kernels.token_stats import token_stats
+
+    return token_stats, logit_stats
+
+
+@torch.library.custom_op("autodeco_fast::token_stats", mutates_args=())
+def _token_stats(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    column: torch.Tensor,
+    threshold: torch.Tensor | None,
+    inverse_temperature: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    chunk_bytes: int,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A part; `chunk_bytes` of logits at a time, or 0 for the streaming design."""
+    streaming, rows_of = _backend(backend)
+    if chunk_bytes == 0 and backend == "torch":  # leaves ignored rows out itself
+        return streaming(hidden, weight, column, threshold, inverse_temperature, bias, logit_scale, softcap)
+    valid = (column != IGNORED).nonzero()[:, 0]
+    at = lambda x: None if x is None else x[valid]  # noqa: E731
+    hidden, column_, threshold, inverse = (at(x) for x in (hidden, column, threshold, inverse_temperature))
+    if chunk_bytes == 0:
+        parts = [streaming(hidden, weight, column_, threshold, inverse, bias, logit_scale, softcap)]
+        return torch_backend.scatter(valid, parts, len(column), hidden, inverse is not None)
+    V = len(weight)
+    chunk = min(max(1, chunk_bytes // (V * hidden.element_size())), max(1, len(valid)))
+    block = torch.empty(chunk * V, dtype=hidden.dtype, device=hidden.device)
+    parts = []
+    for start in range(0, len(valid), chunk):
+        here = slice(start, start + chunk)
+        rows = column_[here], *(None if x is None else x[here] for x in (threshold, inverse))
+        logits = torch_backend.multiply(hidden[here], weight, bias, block)
+        parts.append(rows_of(logits, *rows, logit_scale, softcap))
+    return torch_backend.scatter(valid, parts, len(column), hidden, inverse is not None)
+
+
+@_token_stats.register_fake
+def _(hidden, weight, column, threshold, inverse_temperature, bias, logit_scale, softcap, chunk_bytes, backend):
+    return fake_part(hidden, column, inverse_temperature)
+
+
+def product_part(
+    hidden, weight, column, threshold, inverse, bias, logit_scale, softcap, chunk_bytes, fused, backend
+) -> Part:  # fmt: skip
+    """The op, its arguments put in order and the design chosen."""
+    if chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
+    fused = streaming_pays(hidden.shape[1], backend) if fused is None else fused
+    hidden, weight = (t.detach() if t.stride(1) == 1 else t.detach().contiguous() for t in (hidden, weight))
+    rows = row_dtype(threshold, hidden), row_dtype(inverse, hidden)
+    bias = None if bias is None else bias.detach()
+    size = 0 if fused else chunk_bytes
+    return _token_stats(hidden, weight, column, *rows, bias, float(logit_scale), softcap, size, backend)
+
+
+def token_stats(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: torch.Tensor | None = None,
+    min_p: float | None = None,
+    ignore_index: int = -100,
+    fused: bool | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    backend: str | None = None,
+) -> TokenStats:
+    """Statistics of `z = softcap·tanh(logit_scale·(hidden @ weight.T + bias) / softcap)`, never holding `[N, V]`.
+
+    Ignored rows are not multiplied. Differentiable in the temperature only: the base model is frozen.
+
+    Args:
+        hidden: `[N, H]` what enters the output embedding, bf16, fp16 or fp32 (fp64 on the torch backend).
+        weight: `[V, H]` of the same dtype, a plain tensor.
+        target: `[N]` int64 ids, `ignore_index` where there is none.
+        bias: `[V]` or None.
+        logit_scale, softcap: in this order, after the bias.
+        temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower.
+        min_p: in [0, 1], for `kept`: a second product.
+        fused: True streams through tiles of the product; False writes chunks of logits and reads them back; None chooses.
+        chunk_bytes: of one such chunk.
+        backend: None chooses; "triton" or "torch" forces.
+
+    Raises:
+        ValueError: for shapes or dtypes other than these.
+    """
+    chosen = resolve(backend, hidden, weight)
+    check_product(hidden, weight, bias, softcap, kinds(chosen))
+    check_target(target, len(hidden), len(weight), ignore_index)
+    check_temperature(temperature, min_p, len(hidden))
+
+    def part_of(column, threshold, inverse):
+        return product_part(hidden, weight, column, threshold, inverse, bias, logit_scale, softcap, chunk_bytes, fused, chosen)
+
+    return statistics(part_of, target, temperature, min_p, ignore_index)

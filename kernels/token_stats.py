@@ -1,0 +1,247 @@
+"""Statistics of the LM head's product, whose logits never reach device memory.
+
+    z[n, v] = softcap·tanh(scale·(Σ_h x[n, h]·w[v, h] + bias[v]) / softcap),   statistics as in kernels/logit_stats.py
+
+    1. _target  grid [N]             the threshold z_y that ranks count against, if none is given: one dot product a row
+    2. _tiles   grid [⌈N/rows⌉, S]   products in tiles [rows, block] through a split of V; partial sums a row and split
+    3. _merge   grid [N]             the S splits of a row, in their order: no atomics, the same bits every time
+
+Reads of w from device memory: once for all row blocks that run at the same time, since those walk through one split
+together. Writes [K, N, S] fp32 partials (K = 4, or 7 with temperatures) and twice as many int32 as rows and splits.
+fp32 operands are multiplied in fp32, not in TF32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .logit_stats import moved
+from .product import product_tile, transform
+
+ROWS, BLOCK, DEPTH_H, WARPS, STAGES = 128, 128, 64, 8, 3
+BLOCK_SCALED = 64  # with temperatures: the second set of sums spills in a wider tile
+PROGRAMS = 528  # four for each multiprocessor of an H100, so that the last wave is a small part
+TARGET_BLOCK = 1024
+
+
+@triton.jit
+def _target(x_ptr, w_ptr, bias_ptr, column_ptr, out_ptr, H, x_stride, w_stride, scale, softcap, block: tl.constexpr):
+    """out[n] = z[n, column[n]]; −inf where the column is negative."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.load(column_ptr + row)
+    own = tl.maximum(column, 0)
+    b_sum = tl.zeros((block,), tl.float32)
+    for start in range(0, H, block):
+        o_h = start + tl.arange(0, block)
+        b_x = tl.load(x_ptr + row * x_stride + o_h, mask=o_h < H, other=0.0).to(tl.float32)
+        b_sum += b_x * tl.load(w_ptr + own * w_stride + o_h, mask=o_h < H, other=0.0).to(tl.float32)
+    z = tl.sum(b_sum, 0)
+    if bias_ptr is not None:
+        z += tl.load(bias_ptr + own).to(tl.float32)
+    tl.store(out_ptr + row, tl.where(column < 0, -float("inf"), transform(z, scale, softcap)))
+
+
+@triton.jit
+def _tiles(
+    x_ptr,  # [N, H] any float, row stride x_stride
+    w_ptr,  # [V, H] of the same type, row stride w_stride
+    bias_ptr,  # [V] any float, or None
+    column_ptr,  # [N] i64: the target's column, or negative
+    threshold_ptr,  # [N] fp32
+    inverse_ptr,  # [N] fp32: 1/T, or None
+    float_ptr,  # [4 or 7, N, S] fp32, written
+    int_ptr,  # [2, N, S] i32, written
+    N,
+    V,
+    H,
+    x_stride,
+    w_stride,
+    S,
+    depth,  # tiles a split
+    scale,
+    softcap,
+    rows: tl.constexpr,
+    block: tl.constexpr,
+    step: tl.constexpr,
+    upcast: tl.constexpr,
+):
+    row0 = tl.program_id(0) * rows
+    split = tl.program_id(1)
+    o_n = row0 + tl.arange(0, rows)
+    m_n = o_n < N
+    row = tl.minimum(o_n, N - 1).to(tl.int64)
+    b_column = tl.load(column_ptr + row).to(tl.int32)
+    b_threshold = tl.load(threshold_ptr + row)
+    scaled: tl.constexpr = inverse_ptr is not None
+    b_inverse = tl.load(inverse_ptr + row) if inverse_ptr is not None else 1.0
+    zero = tl.zeros((rows,), tl.float32)
+    b_max, b_own = zero - float("inf"), zero - float("inf")
+    b_s, b_t, b_u, b_a, b_q = zero, zero, zero, zero, zero
+    b_best, b_count = zero.to(tl.int32), zero.to(tl.int32)
+    for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
+        b_z = product_tile(
+            x_ptr, w_ptr, bias_ptr, row0, tile, N, V, H, x_stride, w_stride, scale, softcap, rows, block, step, upcast
+        )  # fmt: skip
+        o_v = tile * block + tl.arange(0, block)
+        m_own = o_v[None, :] == b_column[:, None]
+        b_own = tl.maximum(b_own, tl.max(tl.where(m_own, b_z, -float("inf")), 1))
+        b_count += tl.sum(((b_z > b_threshold[:, None]) & ~m_own).to(tl.int32), 1)
+        b_top = tl.max(b_z, 1)
+        b_first = tl.min(tl.where(b_z == b_top[:, None], o_v[None, :], 2147483647), 1)
+        b_best = tl.where(b_top > b_max, b_first, b_best)
+        b_new = tl.maximum(b_max, b_top)
+        b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
+        b_d = tl.where(b_max == -float("inf"), 0.0, b_max - b_safe)
+        b_x = tl.maximum(b_z - b_safe[:, None], -1e5)  # e^x is 0 there at any T below 900; 0·(−inf) must not reach a sum
+        b_e = tl.where(b_z == -float("inf"), 0.0, tl.exp(b_x))
+        b_s, b_t, _ = moved(b_d, b_s, b_t, zero)
+        b_s += tl.sum(b_e, 1)
+        b_t += tl.sum(b_e * b_x, 1)
+        if scaled:
+            b_x = b_x * b_inverse[:, None]
+            b_e = tl.where(b_z == -float("inf"), 0.0, tl.exp(b_x))
+            b_u, b_a, b_q = moved(b_d * b_inverse, b_u, b_a, b_q)
+            b_u += tl.sum(b_e, 1)
+            b_a += tl.sum(b_e * b_x, 1)
+            b_q += tl.sum(b_e * b_x * b_x, 1)
+        b_max = b_new
+    plane = tl.cast(N, tl.int64) * S
+    o = row * S + split
+    tl.store(float_ptr + o, b_max, mask=m_n)
+    tl.store(float_ptr + plane + o, b_own, mask=m_n)
+    tl.store(float_ptr + 2 * plane + o, b_s, mask=m_n)
+    tl.store(float_ptr + 3 * plane + o, b_t, mask=m_n)
+    if scaled:
+        tl.store(float_ptr + 4 * plane + o, b_u, mask=m_n)
+        tl.store(float_ptr + 5 * plane + o, b_a, mask=m_n)
+        tl.store(float_ptr + 6 * plane + o, b_q, mask=m_n)
+    tl.store(int_ptr + o, b_best, mask=m_n)
+    tl.store(int_ptr + plane + o, b_count, mask=m_n)
+
+
+@triton.jit
+def _merge(
+    part_ptr,  # [4 or 7, N, S] fp32
+    part_int_ptr,  # [2, N, S] i32
+    inverse_ptr,  # [N] fp32 or None
+    float_ptr,  # [4 or 7, N] fp32, written
+    int_ptr,  # [2, N] i64, written
+    N,
+    S,
+    block_s: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    plane = tl.cast(N, tl.int64) * S
+    o_s = tl.arange(0, block_s)
+    m_s = o_s < S
+    p = part_ptr + row * S + o_s
+    b_max = tl.load(p, mask=m_s, other=-float("inf"))
+    m = tl.max(b_max, 0)
+    b_d = tl.where(b_max == m, 0.0, tl.maximum(b_max - m, -1e9))  # its square is finite
+    b_zero = tl.zeros((block_s,), tl.float32)
+    b_s = tl.load(p + 2 * plane, mask=m_s, other=0.0)
+    b_t = tl.load(p + 3 * plane, mask=m_s, other=0.0)
+    b_s, b_t, _ = moved(b_d, b_s, b_t, b_zero)
+    tl.store(float_ptr + row, m)
+    tl.store(float_ptr + N + row, tl.max(tl.load(p + plane, mask=m_s, other=-float("inf")), 0))
+    tl.store(float_ptr + 2 * N + row, tl.sum(b_s, 0))
+    tl.store(float_ptr + 3 * N + row, tl.sum(b_t, 0))
+    if inverse_ptr is not None:
+        b_u = tl.load(p + 4 * plane, mask=m_s, other=0.0)
+        b_a = tl.load(p + 5 * plane, mask=m_s, other=0.0)
+        b_q = tl.load(p + 6 * plane, mask=m_s, other=0.0)
+        b_u, b_a, b_q = moved(b_d * tl.load(inverse_ptr + row), b_u, b_a, b_q)
+        tl.store(float_ptr + 4 * N + row, tl.sum(b_u, 0))
+        tl.store(float_ptr + 5 * N + row, tl.sum(b_a, 0))
+        tl.store(float_ptr + 6 * N + row, tl.sum(b_q, 0))
+    p = part_int_ptr + row * S + o_s
+    b_best = tl.where(b_max == m, tl.load(p, mask=m_s, other=0), 2147483647)
+    tl.store(int_ptr + row, tl.min(tl.where(m_s, b_best, 2147483647), 0).to(tl.int64))
+    tl.store(int_ptr + N + row, tl.sum(tl.load(p + plane, mask=m_s, other=0), 0).to(tl.int64))
+
+
+def token_stats(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    column: torch.Tensor,
+    threshold: torch.Tensor | None,
+    inverse_temperature: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    *,
+    splits: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launches the kernels.
+
+    Args:
+        hidden: `[N, H]` bf16, fp16 or fp32, unit stride along H; no ignored rows.
+        weight: `[V, H]` of the same dtype, unit stride along H.
+        column, threshold, inverse_temperature, scale, softcap: as in `kernels.logit_stats.logit_stats`, no column −2.
+        bias: `[V]` or None.
+        splits: parts of V; None chooses. It only changes rounding.
+
+    Returns:
+        floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `torch_backend/stats_partial.py`.
+    """
+    (N, H), V = hidden.shape, weight.shape[0]
+    K = 4 if inverse_temperature is None else 7
+    new = lambda *shape, dtype=torch.float32: torch.empty(*shape, dtype=dtype, device=hidden.device)  # noqa: E731
+    floats, ints = new(K, N), new(2, N, dtype=torch.int64)
+    if N == 0:
+        return floats, ints
+    threshold = target_logit(hidden, weight, column, bias, scale, softcap) if threshold is None else threshold
+    block = BLOCK if inverse_temperature is None else BLOCK_SCALED
+    tiles, blocks = triton.cdiv(V, block), triton.cdiv(N, ROWS)
+    depth = triton.cdiv(tiles, min(tiles, splits or triton.cdiv(PROGRAMS, blocks)))
+    S = triton.cdiv(tiles, depth)
+    parts, part_ints = new(K, N, S), new(2, N, S, dtype=torch.int32)
+    _tiles[(blocks, S)](
+        hidden, weight, bias, column, threshold, inverse_temperature, parts, part_ints,
+        N, V, H, hidden.stride(0), weight.stride(0), S, depth, float(scale), softcap,
+        ROWS, block, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda, num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip
+    block_s = max(16, triton.next_power_of_2(S))
+    _merge[(N,)](parts, part_ints, inverse_temperature, floats, ints, N, S, block_s, num_warps=1)
+    return floats, ints
+
+
+def target_logit(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    column: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """`[N]` fp32 logits of these columns; −inf where the column is negative. Arguments as in `token_stats`."""
+    (N, H), out = hidden.shape, torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    if N:
+        block = min(TARGET_BLOCK, max(16, triton.next_power_of_2(H)))
+        _target[(N,)](
+            hidden, weight, bias, column, out, H, hidden.stride(0), weight.stride(0), float(scale), softcap, block
+        )  # fmt: skip
+    return out
+
+
+_DATA = {
+    **dict.fromkeys(("x_ptr", "w_ptr"), "*bf16"),
+    **{"column_ptr": "*i64", "threshold_ptr": "*fp32", "inverse_ptr": "*fp32", "float_ptr": "*fp32", "int_ptr": "*i32"},
+    **dict.fromkeys(("N", "V", "H", "x_stride", "w_stride", "S", "depth"), "i32"),
+    "scale": "fp32",
+}
+_PLAIN = {"bias_ptr": None, "softcap": None, "rows": ROWS, "block": BLOCK, "step": DEPTH_H, "upcast": False}
+_PARTS = {"part_ptr": "*fp32", "part_int_ptr": "*i32", "inverse_ptr": "*fp32", "float_ptr": "*fp32", "int_ptr": "*i64"}
+_DOT = {"x_ptr": "*bf16", "w_ptr": "*bf16", "column_ptr": "*i64", "out_ptr": "*fp32", "H": "i32", "x_stride": "i32"}
+AOT = [
+    (_tiles, {k: v for k, v in _DATA.items() if k != "inverse_ptr"}, {**_PLAIN, "inverse_ptr": None}, WARPS, STAGES),
+    (_tiles, _DATA, {**_PLAIN, "block": BLOCK_SCALED}, WARPS, STAGES),
+    (_merge, {**_PARTS, "N": "i32", "S": "i32"}, {"block_s": 64}, 1, 3),
+    (
+        _target,
+        {**_DOT, "w_stride": "i32", "scale": "fp32"},
+        {"bias_ptr": None, "softcap": None, "block": TARGET_BLOCK},
+        4,
+        3,
+    ),
+]
