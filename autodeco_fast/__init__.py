@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "TemperatureHead": "heads",
+    "TopPHead": "heads",
     "TokenStats": "ops.logit_stats",
     "logit_stats": "ops.logit_stats",
     "token_stats": "ops.token_stats",
@@ -19,6 +20,10 @@ _HOME = {
     "required_temperature": "losses",
     "goldilocks_mask": "losses",
     "min_p_hinge_loss": "losses",
+    "autodeco_temperature_loss": "autodeco_losses",
+    "soft_top_p_loss": "autodeco_losses",
+    "ProbStats": "ops.prob_stats",
+    "prob_stats": "ops.prob_stats",
     "SampleOutput": "ops.min_p_sample",
     "sample": "ops.min_p_sample",
     "linear_sample": "ops.linear_sample",

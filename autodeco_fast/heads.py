@@ -1,4 +1,4 @@
-"""The temperature head as a module."""
+"""The temperature head and AutoDeco's top-p head as modules."""
 
 import os
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from autodeco_fast.checkpoint import load_head, save_head
+from autodeco_fast.ops.prob_stats import ProbStats
 from autodeco_fast.ops.temperature_head import temperature_head
 
 _CONFIG_KEYS = ("hidden_size", "intermediate_size", "max_temperature", "offset")
@@ -66,3 +67,42 @@ class TemperatureHead(nn.Module):
             raise ValueError(f"head weights must be {want}, got {got}")
         head.load_state_dict(tensors)
         return head
+
+
+class TopPHead(nn.Module):
+    """AutoDeco's second head, `P = sigmoid(w2 · relu(W1 [h, T, features] + b1) + b2)`, with its parameter names and shapes.
+
+    Args:
+        hidden_size: width H of what enters the output embedding.
+        use_enhanced_features: whether W1 is `[F, H + 5]`, for T and the four numbers of `prob_stats`, or `[F, H + 1]`.
+        intermediate_size: width F of the hidden layer.
+    """
+
+    def __init__(self, hidden_size: int, use_enhanced_features: bool = True, intermediate_size: int = 256):
+        super().__init__()
+        for name, value in (("hidden_size", hidden_size), ("intermediate_size", intermediate_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.hidden_size, self.use_enhanced_features = hidden_size, use_enhanced_features
+        width = hidden_size + (5 if use_enhanced_features else 1)
+        self.mlp = nn.Sequential(nn.Linear(width, intermediate_size), nn.ReLU(), nn.Linear(intermediate_size, 1))
+
+    def forward(self, hidden: torch.Tensor, temperature: torch.Tensor, features: ProbStats | None = None) -> torch.Tensor:
+        """Top-p, `[...]` in (0, 1) and in the dtype of the weights.
+
+        Args:
+            hidden: `[..., H]`.
+            temperature: `[...]`.
+            features: `prob_stats` at that temperature, each `[...]`; needed with `use_enhanced_features`, else not taken.
+
+        Raises:
+            ValueError: for another width, or features that are missing or not taken.
+        """
+        if hidden.shape[-1] != self.hidden_size:
+            raise ValueError(f"hidden has width {hidden.shape[-1]}, the head was made for {self.hidden_size}")
+        if (features is None) == self.use_enhanced_features:
+            wanted, came = ("prob_stats", "none") if features is None else ("None", "some")
+            raise ValueError(f"features must be {wanted} with use_enhanced_features={self.use_enhanced_features}, got {came}")
+        kind = self.mlp[0].weight.dtype
+        columns = torch.stack([temperature, *(features or ())], -1)
+        return torch.sigmoid(self.mlp(torch.cat([hidden.to(kind), columns.to(kind)], -1)).squeeze(-1))

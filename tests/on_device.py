@@ -25,4 +25,5 @@ def on_device(op):
 sample = on_device(autodeco_fast.sample)
 logit_stats = on_device(autodeco_fast.logit_stats)
 token_stats = on_device(autodeco_fast.token_stats)
+prob_stats = on_device(autodeco_fast.prob_stats)
 min_p_hinge_loss = on_device(autodeco_fast.min_p_hinge_loss)

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from autodeco_fast.ops import linear_sample, logit_stats, min_p_hinge, min_p_sample, temperature_head, token_stats
+from autodeco_fast.ops import (
+    linear_sample,
+    logit_stats,
+    min_p_hinge,
+    min_p_sample,
+    prob_stats,
+    soft_top_p,
+    temperature_head,
+    token_stats,
+)
 from tests.on_device import DEVICE
 
 
@@ -23,6 +32,7 @@ CASES = {
         token_stats._token_stats,
         lambda: (rand(5, 8), rand(40, 8), ids(5), rand(5), None, None, 1.0, None, 320),
     ),
+    "prob_stats": (prob_stats._prob_stats, lambda: (rand(5, 40), rand(5), 0.5, None)),
     "min_p_sample": (
         min_p_sample._min_p_sample,
         lambda: (rand(5, 40), [full(5, 0.7), *[None] * 6], [0.0, 0.1, 1.0], [7, 0, -1, 0], None, "logprob kept"),
@@ -46,3 +56,9 @@ CASES = {
 def test_opcheck(name, backend):
     op, arguments = CASES[name]
     torch.library.opcheck(op, (*arguments(), backend))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_opcheck_soft_top_p(fused):
+    data = (rand(5, 8), rand(40, 8)) if fused else (rand(5, 40), None)
+    torch.library.opcheck(soft_top_p._soft_top_p, (*data, ids(5), rand(5), rand(5), None, 30.0, 1.0, None, 320))

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = {"linear_sample", "logit_stats", "min_p_hinge", "min_p_sample", "temperature_head", "token_stats", "top_k_top_p"}
+FAMILIES = {
+    *("linear_sample", "logit_stats", "min_p_hinge", "min_p_sample"),
+    *("prob_stats", "temperature_head", "token_stats", "top_k_top_p"),
+}
 # kernel, target → why it may spill. None does.
 EXCUSED: dict[tuple[str, str], str] = {}
 

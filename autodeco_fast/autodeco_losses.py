@@ -1,0 +1,114 @@
+"""AutoDeco's two losses (arXiv 2510.26697) as its code has them, in closed form or with their own backward."""
+
+import torch
+
+from autodeco_fast.ops.checks import check_product, check_row, check_target
+from autodeco_fast.ops.logit_stats import LOWEST_TEMPERATURE, TokenStats, kinds
+from autodeco_fast.ops.soft_top_p import soft_top_p_rows
+from autodeco_fast.ops.token_stats import CHUNK_BYTES
+from autodeco_fast.torch_backend.stats_partial import IGNORED
+
+_WEIGHTINGS = ("unscaled", "scaled", None)
+
+
+def reduced(rows: torch.Tensor, kept: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Rows, their sum, or their sum over the kept ones, 0 if none is; rows that are not kept hold 0."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if reduction == "none":
+        return rows
+    return rows.sum() if reduction == "sum" else rows.sum() / kept.sum().clamp(min=1)
+
+
+def learned_by_autodeco(stats: TokenStats, easy_drop: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Which rows the temperature loss looks at: those with a target, less a share of those whose target is the argmax. [N]"""
+    draw = torch.rand(stats.rank.shape, generator=generator, device=stats.rank.device)
+    return (stats.rank >= 0) & ~((stats.rank == 0) & (draw < easy_drop))
+
+
+def autodeco_temperature_loss(
+    temperature: torch.Tensor,
+    stats: TokenStats,
+    *,
+    easy_drop: float = 0.6,
+    weighting: str | None = "unscaled",
+    generator: torch.Generator | None = None,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """AutoDeco's temperature loss: `CE(z/T, y)`, weighted by the model's own confidence, with easy tokens left out at random.
+
+    Closed form of the row's moments at T: `CE = ln Σ e^{z/T} − z_y/T`, whose gradient is `(z_y − E_p[z]) / T²`.
+
+    Args:
+        temperature: `[N]` predicted T; below 0.01 it counts as 0.01 and has no gradient.
+        stats: `[N]`, from `token_stats` or `logit_stats` with this very `temperature`; rows with rank −1 are ignored.
+        easy_drop: share of the rows with rank 0 that is left out, in [0, 1]. Rank 0 also holds targets that tie with an argmax
+            of lower id, which AutoDeco's `argmax(z) = y` does not.
+        weighting: "unscaled" multiplies by softmax(z)_y, "scaled" by softmax(z/T)_y, both detached; None by 1.
+        generator: of that choice, on the device of `stats`; the default generator if None.
+        reduction: "mean" over the rows left (0 if none is), "sum", or "none" `[N]`.
+
+    Raises:
+        ValueError: for shapes or options other than these, or `stats` without a temperature.
+    """
+    check_row("temperature", temperature, len(stats.rank))
+    if stats.scaled_logsumexp is None:
+        raise ValueError("stats must be taken with temperature=, these have none")
+    if not 0 <= easy_drop <= 1:
+        raise ValueError(f"easy_drop must be in [0, 1], got {easy_drop}")
+    if weighting not in _WEIGHTINGS:
+        raise ValueError(f"weighting must be 'unscaled', 'scaled' or None, got {weighting!r}")
+    scaled_target = stats.target_logit / temperature.clamp(min=LOWEST_TEMPERATURE)
+    rows = stats.scaled_logsumexp - scaled_target
+    if weighting == "unscaled":
+        rows = rows * (stats.target_logit - stats.logsumexp).exp()
+    elif weighting == "scaled":
+        rows = rows * (scaled_target - stats.scaled_logsumexp).detach().exp()
+    kept = learned_by_autodeco(stats, easy_drop, generator)
+    return reduced(torch.where(kept, rows, 0.0), kept, reduction)
+
+
+def soft_top_p_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    temperature: torch.Tensor,
+    top_p: torch.Tensor,
+    *,
+    steepness: float = 30.0,
+    bias: torch.Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    chunk_bytes: int = CHUNK_BYTES,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """AutoDeco's soft top-p loss, differentiable in T and top-p, never holding `[N, V]`.
+
+    `p = softmax(z/T)` in descending order with running sum C is damped by `exp(−steepness·relu(C − top_p))`, normalised to q;
+    the loss is `−ln(q_y + 1e-9)·softmax(z)_y`, the second factor detached. Derivation of the gradients:
+    `torch_backend/soft_top_p.py`. Tokens with the logit of the target count in the order of their ids.
+
+    Args:
+        hidden, weight, target, bias, logit_scale, softcap, ignore_index: as in `token_stats`.
+        temperature, top_p: `[N]`.
+        steepness: ≥ 0.
+        chunk_bytes: of the logits made at a time.
+        reduction: "mean" over the rows that have a target (0 if none has), "sum", or "none" `[N]`.
+
+    Raises:
+        ValueError: for shapes, dtypes or options other than these.
+    """
+    check_product(hidden, weight, bias, softcap, kinds("torch"))
+    check_target(target, len(hidden), len(weight), ignore_index)
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        check_row(name, value, len(hidden))
+    if steepness < 0:
+        raise ValueError(f"steepness must be ≥ 0, got {steepness}")
+    if chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
+    valid = target != ignore_index
+    column = torch.where(valid, target, IGNORED)
+    options = {"bias": bias, "steepness": steepness, "logit_scale": logit_scale, "softcap": softcap}
+    rows = soft_top_p_rows(hidden, weight, column, temperature, top_p, **options, chunk_bytes=chunk_bytes)
+    return reduced(rows, valid, reduction)
