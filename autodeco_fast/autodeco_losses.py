@@ -20,9 +20,12 @@ def reduced(rows: torch.Tensor, kept: torch.Tensor, reduction: str) -> torch.Ten
     return rows.sum() if reduction == "sum" else rows.sum() / kept.sum().clamp(min=1)
 
 
-def learned_by_autodeco(stats: TokenStats, easy_drop: float, generator: torch.Generator | None = None) -> torch.Tensor:
+def learned_by_autodeco(
+    stats: TokenStats, easy_drop: float, generator: torch.Generator | None = None, draw: torch.Tensor | None = None
+) -> torch.Tensor:
     """Which rows the temperature loss looks at: those with a target, less a share of those whose target is the argmax. [N]"""
-    draw = torch.rand(stats.rank.shape, generator=generator, device=stats.rank.device)
+    if draw is None:
+        draw = torch.rand(stats.rank.shape, generator=generator, device=stats.rank.device)
     return (stats.rank >= 0) & ~((stats.rank == 0) & (draw < easy_drop))
 
 

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from autodeco_fast.training.config import TrainConfig
+from autodeco_fast import _cli_training
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+_cli_training.register(app)
 
 
 @app.command()
@@ -71,32 +72,6 @@ def generate(
             streamer=TextStreamer(tokenizer),
             seed=seed,
         )
-
-
-@app.command()
-def train(
-    model: Annotated[str, typer.Option(help="folder or hub id of the causal language model to read; it is not changed")],
-    data: Annotated[Path, typer.Option(help="JSONL: prompt+completion, messages, text, or input_ids+labels")],
-    output: Annotated[Path, typer.Option(help="new folder for the head and metrics.jsonl")],
-    min_p: Annotated[float, typer.Option(help="the cut the head will be used with, in (0, 1)")] = TrainConfig.min_p,
-    gravity: Annotated[float, typer.Option(help="share of tokens allowed outside the cut")] = TrainConfig.gravity,
-    max_length: Annotated[int, typer.Option(help="tokens of a row")] = TrainConfig.max_length,
-    num_train_epochs: Annotated[int, typer.Option(help="passes over the rows")] = TrainConfig.num_train_epochs,
-    max_steps: Annotated[int, typer.Option(help="stop after so many; 0: no limit")] = TrainConfig.max_steps,
-    per_device_train_batch_size: Annotated[int, typer.Option(help="rows")] = TrainConfig.per_device_train_batch_size,
-    gradient_accumulation_steps: Annotated[int, typer.Option(help="batches")] = TrainConfig.gradient_accumulation_steps,
-    learning_rate: Annotated[float, typer.Option(help="AdamW's, before the cosine")] = TrainConfig.learning_rate,
-    warmup_ratio: Annotated[float, typer.Option(help="share of the steps")] = TrainConfig.warmup_ratio,
-    max_rank: Annotated[int, typer.Option(help="targets ranked lower are left out")] = TrainConfig.max_rank,
-    trivial_prob: Annotated[float, typer.Option(help="surer argmax targets are trivial")] = TrainConfig.trivial_prob,
-    easy_fraction: Annotated[float, typer.Option(help="share of trivial ones kept")] = TrainConfig.easy_fraction,
-    seed: Annotated[int, typer.Option(help="of weights, order and selection")] = TrainConfig.seed,
-) -> None:
-    """Train a temperature head on your own data (`accelerate launch -m autodeco_fast train …` for several devices)."""
-    config = TrainConfig(**locals())
-    from autodeco_fast.training.run import train_from_files
-
-    train_from_files(config)
 
 
 @app.command()

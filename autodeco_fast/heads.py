@@ -9,10 +9,36 @@ from autodeco_fast.checkpoint import load_head, save_head
 from autodeco_fast.ops.prob_stats import ProbStats
 from autodeco_fast.ops.temperature_head import temperature_head
 
-_CONFIG_KEYS = ("hidden_size", "intermediate_size", "max_temperature", "offset")
+
+class _Saved(nn.Module):
+    """Saving and loading of a head: a folder with its configuration and its weights."""
+
+    config_keys: tuple[str, ...]
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes `autodeco_config.json` and `head.safetensors`, each whole or not at all."""
+        save_head(folder, {key: getattr(self, key) for key in self.config_keys}, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike) -> "_Saved":
+        """Reads a folder, or an id on the Hugging Face hub.
+
+        Raises:
+            ValueError: if it holds no such head, or weights that do not fit its configuration.
+        """
+        config, tensors = load_head(folder)
+        if set(config) != set(cls.config_keys):
+            raise ValueError(f"head configuration must have the keys {sorted(cls.config_keys)}, got {sorted(config)}")
+        head = cls(**config)
+        want = {name: tuple(t.shape) for name, t in head.state_dict().items()}
+        got = {name: tuple(t.shape) for name, t in tensors.items()}
+        if want != got:
+            raise ValueError(f"head weights must be {want}, got {got}")
+        head.load_state_dict(tensors)
+        return head
 
 
-class TemperatureHead(nn.Module):
+class TemperatureHead(_Saved):
     """`T = max_temperature · sigmoid(w2 · relu(W1 h + b1) + b2)`, with AutoDeco's parameter names (`mlp.0`, `mlp.2`).
 
     The last layer starts at zero, so T starts at `max_temperature / 2` everywhere.
@@ -23,6 +49,8 @@ class TemperatureHead(nn.Module):
         max_temperature: upper end of T.
         offset: added to T, the result clipped to [0, max_temperature] (conformal calibration); 0 adds nothing.
     """
+
+    config_keys = ("hidden_size", "intermediate_size", "max_temperature", "offset")
 
     def __init__(self, hidden_size: int, intermediate_size: int = 256, max_temperature: float = 2.0, offset: float = 0.0):
         super().__init__()
@@ -46,30 +74,8 @@ class TemperatureHead(nn.Module):
     def extra_repr(self) -> str:
         return f"max_temperature={self.max_temperature:g}, offset={self.offset:g}"
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes `autodeco_config.json` and `head.safetensors`, each whole or not at all."""
-        save_head(folder, {key: getattr(self, key) for key in _CONFIG_KEYS}, self.state_dict())
 
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> "TemperatureHead":
-        """Reads a folder, or an id on the Hugging Face hub.
-
-        Raises:
-            ValueError: if it holds no head, or weights that do not fit its configuration.
-        """
-        config, tensors = load_head(folder)
-        if set(config) != set(_CONFIG_KEYS):
-            raise ValueError(f"head configuration must have the keys {sorted(_CONFIG_KEYS)}, got {sorted(config)}")
-        head = cls(**config)
-        want = {name: tuple(t.shape) for name, t in head.state_dict().items()}
-        got = {name: tuple(t.shape) for name, t in tensors.items()}
-        if want != got:
-            raise ValueError(f"head weights must be {want}, got {got}")
-        head.load_state_dict(tensors)
-        return head
-
-
-class TopPHead(nn.Module):
+class TopPHead(_Saved):
     """AutoDeco's second head, `P = sigmoid(w2 · relu(W1 [h, T, features] + b1) + b2)`, with its parameter names and shapes.
 
     Args:
@@ -78,12 +84,15 @@ class TopPHead(nn.Module):
         intermediate_size: width F of the hidden layer.
     """
 
+    config_keys = ("hidden_size", "use_enhanced_features", "intermediate_size")
+
     def __init__(self, hidden_size: int, use_enhanced_features: bool = True, intermediate_size: int = 256):
         super().__init__()
         for name, value in (("hidden_size", hidden_size), ("intermediate_size", intermediate_size)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.hidden_size, self.use_enhanced_features = hidden_size, use_enhanced_features
+        self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
+        self.use_enhanced_features = use_enhanced_features
         width = hidden_size + (5 if use_enhanced_features else 1)
         self.mlp = nn.Sequential(nn.Linear(width, intermediate_size), nn.ReLU(), nn.Linear(intermediate_size, 1))
 

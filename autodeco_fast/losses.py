@@ -25,6 +25,17 @@ def required_temperature(stats: TokenStats, min_p: float) -> torch.Tensor:
     return (stats.max_logit - stats.target_logit) * _inverse_width(min_p)
 
 
+TRIVIAL, MIDDLE, IMPOSSIBLE = 0, 1, 2
+
+
+def difficulty(stats: TokenStats, *, max_rank: int, trivial_prob: float) -> torch.Tensor:
+    """TRIVIAL, MIDDLE or IMPOSSIBLE for each row, −1 where ignored. int64 `[N]`; arguments as in `goldilocks_mask`."""
+    probability = (stats.target_logit - stats.logsumexp).exp()
+    bucket = torch.where((stats.rank == 0) & (probability > trivial_prob), TRIVIAL, MIDDLE)
+    bucket = torch.where(stats.rank > max_rank, IMPOSSIBLE, bucket)
+    return torch.where(stats.rank < 0, -1, bucket)
+
+
 def goldilocks_mask(
     stats: TokenStats,
     *,
@@ -32,6 +43,7 @@ def goldilocks_mask(
     trivial_prob: float = 0.9,
     easy_fraction: float = 0.1,
     generator: torch.Generator | None = None,
+    draw: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Which tokens to train on, by the frozen model's own confidence. bool `[N]`; ignored rows are False.
 
@@ -39,8 +51,9 @@ def goldilocks_mask(
         stats: of the model's logits at temperature 1.
         max_rank: targets with more ids above them are *impossible*: dropped. The default is a choice, not a measurement.
         trivial_prob: targets that are the argmax with more probability than this are *trivial*.
-        easy_fraction: share of the trivial tokens that is kept, drawn with `generator`.
-        generator: on the device of `stats`; the default generator if None.
+        easy_fraction: share of the trivial tokens that is kept: those with `draw < easy_fraction`.
+        generator: of uniform draws, on the device of `stats`; the default generator if None.
+        draw: `[N]` the draws themselves, in [0, 1), instead.
 
     Raises:
         ValueError: if `easy_fraction` or `trivial_prob` is not in [0, 1], or `max_rank` is negative.
@@ -50,10 +63,10 @@ def goldilocks_mask(
             raise ValueError(f"{name} must be in [0, 1], got {value}")
     if max_rank < 0:
         raise ValueError(f"max_rank must be ≥ 0, got {max_rank}")
-    probability = (stats.target_logit - stats.logsumexp).exp()
-    trivial = (stats.rank == 0) & (probability > trivial_prob)
-    draw = torch.rand(probability.shape, generator=generator, device=probability.device)
-    return (stats.rank >= 0) & (stats.rank <= max_rank) & (~trivial | (draw < easy_fraction))
+    bucket = difficulty(stats, max_rank=max_rank, trivial_prob=trivial_prob)
+    if draw is None:
+        draw = torch.rand(bucket.shape, generator=generator, device=bucket.device)
+    return (bucket == MIDDLE) | ((bucket == TRIVIAL) & (draw < easy_fraction))
 
 
 def min_p_hinge_loss(

@@ -12,8 +12,9 @@ import torch
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model
 from autodeco_fast.training.config import TrainConfig
-from autodeco_fast.training.loop import METRICS_NAME, learning_rate, share_of_step, train
+from autodeco_fast.training.loop import METRICS_NAME, learning_rate, train
 from autodeco_fast.training.rows import Row
+from autodeco_fast.training.sources import OnlineSource
 from tests.tiny_models import NAMES, VOCAB, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,9 @@ def config(tmp_path, name="out", **options) -> TrainConfig:
 
 def run(tmp_path, name="out", data=None, **options) -> tuple[TemperatureHead, list[dict]]:
     settings = config(tmp_path, name, **options)
-    head = train(base_model.wrap(tiny_model("llama")), data or rows(16), settings)
+    source = OnlineSource(base_model.wrap(tiny_model("llama")), data or rows(16), settings)
+    learn, measure_on = source.split()
+    head = train(learn, settings, measure_on=measure_on)
     return head, [json.loads(line) for line in (settings.output / METRICS_NAME).read_text().splitlines()]
 
 
@@ -68,13 +71,17 @@ def test_accumulation_changes_nothing(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_the_processes_share_a_step(tmp_path):
+def test_the_processes_share_a_step(tmp_path, monkeypatch):
     settings = config(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
-    order = list(range(21))
-    for step in range(3):
-        shares = [list(share_of_step(order, step, settings, rank, 2)) for rank in range(2)]
+    source = OnlineSource(base_model.wrap(tiny_model("llama")), rows(21), settings)
+    monkeypatch.setattr(source, "_sums", lambda head, objective, numbers, epoch: numbers)
+    seen = []
+    for step in range(source.steps_per_epoch(2)):
+        shares = [[batch(None, None) for batch in source.batches(0, step, rank, 2)] for rank in range(2)]
         assert all(len(batch) <= 2 for share in shares for batch in share)
-        assert sorted(i for share in shares for batch in share for i in batch) == order[step * 8 : step * 8 + 8]
+        seen.append(sorted(i for share in shares for batch in share for i in batch))
+    assert [len(step) for step in seen] == [8, 8, 5]
+    assert sorted(i for step in seen for i in step) == list(range(21))
 
 
 def test_two_processes_do_what_one_does(tmp_path):

@@ -1,7 +1,11 @@
-"""Settings of a training run, checked when made. Imports nothing heavy, so that the command line can show the defaults."""
+"""Settings of a scan and of a training run, checked when made. Imports nothing heavy: the command line shows the defaults."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
+
+OBJECTIVES = ("min_p_hinge", "autodeco_temperature", "autodeco_joint")
+SCHEDULES = ("cosine", "constant")
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -9,55 +13,187 @@ def _require(condition: bool, name: str, value: object, expected: str) -> None:
         raise ValueError(f"{name} must be {expected}, got {value}")
 
 
+def _selection(settings) -> None:
+    _require(settings.max_rank >= 0, "max_rank", settings.max_rank, "≥ 0")
+    _require(settings.max_length >= 2, "max_length", settings.max_length, "at least 2")
+    for name in ("trivial_prob", "easy_fraction"):
+        _require(0 <= getattr(settings, name) <= 1, name, getattr(settings, name), "in [0, 1]")
+
+
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a temperature head is trained. Names follow transformers' `TrainingArguments` where it has them.
+class ScanConfig:
+    """What a scan writes down of a model's predictions on some data.
 
     Args:
         model: folder or hub id of a causal language model; it stays frozen, in bf16 and eval mode.
-        data: a JSONL file; see `training/rows.py` for its rows.
-        output: folder for the head and `metrics.jsonl`; must not hold a head yet.
-        min_p: of the cut the head will be used with, in (0, 1).
-        gravity: λ, the share of reference tokens allowed to fall outside the cut, ≥ 0.
+        data: a JSONL file (see `training/rows.py` for its rows), or a name for `datasets`.
+        output: folder for the scan; one that was begun with the same settings is continued.
+        split: of a dataset that is named.
         max_length: tokens of a row at most; what is beyond is cut off.
-        num_train_epochs: passes over the rows.
-        max_steps: stop after this many optimizer steps; 0 for no limit.
-        per_device_train_batch_size: rows a process runs at once.
-        gradient_accumulation_steps: such batches a process adds up before a step.
-        learning_rate: AdamW's, at the end of the warm-up; a cosine takes it to zero.
-        warmup_ratio: share of the steps that warm up.
-        max_rank, trivial_prob, easy_fraction: which tokens to learn from, see `goldilocks_mask`.
-        seed: of the head's weights, the order of rows and the choice of trivial tokens.
-
-    Raises:
-        ValueError: for a value out of range, one line.
+        batch_tokens: tokens of a forward pass, padding included.
+        rows_per_shard: rows whose tokens share a file; what is lost, at most, when a scan is killed.
+        max_bytes: of all shards together; a random part of the tokens is kept where it is exceeded. 0: no limit.
+        max_rank, trivial_prob, easy_fraction: which tokens to keep, see `goldilocks_mask`.
+        seed: of what is kept.
     """
 
     model: str
-    data: Path
+    data: str
     output: Path
-    min_p: float = 0.1
-    gravity: float = 0.1
+    split: str = "train"
     max_length: int = 1024
-    num_train_epochs: int = 1
-    max_steps: int = 0
-    per_device_train_batch_size: int = 4
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-3
-    warmup_ratio: float = 0.05
+    batch_tokens: int = 8192
+    rows_per_shard: int = 256
+    max_bytes: int = 0
     max_rank: int = 100
     trivial_prob: float = 0.9
     easy_fraction: float = 0.1
     seed: int = 0
 
     def __post_init__(self):
+        _selection(self)
+        _require(self.max_bytes >= 0, "max_bytes", self.max_bytes, "≥ 0")
+        for name in ("batch_tokens", "rows_per_shard"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a head is trained. Names follow transformers' `TrainingArguments` where it has them.
+
+    Args:
+        output: folder for the head, `metrics.jsonl` and checkpoints; must not hold a head yet.
+        scan: folder of a scan; then neither model nor data is needed.
+        model: folder or hub id of a causal language model; it stays frozen, in bf16 and eval mode.
+        data: a JSONL file; see `training/rows.py` for its rows.
+        objective: min_p_hinge; or, with a model and data, autodeco_temperature or autodeco_joint.
+        min_p: of the cut the head will be used with, in (0, 1).
+        gravity: λ, the share of reference tokens allowed to fall outside the cut, ≥ 0.
+        power: of the hinge, 1 or 2.
+        max_length: tokens of a row at most; what is beyond is cut off.
+        num_train_epochs: passes over the data.
+        max_steps: stop after this many optimizer steps; 0 for no limit.
+        per_device_train_batch_size: rows a process runs at once.
+        gradient_accumulation_steps: such batches a process adds up before a step.
+        batch_tokens: tokens a process takes from a scan in a step.
+        learning_rate: AdamW's, at the end of the warm-up.
+        lr_scheduler_type: cosine (to zero) or constant, after the warm-up.
+        warmup_ratio: share of the steps that warm up.
+        max_rank, trivial_prob, easy_fraction: which tokens to learn from, see `goldilocks_mask`; a scan's tokens are selected
+            already, and are all taken unless these say less.
+        eval_fraction: share of the documents held out to measure the loss on; 0 for none.
+        eval_steps: steps between such measurements.
+        early_stopping_patience: measurements without a better loss after which training stops, the best head is kept; 0: never.
+        save_steps: steps between checkpoints; 0 for none.
+        save_total_limit: newest checkpoints that are kept.
+        max_memory: bytes a process may hold of a scan; 0 for no limit.
+        diagnostics: tokens a step of which `diagnostics.jsonl` records T, T* and whether the cut held; 0 for none.
+        report_to: trackers of accelerate (tensorboard, wandb …), separated by commas; "none".
+        resume: continue from the newest checkpoint in `output`.
+        seed: of the head's weights, the order of the data and the choice of trivial tokens.
+
+    Raises:
+        ValueError: for a value out of range, one line.
+    """
+
+    output: Path
+    scan: Path | None = None
+    model: str | None = None
+    data: Path | None = None
+    objective: str = "min_p_hinge"
+    min_p: float = 0.1
+    gravity: float = 0.1
+    power: int = 1
+    max_length: int = 1024
+    num_train_epochs: int = 1
+    max_steps: int = 0
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    batch_tokens: int = 2048
+    learning_rate: float = 1e-3
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = 0.05
+    max_rank: int = 100
+    trivial_prob: float = 0.9
+    easy_fraction: float = 0.1
+    eval_fraction: float = 0.0
+    eval_steps: int = 50
+    early_stopping_patience: int = 0
+    save_steps: int = 0
+    save_total_limit: int = 2
+    max_memory: int = 0
+    diagnostics: int = 0
+    report_to: str = "none"
+    resume: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        _selection(self)
         _require(0 < self.min_p < 1, "min_p", self.min_p, "in (0, 1)")
         _require(self.gravity >= 0, "gravity", self.gravity, "≥ 0")
-        _require(self.max_length >= 2, "max_length", self.max_length, "at least 2")
-        _require(self.max_steps >= 0, "max_steps", self.max_steps, "≥ 0")
-        _require(self.max_rank >= 0, "max_rank", self.max_rank, "≥ 0")
+        _require(self.power in (1, 2), "power", self.power, "1 or 2")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
-        for name in ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        _require(0 <= self.warmup_ratio <= 1, "warmup_ratio", self.warmup_ratio, "in [0, 1]")
+        _require(0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "in [0, 1)")
+        for name, choices in (("objective", OBJECTIVES), ("lr_scheduler_type", SCHEDULES)):
+            _require(getattr(self, name) in choices, name, repr(getattr(self, name)), "one of " + ", ".join(choices))
+        for name in ("max_steps", "early_stopping_patience", "save_steps", "max_memory", "diagnostics"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "≥ 0")
+        for name in (
+            *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+            *("batch_tokens", "eval_steps", "save_total_limit"),
+        ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup_ratio", "trivial_prob", "easy_fraction"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        if (self.scan is None) == (self.model is None or self.data is None):
+            raise ValueError("give either scan, or both model and data")
+        if self.scan is not None and (self.model is not None or self.data is not None):
+            raise ValueError("scan holds what model and data would give: leave those out")
+        if self.scan is not None and self.objective != "min_p_hinge":
+            raise ValueError(f"objective {self.objective} needs logits at the predicted temperature: give model and data")
+        if self.early_stopping_patience and not self.eval_fraction:
+            raise ValueError("early_stopping_patience needs eval_fraction, the share of documents to measure on")
+
+
+def from_yaml(path: Path) -> dict:
+    """Settings in a YAML file, names as in `TrainConfig`.
+
+    Raises:
+        ValueError: if there is no such file, or it holds something else.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"config must be a YAML file, got {str(path)!r}, which is no file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
+    known = {field.name for field in fields(TrainConfig)}
+    if not isinstance(values, dict) or not set(values) <= known:
+        wrong = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"config {path} must map names of settings to values, got {wrong}")
+    for name in ("output", "scan", "data"):
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
+    return values
+
+
+def sweep(config: TrainConfig, grid: list[str]) -> list[tuple[dict[str, float], TrainConfig]]:
+    """The settings of every point of a grid like `["gravity=0.05,0.1", "min_p=0.1,0.2"]`, each with a folder of its own.
+
+    Raises:
+        ValueError: for an entry of another form or name.
+    """
+    axes = {}
+    for entry in " ".join(grid).split():
+        name, _, values = entry.partition("=")
+        kind = {field.name: type(field.default) for field in fields(TrainConfig)}.get(name)
+        if kind not in (int, float) or not values:
+            raise ValueError(f"sweep must be like gravity=0.05,0.1 with a numeric setting, got {entry!r}")
+        try:
+            axes[name] = [kind(value) for value in values.split(",")]
+        except ValueError:
+            raise ValueError(f"sweep must list numbers for {name}, got {values!r}") from None
+    points = [dict(zip(axes, values)) for values in product(*axes.values())]
+    folder = lambda point: config.output / "_".join(f"{name}={value:g}" for name, value in point.items())  # noqa: E731
+    return [(point, replace(config, **point, output=folder(point))) for point in points]

@@ -1,112 +1,111 @@
-"""The thin training loop: a frozen base, token statistics, the hinge, AdamW on the head.
+"""The thin training loop: tokens from a source, an objective, AdamW on the head.
 
-Every process takes its share of a step's rows and adds up gradients of *summed* losses; they are summed over the
-processes and divided by the step's kept tokens once. So neither accumulation nor the number of processes changes what is
-computed, and rows with many targets weigh by their tokens.
+Every process takes its share of a step's tokens and adds up gradients of *summed* losses (`training/step.py`), so neither
+accumulation nor the number of processes changes what is computed. A step depends on seed, step number and parameters alone,
+so a run that was killed and resumed ends in the same bits.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
+from torch import nn
 
-from autodeco_fast import TemperatureHead, goldilocks_mask, min_p_hinge_loss, required_temperature
+from autodeco_fast import TemperatureHead, TopPHead, required_temperature
 from autodeco_fast.checkpoint import CONFIG_NAME, write_text
-from autodeco_fast.training.base_model import BaseModel
+from autodeco_fast.training import checkpoints
+from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.config import TrainConfig
-from autodeco_fast.training.rows import IGNORED, Row
+from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
+from autodeco_fast.training.sources import Source
+from autodeco_fast.training.step import Seen, Step, differentiate
 
-METRICS_NAME, SETTINGS_NAME = "metrics.jsonl", "training.json"
-
-
-def pad(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """input_ids, attention_mask and labels `[B, L]` of rows padded on the right."""
-    length = max(len(row.input_ids) for row in rows)
-    fill = lambda values, value: values + [value] * (length - len(values))  # noqa: E731
-    return (
-        torch.tensor([fill(row.input_ids, 0) for row in rows]),
-        torch.tensor([fill([1] * len(row.input_ids), 0) for row in rows]),
-        torch.tensor([fill(row.labels, IGNORED) for row in rows]),
-    )
+METRICS_NAME, SETTINGS_NAME, DIAGNOSTICS_NAME = "metrics.jsonl", "training.json", "diagnostics.jsonl"
 
 
-def share_of_step(order: list[int], step: int, config: TrainConfig, rank: int, world: int) -> Iterator[list[int]]:
-    """The batches of row numbers that process `rank` of `world` runs in a step; none if it has no rows left."""
-    size = config.per_device_train_batch_size
-    width = size * config.gradient_accumulation_steps * world
-    mine = order[step * width : (step + 1) * width][rank::world]
-    for at in range(0, len(mine), size):
-        yield mine[at : at + size]
+def objective_of(config: TrainConfig):
+    if config.objective == "autodeco_temperature":
+        return AutoDecoTemperature()
+    if config.objective == "autodeco_joint":
+        return AutoDecoJoint()
+    names = ("min_p", "gravity", "power", "max_rank", "trivial_prob", "easy_fraction")
+    return MinPHinge(**{name: getattr(config, name) for name in names})
 
 
-@dataclass
+def new_head(config: TrainConfig, hidden_size: int) -> nn.Module:
+    """What the objective trains, from the run's seed."""
+    torch.manual_seed(config.seed)
+    if config.objective != "autodeco_joint":
+        return TemperatureHead(hidden_size)
+    return nn.ModuleDict({"temp_head": TemperatureHead(hidden_size), "top_p_head": TopPHead(hidden_size)})
+
+
+def save_heads(head: nn.Module, folder: Path) -> None:
+    if isinstance(head, nn.ModuleDict):
+        head["top_p_head"].save_pretrained(folder / "top_p_head")
+        head = head["temp_head"]
+    head.save_pretrained(folder)
+
+
 class Totals:
-    """Sums over a step's tokens, `[6]`: kept, targets, loss, T, T*, covered; each is one token's unless said otherwise."""
+    """Sums over a step's tokens, `[5]`: learned from, targets, T, T*, covered; the last three of the learned ones."""
 
-    values: torch.Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    def __init__(self):
+        self.values = torch.zeros(5, dtype=torch.float64)
 
-    def add(self, kept: torch.Tensor, loss: torch.Tensor, T: torch.Tensor, need: torch.Tensor) -> None:
-        T = T.detach()
-        inside = lambda x: torch.where(kept, x, 0.0).sum()  # noqa: E731
-        sums = [kept.sum(), kept.new_tensor(len(kept), dtype=torch.long), loss.detach(), inside(T), inside(need)]
-        self.values += torch.stack([s.double().cpu() for s in (*sums, (kept & (need <= T)).sum())])
+    def add(self, seen: Seen, min_p: float) -> None:
+        need, T, learned = required_temperature(seen.stats, min_p), seen.temperature, seen.learned
+        inside = lambda x: torch.where(learned, x, 0.0).sum()  # noqa: E731
+        sums = learned.sum(), (seen.stats.rank >= 0).sum(), inside(T), inside(need), (learned & (need <= T)).sum()
+        self.values += torch.stack([s.double().cpu() for s in sums])
 
     def means(self) -> dict[str, float]:
         kept, targets, *sums = self.values.tolist()
-        names = ("loss", "temperature", "required_temperature", "coverage")
+        names = ("temperature", "required_temperature", "coverage")
         return {**{n: s / max(kept, 1) for n, s in zip(names, sums)}, "kept_tokens": int(kept), "target_tokens": int(targets)}
 
 
-def backward(
-    base: BaseModel, head: TemperatureHead, rows: list[Row], config: TrainConfig, generator: torch.Generator, totals: Totals
-) -> None:
-    """Adds the gradient of the batch's summed loss to the head's parameters, and its sums to `totals`."""
-    ids, mask, labels = (t.to(base.weight.device) for t in pad(rows))
-    wanted = labels[:, 1:] != IGNORED
-    hidden = base.hidden(ids, mask)[:, :-1][wanted]  # [N, H]
-    with torch.no_grad():
-        stats = base.stats(hidden, labels[:, 1:][wanted])
-        selected = goldilocks_mask(
-            stats,
-            max_rank=config.max_rank,
-            trivial_prob=config.trivial_prob,
-            easy_fraction=config.easy_fraction,
-            generator=generator,
-        )
-        need = required_temperature(stats, config.min_p)
-    T = head(hidden)
-    stats = stats._replace(rank=torch.where(selected, stats.rank, -1))
-    options = {"min_p": config.min_p, "gravity": config.gravity, "max_temperature": head.max_temperature}
-    loss = min_p_hinge_loss(T, stats, **options, reduction="sum")
-    loss.backward()
-    totals.add(selected & (need <= head.max_temperature), loss, T, need)
-
-
-def learning_rate(step: int, steps: int, warmup_ratio: float) -> float:
-    """Factor of the learning rate: a linear warm-up, then half a cosine to zero."""
+def learning_rate(step: int, steps: int, warmup_ratio: float, schedule: str = "cosine") -> float:
+    """Factor of the learning rate: a linear warm-up, then half a cosine to zero, or 1."""
     warmup = round(steps * warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
     return 0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * (step - warmup) / max(1, steps - warmup))))
 
 
+@torch.no_grad()
+def held_out_loss(source: Source, head: nn.Module, objective, accelerator) -> float:
+    """The objective's terms added up, each a mean over the held-out tokens, split over the processes."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    parameters = list(head.parameters())[:1]
+    total = Step.zero(objective.names, parameters)
+    for step in range(source.steps_per_epoch(world)):
+        for batch in source.batches(0, step, rank, world):
+            total = total + differentiate(batch(head, objective), parameters)[0]
+    return sum(total.reduce(lambda x: accelerator.reduce(x, "sum")).means().values())
+
+
 def train(
-    base: BaseModel,
-    rows: list[Row],
+    source: Source,
     config: TrainConfig,
     *,
+    measure_on: Source | None = None,
     accelerator=None,
-    on_start: Callable[[int], None] = lambda steps: None,
+    on_start: Callable[[int, int], None] = lambda steps, done: None,
     on_step: Callable[[dict], None] = lambda metrics: None,
-) -> TemperatureHead:
+) -> nn.Module:
     """Trains a head and writes it, its settings and its metrics to `config.output`.
 
     Args:
-        rows: tokenised rows, the same in every process.
+        source: of tokens, the same in every process.
+        measure_on: held-out tokens, for `eval_steps` and early stopping.
         accelerator: one of `accelerate`; made here if None.
-        on_start: called with the number of optimizer steps.
+        on_start: called with the number of optimizer steps, and how many a resumed run has done.
         on_step: called with a step's metrics, in the main process.
 
     Raises:
@@ -116,61 +115,134 @@ def train(
 
     mine = accelerator is None
     accelerator = Accelerator() if mine else accelerator
-    if (config.output / CONFIG_NAME).exists():
-        raise ValueError(f"output {str(config.output)!r} holds a head already; name another folder")
-    torch.manual_seed(config.seed)
-    head = TemperatureHead(base.weight.shape[1]).to(base.weight.device)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    width = config.per_device_train_batch_size * config.gradient_accumulation_steps * world
-    steps_per_epoch = -(-len(rows) // width)
-    steps = steps_per_epoch * config.num_train_epochs
-    steps = min(steps, config.max_steps or steps)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, config.warmup_ratio))
-    draws = torch.Generator(base.weight.device).manual_seed(config.seed * 1_000_003 + rank)
-    shuffle = torch.Generator().manual_seed(config.seed)
-    log = _Log(config) if accelerator.is_main_process else None
-    on_start(steps)
-    kept, started = 0, time.perf_counter()
-    for step in range(steps):
-        if step % steps_per_epoch == 0:
-            order = torch.randperm(len(rows), generator=shuffle).tolist()
-        totals = Totals()
-        for numbers in share_of_step(order, step % steps_per_epoch, config, rank, world):
-            backward(base, head, [rows[i] for i in numbers], config, draws, totals)
-        totals.values = accelerator.reduce(totals.values.to(accelerator.device), "sum").cpu()
-        metrics = totals.means()
-        for p in head.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            p.grad = accelerator.reduce(p.grad, "sum") / max(metrics["kept_tokens"], 1)
-        metrics = {"step": step + 1, **metrics, "learning_rate": schedule.get_last_lr()[0]}
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        kept += metrics["kept_tokens"]
-        if log:
-            metrics["seconds"] = time.perf_counter() - started
-            log.write(metrics)
-            on_step(metrics)
-    if not kept:
-        raise ValueError("no token was left to learn from: every target is trivial, impossible or out of reach")
-    if log:
-        head.save_pretrained(config.output)
-    accelerator.wait_for_everyone()
+    check_output(config)
+    head = _Run(source, config, measure_on, accelerator, on_start, on_step).run()
     if mine:
         accelerator.end_training()  # several processes must close their group before they exit
     return head
 
 
-class _Log:
-    """`training.json`, and `metrics.jsonl` with one whole line a step."""
+def check_output(config: TrainConfig) -> None:
+    """Refuses a folder whose contents would be lost."""
+    if (config.output / CONFIG_NAME).exists():
+        raise ValueError(f"output {str(config.output)!r} holds a head already; name another folder")
+    if checkpoints.newest(config.output) and not config.resume:
+        raise ValueError(f"output {str(config.output)!r} holds checkpoints; give --resume to continue, or another folder")
 
-    def __init__(self, config: TrainConfig):
-        self.path = config.output / METRICS_NAME
-        settings = asdict(replace(config, data=str(config.data), output=str(config.output)))
+
+class _Run:
+    """One training run in one process."""
+
+    def __init__(self, source, config, measure_on, accelerator, on_start, on_step):
+        self.source, self.config, self.measure_on = source, config, measure_on
+        self.accelerator, self.on_start, self.on_step = accelerator, on_start, on_step
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.head = new_head(config, source.hidden_size).to(source.device)
+        self.objective = objective_of(config)
+        self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=config.learning_rate, weight_decay=0.01)
+        self.progress, self.best = Progress(), None
+
+    def run(self) -> nn.Module:
+        config, progress = self.config, self.progress
+        per_epoch = self.source.steps_per_epoch(self.world)
+        steps = per_epoch * config.num_train_epochs
+        steps = min(steps, config.max_steps or steps)
+        folder = checkpoints.newest(config.output) if config.resume else None
+        if folder is not None:
+            self.progress, self.best = checkpoints.load(folder, self.head, self.optimizer)
+            progress = self.progress
+        log = _Log(config, progress.step) if self.accelerator.is_main_process else None
+        self.on_start(steps, progress.step)
+        while progress.step < steps and not self._out_of_patience():
+            metrics = self._step(*divmod(progress.step, per_epoch), steps, log)
+            progress.kept_tokens += metrics["kept_tokens"]
+            progress.step += 1
+            if self.measure_on is not None and (progress.step % config.eval_steps == 0 or progress.step == steps):
+                metrics["eval_loss"] = self._measure()
+            if log:
+                log.write(metrics)
+                self.on_step(metrics)
+            if config.save_steps and progress.step % config.save_steps == 0 and log:
+                checkpoints.save(config.output, self.head, self.optimizer, progress, self.best, config.save_total_limit)
+        if not progress.kept_tokens:
+            raise ValueError("no token was left to learn from: every target is trivial, impossible or out of reach")
+        if self.best is not None and config.early_stopping_patience:
+            self.head.load_state_dict(self.best)
+        if log:
+            save_heads(self.head, config.output)
+        self.accelerator.wait_for_everyone()
+        return self.head
+
+    def _step(self, epoch: int, step: int, steps: int, log: "_Log | None") -> dict:
+        config, parameters = self.config, list(self.head.parameters())
+        total, totals = Step.zero(self.objective.names, parameters), Totals()
+        for batch in self.source.batches(epoch, step, self.rank, self.world):
+            part, seen = differentiate(batch(self.head, self.objective), parameters)
+            total = total + part
+            totals.add(seen, config.min_p)
+            if log and config.diagnostics:
+                log.diagnose(self.progress.step + 1, seen, config)
+        add = lambda x: self.accelerator.reduce(x, "sum")  # noqa: E731
+        total = total.reduce(add)
+        totals.values = add(totals.values.to(self.accelerator.device)).cpu()
+        rate = config.learning_rate * learning_rate(self.progress.step, steps, config.warmup_ratio, config.lr_scheduler_type)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total.assign(parameters)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = total.means()
+        extra = {f"loss_{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
+        return {
+            "step": self.progress.step + 1,
+            "loss": sum(losses.values()),
+            **extra,
+            **totals.means(),
+            "learning_rate": rate,
+        }
+
+    def _measure(self) -> float:
+        loss = held_out_loss(self.measure_on, self.head, self.objective, self.accelerator)
+        if loss < self.progress.best_loss:
+            self.progress.best_loss, self.progress.without_better = loss, 0
+            self.best = checkpoints.tensors_of(self.head)
+        else:
+            self.progress.without_better += 1
+        return loss
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.early_stopping_patience
+        return bool(patience) and self.progress.without_better >= patience
+
+
+class _Log:
+    """`training.json`; `metrics.jsonl` and `diagnostics.jsonl` with whole lines, those of steps after a resume removed."""
+
+    def __init__(self, config: TrainConfig, done: int):
+        self.started = time.perf_counter()
+        self.metrics, self.diagnostics = config.output / METRICS_NAME, config.output / DIAGNOSTICS_NAME
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
         write_text(config.output / SETTINGS_NAME, json.dumps(settings, indent=1) + "\n")
-        write_text(self.path, "")
+        for path in (self.metrics, *([self.diagnostics] if config.diagnostics else [])):
+            write_text(path, "".join(self._until(path, done)))
+
+    @staticmethod
+    def _until(path: Path, done: int) -> list[str]:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if done and path.exists() else []
+        return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
 
     def write(self, metrics: dict) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+        metrics["seconds"] = time.perf_counter() - self.started
+        self._append(self.metrics, [metrics])
+
+    def diagnose(self, step: int, seen: Seen, config: TrainConfig) -> None:
+        """The first few tokens of a batch: predicted and required temperature, and whether the cut held."""
+        need, T = required_temperature(seen.stats, config.min_p), seen.temperature
+        rows = zip(*(x[: config.diagnostics].tolist() for x in (T, need, need <= T, seen.learned)))
+        names = ("temperature", "required_temperature", "covered", "learned")
+        self._append(self.diagnostics, [{"step": step, **dict(zip(names, row))} for row in rows])
+
+    @staticmethod
+    def _append(path: Path, records: list[dict]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))

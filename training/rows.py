@@ -62,15 +62,14 @@ def _complaint(row: object) -> str | None:
     return None
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a JSONL file, all checked; empty lines are skipped.
+def iter_rows(path: Path) -> Iterator[dict]:
+    """The rows of a JSONL file, one at a time, each checked; empty lines are skipped.
 
     Raises:
-        ValueError: naming the file and line, if it is missing, empty, not JSON or not one of the formats.
+        ValueError: naming the file and line, if it is missing, not JSON or not one of the formats.
     """
     if not path.is_file():
         raise ValueError(f"data must be a JSONL file, got {str(path)!r}, which is no file")
-    rows = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -82,10 +81,43 @@ def read_rows(path: Path) -> list[dict]:
             complaint = _complaint(row)
             if complaint:
                 raise ValueError(f"{path}, line {number}: {complaint}")
-            rows.append(row)
+            yield row
+
+
+def read_rows(path: Path) -> list[dict]:
+    """All rows of a JSONL file.
+
+    Raises:
+        ValueError: as `iter_rows`, or if there is none.
+    """
+    rows = list(iter_rows(path))
     if not rows:
         raise ValueError(f"data must have at least one row, {path} has none")
     return rows
+
+
+def stream_rows(data: str, split: str) -> Iterator[dict]:
+    """Rows of a JSONL file, or of a dataset by its name, streamed; columns that no format has are left out.
+
+    Raises:
+        ValueError: as `iter_rows`; if `data` is neither, `datasets` is not installed, or a row fits no format.
+    """
+    if Path(data).is_file() or data.endswith((".jsonl", ".json")):
+        yield from iter_rows(Path(data))
+        return
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError(
+            f"data must be a JSONL file or a dataset's name, got {data!r}, which is no file; names need `pip install datasets`"
+        ) from None
+    for number, columns in enumerate(load_dataset(data, split=split, streaming=True), 1):
+        known = next((keys for keys in FORMATS if keys <= set(columns)), set(columns))
+        row = {key: columns[key] for key in sorted(known)}
+        complaint = _complaint(row)
+        if complaint:
+            raise ValueError(f"{data}, row {number}: {complaint}")
+        yield row
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

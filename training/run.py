@@ -1,43 +1,153 @@
-"""A training run from files to files, with a progress bar: what `autodeco-fast train` does."""
+"""Scans and training runs from files to files, with a progress bar: what `autodeco-fast scan` and `train` do."""
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from autodeco_fast.checkpoint import CONFIG_NAME
-from autodeco_fast.training.config import TrainConfig
+from autodeco_fast.training.config import ScanConfig, TrainConfig, sweep
 from autodeco_fast.training.rows import encode_all, read_rows
 
 
-def train_from_files(config: TrainConfig) -> None:
-    """Checks the data, loads the model, trains, writes.
+@contextmanager
+def progress_bar(console: Console):
+    """Yields a function (total=…, advance=…, description=…) that moves a bar on the console."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda **change: bar.update(task, **change)
+
+
+def _console(accelerator) -> Console:
+    return Console(stderr=True, quiet=not accelerator.is_main_process)
+
+
+def scan_from_files(config: ScanConfig) -> None:
+    """Checks the data, loads the model, scans, says what was kept.
 
     Raises:
-        ValueError: for input that cannot be used, before the model is loaded where possible.
+        ValueError: for input that cannot be used.
     """
-    raw = read_rows(config.data)
-    if (config.output / CONFIG_NAME).exists():
-        raise ValueError(f"output {str(config.output)!r} holds a head already; name another folder")
+    from autodeco_fast.training.rows import stream_rows
 
+    next(stream_rows(config.data, config.split), None)  # complains before a model is loaded
     from accelerate import Accelerator
 
     from autodeco_fast.training.base_model import load, load_tokenizer
-    from autodeco_fast.training.loop import METRICS_NAME, SETTINGS_NAME, train
+    from autodeco_fast.training.scan import scan
+
+    tokenizer, accelerator = load_tokenizer(config.model), Accelerator()
+    base = load(config.model, torch.bfloat16, accelerator.device)
+    base.verify(torch.tensor([[0, 1, 2]], device=accelerator.device))
+    console = _console(accelerator)
+    blocks = None
+    if Path(config.data).is_file():
+        with open(config.data, "rb") as file:
+            blocks = -(-sum(1 for line in file if line.strip()) // config.rows_per_shard)
+    seen, started = 0, time.perf_counter()
+    with progress_bar(console) as bar:
+        bar(total=None if blocks is None else -(-blocks // accelerator.num_processes))
+
+        def show(counts: dict[str, int]) -> None:
+            nonlocal seen
+            seen += counts["seen"]
+            bar(advance=1, description=f"{seen / (time.perf_counter() - started):,.0f} tokens/s")
+
+        manifest = scan(config, base, tokenizer, accelerator=accelerator, on_block=show)
+    accelerator.end_training()
+    counts = manifest["counts"]
+    table = Table("tokens", "seen", "kept")
+    for name in ("trivial", "middle", "impossible"):
+        table.add_row(name, f"{counts[name]:,}", f"{counts.get(f'kept_{name}', 0):,}")
+    table.add_row("all", f"{counts['seen']:,}", f"{manifest['kept']:,}")
+    console.print(table)
+    if counts["not_finite"]:
+        console.print(f"{counts['not_finite']:,} hidden states were NaN or infinite and are left out")
+    if manifest["share"] < 1:
+        console.print(f"max_bytes leaves {manifest['share']:g} of the selected tokens")
+    console.print(f"written to {config.output}: {manifest['shards']} shards", soft_wrap=True)
+
+
+def _source(config: TrainConfig, accelerator, console: Console):
+    """What to learn from and what to measure on."""
+    from autodeco_fast.training.sources import OnlineSource, ScanSource
+
+    if config.scan is not None:
+        from autodeco_fast.training.scan_store import Scan
+
+        scan = Scan(config.scan)
+        console.print(f"{len(scan):,} tokens of {scan.manifest['counts']['seen']:,} scanned; {accelerator.device}")
+        return ScanSource(scan, config, accelerator.device).split()
+    raw = read_rows(config.data)
+    from autodeco_fast.training.base_model import load, load_tokenizer
 
     rows = encode_all(load_tokenizer(config.model), raw, config.max_length)
-    accelerator = Accelerator()
     base = load(config.model, torch.bfloat16, accelerator.device)
     base.verify(torch.tensor([rows[0].input_ids], device=accelerator.device))
-    console = Console(stderr=True, quiet=not accelerator.is_main_process)
     console.print(f"{len(rows):,} rows of {len(raw):,} have a target; {accelerator.num_processes} × {accelerator.device}")
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("")
+    return OnlineSource(base, rows, config).split()
+
+
+def train_from_files(config: TrainConfig, grid: list[str]) -> None:
+    """Checks the input, trains one head, or one a point of the grid, and writes.
+
+    Raises:
+        ValueError: for input that cannot be used, before a model is loaded where possible.
+    """
+    points = sweep(config, grid) if grid else [({}, config)]
+    if config.data is not None:
+        read_rows(config.data)
+    from accelerate import Accelerator
+
+    from autodeco_fast.training.loop import METRICS_NAME, SETTINGS_NAME, check_output
+
+    for _, settings in points:
+        check_output(settings)
+    trackers = [name for name in config.report_to.split(",") if name != "none"]
+    accelerator = Accelerator(log_with=trackers or None, project_dir=str(config.output))
+    if trackers:
+        accelerator.init_trackers("autodeco_fast")
+    console = _console(accelerator)
+    source, measure_on = _source(config, accelerator, console)
+    results = []
+    for point, settings in points:
+        results.append((point, _train_one(source, measure_on, settings, accelerator, console, trackers)))
+    accelerator.end_training()
+    if grid:
+        _tabulate(console, results)
+    console.print(f"written to {config.output}: the head, {METRICS_NAME}, {SETTINGS_NAME}", soft_wrap=True)
+
+
+def _train_one(source, measure_on, config: TrainConfig, accelerator, console: Console, trackers: list[str]) -> dict:
+    """Trains one head; returns its last metrics."""
+    from autodeco_fast.training.loop import train
+
+    source.config = config
+    if measure_on is not None:
+        measure_on.config = config
+    last: dict = {}
+    with progress_bar(console) as bar:
 
         def show(m: dict) -> None:
-            text = f"loss {m['loss']:.4f}  T {m['temperature']:.3f}  coverage {m['coverage']:.3f}"
-            bar.update(task, advance=1, description=text)
+            last.update(m)
+            if trackers:
+                accelerator.log({k: v for k, v in m.items() if k != "step"}, step=m["step"])
+            bar(advance=1, description=f"loss {m['loss']:.4f}  T {m['temperature']:.3f}  coverage {m['coverage']:.3f}")
 
-        train(base, rows, config, accelerator=accelerator, on_start=lambda n: bar.update(task, total=n), on_step=show)
-    accelerator.end_training()
-    console.print(f"written to {config.output}: the head, {METRICS_NAME}, {SETTINGS_NAME}", soft_wrap=True)
+        start: Callable = lambda steps, done: bar(total=steps, completed=done)  # noqa: E731
+        train(source, config, measure_on=measure_on, accelerator=accelerator, on_start=start, on_step=show)
+    return last
+
+
+def _tabulate(console: Console, results: list[tuple[dict, dict]]) -> None:
+    names = list(results[0][0])
+    measures = [m for m in ("loss", "eval_loss", "temperature", "required_temperature", "coverage") if m in results[0][1]]
+    table = Table(*names, *measures)
+    for point, metrics in results:
+        table.add_row(*(f"{point[n]:g}" for n in names), *(f"{metrics[m]:.4f}" for m in measures))
+    console.print(table)

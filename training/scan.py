@@ -1,0 +1,230 @@
+"""The scan: one forward pass of the frozen model over the data, of which everything a head learns from is written down.
+
+Work is cut into blocks of `rows_per_shard` rows, dealt out to the processes; a block becomes one shard, whole or not at all,
+and carries its own counts. So a scan that was killed continues where it was: blocks that are there are not done again, and
+nothing is counted twice. What is kept at random is decided by numbers that belong to the token (`training/draws.py`).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from autodeco_fast import TokenStats
+from autodeco_fast.losses import IMPOSSIBLE, MIDDLE, TRIVIAL, difficulty
+from autodeco_fast.training.base_model import BaseModel
+from autodeco_fast.training.config import ScanConfig
+from autodeco_fast.training.draws import uniform
+from autodeco_fast.training.rows import IGNORED, Row, encode, stream_rows
+from autodeco_fast.training.scan_store import (
+    COUNTS,
+    MANIFEST,
+    ScanTokens,
+    fingerprint,
+    read_facts,
+    read_manifest,
+    read_shard,
+    shard_path,
+    write_manifest,
+    write_shard,
+)
+
+DRAWS_EPOCH = 2**32 - 1  # of the draws that belong to a scan; epochs of training count from 0
+_LIVE_SETTINGS = ("batch_tokens", "output")  # may change when a scan is continued
+
+
+def pad(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """input_ids, attention_mask and labels `[B, L]` of rows padded on the right."""
+    length = max(len(row.input_ids) for row in rows)
+    fill = lambda values, value: values + [value] * (length - len(values))  # noqa: E731
+    return (
+        torch.tensor([fill(row.input_ids, 0) for row in rows]),
+        torch.tensor([fill([1] * len(row.input_ids), 0) for row in rows]),
+        torch.tensor([fill(row.labels, IGNORED) for row in rows]),
+    )
+
+
+def batches_by_length(rows: list[tuple[int, Row]], batch_tokens: int) -> Iterator[list[tuple[int, Row]]]:
+    """Batches of rows of about the same length, at most `batch_tokens` with padding; one row at least."""
+    batch: list[tuple[int, Row]] = []
+    for item in sorted(rows, key=lambda item: -len(item[1].input_ids)):
+        if batch and len(batch[0][1].input_ids) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def draws_of(document: torch.Tensor, position: torch.Tensor, seed: int) -> torch.Tensor:
+    """The numbers in [0, 1) that decide what a scan keeps."""
+    return uniform(seed, DRAWS_EPOCH, document, position)
+
+
+def _bucket(stats: TokenStats, config: ScanConfig) -> torch.Tensor:
+    return difficulty(stats, max_rank=config.max_rank, trivial_prob=config.trivial_prob)
+
+
+def _kept(bucket: torch.Tensor, draw: torch.Tensor, config: ScanConfig, share: float) -> torch.Tensor:
+    """All of the middle, `easy_fraction` of the trivial, none of the impossible; of these, a share."""
+    return ((bucket == MIDDLE) & (draw < share)) | ((bucket == TRIVIAL) & (draw < share * config.easy_fraction))
+
+
+@torch.inference_mode()
+def scan_batch(
+    base: BaseModel, batch: list[tuple[int, Row]], config: ScanConfig, share: float, counts: dict[str, int]
+) -> ScanTokens:
+    """The tokens of some rows that are kept; adds to the counts."""
+    device = base.weight.device
+    ids, mask, labels = (t.to(device) for t in pad([row for _, row in batch]))
+    wanted = labels[:, 1:] != IGNORED
+    document = torch.tensor([number for number, _ in batch], device=device)[:, None].expand(wanted.shape)[wanted]
+    position = torch.arange(1, ids.shape[1], device=device).expand(wanted.shape)[wanted]
+    hidden, target = base.hidden(ids, mask)[:, :-1][wanted], labels[:, 1:][wanted]
+    finite = hidden.isfinite().all(-1)
+    counts["seen"] += len(target)
+    counts["not_finite"] += int((~finite).sum())
+    stats = base.stats(hidden, torch.where(finite, target, IGNORED))
+    bucket = _bucket(stats, config)
+    kept = _kept(bucket, draws_of(document, position, config.seed), config, share)
+    for name, value in (("trivial", TRIVIAL), ("middle", MIDDLE), ("impossible", IMPOSSIBLE)):
+        counts[name] += int((bucket == value).sum())
+    for name, value in (("kept_trivial", TRIVIAL), ("kept_middle", MIDDLE)):
+        counts[name] += int(((bucket == value) & kept).sum())
+    probability = (stats.target_logit - stats.logsumexp).exp()
+    rows = hidden.bfloat16(), stats.max_logit - stats.target_logit, probability, stats.entropy, stats.rank, target
+    floats, integers = rows[:4], (*rows[4:], document, position)
+    return ScanTokens(*(x[kept].cpu() for x in floats), *(x[kept].int().cpu() for x in integers))
+
+
+def thin(path: Path, config: ScanConfig, share: float) -> int:
+    """Keeps a smaller share of a shard's tokens; returns how many are left."""
+    counts, before, n = read_facts(path)
+    if before <= share:
+        return n
+    tokens = read_shard(path)
+    bucket = _bucket(tokens.stats(), config)
+    kept = _kept(bucket, draws_of(tokens.document, tokens.position, config.seed), config, share)
+    counts["kept_trivial"] = int(((bucket == TRIVIAL) & kept).sum())
+    counts["kept_middle"] = int(((bucket == MIDDLE) & kept).sum())
+    write_shard(path, tokens.rows(kept), counts, share)
+    return int(kept.sum())
+
+
+def _blocks(data: str, split: str, size: int) -> Iterator[list[dict]]:
+    rows = stream_rows(data, split)
+    while block := list(islice(rows, size)):
+        yield block
+
+
+def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
+    """The manifest of a scan that begins or continues.
+
+    Raises:
+        ValueError: if the folder holds a scan with other settings, or of another model.
+    """
+    settings = {name: value for name, value in asdict(config).items() if name not in _LIVE_SETTINGS}
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    manifest = {
+        "format": 1,
+        "settings": settings,
+        "revision": getattr(base.model.config, "_commit_hash", None),
+        "hidden_size": base.weight.shape[1],
+        "lm_head": lm_head_fingerprint(base),
+        "tokenizer": fingerprint(repr(vocabulary).encode()),
+        "data": fingerprint(Path(config.data).read_bytes()) if Path(config.data).is_file() else config.data,
+    }
+    if (config.output / MANIFEST).exists():
+        found = read_manifest(config.output)
+        for name, value in manifest.items():
+            if name != "settings" and found[name] != value:
+                raise ValueError(f"output {str(config.output)!r} holds a scan of another {name}: {found[name]}, not {value}")
+        for name, value in settings.items():
+            if found["settings"][name] != value:
+                raise ValueError(
+                    f"output {str(config.output)!r} holds a scan with {name} {found['settings'][name]}, not {value}"
+                )
+        return found
+    return manifest
+
+
+def lm_head_fingerprint(base: BaseModel) -> str:
+    """Of weight, bias and transform."""
+    parts = [base.weight, *([] if base.bias is None else [base.bias])]
+    return fingerprint(*parts, f"{base.logit_scale} {base.softcap}".encode())
+
+
+def scan(
+    config: ScanConfig,
+    base: BaseModel,
+    tokenizer,
+    *,
+    accelerator=None,
+    on_block: Callable[[dict[str, int]], None] = lambda counts: None,
+) -> dict:
+    """Scans, or continues a scan; returns its manifest, with counts.
+
+    Args:
+        accelerator: one of `accelerate`, for several processes.
+        on_block: called with the counts of every block this process finds or makes.
+
+    Raises:
+        ValueError: for data, settings or shards that cannot be used, by name.
+    """
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    manifest = begin(config, base, tokenizer)
+    if "counts" in manifest:
+        return manifest
+    if rank == 0:
+        write_manifest(config.output, manifest)
+    if accelerator:
+        accelerator.wait_for_everyone()
+    token_bytes = 2 * manifest["hidden_size"] + 28
+    share, held, mine, blocks = 1.0, 0, [], 0
+    for number, block in enumerate(_blocks(config.data, config.split, config.rows_per_shard)):
+        blocks += 1
+        if number % world != rank:
+            continue
+        path = shard_path(config.output, number)
+        if not path.exists():
+            _make_shard(path, number * config.rows_per_shard, block, base, tokenizer, config, share)
+        counts, found, n = read_facts(path)
+        share, held = min(share, found), held + n
+        mine.append(path)
+        while config.max_bytes and held * token_bytes > config.max_bytes / world and held:
+            share /= 2
+            held = sum(thin(p, config, share) for p in mine)
+        on_block(counts)
+    if accelerator:
+        accelerator.wait_for_everyone()
+    if rank == 0:
+        manifest = _finish(config, manifest, blocks)
+        write_manifest(config.output, manifest)
+    if accelerator:
+        accelerator.wait_for_everyone()
+    return read_manifest(config.output)
+
+
+def _make_shard(path: Path, first: int, block: list[dict], base, tokenizer, config: ScanConfig, share: float) -> None:
+    counts = dict.fromkeys(COUNTS, 0) | {"rows": len(block)}
+    encoded = [(first + i, encode(tokenizer, row, config.max_length)) for i, row in enumerate(block)]
+    rows = [(number, row) for number, row in encoded if row is not None]
+    H = base.weight.shape[1]
+    none = torch.zeros(0)
+    empty = ScanTokens(torch.zeros(0, H, dtype=torch.bfloat16), none, none, none, *[none.int()] * 4)
+    parts = [scan_batch(base, batch, config, share, counts) for batch in batches_by_length(rows, config.batch_tokens)]
+    tokens = ScanTokens.cat([empty, *parts])
+    order = torch.argsort(tokens.document.long() * (1 << 32) + tokens.position)  # as in the data
+    write_shard(path, tokens.rows(order), counts, share)
+
+
+def _finish(config: ScanConfig, manifest: dict, blocks: int) -> dict:
+    """One share for all shards, and the sums of their counts."""
+    paths = [shard_path(config.output, number) for number in range(blocks)]
+    share = min((read_facts(path)[1] for path in paths), default=1.0)
+    kept = sum(thin(path, config, share) for path in paths)
+    facts = [read_facts(path)[0] for path in paths]
+    counts = {name: sum(fact[name] for fact in facts) for name in COUNTS}
+    return {**manifest, "share": share, "shards": blocks, "kept": kept, "counts": counts}

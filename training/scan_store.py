@@ -1,0 +1,170 @@
+"""A scan on disk: what a frozen model says of every token worth learning from, in shards of safetensors.
+
+    scan.json                    settings, fingerprints, and once it is finished the counts
+    shard-000012.safetensors     rows 12·rows_per_shard … of the data; a file that is there is whole
+
+A shard holds, for its n tokens: hidden [n, H] bf16; gap, target_prob, entropy [n] fp32; rank, target, document, position
+[n] int32: 2·H + 28 bytes a token. Its header holds counts. `document` is the row's number in the data.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from autodeco_fast import TokenStats
+from autodeco_fast.checkpoint import atomic_write, write_text
+
+MANIFEST = "scan.json"
+FIELDS = ("gap", "target_prob", "entropy", "rank", "target", "document", "position")
+COUNTS = ("rows", "seen", "not_finite", "trivial", "middle", "impossible", "kept_trivial", "kept_middle")
+
+
+@dataclass
+class ScanTokens:
+    """Tokens of a scan; the LM head's answer to each, `[n]`."""
+
+    hidden: torch.Tensor  # [n, H] bf16
+    gap: torch.Tensor  # max z − z_y
+    target_prob: torch.Tensor
+    entropy: torch.Tensor  # nats
+    rank: torch.Tensor
+    target: torch.Tensor
+    document: torch.Tensor
+    position: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.gap)
+
+    def rows(self, index: torch.Tensor | slice) -> "ScanTokens":
+        return ScanTokens(*(getattr(self, name)[index] for name in ("hidden", *FIELDS)))
+
+    def stats(self) -> TokenStats:
+        """As of logits whose target is 0: gaps, ranks and probabilities are what losses look at. argmax is not known: −1."""
+        zero = torch.zeros_like(self.gap)
+        log_p = self.target_prob.clamp(min=1e-38).log()
+        unknown = torch.full_like(self.rank, -1).long()
+        return TokenStats(self.gap, unknown, zero, -log_p, self.rank.long(), self.entropy)
+
+    @staticmethod
+    def cat(parts: list["ScanTokens"]) -> "ScanTokens":
+        return ScanTokens(*(torch.cat([getattr(p, name) for p in parts]) for name in ("hidden", *FIELDS)))
+
+
+def fingerprint(*parts: bytes | torch.Tensor) -> str:
+    """sha256 of bytes and of tensors' bytes, shortened."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            part = part.detach().cpu().contiguous().view(torch.uint8).numpy()
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:06d}.safetensors"
+
+
+def write_shard(path: Path, tokens: ScanTokens, counts: dict[str, int], share: float) -> None:
+    """Writes a whole shard, or none. `share` of the tokens that the filters kept are in it.
+
+    Raises:
+        ValueError: naming the file, if it cannot be written.
+    """
+    tensors = {name: getattr(tokens, name).cpu().contiguous() for name in ("hidden", *FIELDS)}
+    facts = {**{name: str(counts[name]) for name in COUNTS}, "share": repr(share)}
+    try:
+        atomic_write(path, lambda draft: save_file(tensors, draft, metadata=facts))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot write {path}: {error}") from None
+
+
+def read_facts(path: Path) -> tuple[dict[str, int], float, int]:
+    """A shard's counts, share and number of tokens, from its header.
+
+    Raises:
+        ValueError: naming the file, if it is no such shard.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts, n = file.metadata() or {}, file.get_slice("gap").get_shape()[0]
+        return {name: int(facts[name]) for name in COUNTS}, float(facts["share"]), n
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is not a whole shard of a scan: {error}; delete it and scan again") from None
+
+
+def read_shard(path: Path) -> ScanTokens:
+    """A shard's tokens.
+
+    Raises:
+        ValueError: naming the file, if it is no such shard.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return ScanTokens(*(file.get_tensor(name) for name in ("hidden", *FIELDS)))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is not a whole shard of a scan: {error}; delete it and scan again") from None
+
+
+def write_manifest(folder: Path, manifest: dict) -> None:
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_manifest(folder: Path) -> dict:
+    """`scan.json`.
+
+    Raises:
+        ValueError: if the folder holds no scan.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"scan must be a folder with {MANIFEST}, got {str(folder)!r}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+class Scan:
+    """A finished scan, opened: its manifest, its shards and how many tokens each holds.
+
+    Raises:
+        ValueError: if it is not finished, a shard is missing or broken, or no token is in it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.manifest = folder, read_manifest(folder)
+        if "counts" not in self.manifest:
+            raise ValueError(f"scan {str(folder)!r} is not finished: run the same `autodeco-fast scan` again to continue it")
+        self.paths = [shard_path(folder, number) for number in range(self.manifest["shards"])]
+        self.sizes = [read_facts(path)[2] for path in self.paths]
+        self.hidden_size = self.manifest["hidden_size"]
+        if not sum(self.sizes):
+            raise ValueError(f"scan {str(folder)!r} holds no token: {why_empty(self.manifest['counts'])}")
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def shards(self) -> Iterator[ScanTokens]:
+        for path in self.paths:
+            yield read_shard(path)
+
+    def load(self) -> ScanTokens:
+        """All tokens at once."""
+        return ScanTokens.cat(list(self.shards()))
+
+
+def why_empty(counts: dict[str, int]) -> str:
+    """Which filter left nothing."""
+    if not counts["seen"]:
+        return "the data has no target"
+    if counts["not_finite"] == counts["seen"]:
+        return "every hidden state is NaN or infinite"
+    if counts["impossible"] and not counts["middle"] and not counts["trivial"]:
+        return f"max_rank dropped all {counts['seen']:,} targets"
+    return f"easy_fraction dropped all {counts['trivial']:,} targets that max_rank had left"

@@ -1,0 +1,156 @@
+"""Where a training step's tokens come from: the base model running over rows of text, or a scan of it.
+
+A source says how many steps an epoch has and yields a step's micro-batches, each a function of head and objective that
+returns sums. Order and draws depend on seed, epoch and the token alone, not on the number of processes or what came before.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from autodeco_fast.training.base_model import BaseModel
+from autodeco_fast.training.config import TrainConfig
+from autodeco_fast.training.draws import uniform
+from autodeco_fast.training.objectives import Sums
+from autodeco_fast.training.rows import IGNORED, Row
+from autodeco_fast.training.scan import DRAWS_EPOCH, draws_of, pad
+from autodeco_fast.training.scan_store import Scan, ScanTokens, read_shard
+
+Batch = Callable[[nn.Module, Callable[..., Sums]], Sums]
+_HELD_OUT_EPOCH = DRAWS_EPOCH - 1
+
+
+class Source(Protocol):
+    """See the top of the file."""
+
+    hidden_size: int
+    device: torch.device
+
+    def steps_per_epoch(self, world: int) -> int: ...
+
+    def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
+        """The micro-batches that process `rank` of `world` runs in a step; none if nothing is left for it."""
+        ...
+
+
+def held_out(documents: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
+    """Which documents are measured on instead of learned from. bool `[N]`"""
+    return uniform(seed, _HELD_OUT_EPOCH, documents, torch.zeros_like(documents)) < fraction
+
+
+def _order(n: int, seed: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+class OnlineSource:
+    """Rows of text through the base model; nothing is kept."""
+
+    def __init__(self, base: BaseModel, rows: list[Row], config: TrainConfig, documents: list[int] | None = None):
+        self.base, self.rows, self.config = base, rows, config
+        self.documents = list(range(len(rows))) if documents is None else documents
+        self.hidden_size, self.device = base.weight.shape[1], base.weight.device
+
+    def split(self) -> "tuple[OnlineSource, OnlineSource | None]":
+        """What to learn from, and what to measure on, if anything."""
+        out = held_out(torch.tensor(self.documents), self.config.eval_fraction, self.config.seed).tolist()
+        part = lambda want: OnlineSource(  # noqa: E731
+            self.base,
+            [row for row, o in zip(self.rows, out) if o == want],
+            self.config,
+            [d for d, o in zip(self.documents, out) if o == want],
+        )
+        return part(False), part(True) if any(out) else None
+
+    def steps_per_epoch(self, world: int) -> int:
+        return -(-len(self.rows) // self._width(world))
+
+    def _width(self, world: int) -> int:
+        return self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps * world
+
+    def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
+        width, size = self._width(world), self.config.per_device_train_batch_size
+        order = _order(len(self.rows), self.config.seed, epoch).tolist()
+        mine = order[step * width : (step + 1) * width][rank::world]
+        for at in range(0, len(mine), size):
+            numbers = mine[at : at + size]
+            yield lambda head, objective, numbers=numbers: self._sums(head, objective, numbers, epoch)
+
+    def _sums(self, head: nn.Module, objective: Callable[..., Sums], numbers: list[int], epoch: int) -> Sums:
+        ids, mask, labels = (t.to(self.device) for t in pad([self.rows[i] for i in numbers]))
+        wanted = labels[:, 1:] != IGNORED
+        hidden = self.base.hidden(ids, mask)[:, :-1][wanted].to(self.base.weight.dtype)  # [N, H]
+        document = torch.tensor([self.documents[i] for i in numbers], device=self.device)[:, None].expand(wanted.shape)[wanted]
+        position = torch.arange(1, ids.shape[1], device=self.device).expand(wanted.shape)[wanted]
+        draw = uniform(self.config.seed, epoch, document, position)
+        return objective(hidden, labels[:, 1:][wanted], self.base, head, draw)
+
+
+class ScanSource:
+    """A scan's tokens, shuffled. Where they are more than `max_memory` holds, shards are shuffled, and tokens within as many
+    shards as fit.
+    """
+
+    def __init__(self, scan: Scan, config: TrainConfig, device: torch.device, measure: bool = False):
+        self.scan, self.config, self.device, self.measure = scan, config, device, measure
+        self.hidden_size = scan.hidden_size
+        self.share, self.seed = scan.manifest["share"], scan.manifest["settings"]["seed"]
+        token_bytes = 2 * self.hidden_size + 28
+        # a group is held twice while its tokens are put in order, and with what a step takes of it
+        self.limit = config.max_memory // (3 * token_bytes) if config.max_memory else len(scan)
+        self.sizes = [int(self._wanted(shard).sum()) for shard in scan.shards()] if config.eval_fraction else scan.sizes
+        self._held: tuple[tuple[int, int], ScanTokens] | None = None
+
+    def _wanted(self, tokens: ScanTokens) -> torch.Tensor:
+        return held_out(tokens.document, self.config.eval_fraction, self.config.seed) == self.measure
+
+    def split(self) -> "tuple[ScanSource, ScanSource | None]":
+        """What to learn from, and what to measure on, if anything."""
+        other = ScanSource(self.scan, self.config, self.device, measure=True) if self.config.eval_fraction else None
+        return self, other if other is not None and sum(other.sizes) else None
+
+    def steps_per_epoch(self, world: int) -> int:
+        return -(-sum(self.sizes) // (self.config.batch_tokens * world))
+
+    def _groups(self, epoch: int) -> Iterator[tuple[int, list[int], int]]:
+        """(number, shards, tokens) of the groups of an epoch, in order."""
+        group, size, number = [], 0, 0
+        for shard in _order(len(self.sizes), self.config.seed, epoch).tolist():
+            if group and size + self.sizes[shard] > self.limit:
+                yield number, group, size
+                group, size, number = [], 0, number + 1
+            group.append(shard)
+            size += self.sizes[shard]
+        yield number, group, size
+
+    def _group(self, epoch: int, number: int, shards: list[int]) -> ScanTokens:
+        if self._held is None or self._held[0] != (epoch, number):
+            self._held = None  # freed before the next is read
+            tokens = []
+            for shard in shards:
+                read = read_shard(self.scan.paths[shard])
+                tokens.append(read.rows(self._wanted(read)) if self.config.eval_fraction else read)
+            whole = ScanTokens.cat(tokens) if len(tokens) > 1 else tokens[0]
+            del tokens
+            order = _order(len(whole), self.config.seed, epoch * 1_000_003 + number)
+            self._held = (epoch, number), whole.rows(order)
+        return self._held[1]
+
+    def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
+        width = self.config.batch_tokens * world
+        start, end = step * width, min((step + 1) * width, sum(self.sizes))
+        share = -(-(end - start) // world)
+        start, end = start + rank * share, min(start + (rank + 1) * share, end)
+        begin = 0
+        for number, shards, size in self._groups(epoch):
+            low, high = max(start, begin), min(end, begin + size)
+            if low < high:
+                tokens = self._group(epoch, number, shards).rows(slice(low - begin, high - begin))
+                yield lambda head, objective, tokens=tokens: self._sums(head, objective, tokens)
+            begin += size
+
+    def _sums(self, head: nn.Module, objective, tokens: ScanTokens) -> Sums:
+        tokens = ScanTokens(*(getattr(tokens, name).to(self.device) for name in ScanTokens.__dataclass_fields__))
+        draw = draws_of(tokens.document, tokens.position, self.seed) / self.share  # what the scan kept stays kept
+        return objective.from_stats(tokens.hidden, tokens.stats(), head, draw)
