@@ -97,6 +97,33 @@ def train(
     train_from_files(settings, sweep or [])
 
 
+def calibrate(
+    head: Annotated[Path, typer.Option(help="folder of a temperature head; its offset is set")],
+    scan: Annotated[Path, typer.Option(help="of documents the head has not seen, made with --all-tokens")],
+    alpha: Annotated[float, typer.Option(help="share of reference tokens that may fall outside the cut")] = 0.05,
+    min_p: Annotated[float | None, typer.Option(help="the cut; by default the one the head was trained for")] = None,
+    check: Annotated[list[Path] | None, typer.Option(help="another scan, to see how the promise holds there")] = None,
+) -> None:
+    """Shift a head's temperatures so that the reference token survives the cut 1 - alpha of the time."""
+    from autodeco_fast.training.calibrate import calibrate_from_files
+
+    calibrate_from_files(head, scan, alpha, min_p, check or [])
+
+
+def report(
+    head: Annotated[Path, typer.Option(help="folder of a temperature head")],
+    scan: Annotated[list[Path], typer.Option(help="of held-out text, made with --all-tokens; give a second to compare")],
+    output: Annotated[Path, typer.Option(help="folder for report.html and its figures")],
+    model: Annotated[str | None, typer.Option(help="by default the one that was scanned")] = None,
+    min_p: Annotated[float | None, typer.Option(help="the cut; by default the one the head was trained for")] = None,
+) -> None:
+    """Draw what a head does: one HTML page that needs nothing else, and its figures."""
+    from autodeco_fast.training.report import PAGE, report_from_files
+
+    report_from_files(head, scan, output, model, min_p)
+    typer.echo(f"written: {output / PAGE}")
+
+
 def register(app: typer.Typer) -> None:
-    app.command()(scan)
-    app.command()(train)
+    for command in (scan, train, calibrate, report):
+        app.command()(command)

@@ -98,13 +98,13 @@ class Case:
 
 def peers(case: Case) -> dict:
     """Name → (call, samples)."""
-    eager = {"eager torch, hinge": (case.eager_hinge, 10)}
+    eager = {"eager torch, hinge": (case.eager_hinge, 5)}
     if device() == "cuda":
-        eager["eager torch, hinge, torch.compile"] = torch.compile(case.eager_hinge), 10
-    others = {name: (call, 10) for name, call in case.forwards().items()}
+        eager["eager torch, hinge, torch.compile"] = torch.compile(case.eager_hinge), 5
+    others = {name: (call, 5) for name, call in case.forwards().items()}
     joint = {
-        "AutoDeco's released temperature step": (case.released(False), 3),
-        "AutoDeco's released joint step": (case.released(True), 3),
+        "AutoDeco's released temperature step": (case.released(False), 2),
+        "AutoDeco's released joint step": (case.released(True), 2),
     }
     return {**eager, **others, **joint}
 
@@ -128,7 +128,8 @@ def measure(N: int, H: int, V: int, dtype: torch.dtype, with_released: bool) -> 
         if "released" in name and not with_released:
             continue
         try:
-            times |= interleave({name: call}, samples=samples, warmup=1)
+            print(name, flush=True)
+            times |= interleave({name: call}, samples=samples, warmup=0 if "released" in name else 1)
         except torch.OutOfMemoryError:
             failed[name] = "out of memory"
             torch.cuda.empty_cache()
@@ -164,7 +165,7 @@ def main() -> None:
         dtypes = (torch.bfloat16,) if device() == "cuda" else (torch.float32, torch.bfloat16)
         for dtype in dtypes:  # the released step takes minutes on a CPU: there, once
             rows += measure(*shape, dtype, with_released=device() == "cuda" or dtype == torch.float32)
-    samples = "20 of the product and our first two steps in turn; 10 or 3 of the others, one after the other"
+    samples = "20 of the product and our first two steps in turn; then 10 of the joint step, 2 of the released, 5 of the others"
     record("training", rows, targets="random", samples=samples)
 
 

@@ -151,7 +151,7 @@ class _Run:
         if folder is not None:
             self.progress, self.best = checkpoints.load(folder, self.head, self.optimizer)
             progress = self.progress
-        log = _Log(config, progress.step) if self.accelerator.is_main_process else None
+        log = _Log(config, self.source.identity(), progress.step) if self.accelerator.is_main_process else None
         self.on_start(steps, progress.step)
         while progress.step < steps and not self._out_of_patience():
             metrics = self._step(*divmod(progress.step, per_epoch), steps, log)
@@ -216,12 +216,13 @@ class _Run:
 
 
 class _Log:
-    """`training.json`; `metrics.jsonl` and `diagnostics.jsonl` with whole lines, those of steps after a resume removed."""
+    """`training.json`, with the source's identity; `metrics.jsonl` and `diagnostics.jsonl`, whole lines, none after a resume's step."""
 
-    def __init__(self, config: TrainConfig, done: int):
+    def __init__(self, config: TrainConfig, identity: dict[str, str], done: int):
         self.started = time.perf_counter()
         self.metrics, self.diagnostics = config.output / METRICS_NAME, config.output / DIAGNOSTICS_NAME
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+        settings |= identity
         write_text(config.output / SETTINGS_NAME, json.dumps(settings, indent=1) + "\n")
         for path in (self.metrics, *([self.diagnostics] if config.diagnostics else [])):
             write_text(path, "".join(self._until(path, done)))

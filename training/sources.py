@@ -15,7 +15,7 @@ from autodeco_fast.training.config import TrainConfig
 from autodeco_fast.training.draws import uniform
 from autodeco_fast.training.objectives import Sums
 from autodeco_fast.training.rows import IGNORED, Row
-from autodeco_fast.training.scan import DRAWS_EPOCH, draws_of, pad
+from autodeco_fast.training.scan import DRAWS_EPOCH, draws_of, lm_head_fingerprint, pad
 from autodeco_fast.training.scan_store import Scan, ScanTokens, read_shard
 
 Batch = Callable[[nn.Module, Callable[..., Sums]], Sums]
@@ -27,6 +27,10 @@ class Source(Protocol):
 
     hidden_size: int
     device: torch.device
+
+    def identity(self) -> dict[str, str]:
+        """Fingerprints of lm_head and tokenizer, and of the data as trained_on, as far as they are known."""
+        ...
 
     def steps_per_epoch(self, world: int) -> int: ...
 
@@ -62,6 +66,9 @@ class OnlineSource:
             [d for d, o in zip(self.documents, out) if o == want],
         )
         return part(False), part(True) if any(out) else None
+
+    def identity(self) -> dict[str, str]:
+        return {"lm_head": lm_head_fingerprint(self.base)}
 
     def steps_per_epoch(self, world: int) -> int:
         return -(-len(self.rows) // self._width(world))
@@ -109,6 +116,10 @@ class ScanSource:
         """What to learn from, and what to measure on, if anything."""
         other = ScanSource(self.scan, self.config, self.device, measure=True) if self.config.eval_fraction else None
         return self, other if other is not None and sum(other.sizes) else None
+
+    def identity(self) -> dict[str, str]:
+        found = self.scan.manifest
+        return {"lm_head": found["lm_head"], "tokenizer": found["tokenizer"], "trained_on": found["data"]}
 
     def steps_per_epoch(self, world: int) -> int:
         return -(-sum(self.sizes) // (self.config.batch_tokens * world))

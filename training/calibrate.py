@@ -1,0 +1,118 @@
+"""`autodeco-fast calibrate`: from a head and a scan of held-out documents to a head with a promise."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from autodeco_fast import TemperatureHead
+from autodeco_fast.checkpoint import write_text
+from autodeco_fast.training.conformal import Offset, calibrate, coverage, scores
+from autodeco_fast.training.loop import SETTINGS_NAME
+from autodeco_fast.training.scan_store import Scan, ScanTokens
+
+CALIBRATION_NAME = "calibration.json"
+_EVERY_RANK = 2**31 - 1
+
+
+def training_settings(folder: Path) -> dict:
+    """What `autodeco-fast train` wrote beside a head; nothing if the head is from elsewhere."""
+    path = folder / SETTINGS_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def check_fits(head: TemperatureHead, settings: dict, scan: Scan) -> None:
+    """Refuses a scan of another width, model or tokenizer than the head's.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    if head.hidden_size != scan.hidden_size:
+        raise ValueError(f"head has width {head.hidden_size}, scan {str(scan.folder)!r} was made of width {scan.hidden_size}")
+    for name in ("lm_head", "tokenizer"):
+        if settings.get(name, scan.manifest[name]) != scan.manifest[name]:
+            raise ValueError(
+                f"scan {str(scan.folder)!r} is of another {name} than the head: {scan.manifest[name]}, not {settings[name]}"
+            )
+
+
+def check_every_token(scan: Scan) -> None:
+    """Refuses a scan from which tokens were left out by difficulty: shares measured on it would mean little.
+
+    Raises:
+        ValueError: if there are such.
+    """
+    settings = scan.manifest["settings"]
+    if settings["easy_fraction"] < 1 or settings["max_rank"] < _EVERY_RANK:
+        raise ValueError(f"scan {str(scan.folder)!r} left tokens out by difficulty: scan held-out text with --all-tokens")
+
+
+@torch.inference_mode()
+def predict(head: TemperatureHead, tokens: ScanTokens, chunk: int = 8192) -> np.ndarray:
+    """T̂ of every token without the head's offset, fp32."""
+    offset, head.offset = head.offset, 0.0
+    try:
+        parts = [head(h.float()) for h in tokens.hidden.split(chunk)]
+    finally:
+        head.offset = offset
+    return torch.cat(parts).cpu().numpy()
+
+
+def required(tokens: ScanTokens, min_p: float) -> np.ndarray:
+    """T* of every token."""
+    return tokens.gap.numpy() / -math.log(min_p)
+
+
+def calibrate_from_files(head_folder: Path, scan_folder: Path, alpha: float, min_p: float | None, checks: list[Path]) -> None:
+    """Calibrates the head in its folder, and says how its promise holds on other scans.
+
+    Raises:
+        ValueError: for a head and scans that do not fit, or an α out of reach; the head is unchanged then.
+    """
+    head, settings = TemperatureHead.from_pretrained(head_folder), training_settings(head_folder)
+    scans = [Scan(folder) for folder in (scan_folder, *checks)]
+    for scan in scans:
+        check_fits(head, settings, scan)
+        check_every_token(scan)
+    min_p = settings.get("min_p", 0.1) if min_p is None else min_p
+    if not 0 < min_p < 1:
+        raise ValueError(f"min_p must be in (0, 1), got {min_p}")
+    tokens = scans[0].load()
+    T, need = predict(head, tokens), required(tokens, min_p)
+    result = calibrate(scores(need, T, head.max_temperature), tokens.document.numpy(), alpha, head.max_temperature)
+    record = {**asdict(result), "min_p": min_p, "scan": str(scan_folder), "data": scans[0].manifest["data"], "checks": {}}
+    for folder, scan in zip(checks, scans[1:]):
+        other = scan.load()
+        record["checks"][str(folder)] = coverage(
+            required(other, min_p), predict(head, other), result.offset, head.max_temperature
+        )
+    head.offset = result.offset
+    head.save_pretrained(head_folder)
+    write_text(head_folder / CALIBRATION_NAME, json.dumps(record, indent=1) + "\n")
+    before = coverage(need, T, 0.0, head.max_temperature)
+    _say(result, record, before, settings.get("trained_on") == record["data"])
+
+
+def _say(result: Offset, record: dict, before: float, same_data: bool) -> None:
+    console, percent = Console(stderr=True), lambda x: f"{100 * x:.1f} %"
+    table = Table("", "value", "95 % interval")
+    low, high = result.offset_interval
+    table.add_row("offset", f"{result.offset:+.4f}", f"{low:+.4f} … {high:+.4f}")
+    table.add_row("promised coverage", percent(1 - result.alpha), " … ".join(map(percent, result.coverage)))
+    table.add_row("coverage without offset", percent(before), "")
+    for name, value in record["checks"].items():
+        miss = value - (1 - result.alpha)
+        table.add_row(f"coverage on {name}", percent(value), f"{100 * miss:+.1f} points from the promise")
+    console.print(table)
+    console.print(
+        f"{result.tokens:,} tokens of {result.documents:,} documents; alpha can be {result.reachable_alpha:.4f} or more. "
+        f"The promise holds for tokens exchangeable with these, under Min-P {record['min_p']:g}; intervals resample documents.",
+        soft_wrap=True,
+    )
+    if same_data:
+        console.print("warning: the head was trained on this very data; the promise needs documents it has not seen")
