@@ -23,7 +23,9 @@ def size(text: str) -> int:
 
 def scan(
     model: Annotated[str, typer.Option(help=MODEL)],
-    data: Annotated[str, typer.Option(help="JSONL: prompt+completion, messages, text, or input_ids+labels; or a dataset")],
+    data: Annotated[
+        str, typer.Option(help="JSONL: prompt+completion, messages, text, or input_ids+labels; or a dataset; or stdlib:head")
+    ],
     output: Annotated[Path, typer.Option(help="folder for the scan; one that was begun is continued")],
     split: Annotated[str, typer.Option(help="of a dataset")] = ScanConfig.split,
     all_tokens: Annotated[bool, typer.Option("--all-tokens", help="keep every token: to calibrate and report on")] = False,

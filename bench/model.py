@@ -1,4 +1,4 @@
-"""Predicted times of the samplers on an H200, from bytes and compiled instructions, for the first run there to refute.
+"""Predicted times of the samplers and of the statistics on an H200, for the first run there to refute.
 
     python -m bench.model
 
@@ -6,6 +6,12 @@
 
 Bandwidth, clock and launch are assumptions (`CARD`), the rest is counted: bytes from the shapes, instructions in the sm_90
 code of the loop that every logit goes through. Needs no GPU.
+
+`token_stats`, streaming: a multiprocessor works on one tile at a time (registers allow no second), in waves;
+
+    tile = max(matrix, cache) + epilogue,   cache = (rows + block)·H elements over the second level's bandwidth for one of them
+
+Chunked: the vendor's product, and a write and a read of every logit.
 """
 
 import re
@@ -16,7 +22,7 @@ from pathlib import Path
 import triton
 from triton.compiler import ASTSource
 
-from autodeco_fast.kernels import min_p_sample
+from autodeco_fast.kernels import min_p_sample, token_stats
 from autodeco_fast.kernels.rows import TILE, splits_of
 from bench.harness import RESULTS, markdown, write_record
 from bench.resources import TARGETS
@@ -28,33 +34,48 @@ CARD = {
     "clock": 1.75e9,
     "warp_instructions_per_clock": 4,
     "second_launch_seconds": 2.5e-6,
+    "cache_bytes_per_second": 5.5e12,  # second level, all multiprocessors together
     "tflops": 0.8 * 989e12,  # bf16, of the vendor's figure
 }
 WARPS = 4
 
 
-def loop_instructions() -> int:
-    """SASS instructions a warp issues for a tile of bf16 logits where no noise is drawn: the loop of the scan."""
-    function, signature, constants, warps, stages = min_p_sample.AOT[0]
+def sass(entry: tuple, divisible: tuple[str, ...], **fixed) -> str:
+    """The sm_90 code of a kernel."""
+    function, signature, constants, warps, stages = entry
     names = [*function.arg_names]
     signature = {name: signature.get(name, "constexpr") for name in names}
-    constants = {(names.index(k),): v for k, v in {**constants, "draw": False}.items()}
-    divisible = {(names.index(n),): [["tt.divisibility", 16]] for n in ("z_ptr", "float_ptr", "int_ptr", "V", "stride")}
+    constants = {(names.index(k),): v for k, v in {**constants, **fixed}.items()}
+    divisible = {(names.index(n),): [["tt.divisibility", 16]] for n in divisible}
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=divisible)
     compiled = triton.compile(source, target=TARGETS["sm_90"], options={"num_warps": warps, "num_stages": stages})
     tool = next(Path(triton.__file__).parent.rglob("nvdisasm*"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        text = subprocess.run([str(tool), "-c", file.name], capture_output=True, text=True, check=True).stdout
-    return fast_path(text)
+        return subprocess.run([str(tool), "-c", file.name], capture_output=True, text=True, check=True).stdout
 
 
-def fast_path(sass: str) -> int:
-    """Instructions of the longest loop on its shortest way round: full tiles, nothing rare.
+def loop_instructions() -> int:
+    """SASS instructions a warp issues for a tile of bf16 logits where no noise is drawn: the loop of the scan."""
+    return fast_path(sass(min_p_sample.AOT[0], ("z_ptr", "float_ptr", "int_ptr", "V", "stride"), draw=False))
 
-    Every forward branch in the loop skips what few tiles need: the masked load of the last one, the search for NaN.
-    """
+
+def epilogue_instructions() -> int:
+    """What a warp issues for a tile of the streaming statistics, its loop along H left out: the longest loop less the next."""
+    pointers = ("x_ptr", "w_ptr", "column_ptr", "threshold_ptr", "float_ptr", "int_ptr")
+    loops = sorted(loop_lengths(sass(token_stats.AOT[0], (*pointers, "V", "H", "x_stride", "w_stride"))))
+    return loops[-1] - loops[-2]
+
+
+def loop_lengths(text: str) -> list[int]:
+    """Instructions between the target of every backward branch and the branch."""
+    labels, jumps = positions(text)
+    return [end - labels[target] for end, (target, _) in jumps.items() if labels[target] < end]
+
+
+def positions(sass: str) -> tuple[dict[str, int], dict[int, tuple[str, bool]]]:
+    """Labels, and branches as (target, conditional), by the number of the instruction."""
     labels, jumps, at = {}, {}, 0
     for line in sass.splitlines():
         label = re.match(r"\s*(\.L_x_\d+):", line)
@@ -65,6 +86,15 @@ def fast_path(sass: str) -> int:
             if target:
                 jumps[at] = target[2], target[1] is not None
             at += 1
+    return labels, jumps
+
+
+def fast_path(sass: str) -> int:
+    """Instructions of the longest loop on its shortest way round: full tiles, nothing rare.
+
+    Every forward branch in the loop skips what few tiles need: the masked load of the last one, the search for NaN.
+    """
+    labels, jumps = positions(sass)
     loops = [(labels[target], end) for end, (target, _) in jumps.items() if labels[target] < end]
     start, end = max(loops, key=lambda loop: loop[1] - loop[0])
     steps = {start: 1}
@@ -106,12 +136,35 @@ def linear_row(B: int, H: int, V: int) -> dict:
     }  # fmt: skip
 
 
+def statistics_row(N: int, H: int, V: int, instructions: int) -> dict:
+    """Both designs of `token_stats`, bf16."""
+    rows, block = token_stats.ROWS, token_stats.BLOCK
+    units = CARD["multiprocessors"]
+    matrix = 2.0 * rows * block * H / (CARD["tflops"] / units)
+    cache = 2 * (rows + block) * H / (CARD["cache_bytes_per_second"] / units)
+    epilogue = token_stats.WARPS * instructions / (CARD["warp_instructions_per_clock"] * CARD["clock"])
+    tiles, blocks = -(-V // block), -(-N // rows)
+    depth = -(-tiles // min(tiles, -(-token_stats.PROGRAMS // blocks)))
+    waves = -(-blocks * -(-tiles // depth) // units)
+    streaming = waves * depth * (max(matrix, cache) + epilogue)
+    product = 2.0 * N * H * V / CARD["tflops"]
+    chunked = product + 4 * N * V / CARD["bytes_per_second"]
+    return {
+        "op": "token_stats", "B": N, "V": V, "H": H, "MB": 4 * N * V / 1e6, "issue_us": 1e6 * product,
+        "predicted_us": 1e6 * chunked, "streaming_us": 1e6 * streaming, "over_product": chunked / product,
+    }  # fmt: skip
+
+
 def main() -> None:
     instructions = loop_instructions()
     rows = [sample_row(B, V, instructions) for V in (151_936, 262_208) for B in (1, 8, 64, 128, 512)]
     rows += [linear_row(B, 4096, 151_936) for B in (1, 8, 64)]
+    epilogue = epilogue_instructions()
+    shapes = ((8192, 256, 128_256), (8192, 896, 151_936), (8192, 4096, 128_256), (32_768, 3840, 262_208))
+    rows += [statistics_row(*shape, epilogue) for shape in shapes]
     print(markdown(rows))
     facts = {"card": CARD, "instructions_per_tile_and_warp": instructions, "logits_per_tile_and_warp": TILE // WARPS}
+    facts["token_stats_epilogue_instructions_per_tile_and_warp"] = epilogue
     print(f"{instructions} instructions a warp for {TILE // WARPS} logits")
     write_record(RESULTS / "predictions.json", rows, **facts)
 

@@ -63,6 +63,27 @@ def test_an_unknown_transform_is_refused():
         base_model.wrap(model).verify(torch.randint(3, VOCAB, (1, 7)))
 
 
+def test_heads_that_are_more_than_their_weight_are_refused():
+    def adapted(head):
+        head.base_layer = head.weight
+
+    def quantised(head):
+        head.weight = torch.nn.Parameter(torch.zeros(VOCAB, 32, dtype=torch.int8), requires_grad=False)
+
+    def elsewhere(head):
+        head.weight = torch.nn.Parameter(torch.zeros(0), requires_grad=False)
+
+    for change, words in (
+        (adapted, r"carries an adapter \(LoRA\): merge it first"),
+        (quantised, "weight must be a floating-point tensor, got torch.int8: dequantize"),
+        (elsewhere, "weight is not on this device"),
+    ):
+        model = tiny_model("llama")
+        change(model.lm_head)
+        with pytest.raises(ValueError, match=words):
+            base_model.wrap(model)
+
+
 def test_accumulation_changes_nothing(tmp_path):
     """Rows are of unequal length: a mean of batch means would differ."""
     whole, _ = run(tmp_path, "a", per_device_train_batch_size=8)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from autodeco_fast import TokenStats, token_stats
+from autodeco_fast.ops.checks import check_plain
 
 # Where configurations keep a linear factor of the logits.
 _MULTIPLIED_BY, _DIVIDED_BY = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
@@ -53,9 +54,20 @@ class BaseModel:
 
 
 def wrap(model) -> BaseModel:
-    """Freezes a causal language model and reads its output transform from its configuration."""
+    """Freezes a causal language model and reads its output transform from its configuration.
+
+    Raises:
+        ValueError: for an LM head that is missing, adapted, quantised, sharded or offloaded: its weight is not all of it.
+    """
     model.eval().requires_grad_(False)
     embedding = model.get_output_embeddings()
+    if embedding is None:
+        raise ValueError(f"{type(model).__name__} has no output embedding")
+    if hasattr(embedding, "base_layer"):
+        raise ValueError("the LM head carries an adapter (LoRA): merge it first, for example with model.merge_and_unload()")
+    check_plain(embedding.weight)
+    if embedding.weight.is_meta or embedding.weight.numel() == 0:
+        raise ValueError("the LM head's weight is not on this device: it is offloaded, or another process holds it")
     config = model.config.get_text_config()
     scale = 1.0
     for key in _MULTIPLIED_BY:

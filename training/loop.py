@@ -216,7 +216,7 @@ class _Run:
 
 
 class _Log:
-    """`training.json`, with the source's identity; `metrics.jsonl` and `diagnostics.jsonl`, whole lines, none after a resume's step."""
+    """`training.json`, `metrics.jsonl` and `diagnostics.jsonl`: whole lines, none beyond the step a resume begins at."""
 
     def __init__(self, config: TrainConfig, identity: dict[str, str], done: int):
         self.started = time.perf_counter()

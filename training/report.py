@@ -8,10 +8,10 @@ from autodeco_fast import TemperatureHead
 from autodeco_fast.checkpoint import atomic_write, write_text
 from autodeco_fast.training import report_data as data
 from autodeco_fast.training import report_figures as figures
-from autodeco_fast.training.base_model import BaseModel, load, load_tokenizer
+from autodeco_fast.training.base_model import load_tokenizer
 from autodeco_fast.training.calibrate import CALIBRATION_NAME, check_every_token, check_fits, training_settings
 from autodeco_fast.training.conformal import coverage
-from autodeco_fast.training.scan import lm_head_fingerprint
+from autodeco_fast.training.kept import SAMPLE, scanned_model
 from autodeco_fast.training.scan_store import Scan
 
 PAGE = "report.html"
@@ -66,16 +66,6 @@ def _summary(domains: list[data.Domain], limit: float) -> str:
     return _table(["text", "tokens", "documents", "coverage", "mean T", "reachable at T_max"], rows)
 
 
-def _load_base(scan: Scan, model: str | None) -> tuple[BaseModel, object]:
-    import torch
-
-    name = model or scan.manifest["settings"]["model"]
-    base = load(name, torch.bfloat16)
-    if lm_head_fingerprint(base) != scan.manifest["lm_head"]:
-        raise ValueError(f"model {name!r} is not the one that was scanned: its lm_head is another")
-    return base, load_tokenizer(name)
-
-
 def report_from_files(head_folder: Path, scans: list[Path], output: Path, model: str | None, min_p: float | None) -> None:
     """Writes `report.html` and its figures as PNG files to `output`. Scans are named by their folders.
 
@@ -88,7 +78,8 @@ def report_from_files(head_folder: Path, scans: list[Path], output: Path, model:
         check_fits(head, settings, scan)
         check_every_token(scan)
     min_p = settings.get("min_p", 0.1) if min_p is None else min_p
-    base, tokenizer = _load_base(opened[0], model)
+    base = scanned_model(opened[0], model)
+    tokenizer = load_tokenizer(model or opened[0].manifest["settings"]["model"])
     domains = [data.domain(folder.name, scan, head, min_p) for folder, scan in zip(scans, opened)]
     page = _page(head, settings, head_folder, domains, base, tokenizer, min_p, output)
     write_text(output / PAGE, page)
@@ -118,7 +109,7 @@ def _page(head, settings, head_folder, domains, base, tokenizer, min_p, output) 
         "cost": (
             figures.costs({d.name: data.costs(d, base, head, min_p) for d in domains}),
             "What coverage costs",
-            f"Coverage against the tokens inside the cut, on {data.SAMPLE:,} tokens at most. The head's line shifts its "
+            f"Coverage against the tokens inside the cut, on {SAMPLE:,} tokens at most. The head's line shifts its "
             "temperatures by a constant. Up and to the left is better.",
         ),
         "difficulty": (

@@ -12,13 +12,12 @@ from autodeco_fast.losses import difficulty
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.calibrate import predict, required
 from autodeco_fast.training.conformal import calibrate, coverage, scores
-from autodeco_fast.training.evaluate import Tokens, means, per_document_means
+from autodeco_fast.training.kept import policy_means, sample
 from autodeco_fast.training.scan_store import Scan, ScanTokens
 
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 FIXED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)
 SHIFTS = (-0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6)
-SAMPLE = 4096  # tokens whose logits are made again for kept-set sizes
 BUCKETS = ("trivial", "middle", "impossible")
 CLASSES = ("space", "word start", "inside a word", "number", "punctuation", "other")
 
@@ -80,18 +79,13 @@ def reliability(ours: Domain, others: Sequence[Domain], limit: float) -> dict[st
 
 def costs(d: Domain, base: BaseModel, head: TemperatureHead, min_p: float) -> dict[str, dict[str, float]]:
     """Coverage, temperature, kept-set size and nll of fixed temperatures, the head at several shifts, and the oracle."""
-    picks = torch.randperm(len(d.tokens), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
-    part = d.tokens.rows(picks)
-    hidden = part.hidden.to(base.weight.dtype)
-    _, document = torch.unique(part.document, return_inverse=True)
-    tokens = Tokens(hidden, part.target.long(), document, base.stats(hidden, part.target.long()))
+    picks = sample(d.tokens)
     T = torch.from_numpy(d.temperature)[picks]
     limit = head.max_temperature
     policies = {f"fixed {t:g}": torch.full_like(T, t) for t in FIXED}
     policies |= {f"head {shift:+g}": (T + shift).clamp(0.0, limit) for shift in SHIFTS}
     policies["oracle"] = torch.from_numpy(d.required)[picks].clamp(max=limit)
-    sums = per_document_means(tokens, base, policies, min_p, lambda n: None)
-    return {name: means(value) for name, value in sums.items()}
+    return policy_means(d.tokens.rows(picks), base, policies, min_p)
 
 
 def classes_of(pieces: Sequence[str]) -> np.ndarray:

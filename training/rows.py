@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 IGNORED = -100
+BUILT_IN = ("stdlib:head", "stdlib:held_out")  # the text of the demo, in every Python
 FORMATS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "labels"})
 
 
@@ -97,13 +98,19 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def stream_rows(data: str, split: str) -> Iterator[dict]:
-    """Rows of a JSONL file, or of a dataset by its name, streamed; columns that no format has are left out.
+    """Rows of a JSONL file, of the Python standard library's text (`stdlib:head`, `stdlib:held_out`), or of a dataset by its
+    name, streamed; columns that no format has are left out.
 
     Raises:
         ValueError: as `iter_rows`; if `data` is neither, `datasets` is not installed, or a row fits no format.
     """
     if Path(data).is_file() or data.endswith((".jsonl", ".json")):
         yield from iter_rows(Path(data))
+        return
+    if data in BUILT_IN:
+        from autodeco_fast.training.stdlib_corpus import read_split
+
+        yield from ({"text": text} for _, text in read_split(data.partition(":")[2]))
         return
     try:
         from datasets import load_dataset

@@ -1,5 +1,6 @@
 """Scans and training runs from files to files, with a progress bar: what `autodeco-fast scan` and `train` do."""
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from autodeco_fast.checkpoint import write_text
 from autodeco_fast.training.config import ScanConfig, TrainConfig, sweep
 from autodeco_fast.training.rows import encode_all, read_rows
+
+SWEEP_NAME = "sweep.json"
 
 
 @contextmanager
@@ -116,11 +120,14 @@ def train_from_files(config: TrainConfig, grid: list[str]) -> None:
     source, measure_on = _source(config, accelerator, console)
     results = []
     for point, settings in points:
-        results.append((point, _train_one(source, measure_on, settings, accelerator, console, trackers)))
+        results.append((point, settings, _train_one(source, measure_on, settings, accelerator, console, trackers)))
     accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
     if grid:
-        _tabulate(console, results)
-    console.print(f"written to {config.output}: the head, {METRICS_NAME}, {SETTINGS_NAME}", soft_wrap=True)
+        _tabulate(console, config, results)
+    what = f"{SWEEP_NAME} and a folder a head" if grid else f"the head, {METRICS_NAME}, {SETTINGS_NAME}"
+    console.print(f"written to {config.output}: {what}", soft_wrap=True)
 
 
 def _train_one(source, measure_on, config: TrainConfig, accelerator, console: Console, trackers: list[str]) -> dict:
@@ -144,10 +151,18 @@ def _train_one(source, measure_on, config: TrainConfig, accelerator, console: Co
     return last
 
 
-def _tabulate(console: Console, results: list[tuple[dict, dict]]) -> None:
-    names = list(results[0][0])
-    measures = [m for m in ("loss", "eval_loss", "temperature", "required_temperature", "coverage") if m in results[0][1]]
-    table = Table(*names, *measures)
-    for point, metrics in results:
-        table.add_row(*(f"{point[n]:g}" for n in names), *(f"{metrics[m]:.4f}" for m in measures))
+def _tabulate(console: Console, config: TrainConfig, results: list[tuple[dict, TrainConfig, dict]]) -> None:
+    """A line a point: the last step's loss, and from a scan coverage, temperature and kept-set size of the finished head."""
+    rows = [{**point, **{m: metrics[m] for m in ("loss", "eval_loss") if m in metrics}} for point, _, metrics in results]
+    if config.scan is not None and config.objective == "min_p_hinge":
+        from autodeco_fast import TemperatureHead
+        from autodeco_fast.training.kept import of_heads
+        from autodeco_fast.training.scan_store import Scan
+
+        heads = [(TemperatureHead.from_pretrained(settings.output), settings.min_p) for _, settings, _ in results]
+        rows = [{**row, **measured} for row, measured in zip(rows, of_heads(Scan(config.scan), heads))]
+    write_text(config.output / SWEEP_NAME, json.dumps(rows, indent=1) + "\n")
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" for value in row.values()))
     console.print(table)

@@ -9,19 +9,18 @@ from autodeco_fast.torch_backend import logit_stats as torch_backend
 from autodeco_fast.torch_backend.stats_partial import IGNORED, Part
 
 CHUNK_BYTES = 128 << 20
-STREAMING_WIDTH = 1024
 
 
-def streaming_pays(width: int, backend: str) -> bool:
+def streaming_pays(backend: str) -> bool:
     """Whether the streaming design is chosen over the vendor's product in chunks.
 
-    Triton, from byte counts: a chunk's trip to memory and back takes `4·V/4.3e12` seconds a bf16 row beside `2·V·H/7.9e14` for
-    its product, that is 367/H of it: 9 % at H = 4096, 36 % at 1024. A Triton product is slower than the vendor's by some such
-    share, so narrow models stream. Not measured on a GPU.
+    Triton: no. By the model of `bench/model.py` a chunk's trip to memory and back costs `4·N·V` bytes, 9 % of the product at
+    H = 4096, while 128 × 128 tiles wait for the second-level cache: twice the time. Streaming saves the chunk's memory, nothing
+    else. Not measured on a GPU.
 
-    torch: always. Tiles that stay in the caches beat rows that do not (`bench/token_stats.py`).
+    torch: yes. Tiles that stay in the caches beat rows that do not (`bench/training.py`).
     """
-    return backend == "torch" or width <= STREAMING_WIDTH
+    return backend == "torch"
 
 
 def _backend(backend: str):
@@ -80,7 +79,7 @@ def product_part(
     """The op, its arguments put in order and the design chosen."""
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
-    fused = streaming_pays(hidden.shape[1], backend) if fused is None else fused
+    fused = streaming_pays(backend) if fused is None else fused
     hidden, weight = (t.detach() if t.stride(1) == 1 else t.detach().contiguous() for t in (hidden, weight))
     rows = row_dtype(threshold, hidden), row_dtype(inverse, hidden)
     bias = None if bias is None else bias.detach()

@@ -19,7 +19,7 @@ from .logit_stats import kind_of, multiply, transform
 from .stats_partial import IGNORED
 
 LOWEST_TEMPERATURE, EPSILON = 1e-8, 1e-9
-ROWS_BYTES = 8 << 20  # of one block of sorted logits; about eight such blocks live at a time
+ROWS_BYTES = 4 << 20  # of one block of sorted logits; about eight such blocks live at a time
 
 
 def _descending(z: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,280 @@
+"""Training from a scan, resuming, stopping early, sweeping, staying within memory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from autodeco_fast import TemperatureHead, TopPHead
+from autodeco_fast.training import base_model, checkpoints
+from autodeco_fast.training.config import TrainConfig, from_yaml, sweep
+from autodeco_fast.training.loop import DIAGNOSTICS_NAME, METRICS_NAME, train
+from autodeco_fast.training.objectives import MinPHinge
+from autodeco_fast.training.scan_store import Scan
+from autodeco_fast.training.sources import OnlineSource, ScanSource
+from tests.scans import EVERY, make_scan
+from tests.test_training import config as online_config
+from tests.test_training import rows
+from tests.tiny_models import tiny_model
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def config(tmp_path, name="out", **options) -> TrainConfig:
+    everything = {"scan": tmp_path / "scan", "batch_tokens": 50, **EVERY}
+    return TrainConfig(output=tmp_path / name, **{**everything, **options})
+
+
+def run(tmp_path, name="out", on_step=lambda metrics: None, **options):
+    """Makes the scan if there is none, trains; the head and its metrics."""
+    if not (tmp_path / "scan/scan.json").exists():
+        make_scan(tmp_path)
+    settings = config(tmp_path, name, **options)
+    source, measure_on = ScanSource(Scan(settings.scan), settings, torch.device("cpu")).split()
+    head = train(source, settings, measure_on=measure_on, on_step=on_step)
+    return head, read(settings.output / METRICS_NAME)
+
+
+def read(path: Path) -> list[dict]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+
+
+def test_a_scan_teaches_what_text_teaches(tmp_path):
+    """One step on all tokens: the gradient does not care where the hidden states came from."""
+    settings = online_config(tmp_path, "online", per_device_train_batch_size=64)
+    base = base_model.wrap(tiny_model("llama"))
+    data = [r._replace(labels=[-100, *r.input_ids[1:]]) for r in rows(16)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r._asdict()) + "\n" for r in data))
+    make_scan(tmp_path, data=path, base=base)
+    head, metrics = run(tmp_path, batch_tokens=10**6)
+    online = train(OnlineSource(base, data, settings), settings)
+    for a, b in zip(head.parameters(), online.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # the scan keeps hidden states in bf16
+    assert metrics[0]["target_tokens"] == sum(len(r.input_ids) - 1 for r in data)
+
+
+def test_every_token_is_seen_once_an_epoch(tmp_path):
+    make_scan(tmp_path)
+    for options in ({}, {"max_memory": 20_000}, {"eval_fraction": 0.3}):
+        settings = config(tmp_path, **options)
+        source, other = ScanSource(Scan(settings.scan), settings, torch.device("cpu")).split()
+        seen = []
+        probe = lambda hidden, stats, head, draw: hidden  # noqa: E731
+        objective = type("Probe", (), {"from_stats": staticmethod(probe)})
+        for rank in range(2):
+            for step in range(source.steps_per_epoch(2)):
+                seen += [batch(None, objective) for batch in source.batches(1, step, rank, 2)]
+        ours = torch.cat(seen).float().sort(0).values
+        whole = Scan(settings.scan).load()
+        if other is not None:
+            whole = whole.rows(~other._wanted(whole))
+            assert sum(other.sizes) + len(whole) == len(Scan(settings.scan))
+        assert torch.equal(ours, whole.hidden.float().sort(0).values)
+
+
+def test_memory_stays_within_the_limit(tmp_path, monkeypatch):
+    make_scan(tmp_path, rows_per_shard=2)
+    limit = 12_000
+    held = []
+    group = ScanSource._group
+
+    def watched(self, *arguments):
+        tokens = group(self, *arguments)
+        held.append(len(tokens) * (2 * self.hidden_size + 28))
+        return tokens
+
+    monkeypatch.setattr(ScanSource, "_group", watched)
+    run(tmp_path, max_memory=limit, num_train_epochs=2)
+    assert len(set(held)) > 3
+    assert 3 * max(held) <= limit
+
+
+def test_order_differs_by_epoch_and_seed(tmp_path):
+    make_scan(tmp_path)
+    probe = type("Probe", (), {"from_stats": staticmethod(lambda hidden, stats, head, draw: stats.max_logit)})
+
+    def first(seed, epoch):
+        settings = config(tmp_path, seed=seed)
+        source = ScanSource(Scan(settings.scan), settings, torch.device("cpu"))
+        return next(source.batches(epoch, 0, 0, 1))(None, probe)
+
+    assert torch.equal(first(0, 0), first(0, 0))
+    assert not torch.equal(first(0, 0), first(0, 1))
+    assert not torch.equal(first(0, 0), first(1, 0))
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    sys.path.insert(0, {root!r})
+    from autodeco_fast.training import checkpoints
+    from tests.test_train_from_scan import run
+
+    plain = checkpoints.save_file
+
+    def save_file(tensors, path):
+        if {during_save} and "checkpoint-{step}" in str(path) and "optimizer" in str(path):
+            Path(path).write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain(tensors, path)
+
+    def on_step(metrics):
+        if metrics["step"] == {step} and not {during_save}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints.save_file = save_file
+    run(Path({folder!r}), "killed", on_step=on_step, resume=True, **{options!r})
+"""
+LONG = {
+    "num_train_epochs": 3,
+    "save_steps": 2,
+    "easy_fraction": 0.5,
+    "trivial_prob": 0.0,
+    "eval_fraction": 0.2,
+    "eval_steps": 3,
+}
+
+
+@pytest.mark.parametrize("early", [0, 2])
+def test_resume_is_exact(tmp_path, early):
+    options = {**LONG, "early_stopping_patience": early, "diagnostics": 2}
+    whole, metrics = run(tmp_path, "whole", **options)
+    assert len(metrics) > 8 or early
+    for step, during_save in ((1, False), (3, False), (4, True), (7, False)):
+        if step >= len(metrics):
+            continue
+        code = textwrap.dedent(KILLED).format(
+            root=str(ROOT), folder=str(tmp_path), step=step, during_save=during_save, options=options
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    resumed, again = run(tmp_path, "killed", resume=True, **options)
+    assert equal(resumed, whole)
+    assert again == metrics
+    lines = [read(tmp_path / name / DIAGNOSTICS_NAME) for name in ("whole", "killed")]
+    assert lines[0] == lines[1]
+
+
+def test_resume_of_two_processes_is_exact(tmp_path):
+    make_scan(tmp_path)
+
+    def launch(name: str, kill_at: int, resume: bool) -> int:
+        script = tmp_path / "two.py"
+        script.write_text(
+            textwrap.dedent(f"""
+            import os, signal, sys
+            from pathlib import Path
+            sys.path.insert(0, {str(ROOT)!r})
+            from tests.test_train_from_scan import LONG, run
+            stop = lambda m: os.kill(os.getpid(), signal.SIGKILL) if m["step"] == {kill_at} else None
+            run(Path({str(tmp_path)!r}), {name!r}, on_step=stop, resume={resume}, batch_tokens=25,
+                **{{k: v for k, v in LONG.items()}})
+            """)
+        )
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment).returncode
+
+    assert launch("whole", 0, False) == 0
+    assert launch("killed", 5, False) != 0
+    assert launch("killed", 0, True) == 0
+    heads = [TemperatureHead.from_pretrained(tmp_path / name) for name in ("whole", "killed")]
+    assert equal(*heads)
+    one, _ = run(tmp_path, "one", **LONG)
+    for a, b in zip(one.parameters(), heads[0].parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_checkpoints_are_limited_and_not_overwritten(tmp_path):
+    run(tmp_path, **{**LONG, "save_total_limit": 2})
+    names = sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*"))
+    assert len(names) == 2
+    (tmp_path / "out/autodeco_config.json").unlink()
+    with pytest.raises(ValueError, match="holds checkpoints; give --resume to continue"):
+        run(tmp_path, **LONG)
+    (tmp_path / "out" / names[-1] / checkpoints.OPTIMIZER).write_bytes(b"half")
+    with pytest.raises(ValueError, match=f"{names[-1]} is not a checkpoint of this head"):
+        run(tmp_path, resume=True, **LONG)
+
+
+def test_stops_early_and_keeps_the_best(tmp_path):
+    options = {"num_train_epochs": 60, "learning_rate": 0.3, "eval_fraction": 0.3, "eval_steps": 2}
+    head, metrics = run(tmp_path, early_stopping_patience=3, **options)
+    losses = [m["eval_loss"] for m in metrics if "eval_loss" in m]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 4
+    settings = config(tmp_path, **options)
+    _, measure_on = ScanSource(Scan(settings.scan), settings, torch.device("cpu")).split()
+    from accelerate import Accelerator
+
+    from autodeco_fast.training.loop import held_out_loss
+
+    objective = MinPHinge(max_rank=2**31 - 1, easy_fraction=1.0)
+    assert held_out_loss(measure_on, head, objective, Accelerator()) == pytest.approx(losses[best], rel=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["autodeco_temperature", "autodeco_joint"])
+def test_autodeco_objectives_train_online(tmp_path, objective):
+    settings = online_config(tmp_path, objective=objective, num_train_epochs=12, learning_rate=3e-3)
+    head = train(OnlineSource(base_model.wrap(tiny_model("llama")), rows(16), settings), settings)
+    metrics = read(tmp_path / "out" / METRICS_NAME)
+    mean = lambda part: sum(m["loss"] for m in part) / len(part)  # noqa: E731
+    assert mean(metrics[-12:]) < mean(metrics[:4])
+    joint = objective == "autodeco_joint"
+    saved = TemperatureHead.from_pretrained(tmp_path / "out")
+    assert equal(saved, head["temp_head"] if joint else head)
+    if joint:
+        assert equal(TopPHead.from_pretrained(tmp_path / "out/top_p_head"), head["top_p_head"])
+
+
+def test_settings_from_yaml(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("gravity: 0.2\nscan: there\n")
+    assert from_yaml(path) == {"gravity": 0.2, "scan": Path("there")}
+    path.write_text("gravty: 0.2\n")
+    with pytest.raises(ValueError, match=r"must map names of settings to values, got \['gravty'\]"):
+        from_yaml(path)
+    path.write_text("a: [")
+    with pytest.raises(ValueError, match="is not YAML"):
+        from_yaml(path)
+
+
+def test_the_grid_of_a_sweep(tmp_path):
+    points = sweep(config(tmp_path), ["gravity=0.02,0.05 min_p=0.1", "power=1,2"])
+    assert [list(point.values()) for point, _ in points] == [[0.02, 0.1, 1], [0.02, 0.1, 2], [0.05, 0.1, 1], [0.05, 0.1, 2]]
+    assert len({settings.output for _, settings in points}) == 4
+    for entry, words in (
+        ("gravity", "sweep must be like"),
+        ("objective=a", "sweep must be like"),
+        ("gravity=a", "list numbers"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            sweep(config(tmp_path), [entry])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"scan": None}, "give either scan, or both model and data"),
+        ({"model": "m"}, "scan holds what model and data would give"),
+        ({"objective": "autodeco_joint"}, "objective autodeco_joint needs logits at the predicted temperature"),
+        ({"objective": "x"}, "objective must be one of min_p_hinge, autodeco_temperature, autodeco_joint, got 'x'"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience needs eval_fraction"),
+        ({"lr_scheduler_type": "linear"}, "lr_scheduler_type must be one of cosine, constant, got 'linear'"),
+    ],
+)
+def test_settings_are_checked(tmp_path, options, words):
+    with pytest.raises(ValueError, match=words):
+        config(tmp_path, **options)
