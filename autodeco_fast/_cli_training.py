@@ -39,10 +39,7 @@ def scan(
     seed: Annotated[int, typer.Option(help="of what is kept")] = ScanConfig.seed,
 ) -> None:
     """Run the model over text once and write down what heads learn from (`accelerate launch` for several devices)."""
-    values = {name: value for name, value in locals().items() if name != "all_tokens"}
-    if all_tokens:
-        values |= {"max_rank": 2**31 - 1, "easy_fraction": 1.0}
-    config = ScanConfig(**{**values, "max_bytes": size(max_bytes)})
+    config = ScanConfig(**{**locals(), "max_bytes": size(max_bytes)})
     from autodeco_fast.training.run import scan_from_files
 
     scan_from_files(config)

@@ -31,7 +31,7 @@ def write_rows(path: Path, n: int = 30, seed: int = 0, length: int = 14) -> Path
     return path
 
 
-EVERY = {"max_rank": 2**31 - 1, "easy_fraction": 1.0}
+EVERY = {"all_tokens": True}
 
 
 def make_scan(tmp_path: Path, name: str = "scan", base=None, tokenizer=None, **options) -> Path:

@@ -129,7 +129,7 @@ def test_calibrates_a_folder_and_says_how_far_it_misses(embedded, capsys):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    scan_folder, filtered = make_scan(tmp_path), make_scan(tmp_path, "filtered", easy_fraction=0.5)
+    scan_folder, filtered = make_scan(tmp_path), make_scan(tmp_path, "filtered", all_tokens=False)
     folder = tmp_path / "head"
     TemperatureHead(32).save_pretrained(folder)
     TemperatureHead(8).save_pretrained(tmp_path / "narrow")

@@ -70,7 +70,8 @@ def test_opens_in_a_browser(report, width, tmp_path):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium found")
 def test_the_browser_would_tell(tmp_path):
     """The control: a broken picture, a wide line, an error."""
-    page = "<title></title><body><img src='data:image/png;base64,xx'><p style='width:5000px'>x</p><script>nothing()</script></body>"
+    page = "<title></title><body><img src='data:image/png;base64,xx'><p style='width:5000px'>x"
+    page += "</p><script>nothing()</script></body>"
     seen, said = opened(page, 1280, tmp_path)
     assert seen["figures"] == [0]
     assert seen["wide"] > seen["screen"]

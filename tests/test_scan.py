@@ -22,6 +22,9 @@ from tests.tiny_models import VOCAB, tiny_model
 ROOT = Path(__file__).resolve().parent.parent
 
 
+HALF = {"all_tokens": False, "max_rank": 60, "easy_fraction": 0.5}
+
+
 def same(a: ScanTokens, b: ScanTokens) -> bool:
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("hidden", *FIELDS))
 
@@ -58,7 +61,7 @@ def test_the_mix(tmp_path):
     """All of the middle, a share of the trivial, none of the impossible."""
     limits = {"max_rank": VOCAB // 2, "trivial_prob": 0.0}
     everything = Scan(make_scan(tmp_path, "all")).load()
-    scan = Scan(make_scan(tmp_path, "some", easy_fraction=0.5, **limits))
+    scan = Scan(make_scan(tmp_path, "some", all_tokens=False, easy_fraction=0.5, **limits))
     counts, bucket = scan.manifest["counts"], difficulty(everything.stats(), **limits)
     assert [counts[n] for n in ("trivial", "middle", "impossible")] == [int((bucket == i).sum()) for i in range(3)]
     assert counts["kept_middle"] == counts["middle"]
@@ -81,7 +84,7 @@ def test_a_byte_budget_is_kept(tmp_path):
 
 
 def test_does_not_depend_on_the_batches(tmp_path):
-    a, b = (Scan(make_scan(tmp_path, str(size), batch_tokens=size, easy_fraction=0.5)).load() for size in (20, 500))
+    a, b = (Scan(make_scan(tmp_path, str(size), batch_tokens=size, **HALF)).load() for size in (20, 500))
     assert torch.equal(a.document, b.document)
     assert torch.equal(a.position, b.position)
     torch.testing.assert_close(a.gap, b.gap, rtol=1e-4, atol=1e-5)
@@ -111,21 +114,21 @@ KILLED = """
         written += 1
 
     store.save_file = dying
-    make_scan(Path({folder!r}), "killed", easy_fraction=0.5, max_bytes={budget})
+    make_scan(Path({folder!r}), "killed", **{half}, max_bytes={budget})
 """
 
 
 @pytest.mark.parametrize("budget", [0, 9000])
 def test_survives_being_killed(tmp_path, budget):
-    whole = Scan(make_scan(tmp_path, "whole", easy_fraction=0.5, max_bytes=budget))
+    whole = Scan(make_scan(tmp_path, "whole", **HALF, max_bytes=budget))
     for shards in (2, 3):  # twice; the second time some are there already
-        code = textwrap.dedent(KILLED).format(root=str(ROOT), shards=shards, folder=str(tmp_path), budget=budget)
+        code = textwrap.dedent(KILLED).format(root=str(ROOT), shards=shards, folder=str(tmp_path), budget=budget, half=HALF)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         assert done.returncode == -signal.SIGKILL, done.stderr
         with pytest.raises(ValueError, match="is not finished: run the same"):
             Scan(tmp_path / "killed")
     assert len(list((tmp_path / "killed").glob("shard-*"))) >= 2
-    continued = Scan(make_scan(tmp_path, "killed", easy_fraction=0.5, max_bytes=budget))
+    continued = Scan(make_scan(tmp_path, "killed", **HALF, max_bytes=budget))
     assert continued.manifest == whole.manifest
     assert same(continued.load(), whole.load())
 
@@ -143,7 +146,7 @@ def test_finished_shards_are_not_made_again(tmp_path):
 
 
 def test_two_processes_make_the_same_scan(tmp_path):
-    one = Scan(make_scan(tmp_path, "one", easy_fraction=0.5))
+    one = Scan(make_scan(tmp_path, "one", **HALF))
     script = tmp_path / "two.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -156,7 +159,7 @@ def test_two_processes_make_the_same_scan(tmp_path):
 
         accelerator, plain = Accelerator(), module.scan
         scans.scan = lambda *args, **options: plain(*args, **options, accelerator=accelerator)
-        scans.make_scan(Path({str(tmp_path)!r}), "two", data=Path({str(tmp_path / "rows.jsonl")!r}), easy_fraction=0.5)
+        scans.make_scan(Path({str(tmp_path)!r}), "two", data=Path({str(tmp_path / "rows.jsonl")!r}), **{HALF})
         accelerator.end_training()
         """)
     )
@@ -222,7 +225,7 @@ def test_an_empty_selection_names_the_filter(tmp_path, likely):
             z = base.model(torch.tensor([[first]])).logits[0, -1]
             target = int(z.argmax() if likely else z.argmin())
             file.write(json.dumps({"input_ids": [first, target], "labels": [-100, target]}) + "\n")
-    folder = make_scan(tmp_path, base=base, data=path, max_rank=50, trivial_prob=0.0, easy_fraction=0.0)
+    folder = make_scan(tmp_path, base=base, data=path, all_tokens=False, max_rank=50, trivial_prob=0.0, easy_fraction=0.0)
     filter_ = "easy_fraction" if likely else "max_rank"
     with pytest.raises(ValueError, match=f"holds no token: {filter_} dropped all 6 targets"):
         Scan(folder)

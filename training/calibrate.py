@@ -17,7 +17,6 @@ from autodeco_fast.training.loop import SETTINGS_NAME
 from autodeco_fast.training.scan_store import Scan, ScanTokens
 
 CALIBRATION_NAME = "calibration.json"
-_EVERY_RANK = 2**31 - 1
 
 
 def training_settings(folder: Path) -> dict:
@@ -47,8 +46,7 @@ def check_every_token(scan: Scan) -> None:
     Raises:
         ValueError: if there are such.
     """
-    settings = scan.manifest["settings"]
-    if settings["easy_fraction"] < 1 or settings["max_rank"] < _EVERY_RANK:
+    if not scan.manifest["settings"]["all_tokens"]:
         raise ValueError(f"scan {str(scan.folder)!r} left tokens out by difficulty: scan held-out text with --all-tokens")
 
 

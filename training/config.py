@@ -33,6 +33,7 @@ class ScanConfig:
         batch_tokens: tokens of a forward pass, padding included.
         rows_per_shard: rows whose tokens share a file; what is lost, at most, when a scan is killed.
         max_bytes: of all shards together; a random part of the tokens is kept where it is exceeded. 0: no limit.
+        all_tokens: keep every token instead of a selection by difficulty: to calibrate and to report on.
         max_rank, trivial_prob, easy_fraction: which tokens to keep, see `goldilocks_mask`.
         seed: of what is kept.
     """
@@ -45,6 +46,7 @@ class ScanConfig:
     batch_tokens: int = 8192
     rows_per_shard: int = 256
     max_bytes: int = 0
+    all_tokens: bool = False
     max_rank: int = 100
     trivial_prob: float = 0.9
     easy_fraction: float = 0.1

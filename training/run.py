@@ -49,25 +49,25 @@ def scan_from_files(config: ScanConfig) -> None:
     base = load(config.model, torch.bfloat16, accelerator.device)
     base.verify(torch.tensor([[0, 1, 2]], device=accelerator.device))
     console = _console(accelerator)
-    blocks = None
+    rows = None
     if Path(config.data).is_file():
         with open(config.data, "rb") as file:
-            blocks = -(-sum(1 for line in file if line.strip()) // config.rows_per_shard)
+            rows = sum(1 for line in file if line.strip())
     seen, started = 0, time.perf_counter()
     with progress_bar(console) as bar:
-        bar(total=None if blocks is None else -(-blocks // accelerator.num_processes))
+        bar(total=None if rows is None else -(-rows // accelerator.num_processes))
 
-        def show(counts: dict[str, int]) -> None:
+        def show(done: int, tokens: int) -> None:
             nonlocal seen
-            seen += counts["seen"]
-            bar(advance=1, description=f"{seen / (time.perf_counter() - started):,.0f} tokens/s")
+            seen += tokens
+            bar(advance=done, description=f"rows, {seen / (time.perf_counter() - started):,.0f} tokens/s a process")
 
-        manifest = scan(config, base, tokenizer, accelerator=accelerator, on_block=show)
+        manifest = scan(config, base, tokenizer, accelerator=accelerator, on_rows=show)
     accelerator.end_training()
     counts = manifest["counts"]
     table = Table("tokens", "seen", "kept")
     for name in ("trivial", "middle", "impossible"):
-        table.add_row(name, f"{counts[name]:,}", f"{counts.get(f'kept_{name}', 0):,}")
+        table.add_row(name, f"{counts[name]:,}", f"{counts[f'kept_{name}']:,}")
     table.add_row("all", f"{counts['seen']:,}", f"{manifest['kept']:,}")
     console.print(table)
     if counts["not_finite"]:

@@ -32,6 +32,7 @@ from autodeco_fast.training.scan_store import (
 )
 
 DRAWS_EPOCH = 2**32 - 1  # of the draws that belong to a scan; epochs of training count from 0
+_BUCKETS = {"trivial": TRIVIAL, "middle": MIDDLE, "impossible": IMPOSSIBLE}
 _LIVE_SETTINGS = ("batch_tokens", "output")  # may change when a scan is continued
 
 
@@ -68,7 +69,9 @@ def _bucket(stats: TokenStats, config: ScanConfig) -> torch.Tensor:
 
 
 def _kept(bucket: torch.Tensor, draw: torch.Tensor, config: ScanConfig, share: float) -> torch.Tensor:
-    """All of the middle, `easy_fraction` of the trivial, none of the impossible; of these, a share."""
+    """All of the middle, `easy_fraction` of the trivial, none of the impossible, or all tokens; of these, a share."""
+    if config.all_tokens:
+        return (bucket >= 0) & (draw < share)
     return ((bucket == MIDDLE) & (draw < share)) | ((bucket == TRIVIAL) & (draw < share * config.easy_fraction))
 
 
@@ -89,10 +92,9 @@ def scan_batch(
     stats = base.stats(hidden, torch.where(finite, target, IGNORED))
     bucket = _bucket(stats, config)
     kept = _kept(bucket, draws_of(document, position, config.seed), config, share)
-    for name, value in (("trivial", TRIVIAL), ("middle", MIDDLE), ("impossible", IMPOSSIBLE)):
+    for name, value in _BUCKETS.items():
         counts[name] += int((bucket == value).sum())
-    for name, value in (("kept_trivial", TRIVIAL), ("kept_middle", MIDDLE)):
-        counts[name] += int(((bucket == value) & kept).sum())
+    _count_kept(counts, bucket, kept)
     probability = (stats.target_logit - stats.logsumexp).exp()
     rows = hidden.bfloat16(), stats.max_logit - stats.target_logit, probability, stats.entropy, stats.rank, target
     floats, integers = rows[:4], (*rows[4:], document, position)
@@ -107,10 +109,15 @@ def thin(path: Path, config: ScanConfig, share: float) -> int:
     tokens = read_shard(path)
     bucket = _bucket(tokens.stats(), config)
     kept = _kept(bucket, draws_of(tokens.document, tokens.position, config.seed), config, share)
-    counts["kept_trivial"] = int(((bucket == TRIVIAL) & kept).sum())
-    counts["kept_middle"] = int(((bucket == MIDDLE) & kept).sum())
+    counts |= dict.fromkeys((f"kept_{name}" for name in _BUCKETS), 0)
+    _count_kept(counts, bucket, kept)
     write_shard(path, tokens.rows(kept), counts, share)
     return int(kept.sum())
+
+
+def _count_kept(counts: dict[str, int], bucket: torch.Tensor, kept: torch.Tensor) -> None:
+    for name, value in _BUCKETS.items():
+        counts[f"kept_{name}"] += int(((bucket == value) & kept).sum())
 
 
 def _blocks(data: str, split: str, size: int) -> Iterator[list[dict]]:
@@ -162,13 +169,13 @@ def scan(
     tokenizer,
     *,
     accelerator=None,
-    on_block: Callable[[dict[str, int]], None] = lambda counts: None,
+    on_rows: Callable[[int, int], None] = lambda rows, tokens: None,
 ) -> dict:
     """Scans, or continues a scan; returns its manifest, with counts.
 
     Args:
         accelerator: one of `accelerate`, for several processes.
-        on_block: called with the counts of every block this process finds or makes.
+        on_rows: called with the numbers of rows and of new tokens, whenever this process has come further.
 
     Raises:
         ValueError: for data, settings or shards that cannot be used, by name.
@@ -188,15 +195,19 @@ def scan(
         if number % world != rank:
             continue
         path = shard_path(config.output, number)
-        if not path.exists():
-            _make_shard(path, number * config.rows_per_shard, block, base, tokenizer, config, share)
-        counts, found, n = read_facts(path)
-        share, held = min(share, found), held + n
+        if path.exists():
+            on_rows(len(block), 0)
+        else:
+            _make_shard(path, number * config.rows_per_shard, block, base, tokenizer, config, share, on_rows)
+        _, found, n = read_facts(path)
         mine.append(path)
+        held += n
+        if found != share:  # it was killed while shards were thinned
+            share = min(share, found)
+            held = sum(thin(p, config, share) for p in mine)
         while config.max_bytes and held * token_bytes > config.max_bytes / world and held:
             share /= 2
             held = sum(thin(p, config, share) for p in mine)
-        on_block(counts)
     if accelerator:
         accelerator.wait_for_everyone()
     if rank == 0:
@@ -207,15 +218,20 @@ def scan(
     return read_manifest(config.output)
 
 
-def _make_shard(path: Path, first: int, block: list[dict], base, tokenizer, config: ScanConfig, share: float) -> None:
+def _make_shard(path: Path, first: int, block: list[dict], base, tokenizer, config: ScanConfig, share: float, on_rows) -> None:
     counts = dict.fromkeys(COUNTS, 0) | {"rows": len(block)}
     encoded = [(first + i, encode(tokenizer, row, config.max_length)) for i, row in enumerate(block)]
     rows = [(number, row) for number, row in encoded if row is not None]
     H = base.weight.shape[1]
     none = torch.zeros(0)
     empty = ScanTokens(torch.zeros(0, H, dtype=torch.bfloat16), none, none, none, *[none.int()] * 4)
-    parts = [scan_batch(base, batch, config, share, counts) for batch in batches_by_length(rows, config.batch_tokens)]
-    tokens = ScanTokens.cat([empty, *parts])
+    on_rows(len(block) - len(rows), 0)
+    parts = [empty]
+    for batch in batches_by_length(rows, config.batch_tokens):
+        seen = counts["seen"]
+        parts.append(scan_batch(base, batch, config, share, counts))
+        on_rows(len(batch), counts["seen"] - seen)
+    tokens = ScanTokens.cat(parts)
     order = torch.argsort(tokens.document.long() * (1 << 32) + tokens.position)  # as in the data
     write_shard(path, tokens.rows(order), counts, share)
 

@@ -22,7 +22,7 @@ from autodeco_fast.checkpoint import atomic_write, write_text
 
 MANIFEST = "scan.json"
 FIELDS = ("gap", "target_prob", "entropy", "rank", "target", "document", "position")
-COUNTS = ("rows", "seen", "not_finite", "trivial", "middle", "impossible", "kept_trivial", "kept_middle")
+COUNTS = ("rows", "seen", "not_finite", "trivial", "middle", "impossible", "kept_trivial", "kept_middle", "kept_impossible")
 
 
 @dataclass
