@@ -15,7 +15,7 @@ import torch
 
 from bench.harness import RESULTS, ROOT, copy_bandwidth, device, device_slug, interleave, read_bandwidth, record
 
-BENCHMARKS = ("sampling", "linear_sample", "kernels", "training", "generate", "startup")
+BENCHMARKS = ("sampling", "linear_sample", "kernels", "training", "scan", "generate", "startup")
 KERNEL_TESTS = (
     "ops",
     "logit_stats",
@@ -31,7 +31,7 @@ KERNEL_TESTS = (
 STEPS = {
     "tests": ["-m", "pytest", *(f"tests/test_{name}.py" for name in KERNEL_TESTS)],
     "ceilings": ["-m", "bench.gpu", "--ceilings"],
-    **{name: ["-m", f"bench.{name}"] for name in ("sampling", "linear_sample", "kernels", "training", "generate", "startup")},
+    **{name: ["-m", f"bench.{name}"] for name in ("sampling", "linear_sample", "kernels", "training", "scan", "generate", "startup")},
 }
 
 

@@ -9,7 +9,6 @@ of its own.
 
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 from dataclasses import replace
@@ -26,9 +25,9 @@ from autodeco_fast.training.rows import encode, stream_rows
 from autodeco_fast.training.scan import batches_by_length, pad, scan
 from autodeco_fast.training.scan_store import Scan
 from autodeco_fast.training.sources import OnlineSource, ScanSource
-from bench.harness import device, record
+from bench.harness import device, peak_bytes, record
 
-KEPT, EPOCHS, ROUNDS = 200_000, 5, 3
+KEPT, EPOCHS, ROUNDS = 200_000, 5, 5
 
 
 def prepare(folder: Path) -> tuple[ScanConfig, object, object]:
@@ -75,13 +74,11 @@ def train_from(scan_folder: Path, output: Path, max_memory: int = 0) -> None:
 
 
 def _peak(connection, scan_folder: Path, output: Path, max_memory: int) -> None:
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    train_from(scan_folder, output, max_memory)
-    connection.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) * 1024)
+    connection.send(peak_bytes(lambda: train_from(scan_folder, output, max_memory)))
 
 
 def peak_bytes_of_training(*arguments) -> int:
-    """Growth of the resident set of a fresh process that trains."""
+    """Peak memory of training in a fresh process above what it held before."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_peak, args=(there, *arguments))
     process.start()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.ops import temperature_head as op
+from autodeco_fast.torch_backend import temperature_head as torch_backend
 from tests.on_device import on_device
 
 temperature_head = on_device(op.temperature_head)
@@ -51,6 +52,21 @@ def test_backward(N, H, F, need_hidden, backend):
             assert a.grad is None
         else:
             torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_too_many_to_keep_the_hidden_layer(dtype):
+    N = torch_backend.KEEP + 3
+    args = [a.to(dtype) if i == 0 else a for i, a in enumerate(make(N, 8, 16))]
+    weights = torch.randn(N, generator=torch.Generator().manual_seed(1))
+    whole = [a.clone().requires_grad_(i > 0) for i, a in enumerate(args)]
+    parts = [a.clone().requires_grad_(i > 0) for i, a in enumerate(args)]
+    T = temperature_head(*whole, backend="torch")
+    (T * weights).sum().backward()
+    for rows in (slice(0, 1000), slice(1000, N)):
+        (temperature_head(parts[0][rows], *parts[1:], backend="torch") * weights[rows]).sum().backward()
+    for a, b in zip(whole[1:], parts[1:]):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_expanded_gradient(backend):

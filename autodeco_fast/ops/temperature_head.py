@@ -6,14 +6,6 @@ from autodeco_fast.backends import resolve
 from autodeco_fast.torch_backend import temperature_head as torch_backend
 
 
-def _implementation(backend: str):
-    if backend == "torch":
-        return torch_backend
-    from autodeco_fast.kernels import temperature_head
-
-    return temperature_head
-
-
 def _result_dtype(hidden: torch.Tensor) -> torch.dtype:
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
@@ -27,13 +19,20 @@ def _head(
     b2: torch.Tensor,
     max_temperature: float,
     backend: str,
-) -> torch.Tensor:
-    return _implementation(backend).head_forward(hidden, w1, b1, w2, b2, max_temperature)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """T `[N]`, and the hidden layer if the torch backend keeps it for the backward, else nothing."""
+    if backend == "torch":
+        return torch_backend.head_forward(hidden, w1, b1, w2, b2, max_temperature)
+    from autodeco_fast.kernels.temperature_head import head_forward
+
+    return head_forward(hidden, w1, b1, w2, b2, max_temperature), w1.new_empty(0, w1.shape[0], dtype=torch.float32)
 
 
 @_head.register_fake
 def _(hidden, w1, b1, w2, b2, max_temperature, backend):
-    return torch.empty(hidden.shape[0], dtype=_result_dtype(hidden), device=hidden.device)
+    N, kind = hidden.shape[0], _result_dtype(hidden)
+    kept = N if backend == "torch" and torch_backend.keeps(N) else 0
+    return hidden.new_empty(N, dtype=kind), hidden.new_empty(kept, w1.shape[0], dtype=kind)
 
 
 @torch.library.custom_op("autodeco_fast::temperature_head_backward", mutates_args=())
@@ -44,16 +43,20 @@ def _head_backward(
     b1: torch.Tensor,
     w2: torch.Tensor,
     T: torch.Tensor,
+    layer: torch.Tensor,
     max_temperature: float,
     need_hidden: bool,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    backward = _implementation(backend).head_backward
-    return backward(grad, hidden, w1, b1, w2, T, max_temperature, need_hidden)
+    if backend == "torch":
+        return torch_backend.head_backward(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden)
+    from autodeco_fast.kernels.temperature_head import head_backward
+
+    return head_backward(grad, hidden, w1, b1, w2, T, max_temperature, need_hidden)
 
 
 @_head_backward.register_fake
-def _(grad, hidden, w1, b1, w2, T, max_temperature, need_hidden, backend):
+def _(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden, backend):
     kind = _result_dtype(hidden)
     dh = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
     return w1.new_empty(w1.shape, dtype=kind), *(b.new_empty(b.shape, dtype=kind) for b in (b1, w2, b1[:1])), dh
@@ -61,15 +64,15 @@ def _(grad, hidden, w1, b1, w2, T, max_temperature, need_hidden, backend):
 
 def _setup(ctx, inputs, output):
     hidden, w1, b1, w2, b2, ctx.max_temperature, ctx.backend = inputs
-    ctx.save_for_backward(hidden, w1, b1, w2, output)
+    ctx.save_for_backward(hidden, w1, b1, w2, *output)
     ctx.b2_dtype = b2.dtype
 
 
-def _autograd(ctx, grad):
-    hidden, w1, b1, w2, T = ctx.saved_tensors
+def _autograd(ctx, grad, _):
+    hidden, w1, b1, w2, T, layer = ctx.saved_tensors
     need_hidden = ctx.needs_input_grad[0]
     dw1, db1, dw2, db2, dh = _head_backward(
-        grad.contiguous(), hidden, w1, b1, w2, T, ctx.max_temperature, need_hidden, ctx.backend
+        grad.contiguous(), hidden, w1, b1, w2, T, layer, ctx.max_temperature, need_hidden, ctx.backend
     )
     dh = dh if need_hidden else None
     return dh, dw1.to(w1.dtype), db1.to(b1.dtype), dw2.to(w2.dtype), db2.to(ctx.b2_dtype), None, None
@@ -109,5 +112,5 @@ def temperature_head(
     rows = hidden.reshape(-1, H)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     chosen = resolve(backend, hidden, w1)
-    T = _head(rows, w1.contiguous(), b1, w2.reshape(-1), b2, float(max_temperature), chosen)
+    T, _ = _head(rows, w1.contiguous(), b1, w2.reshape(-1), b2, float(max_temperature), chosen)
     return T.view(hidden.shape[:-1])

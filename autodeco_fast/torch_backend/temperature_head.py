@@ -1,24 +1,41 @@
-"""The temperature head in torch, computed in fp32 (fp64 for fp64), in chunks of rows: `[N, F]` is never whole."""
+"""The temperature head in torch, computed in fp32 (fp64 for fp64).
+
+Up to `KEEP` rows the hidden layer `[N, F]` is kept for the backward; beyond, both go through chunks of rows and the backward
+computes it again.
+"""
 
 import torch
 
-CHUNK = 4096
+CHUNK = KEEP = 4096
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
+def keeps(rows: int) -> bool:
+    """Whether the hidden layer of so many rows is kept."""
+    return rows <= KEEP
+
+
+def _hidden_layer(h, w1, b1):
+    return torch.addmm(b1, h.to(w1.dtype), w1.T).relu_()
+
+
 def head_forward(hidden, w1, b1, w2, b2, max_temperature):
-    """Same arguments and result as `kernels.temperature_head.head_forward`."""
+    """Same arguments as `kernels.temperature_head.head_forward`; returns T and the hidden layer, `[0, F]` if it is not kept."""
     kind = _compute_dtype(hidden)
     w1, b1, w2, b2 = (w.to(kind) for w in (w1, b1, w2, b2))
-    parts = [torch.addmm(b1, h.to(kind), w1.T).relu_() @ w2 for h in hidden.split(CHUNK)]
-    return torch.sigmoid(torch.cat(parts) + b2).mul_(max_temperature)
+    layer, parts = w1.new_empty(0, len(w1)), []
+    for h in hidden.split(CHUNK):
+        a = _hidden_layer(h, w1, b1)
+        parts.append(a @ w2)
+        layer = a if keeps(len(hidden)) else layer
+    return torch.sigmoid(torch.cat(parts) + b2).mul_(max_temperature), layer
 
 
-def head_backward(grad, hidden, w1, b1, w2, T, max_temperature, need_hidden):
-    """Same arguments and results as `kernels.temperature_head.head_backward`; the hidden layer is recomputed."""
+def head_backward(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden):
+    """Same results as `kernels.temperature_head.head_backward`, and its arguments with the hidden layer, if it was kept."""
     kind = _compute_dtype(hidden)
     w1, b1, w2 = (w.to(kind) for w in (w1, b1, w2))
     ds = grad * T * (1 - T / max_temperature)
@@ -26,9 +43,9 @@ def head_backward(grad, hidden, w1, b1, w2, T, max_temperature, need_hidden):
     dh = []
     for h, d in zip(hidden.split(CHUNK), ds.split(CHUNK)):
         h = h.to(kind)
-        a = torch.addmm(b1, h, w1.T).relu_()
+        a = layer if keeps(len(hidden)) else _hidden_layer(h, w1, b1)
         dw2 += d @ a
-        da = d[:, None] * w2 * (a > 0)
+        da = torch.ops.aten.threshold_backward(torch.outer(d, w2), a, 0.0)  # 0 where a is 0
         db1 += da.sum(0)
         dw1.addmm_(da.T, h)
         if need_hidden:
