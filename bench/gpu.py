@@ -31,7 +31,10 @@ KERNEL_TESTS = (
 STEPS = {
     "tests": ["-m", "pytest", *(f"tests/test_{name}.py" for name in KERNEL_TESTS)],
     "ceilings": ["-m", "bench.gpu", "--ceilings"],
-    **{name: ["-m", f"bench.{name}"] for name in ("sampling", "linear_sample", "kernels", "training", "scan", "generate", "startup")},
+    **{
+        name: ["-m", f"bench.{name}"]
+        for name in ("sampling", "linear_sample", "kernels", "training", "scan", "generate", "startup")
+    },
 }
 
 
