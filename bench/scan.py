@@ -74,6 +74,8 @@ def train_from(scan_folder: Path, output: Path, max_memory: int = 0) -> None:
 
 
 def _peak(connection, scan_folder: Path, output: Path, max_memory: int) -> None:
+    settings = TrainConfig(scan=scan_folder, output=output.with_suffix(".warm"), max_steps=2, max_memory=1_000_000)
+    train(ScanSource(Scan(scan_folder), settings, torch.device(device())), settings)  # imports, and what the first step takes
     connection.send(peak_bytes(lambda: train_from(scan_folder, output, max_memory)))
 
 

@@ -37,7 +37,8 @@ EVERY = {"all_tokens": True}
 def make_scan(tmp_path: Path, name: str = "scan", base=None, tokenizer=None, **options) -> Path:
     """Scans, or continues; the folder."""
     data = options.pop("data", None) or write_rows(tmp_path / "rows.jsonl")
+    model = options.pop("model", "tiny")
     settings = {"rows_per_shard": 4, "batch_tokens": 40, **EVERY, **options}
-    config = ScanConfig(model="tiny", data=str(data), output=tmp_path / name, **settings)
+    config = ScanConfig(model=model, data=str(data), output=tmp_path / name, **settings)
     scan(config, base or base_model.wrap(tiny_model("llama")), tokenizer or Vocabulary())
     return config.output

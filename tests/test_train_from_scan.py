@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from autodeco_fast.training import base_model, checkpoints
 from autodeco_fast.training.config import TrainConfig, from_yaml, sweep
 from autodeco_fast.training.loop import DIAGNOSTICS_NAME, METRICS_NAME, train
 from autodeco_fast.training.objectives import MinPHinge
+from autodeco_fast.training.run import train_from_files
 from autodeco_fast.training.scan_store import Scan
 from autodeco_fast.training.sources import OnlineSource, ScanSource
 from tests.scans import make_scan
@@ -79,14 +82,14 @@ def test_every_token_is_seen_once_an_epoch(tmp_path):
         ours = torch.cat(seen).float().sort(0).values
         whole = Scan(settings.scan).load()
         if other is not None:
-            whole = whole.rows(~other._wanted(whole))
-            assert sum(other.sizes) + len(whole) == len(Scan(settings.scan))
+            whole = whole.rows(~other._wanted(whole.document))
+            assert len(other) + len(whole) == len(Scan(settings.scan))
         assert torch.equal(ours, whole.hidden.float().sort(0).values)
 
 
 def test_memory_stays_within_the_limit(tmp_path, monkeypatch):
-    make_scan(tmp_path, rows_per_shard=2)
-    limit = 12_000
+    make_scan(tmp_path, rows_per_shard=20)  # a shard is larger than the limit
+    limit = 6_000
     held = []
     group = ScanSource._group
 
@@ -262,6 +265,30 @@ def test_the_grid_of_a_sweep(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             sweep(config(tmp_path), [entry])
+
+
+def test_a_sweep_tabulates_every_point(tmp_path, capsys):
+    folder = tmp_path / "model"
+    tiny_model("llama").bfloat16().save_pretrained(folder)
+    make_scan(tmp_path, base=base_model.load(str(folder), torch.bfloat16), model=str(folder))
+    settings = config(tmp_path, num_train_epochs=20, learning_rate=3e-3)
+    train_from_files(settings, ["gravity=0.05,0.5"])
+    table = json.loads((tmp_path / "out/sweep.json").read_text())
+    assert [row["gravity"] for row in table] == [0.05, 0.5]
+    assert table[0]["coverage"] > table[1]["coverage"]
+    assert table[0]["kept"] > table[1]["kept"] > 1
+    assert table[0]["oracle_kept"] == table[1]["oracle_kept"]
+    with pytest.raises(ValueError, match="holds a head already"):
+        train_from_files(settings, ["gravity=0.05,0.5"])
+    shutil.rmtree(tmp_path / "out/gravity=0.5")  # as if it had been killed before the second point
+    first = (tmp_path / "out/gravity=0.05/head.safetensors").stat().st_mtime_ns
+    train_from_files(replace(settings, resume=True), ["gravity=0.05,0.5"])
+    assert json.loads((tmp_path / "out/sweep.json").read_text()) == table
+    assert (tmp_path / "out/gravity=0.05/head.safetensors").stat().st_mtime_ns == first
+    shutil.rmtree(folder)
+    shutil.rmtree(tmp_path / "out")
+    train_from_files(settings, ["gravity=0.05,0.5"])
+    assert "which need the scanned model: model must be a folder" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from autodeco_fast.checkpoint import write_text
+from autodeco_fast.checkpoint import CONFIG_NAME, write_text
 from autodeco_fast.training.config import ScanConfig, TrainConfig, sweep
 from autodeco_fast.training.rows import encode_all, read_rows
 
@@ -77,8 +77,8 @@ def scan_from_files(config: ScanConfig) -> None:
     console.print(f"written to {config.output}: {manifest['shards']} shards", soft_wrap=True)
 
 
-def _source(config: TrainConfig, accelerator, console: Console):
-    """What to learn from and what to measure on."""
+def _sources(config: TrainConfig, accelerator, console: Console) -> Callable[[TrainConfig], tuple]:
+    """Settings → what to learn from and what to measure on; scan or model and data are opened once."""
     from autodeco_fast.training.sources import OnlineSource, ScanSource
 
     if config.scan is not None:
@@ -86,7 +86,7 @@ def _source(config: TrainConfig, accelerator, console: Console):
 
         scan = Scan(config.scan)
         console.print(f"{len(scan):,} tokens of {scan.manifest['counts']['seen']:,} scanned; {accelerator.device}")
-        return ScanSource(scan, config, accelerator.device).split()
+        return lambda settings: ScanSource(scan, settings, accelerator.device).split()
     raw = read_rows(config.data)
     from autodeco_fast.training.base_model import load, load_tokenizer
 
@@ -94,7 +94,7 @@ def _source(config: TrainConfig, accelerator, console: Console):
     base = load(config.model, torch.bfloat16, accelerator.device)
     base.verify(torch.tensor([rows[0].input_ids], device=accelerator.device))
     console.print(f"{len(rows):,} rows of {len(raw):,} have a target; {accelerator.num_processes} × {accelerator.device}")
-    return OnlineSource(base, rows, config).split()
+    return lambda settings: OnlineSource(base, rows, settings).split()
 
 
 def train_from_files(config: TrainConfig, grid: list[str]) -> None:
@@ -104,23 +104,25 @@ def train_from_files(config: TrainConfig, grid: list[str]) -> None:
         ValueError: for input that cannot be used, before a model is loaded where possible.
     """
     points = sweep(config, grid) if grid else [({}, config)]
-    if config.data is not None:
-        read_rows(config.data)
     from accelerate import Accelerator
 
     from autodeco_fast.training.loop import METRICS_NAME, SETTINGS_NAME, check_output
 
+    done = {settings.output for _, settings in points if grid and config.resume and (settings.output / CONFIG_NAME).exists()}
     for _, settings in points:
-        check_output(settings)
+        if settings.output not in done:
+            check_output(settings)
     trackers = [name for name in config.report_to.split(",") if name != "none"]
     accelerator = Accelerator(log_with=trackers or None, project_dir=str(config.output))
     if trackers:
         accelerator.init_trackers("autodeco_fast")
     console = _console(accelerator)
-    source, measure_on = _source(config, accelerator, console)
+    open_source = _sources(config, accelerator, console)
     results = []
     for point, settings in points:
-        results.append((point, settings, _train_one(source, measure_on, settings, accelerator, console, trackers)))
+        if settings.output not in done:
+            _train_one(*open_source(settings), settings, accelerator, console, trackers)
+        results.append((point, settings))
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
@@ -130,37 +132,39 @@ def train_from_files(config: TrainConfig, grid: list[str]) -> None:
     console.print(f"written to {config.output}: {what}", soft_wrap=True)
 
 
-def _train_one(source, measure_on, config: TrainConfig, accelerator, console: Console, trackers: list[str]) -> dict:
-    """Trains one head; returns its last metrics."""
+def _train_one(source, measure_on, config: TrainConfig, accelerator, console: Console, trackers: list[str]) -> None:
+    """Trains one head."""
     from autodeco_fast.training.loop import train
 
-    source.config = config
-    if measure_on is not None:
-        measure_on.config = config
-    last: dict = {}
     with progress_bar(console) as bar:
 
         def show(m: dict) -> None:
-            last.update(m)
             if trackers:
                 accelerator.log({k: v for k, v in m.items() if k != "step"}, step=m["step"])
             bar(advance=1, description=f"loss {m['loss']:.4f}  T {m['temperature']:.3f}  coverage {m['coverage']:.3f}")
 
         start: Callable = lambda steps, done: bar(total=steps, completed=done)  # noqa: E731
         train(source, config, measure_on=measure_on, accelerator=accelerator, on_start=start, on_step=show)
-    return last
 
 
-def _tabulate(console: Console, config: TrainConfig, results: list[tuple[dict, TrainConfig, dict]]) -> None:
+def _tabulate(console: Console, config: TrainConfig, results: list[tuple[dict, TrainConfig]]) -> None:
     """A line a point: the last step's loss, and from a scan coverage, temperature and kept-set size of the finished head."""
-    rows = [{**point, **{m: metrics[m] for m in ("loss", "eval_loss") if m in metrics}} for point, _, metrics in results]
+    from autodeco_fast.training.loop import METRICS_NAME
+
+    rows = []
+    for point, settings in results:
+        last = json.loads((settings.output / METRICS_NAME).read_text(encoding="utf-8").splitlines()[-1])
+        rows.append({**point, **{m: last[m] for m in ("loss", "eval_loss") if m in last}})
     if config.scan is not None and config.objective == "min_p_hinge":
         from autodeco_fast import TemperatureHead
         from autodeco_fast.training.kept import of_heads
         from autodeco_fast.training.scan_store import Scan
 
-        heads = [(TemperatureHead.from_pretrained(settings.output), settings.min_p) for _, settings, _ in results]
-        rows = [{**row, **measured} for row, measured in zip(rows, of_heads(Scan(config.scan), heads))]
+        heads = [(TemperatureHead.from_pretrained(settings.output), settings.min_p) for _, settings in results]
+        try:
+            rows = [{**row, **measured} for row, measured in zip(rows, of_heads(Scan(config.scan), heads))]
+        except ValueError as error:  # the heads are trained and written: their losses are worth showing
+            console.print(f"no coverage and kept-set size, which need the scanned model: {error}", soft_wrap=True)
     write_text(config.output / SWEEP_NAME, json.dumps(rows, indent=1) + "\n")
     table = Table(*rows[0])
     for row in rows:

@@ -98,15 +98,20 @@ def read_facts(path: Path) -> tuple[dict[str, int], float, int]:
         raise ValueError(f"{path} is not a whole shard of a scan: {error}; delete it and scan again") from None
 
 
-def read_shard(path: Path) -> ScanTokens:
-    """A shard's tokens.
+def read_shard(path: Path, rows: slice = slice(None)) -> ScanTokens:
+    """A shard's tokens, or some of them, of which alone memory is taken.
 
     Raises:
         ValueError: naming the file, if it is no such shard.
     """
+    return ScanTokens(*read_fields(path, ("hidden", *FIELDS), rows))
+
+
+def read_fields(path: Path, names: tuple[str, ...], rows: slice = slice(None)) -> list[torch.Tensor]:
+    """Some fields of a shard's tokens; raises as `read_shard`."""
     try:
         with safe_open(path, "pt") as file:
-            return ScanTokens(*(file.get_tensor(name) for name in ("hidden", *FIELDS)))
+            return [file.get_slice(name)[rows] for name in names]
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is not a whole shard of a scan: {error}; delete it and scan again") from None
 

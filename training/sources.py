@@ -4,8 +4,10 @@ A source says how many steps an epoch has and yields a step's micro-batches, eac
 returns sums. Order and draws depend on seed, epoch and the token alone, not on the number of processes or what came before.
 """
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ from autodeco_fast.training.draws import uniform
 from autodeco_fast.training.objectives import Sums
 from autodeco_fast.training.rows import IGNORED, Row
 from autodeco_fast.training.scan import DRAWS_EPOCH, draws_of, lm_head_fingerprint, pad
-from autodeco_fast.training.scan_store import Scan, ScanTokens, read_shard
+from autodeco_fast.training.scan_store import Scan, ScanTokens, read_fields, read_shard
 
 Batch = Callable[[nn.Module, Callable[..., Sums]], Sums]
 _HELD_OUT_EPOCH = DRAWS_EPOCH - 1
@@ -94,9 +96,17 @@ class OnlineSource:
         return objective(hidden, labels[:, 1:][wanted], self.base, head, draw)
 
 
+class Piece(NamedTuple):
+    """Neighbouring tokens of a shard."""
+
+    path: Path
+    rows: slice
+    size: int  # tokens that are wanted
+
+
 class ScanSource:
-    """A scan's tokens, shuffled. Where they are more than `max_memory` holds, shards are shuffled, and tokens within as many
-    shards as fit.
+    """A scan's tokens, shuffled. Where they are more than `max_memory` holds, pieces of shards are shuffled, and tokens within
+    as many pieces as fit.
     """
 
     def __init__(self, scan: Scan, config: TrainConfig, device: torch.device, measure: bool = False):
@@ -105,43 +115,56 @@ class ScanSource:
         self.share, self.seed = scan.manifest["share"], scan.manifest["settings"]["seed"]
         token_bytes = 2 * self.hidden_size + 28
         # a group is held twice while its tokens are put in order, and with what a step takes of it
-        self.limit = config.max_memory // (3 * token_bytes) if config.max_memory else len(scan)
-        self.sizes = [int(self._wanted(shard).sum()) for shard in scan.shards()] if config.eval_fraction else scan.sizes
+        self.limit = max(1, config.max_memory // (3 * token_bytes)) if config.max_memory else len(scan)
+        self.pieces = [piece for path, n in zip(scan.paths, scan.sizes) for piece in self._cut(path, n)]
         self._held: tuple[tuple[int, int], ScanTokens] | None = None
 
-    def _wanted(self, tokens: ScanTokens) -> torch.Tensor:
-        return held_out(tokens.document, self.config.eval_fraction, self.config.seed) == self.measure
+    def _cut(self, path: Path, n: int) -> Iterator[Piece]:
+        """A shard in pieces of which several fit into memory."""
+        size = n if n <= self.limit else max(1, self.limit // 4)
+        wanted = self._wanted(*read_fields(path, ("document",))) if self.config.eval_fraction else None
+        for at in range(0, n, size):
+            rows = slice(at, min(at + size, n))
+            yield Piece(path, rows, rows.stop - at if wanted is None else int(wanted[rows].sum()))
+
+    def _wanted(self, document: torch.Tensor) -> torch.Tensor:
+        return held_out(document, self.config.eval_fraction, self.config.seed) == self.measure
+
+    def __len__(self) -> int:
+        return sum(piece.size for piece in self.pieces)
 
     def split(self) -> "tuple[ScanSource, ScanSource | None]":
         """What to learn from, and what to measure on, if anything."""
         other = ScanSource(self.scan, self.config, self.device, measure=True) if self.config.eval_fraction else None
-        return self, other if other is not None and sum(other.sizes) else None
+        return self, other if other is not None and len(other) else None
 
     def identity(self) -> dict[str, str]:
         found = self.scan.manifest
         return {"lm_head": found["lm_head"], "tokenizer": found["tokenizer"], "trained_on": found["data"]}
 
     def steps_per_epoch(self, world: int) -> int:
-        return -(-sum(self.sizes) // (self.config.batch_tokens * world))
+        return -(-len(self) // (self.config.batch_tokens * world))
 
-    def _groups(self, epoch: int) -> Iterator[tuple[int, list[int], int]]:
-        """(number, shards, tokens) of the groups of an epoch, in order."""
-        group, size, number = [], 0, 0
-        for shard in _order(len(self.sizes), self.config.seed, epoch).tolist():
-            if group and size + self.sizes[shard] > self.limit:
-                yield number, group, size
-                group, size, number = [], 0, number + 1
-            group.append(shard)
-            size += self.sizes[shard]
-        yield number, group, size
+    @functools.lru_cache(maxsize=2)  # noqa: B019 -- a source lives as long as its run
+    def _groups(self, epoch: int) -> list[tuple[int, list[Piece], int]]:
+        """(number, pieces, tokens) of the groups of an epoch, in order."""
+        groups, group, size = [], [], 0
+        for index in _order(len(self.pieces), self.config.seed, epoch).tolist():
+            piece = self.pieces[index]
+            if group and size + piece.size > self.limit:
+                groups.append((len(groups), group, size))
+                group, size = [], 0
+            group.append(piece)
+            size += piece.size
+        return [*groups, (len(groups), group, size)]
 
-    def _group(self, epoch: int, number: int, shards: list[int]) -> ScanTokens:
+    def _group(self, epoch: int, number: int, pieces: list[Piece]) -> ScanTokens:
         if self._held is None or self._held[0] != (epoch, number):
             self._held = None  # freed before the next is read
             tokens = []
-            for shard in shards:
-                read = read_shard(self.scan.paths[shard])
-                tokens.append(read.rows(self._wanted(read)) if self.config.eval_fraction else read)
+            for piece in pieces:
+                read = read_shard(piece.path, piece.rows)
+                tokens.append(read.rows(self._wanted(read.document)) if self.config.eval_fraction else read)
             whole = ScanTokens.cat(tokens) if len(tokens) > 1 else tokens[0]
             del tokens
             order = _order(len(whole), self.config.seed, epoch * 1_000_003 + number)
@@ -150,14 +173,14 @@ class ScanSource:
 
     def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
         width = self.config.batch_tokens * world
-        start, end = step * width, min((step + 1) * width, sum(self.sizes))
+        start, end = step * width, min((step + 1) * width, len(self))
         share = -(-(end - start) // world)
         start, end = start + rank * share, min(start + (rank + 1) * share, end)
         begin = 0
-        for number, shards, size in self._groups(epoch):
+        for number, pieces, size in self._groups(epoch):
             low, high = max(start, begin), min(end, begin + size)
             if low < high:
-                tokens = self._group(epoch, number, shards).rows(slice(low - begin, high - begin))
+                tokens = self._group(epoch, number, pieces).rows(slice(low - begin, high - begin))
                 yield lambda head, objective, tokens=tokens: self._sums(head, objective, tokens)
             begin += size
 
