@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := sampling linear_sample kernels training scan generate startup
+BENCHMARKS := sampling top_k_top_p linear_sample kernels training scan generate startup
 
 .PHONY: help demo test lint bench gpu clean
 .DEFAULT_GOAL := help

@@ -15,26 +15,15 @@ import torch
 
 from bench.harness import RESULTS, ROOT, copy_bandwidth, device, device_slug, interleave, read_bandwidth, record
 
-BENCHMARKS = ("sampling", "linear_sample", "kernels", "training", "scan", "generate", "startup")
+BENCHMARKS = ("sampling", "top_k_top_p", "linear_sample", "kernels", "training", "scan", "generate", "startup")
 KERNEL_TESTS = (
-    "ops",
-    "logit_stats",
-    "token_stats",
-    "autodeco",
-    "temperature_head",
-    "losses",
-    "min_p_sample",
-    "sample_cuts",
-    "linear_sample",
-    "partials",
+    *("ops", "logit_stats", "token_stats", "autodeco", "temperature_head", "losses"),
+    *("min_p_sample", "sample_cuts", "linear_sample", "partials"),
 )
 STEPS = {
     "tests": ["-m", "pytest", *(f"tests/test_{name}.py" for name in KERNEL_TESTS)],
     "ceilings": ["-m", "bench.gpu", "--ceilings"],
-    **{
-        name: ["-m", f"bench.{name}"]
-        for name in ("sampling", "linear_sample", "kernels", "training", "scan", "generate", "startup")
-    },
+    **{name: ["-m", f"bench.{name}"] for name in BENCHMARKS},
 }
 
 

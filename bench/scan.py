@@ -121,7 +121,7 @@ def main() -> None:
         rows.append(
             {"work": f"training online, {EPOCHS} epochs", "seconds": online, "over_scan_training": online / median(times)}
         )
-        for limit in (0, 20_000_000):
+        for limit in (0, 1_000_000, 20_000_000, 60_000_000):
             grown = peak_bytes_of_training(folder / "scan0", folder / f"memory{limit}", limit)
             rows.append({"work": f"training from the scan, max_memory {limit / 1e6:.0f} MB", "peak_mb": grown / 1e6})
         facts = {"tokens_seen": seen, "tokens_kept": len(opened), "hidden_size": opened.hidden_size, "rounds": ROUNDS}

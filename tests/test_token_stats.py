@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import autodeco_fast
-from autodeco_fast import TokenStats, merge_token_stats, target_logits, token_stats_partial
+from autodeco_fast import TokenStats
 from tests.allocations import LargestAllocation
-from tests.on_device import token_stats
+from tests.on_device import merge_token_stats, target_logits, token_stats, token_stats_partial
 from tests.test_logit_stats import IGNORE, assert_matches, reference
 
 

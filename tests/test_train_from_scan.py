@@ -9,6 +9,7 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -265,6 +266,36 @@ def test_the_grid_of_a_sweep(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             sweep(config(tmp_path), [entry])
+
+
+def test_metrics_are_reported(tmp_path, monkeypatch):
+    from accelerate import tracking
+    from accelerate.utils import LoggerType
+
+    class Remembers(tracking.GeneralTracker):
+        name, requires_logging_directory, tracker = "tensorboard", False, None
+        records: ClassVar[list[tuple[int, dict]]] = []
+
+        def __init__(self, run_name, **options):
+            super().__init__()
+
+        def store_init_configuration(self, values):
+            pass
+
+        def log(self, values, step, **options):
+            self.records.append((step, values))
+
+    make_scan(tmp_path)
+    settings = config(tmp_path, report_to="tensorboard")
+    monkeypatch.setattr(tracking, "get_available_trackers", list)
+    with pytest.raises(ValueError, match="report_to names trackers that are not installed: tensorboard"):
+        train_from_files(settings, [])
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Remembers)
+    train_from_files(settings, [])
+    metrics = read(tmp_path / "out" / METRICS_NAME)
+    assert [step for step, _ in Remembers.records] == [m["step"] for m in metrics]
+    assert [values["loss"] for _, values in Remembers.records] == [m["loss"] for m in metrics]
 
 
 def test_a_sweep_tabulates_every_point(tmp_path, capsys):

@@ -112,8 +112,11 @@ def train_from_files(config: TrainConfig, grid: list[str]) -> None:
     for _, settings in points:
         if settings.output not in done:
             check_output(settings)
-    trackers = [name for name in config.report_to.split(",") if name != "none"]
+    trackers = [name.strip() for name in config.report_to.split(",") if name.strip() != "none"]
     accelerator = Accelerator(log_with=trackers or None, project_dir=str(config.output))
+    installed = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
+    if not set(trackers) <= installed:
+        raise ValueError(f"report_to names trackers that are not installed: {', '.join(sorted(set(trackers) - installed))}")
     if trackers:
         accelerator.init_trackers("autodeco_fast")
     console = _console(accelerator)

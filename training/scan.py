@@ -86,11 +86,11 @@ def scan_batch(
     document = torch.tensor([number for number, _ in batch], device=device)[:, None].expand(wanted.shape)[wanted]
     position = torch.arange(1, ids.shape[1], device=device).expand(wanted.shape)[wanted]
     hidden, target = base.hidden(ids, mask)[:, :-1][wanted], labels[:, 1:][wanted]
-    finite = hidden.isfinite().all(-1)
+    stats = base.stats(hidden, target)
+    finite = stats.logsumexp.isfinite()  # a NaN or an infinity in a hidden state is in every logit
     counts["seen"] += len(target)
     counts["not_finite"] += int((~finite).sum())
-    stats = base.stats(hidden, torch.where(finite, target, IGNORED))
-    bucket = _bucket(stats, config)
+    bucket = torch.where(finite, _bucket(stats, config), -1)
     kept = _kept(bucket, draws_of(document, position, config.seed), config, share)
     for name, value in _BUCKETS.items():
         counts[name] += int((bucket == value).sum())
@@ -231,9 +231,7 @@ def _make_shard(path: Path, first: int, block: list[dict], base, tokenizer, conf
         seen = counts["seen"]
         parts.append(scan_batch(base, batch, config, share, counts))
         on_rows(len(batch), counts["seen"] - seen)
-    tokens = ScanTokens.cat(parts)
-    order = torch.argsort(tokens.document.long() * (1 << 32) + tokens.position)  # as in the data
-    write_shard(path, tokens.rows(order), counts, share)
+    write_shard(path, ScanTokens.in_order(parts), counts, share)
 
 
 def _finish(config: ScanConfig, manifest: dict, blocks: int) -> dict:

@@ -55,6 +55,22 @@ class ScanTokens:
     def cat(parts: list["ScanTokens"]) -> "ScanTokens":
         return ScanTokens(*(torch.cat([getattr(p, name) for p in parts]) for name in ("hidden", *FIELDS)))
 
+    @staticmethod
+    def in_order(parts: list["ScanTokens"]) -> "ScanTokens":
+        """All tokens by document and position, as in the data; each is copied once."""
+        key = torch.cat([(p.document.long() << 32) + p.position for p in parts])
+        place = torch.empty_like(key)
+        place[key.argsort()] = torch.arange(len(key))
+        places = place.split([len(p) for p in parts])
+
+        def merged(name: str) -> torch.Tensor:
+            out = getattr(parts[0], name).new_empty(len(key), *getattr(parts[0], name).shape[1:])
+            for part, rows in zip(parts, places):
+                out[rows] = getattr(part, name)
+            return out
+
+        return ScanTokens(*(merged(name) for name in ("hidden", *FIELDS)))
+
 
 def fingerprint(*parts: bytes | torch.Tensor) -> str:
     """sha256 of bytes and of tensors' bytes, shortened."""

@@ -6,7 +6,7 @@ computes it again.
 
 import torch
 
-CHUNK = KEEP = 4096
+CHUNK, KEEP = 4096, 16_384  # at F = 256 at most 16 MB are kept
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
@@ -18,36 +18,39 @@ def keeps(rows: int) -> bool:
     return rows <= KEEP
 
 
-def _hidden_layer(h, w1, b1):
-    return torch.addmm(b1, h.to(w1.dtype), w1.T).relu_()
+def _chunks(rows: int) -> list[slice]:
+    return [slice(at, min(at + CHUNK, rows)) for at in range(0, rows, CHUNK)]
+
+
+def _hidden_layer(h, w1, b1, out=None):
+    return torch.addmm(b1, h.to(w1.dtype), w1.T, out=out).relu_()
 
 
 def head_forward(hidden, w1, b1, w2, b2, max_temperature):
     """Same arguments as `kernels.temperature_head.head_forward`; returns T and the hidden layer, `[0, F]` if it is not kept."""
-    kind = _compute_dtype(hidden)
+    N, kind = len(hidden), _compute_dtype(hidden)
     w1, b1, w2, b2 = (w.to(kind) for w in (w1, b1, w2, b2))
-    layer, parts = w1.new_empty(0, len(w1)), []
-    for h in hidden.split(CHUNK):
-        a = _hidden_layer(h, w1, b1)
-        parts.append(a @ w2)
-        layer = a if keeps(len(hidden)) else layer
-    return torch.sigmoid(torch.cat(parts) + b2).mul_(max_temperature), layer
+    layer = w1.new_empty(N if keeps(N) else 0, len(w1))
+    T = w1.new_empty(N)
+    for rows in _chunks(N):
+        torch.mv(_hidden_layer(hidden[rows], w1, b1, layer[rows] if keeps(N) else None), w2, out=T[rows])
+    return torch.sigmoid(T.add_(b2)).mul_(max_temperature), layer
 
 
 def head_backward(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden):
     """Same results as `kernels.temperature_head.head_backward`, and its arguments with the hidden layer, if it was kept."""
-    kind = _compute_dtype(hidden)
+    N, kind = len(hidden), _compute_dtype(hidden)
     w1, b1, w2 = (w.to(kind) for w in (w1, b1, w2))
     ds = grad * T * (1 - T / max_temperature)
     dw1, db1, dw2 = torch.zeros_like(w1), torch.zeros_like(b1), torch.zeros_like(w2)
-    dh = []
-    for h, d in zip(hidden.split(CHUNK), ds.split(CHUNK)):
-        h = h.to(kind)
-        a = layer if keeps(len(hidden)) else _hidden_layer(h, w1, b1)
+    dh = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
+    for rows in _chunks(N):
+        h, d = hidden[rows].to(kind), ds[rows]
+        a = layer[rows] if keeps(N) else _hidden_layer(h, w1, b1)
         dw2 += d @ a
         da = torch.ops.aten.threshold_backward(torch.outer(d, w2), a, 0.0)  # 0 where a is 0
         db1 += da.sum(0)
         dw1.addmm_(da.T, h)
         if need_hidden:
-            dh.append((da @ w1).to(hidden.dtype))
-    return dw1, db1, dw2, ds.sum().view(1), torch.cat(dh) if need_hidden else hidden.new_empty(0)
+            dh[rows] = (da @ w1).to(hidden.dtype)
+    return dw1, db1, dw2, ds.sum().view(1), dh
