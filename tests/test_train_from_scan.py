@@ -102,7 +102,7 @@ def test_memory_stays_within_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(ScanSource, "_group", watched)
     run(tmp_path, max_memory=limit, num_train_epochs=2)
     assert len(set(held)) > 3
-    assert 3 * max(held) <= limit
+    assert 5 * max(held) <= limit
 
 
 def test_order_differs_by_epoch_and_seed(tmp_path):

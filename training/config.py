@@ -88,7 +88,7 @@ class TrainConfig:
         early_stopping_patience: measurements without a better loss after which training stops, the best head is kept; 0: never.
         save_steps: steps between checkpoints; 0 for none.
         save_total_limit: newest checkpoints that are kept.
-        max_memory: bytes a process may hold of a scan; 0 for no limit.
+        max_memory: bytes that a scan's tokens may take in a process, besides what training itself takes; 0 for no limit.
         diagnostics: tokens a step of which `diagnostics.jsonl` records T, T* and whether the cut held; 0 for none.
         report_to: trackers of accelerate (tensorboard, wandb …), separated by commas; "none".
         resume: continue from the newest checkpoint in `output`.
