@@ -90,7 +90,7 @@ def test_every_token_is_seen_once_an_epoch(tmp_path):
 
 def test_memory_stays_within_the_limit(tmp_path, monkeypatch):
     make_scan(tmp_path, rows_per_shard=20)  # a shard is larger than the limit
-    limit = 6_000
+    limit = 12_000
     held = []
     group = ScanSource._group
 
@@ -101,7 +101,7 @@ def test_memory_stays_within_the_limit(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ScanSource, "_group", watched)
     run(tmp_path, max_memory=limit, num_train_epochs=2)
-    assert len(set(held)) > 3
+    assert len(held) > 10  # several groups an epoch
     assert 5 * max(held) <= limit
 
 
