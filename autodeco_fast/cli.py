@@ -89,7 +89,7 @@ def doctor() -> None:
         name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
         typer.echo(f"\n{device} ({name}): backend {why(device)}")
         for op, good in self_test(device).items():
-            typer.echo(f"  {op:18} {'ok' if good else 'FAILED'}")
+            typer.echo(f"  {op:26} {'ok' if good else 'FAILED'}")
             failed |= not good
     if failed:
         raise typer.Exit(1)

@@ -34,7 +34,7 @@ def test_doctor_finds_everything_well():
     done = run("doctor")
     assert done.returncode == 0, done.stderr
     assert "FAILED" not in done.stdout
-    assert done.stdout.count(" ok") >= 5
+    assert done.stdout.count(" ok") >= 9
 
 
 def test_generate_continues_the_prompt(head):
