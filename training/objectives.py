@@ -124,7 +124,7 @@ class AutoDecoJoint:
         bias, transform = options.pop("bias"), options
         T = head["temp_head"](hidden)
         chunk = max(1, self.chunk_bytes // (len(weight) * hidden.element_size()))
-        block = torch.empty(min(chunk, len(hidden)) * len(weight), dtype=hidden.dtype, device=hidden.device)
+        block = hidden.new_empty(min(chunk, len(hidden)) * len(weight))
         parts, losses = [], []
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)

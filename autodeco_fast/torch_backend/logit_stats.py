@@ -41,23 +41,25 @@ class _Running:
         """Takes transformed logits `[R, v]` of columns `start …`; overwrites them and `spare`, R·v or more."""
         p = spare[: z.numel()].view(z.shape)
         self._count(z, start, p)
-        tile_max = z.amax(-1).clamp_(min=_NOTHING)
-        better = (tile_max > self.max).nonzero()[:, 0]
-        if len(better):  # few rows after the first tiles: an index costs more than a maximum
-            candidates = z if len(better) == len(z) else z[better]
-            self.argmax[better] = _argmax(candidates) + start
+        best = _argmax(z)[:, None] if start == 0 else None  # later few rows have a better one, and an index costs more
+        highest = lambda x: x.amax(-1) if best is None else x.gather(1, best)[:, 0]  # noqa: E731
+        tile_max = highest(z).clamp_(min=_NOTHING)
+        if best is not None:
+            self.argmax = best[:, 0]
+        elif len(better := (tile_max > self.max).nonzero()[:, 0]):
+            self.argmax[better] = _argmax(z[better]) + start
         new_max = torch.maximum(self.max, tile_max)
         d_old, d_tile, self.max = self.max - new_max, tile_max - new_max, new_max
         z.sub_(new_max[:, None]).clamp_(min=_FLOOR)
         s, t = moved(d_old, *self.sums)
         torch.softmax(z, -1, out=p)
-        tile_s = d_tile.exp() / p.amax(-1)
+        tile_s = d_tile.exp() / highest(p)
         self.sums = [s + tile_s, t + tile_s * p.mul_(z).sum(-1)]
         if self.inverse is not None:
             x = z.mul_(self.inverse[:, None])
             s, t, q = moved((d_old * self.inverse).clamp_(min=-1e9), *self.scaled_sums)
             torch.softmax(x, -1, out=p)
-            tile_s = (d_tile * self.inverse).exp_() / p.amax(-1)
+            tile_s = (d_tile * self.inverse).exp_() / highest(p)
             first, second = p.mul_(x).sum(-1), p.mul_(x).sum(-1)
             self.scaled_sums = [s + tile_s, t + tile_s * first, q + tile_s * second]
 
