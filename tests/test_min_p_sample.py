@@ -1,5 +1,6 @@
 """`sample` against masked Gumbel-max in fp64 on the same integers, and against the distribution it claims."""
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper
 
-from autodeco_fast.torch_backend import philox
+from autodeco_fast.torch_backend.draw import gumbel_of, philox4x32, uniform_bits, uniform_of
 from tests.on_device import on_device, sample
 
 
@@ -32,7 +33,7 @@ def reference(logits, T, min_p, seed, position=0, **cuts):
     z = logits.double()
     row = torch.arange(B).repeat_interleave(V).numpy()
     ids = torch.arange(V).repeat(B).numpy()
-    bits = philox.uniform_bits(seed, position, np.arange(B), row, ids)
+    bits = uniform_bits(seed, position, row, ids, 0)
     bits = torch.from_numpy(bits.astype(np.int64)).view(B, V)
     u = ((bits.double() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
     g = -(-torch.log1p(-u)).log()
@@ -44,6 +45,12 @@ def reference(logits, T, min_p, seed, position=0, **cuts):
     return score.argmax(-1), best[:, 0] - best[:, -1] if V > 1 else torch.ones(B)
 
 
+@numba.vectorize
+def gumbel(r):
+    """The sampler's noise of 32-bit integers."""
+    return gumbel_of(uniform_of(r))
+
+
 def assert_same_tokens(token, want, margin):
     clear = margin > 1e-5
     assert clear.float().mean() > 0.9
@@ -52,21 +59,18 @@ def assert_same_tokens(token, want, margin):
 
 def test_philox_known_answers():
     """Those of the authors' own test vectors."""
-    words = lambda key, c: [int(x) for x in philox.philox4x32(np.array([key]), np.array([c]), c, c, c)[:, 0]]  # noqa: E731
+    words = lambda key, c: [int(x) for x in philox4x32(key, c, c, c, c)]  # noqa: E731
     assert words(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     assert words(-1, 0xFFFFFFFF) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
 
 
-def test_noise_does_not_depend_on_its_neighbours():
-    """One Philox serves four ids; asked for alone or in any company, an id's integer is the same."""
-    ids = np.array([0, 1, 2, 3, 4, 9, 11, 151935, 3, 3, 2])
-    row = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 2])
-    seed, place = np.array([5, 5, -7]), np.arange(3)
-    together = philox.uniform_bits(seed, place, place, row, ids)
-    one = lambda i: philox.uniform_bits(int(seed[row[i]]), int(row[i]), int(row[i]), row[i : i + 1], ids[i : i + 1])[0]  # noqa: E731
-    alone = [one(i) for i in range(len(ids))]
-    assert together.tolist() == alone
-    assert len(set(alone)) == len(ids)
+def test_one_philox_serves_four_ids():
+    """Their integers are its four words; other seeds, positions, streams and domains have others."""
+    words = lambda *key: [int(x) for x in philox4x32(*key)]  # noqa: E731
+    assert uniform_bits(-7, 3, 5, np.arange(4, 8), 0).tolist() == words(-7, 1, 3, 5, 0)
+    assert uniform_bits(5, 2**32 - 1, 0, np.array([151935]), 0).tolist() == words(5, 151935 // 4, 2**32 - 1, 0, 0)[3:]
+    others = [(5, 3, 5, 0), (-7, 4, 5, 0), (-7, 3, 6, 0), (-7, 3, 5, 1)]
+    assert len({int(uniform_bits(*key[:3], 4, key[3])) for key in [(-7, 3, 5, 0), *others]}) == 5
 
 
 @pytest.mark.parametrize("min_p", [0.0, 1e-4, 0.05, 0.5, 1.0])
@@ -200,8 +204,7 @@ def tail_hits(noise) -> int:
 def test_far_tail_and_its_control():
     """The tail holds 200000·e^−10 / (1 + 200000·e^−10) = 0.9008 of the mass; 5 σ of 400 draws is 30."""
     ids = np.arange(200_001)
-    zero = np.zeros_like(ids)
-    ours = tail_hits(lambda k: philox.gumbel(k, 0, 0, zero, ids))
+    ours = tail_hits(lambda k: gumbel(uniform_bits(k, 0, 0, ids, 0)))
     assert abs(ours - 360.3) < 30
     g = np.random.default_rng(0)
     coarse = lambda k: -np.log(-np.log(g.integers(1, 2**12, ids.shape) / 2**12))  # noqa: E731
@@ -221,24 +224,23 @@ def test_other_samplers_keep_the_same(kind):
         assert vllm.gather(1, out.token[:, None]).all()
 
 
-def gumbel_of(r: np.ndarray) -> np.ndarray:
+def exact_gumbel(r: np.ndarray) -> np.ndarray:
     """fp64 noise of 32-bit integers."""
     u = np.minimum((r.astype(np.float64) + 0.5) * 2.0**-32, 1 - 2.0**-24)
     return -np.log(-np.log1p(-u))
 
 
-def test_the_tail_of_the_noise_is_exact(monkeypatch):
+def test_the_tail_of_the_noise_is_exact():
     """Large noise comes from small integers; there fp32 must not round the steps between them away."""
     r = np.concatenate([np.arange(20_000), np.arange(0, 2**32, 99_991), 2**32 - 1 - np.arange(500)]).astype(np.uint32)
-    monkeypatch.setattr(philox, "uniform_bits", lambda *a: r)
-    ours = philox.gumbel(0, 0, 0, *np.zeros((2, len(r)), np.int64))
-    error = np.abs(ours - gumbel_of(r))
+    ours = gumbel(r)
+    error = np.abs(ours - exact_gumbel(r))
     assert error[r < 0.9 * 2**32].max() < 4e-6
     assert error.max() < 0.05  # u near 1: noise about −2, which wins nothing
     assert ours.max() > 22.8
     assert len(np.unique(ours[:20_000])) > 19_000  # neighbours that differ by less than an fp32 step may meet
     naive = -np.log(-np.log1p(-((r >> 8).astype(np.float64) + 0.5) * 2.0**-24))
-    assert np.abs(naive - gumbel_of(r)).max() > 1  # the control: 24 bits
+    assert np.abs(naive - exact_gumbel(r)).max() > 1  # the control: 24 bits
 
 
 def test_compiles_without_a_break():

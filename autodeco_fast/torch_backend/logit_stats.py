@@ -1,25 +1,25 @@
 """Row statistics of logits and of an LM head's product, in torch.
 
-The product is made in tiles of `TILE` elements, in one reused buffer, and each tile is reduced in blocks of `BLOCK`
-elements, small enough for the second-level caches. Of a block with maximum m, one `softmax` p gives both sums:
+The product is made in tiles of `TILE` elements, in one reused buffer, and a tile is reduced in blocks of `BLOCK` elements: on
+CPUs by `row_sums.py`. Elsewhere, and in fp64, of a block with maximum m one `softmax` p gives both sums:
 `Σ e^{z−m} = 1 / max p` and `Σ e^{z−m}(z−m) = Σ p (z−m) / max p`. Sums are fp32, or fp64 if the logits are.
 """
 
+import numpy as np
 import torch
 
+from . import row_sums
+from .compiled import in_threads
 from .stats_partial import IGNORED, Part, moved, neutral
 
 TILE = 1 << 22  # elements of the product a time: 16 MB of fp32
 COLUMNS = 2048  # narrowest tile; fewer rows make it wider, up to WIDEST
 WIDEST = 1 << 16
 BLOCK = 1 << 20  # elements reduced a time: 4 MB of fp32
-_NOTHING = -1e30  # stands for a maximum of −inf, so that differences are finite
+_WORTH_A_THREAD = 1 << 18  # elements
+_NOTHING = float(row_sums.NOTHING)
 _FLOOR = -1e5  # e^x is 0 there at any T below 900, and 0·x² is 0 where 0·inf is not
-
-
-def _argmax(z: torch.Tensor) -> torch.Tensor:
-    """The lowest id of each row's maximum. numpy's is several times faster than torch's on a CPU."""
-    return torch.from_numpy(z.numpy().argmax(1)) if z.device.type == "cpu" else z.argmax(-1)
+_NONE = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
 
 
 class _Running:
@@ -33,35 +33,49 @@ class _Running:
         self.column, self.threshold, self.inverse = column, threshold, inverse_temperature
         self.max, self.target = new(R).fill_(_NOTHING), new(R).fill_(-float("inf"))
         self.argmax = torch.zeros_like(column)
-        self.sums = [new(R), new(R)]
-        self.scaled_sums = [new(R), new(R), new(R)]
+        self.sums = new(2, R)
+        self.scaled_sums = new(3, 0 if inverse_temperature is None else R)
         self.count = torch.zeros(R, device=column.device, dtype=torch.float64)
 
-    def feed(self, z: torch.Tensor, start: int, spare: torch.Tensor) -> None:
-        """Takes transformed logits `[R, v]` of columns `start …`; overwrites them and `spare`, R·v or more."""
-        p = spare[: z.numel()].view(z.shape)
+    def feed(self, x: torch.Tensor, start: int, scale: float, softcap: float | None) -> None:
+        """Takes products or logits `[R, v]` of columns `start …`; may overwrite them."""
+        if is_compiled(x):
+            brief = x.dtype == torch.bfloat16 and scale == 1.0 and softcap is None
+            x = x.view(torch.int16) if brief else transform(x, scale, softcap)
+            self._feed_compiled((_NONE[0], x.numpy()) if brief else (x.numpy(), _NONE[1]), start)
+        else:
+            self._feed(transform(x, scale, softcap), start)
+
+    def _feed_compiled(self, values: tuple[np.ndarray, np.ndarray], start: int) -> None:
+        inverse = self.threshold[:0] if self.inverse is None else self.inverse
+        state = (self.max, self.argmax, self.target, self.count, self.sums, self.scaled_sums)
+        rows = [t.numpy() for t in (self.column, self.threshold, inverse, *state)]
+
+        def work(own: slice) -> None:
+            row_sums.feed(*(v[own] for v in values), start, *(x[..., own] for x in rows))
+
+        in_threads(work, len(self.column), max(v.size for v in values) // _WORTH_A_THREAD)
+
+    def _feed(self, z: torch.Tensor, start: int) -> None:
+        p = torch.empty_like(z)
         self._count(z, start, p)
-        best = _argmax(z)[:, None] if start == 0 else None  # later few rows have a better one, and an index costs more
-        highest = lambda x: x.amax(-1) if best is None else x.gather(1, best)[:, 0]  # noqa: E731
-        tile_max = highest(z).clamp_(min=_NOTHING)
-        if best is not None:
-            self.argmax = best[:, 0]
-        elif len(better := (tile_max > self.max).nonzero()[:, 0]):
-            self.argmax[better] = _argmax(z[better]) + start
+        tile_max = z.amax(-1).clamp_(min=_NOTHING)
+        if len(better := (tile_max > self.max).nonzero()[:, 0]):
+            self.argmax[better] = z[better].argmax(-1) + start
         new_max = torch.maximum(self.max, tile_max)
         d_old, d_tile, self.max = self.max - new_max, tile_max - new_max, new_max
         z.sub_(new_max[:, None]).clamp_(min=_FLOOR)
-        s, t = moved(d_old, *self.sums)
         torch.softmax(z, -1, out=p)
-        tile_s = d_tile.exp() / highest(p)
-        self.sums = [s + tile_s, t + tile_s * p.mul_(z).sum(-1)]
+        tile_s = d_tile.exp() / p.amax(-1)
+        self.sums = torch.stack(moved(d_old, *self.sums))
+        self.sums += torch.stack([tile_s, tile_s * p.mul_(z).sum(-1)])
         if self.inverse is not None:
             x = z.mul_(self.inverse[:, None])
-            s, t, q = moved((d_old * self.inverse).clamp_(min=-1e9), *self.scaled_sums)
             torch.softmax(x, -1, out=p)
-            tile_s = (d_tile * self.inverse).exp_() / highest(p)
+            tile_s = (d_tile * self.inverse).exp_() / p.amax(-1)
             first, second = p.mul_(x).sum(-1), p.mul_(x).sum(-1)
-            self.scaled_sums = [s + tile_s, t + tile_s * first, q + tile_s * second]
+            self.scaled_sums = torch.stack(moved((d_old * self.inverse).clamp_(min=-1e9), *self.scaled_sums))
+            self.scaled_sums += torch.stack([tile_s, tile_s * first, tile_s * second])
 
     def _count(self, z: torch.Tensor, start: int, above: torch.Tensor) -> None:
         torch.gt(z, self.threshold[:, None], out=above)
@@ -73,12 +87,16 @@ class _Running:
         self.target = torch.where(inside, z.gather(1, column)[:, 0], self.target)
 
     def part(self) -> Part:
-        scaled = [] if self.inverse is None else self.scaled_sums
         nothing = self.max == _NOTHING
-        sums = [x.masked_fill(nothing, 0.0) for x in (*self.sums, *scaled)]
+        sums = [x.masked_fill(nothing, 0.0) for x in (*self.sums, *(() if self.inverse is None else self.scaled_sums))]
         return torch.stack([self.max.masked_fill(nothing, -float("inf")), self.target, *sums]), torch.stack(
             [self.argmax, self.count.long()]
         )
+
+
+def is_compiled(x: torch.Tensor) -> bool:
+    """Whether `row_sums.py` takes these."""
+    return x.device.type == "cpu" and kind_of(x) == torch.float32
 
 
 def kind_of(x: torch.Tensor) -> torch.dtype:
@@ -118,16 +136,18 @@ def logit_stats(
 ) -> Part:
     """Same arguments and results as `kernels.logit_stats.logit_stats`."""
     valid = (column != IGNORED).nonzero()[:, 0]
-    V = logits.shape[1]
-    _, columns, block = _tiling(len(valid), V)
-    spare = torch.empty(block * columns, dtype=kind_of(logits), device=logits.device)
+    V, compiled = logits.shape[1], is_compiled(logits)
+    columns = V if compiled else _tiling(len(valid), V)[1]
+    block = max(1, BLOCK // columns)
+    as_they_are = compiled and len(valid) == len(logits) and scale == 1.0 and softcap is None and logits.is_contiguous()
     parts = []
-    for rows in valid.split(block):
+    for i, rows in enumerate(valid.split(block)):
         y = column[rows]
         against = transform(logits[rows, y], scale, softcap) if threshold is None else threshold[rows]
         running = _Running(y, against, None if inverse_temperature is None else inverse_temperature[rows])
         for start in range(0, V, columns):
-            running.feed(transform(logits[rows, start : start + columns], scale, softcap), start, spare)
+            x = logits[i * block : (i + 1) * block] if as_they_are else logits[rows, start : start + columns]
+            running.feed(x, start, scale, softcap)
         parts.append(running.part())
     return scatter(valid, parts, len(column), logits, inverse_temperature is not None)
 
@@ -153,7 +173,6 @@ def token_stats(
     V = weight.shape[0]
     tile_rows, columns, block = _tiling(len(valid), V)
     tile = torch.empty(min(tile_rows, len(valid)) * columns, dtype=hidden.dtype, device=hidden.device)
-    spare = torch.empty(min(block, len(valid)) * columns, dtype=kind_of(hidden), device=hidden.device)
     parts = []
     for rows in valid.split(tile_rows):
         h = hidden[rows]
@@ -167,7 +186,7 @@ def token_stats(
             end = start + columns
             out = multiply(h, weight[start:end], None if bias is None else bias[start:end], tile)
             for one, x in zip(running, out.split(block)):
-                one.feed(transform(x, scale, softcap), start, spare)
+                one.feed(x, start, scale, softcap)
         parts.extend(one.part() for one in running)
     return scatter(valid, parts, len(column), hidden, inverse_temperature is not None)
 

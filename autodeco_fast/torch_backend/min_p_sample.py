@@ -1,20 +1,18 @@
 """Min-P sampling on CPUs: tile maxima in torch, then only the tiles that can hold a survivor, and noise for survivors alone.
 
-After the one read of the logits there is little left to do, so what follows is numpy, whose calls are cheap. Tensors of other
-devices are read there; their survivors are drawn on the host.
+After the one read of the logits there is little left to do: a loop over those tiles (`draw.py`), and numpy around it, whose
+calls are cheap. Tensors of other devices are read there; their survivors are drawn on the host.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from .philox import at, gumbel
+from .compiled import in_threads
+from .draw import GREEDY_BELOW, LOWEST, cut, draw
 
-TILE = 128
-GREEDY_BELOW = np.float32(1e-3)
-_LOWEST = np.finfo(np.float32).min  # `z ≥ max(τ, lowest)` also says that z is not −inf
-_CHUNK = 1024  # tiles looked at a time: their tokens, words and noise stay in the caches
+TILE = 256
+_CHUNK = 1024  # tiles looked at a time: where they must be copied, a copy stays in the caches
+_WORTH_A_THREAD = 1 << 19  # tokens of tiles that must be looked at; waking a thread takes as long as 10⁵ of them
 
 
 def _tile_maxima(z: torch.Tensor, width: int) -> torch.Tensor:
@@ -27,80 +25,55 @@ def _tile_maxima(z: torch.Tensor, width: int) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _tiles(z: torch.Tensor, row: np.ndarray, tile: np.ndarray, width: int) -> np.ndarray:
-    """The logits of these tiles, `[n, width]` fp32; −inf beyond V."""
-    last = z.shape[1] - width
-    start = tile * width
-    windows = z.unfold(1, width, 1)
-    if z.dtype == torch.float32 and z.device.type == "cpu":
-        values = windows.numpy()[row, np.minimum(start, last)]
-    else:
-        values = windows[torch.from_numpy(row), torch.from_numpy(np.minimum(start, last))].float().cpu().numpy()
-    for i in (start > last).nonzero()[0]:  # the ragged tile was read from `last` on: move it to its place
-        over = start[i] - last
-        values[i] = np.concatenate([values[i, over:], np.full(over, -np.inf, np.float32)])
+def _values(z: torch.Tensor, tile: np.ndarray, tiles: int, width: int) -> np.ndarray:
+    """What `draw` reads: z itself, or, of tensors that numpy cannot look at, these tiles alone, `[n, width]` fp32."""
+    if (z.dtype == torch.float32 and z.device.type == "cpu") or tiles == 1:
+        return z.float().cpu().numpy()
+    row, start = np.divmod(tile, tiles)
+    start *= width
+    window = np.minimum(start, z.shape[1] - width)
+    values = z.unfold(1, width, 1)[torch.from_numpy(row), torch.from_numpy(window)].float().cpu().numpy()
+    for i in (start > window).nonzero()[0]:  # a ragged tile is the end of the last window: move it to its place
+        over = start[i] - window[i]
+        values[i, : width - over] = values[i, over:].copy()
     return values
-
-
-def _whole_rows(row: np.ndarray) -> Iterator[slice]:
-    """Cuts a sorted list of rows into parts of about `_CHUNK` that end where a row ends."""
-    at = 0
-    while at < len(row):
-        end = min(at + _CHUNK, len(row))
-        if end < len(row):
-            begin = int(np.searchsorted(row, row[end]))  # of the row that would be cut in two
-            end = begin if begin > at else int(np.searchsorted(row, row[end], "right"))
-        yield slice(at, end)
-        at = end
-
-
-def _places(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`mask.nonzero()` of two dimensions, faster."""
-    return np.divmod(np.flatnonzero(mask), mask.shape[1])
 
 
 def _draw(
     z: torch.Tensor,
     tile_max: np.ndarray,
     top: np.ndarray,
-    T: np.ndarray | np.float32,
     tau: np.ndarray,
-    noise_of: tuple[np.ndarray | int, ...],
+    T: np.ndarray,
+    noise_of: tuple[np.ndarray, ...],
     first: int,
     want: tuple[str, ...],
 ) -> dict[str, np.ndarray]:
     """token, and what is wanted of logprob, kept, score and logit, of rows without NaN or +inf; T is 0 in greedy rows."""
-    B, width = len(tile_max), min(TILE, z.shape[1])
-    tau = np.maximum(tau, _LOWEST)
-    rows, tiles = _places(tile_max >= tau[:, None])
-    out = {"token": np.zeros(B, np.int64)}
-    kinds = {"logprob": (0, np.float32), "kept": (0, np.int32), "score": (-np.inf, np.float32), "logit": (-np.inf, np.float32)}
-    out |= {name: np.full(B, *kinds[name]) for name in kinds if name in want}
-    for part in _whole_rows(rows):
-        values = _tiles(z, rows[part], tiles[part], width)
-        tile, column = _places(values >= tau[rows[part], None])
-        row, ids, logit = rows[part][tile], tiles[part][tile] * width + column + first, values[tile, column]
-        edge = np.empty(len(row) + 1, dtype=bool)
-        edge[0] = edge[-1] = True
-        np.not_equal(row[1:], row[:-1], out=edge[1:-1])  # survivors come row by row, ids ascending
-        bounds = edge.nonzero()[0]
-        begin, count = bounds[:-1], bounds[1:] - bounds[:-1]
-        here = row[begin]
-        score = logit + at(T, row) * gumbel(*noise_of, row, ids)
-        won = (score == np.maximum.reduceat(score, begin).repeat(count)).nonzero()[0]
-        won = won[won.searchsorted(begin)]  # the first of a row: the lowest id
-        out["token"][here] = ids[won]
-        heat = np.broadcast_to(at(T, here), here.shape)
-        sampled = heat > 0
-        if "logprob" in want:
-            divisor = np.where(sampled, heat, 1)
-            distance = (logit - top[here].repeat(count)) / divisor.repeat(count)
-            mass = np.add.reduceat(np.exp(distance), begin)
-            out["logprob"][here] = np.where(sampled, distance[won] - np.log(mass), 0)
-        if "kept" in want:
-            out["kept"][here] = np.where(sampled, count, 1)
-        if "score" in want:
-            out["score"][here], out["logit"][here] = score[won], logit[won]
+    (B, tiles), (_, V) = tile_max.shape, z.shape
+    width = min(TILE, V)
+    tile = np.flatnonzero(tile_max >= np.maximum(tau, LOWEST)[:, None])
+    token, kept = np.zeros(B, np.int64), np.zeros(B, np.int32)
+    best = np.full((2, B), -np.inf, np.float32)
+    mass = np.zeros(B if "logprob" in want else 0)
+
+    def work(rows: slice) -> None:
+        begin, end = tile.searchsorted((rows.start * tiles, rows.stop * tiles))
+        for at in range(begin, end, _CHUNK):
+            own = tile[at : min(at + _CHUNK, end)]
+            values = _values(z, own, tiles, width)
+            draw(values, own, tiles, width, V, first, top, tau, T, *noise_of, token, best, kept, mass)
+
+    in_threads(work, B, len(tile) * width // _WORTH_A_THREAD)
+    out = {"token": token}
+    if "logprob" in want:
+        out["logprob"] = np.zeros(B, np.float32)
+        on = (T > 0) & (kept > 0)
+        out["logprob"][on] = (best[1, on] - top[on]) / T[on] - np.log(mass[on])
+    if "kept" in want:
+        out["kept"] = np.where(T > 0, kept, np.minimum(kept, 1))
+    if "score" in want:
+        out["score"], out["logit"] = best
     return out
 
 
@@ -119,16 +92,16 @@ def _top_k_top_p(z: torch.Tensor, top: np.ndarray, T: np.ndarray, top_k: np.ndar
         heat, p = max(float(T[row]), float(GREEDY_BELOW)), float(top_p[row])
         weight = lambda x, m=top[row], heat=heat: np.exp((x.astype(np.float64) - m) / heat)  # noqa: E731
         values = z[row].float().cpu().numpy()
-        values = values[values >= max(floor[row], _LOWEST)]
+        values = values[values >= max(floor[row], LOWEST)]
         likely = np.sort(values[values >= top[row] + heat * np.log((1 - p) / V)])[::-1]
         above = np.cumsum(weight(likely)) - weight(likely)  # Σ over what is larger, and over ties that stand before
         floor[row] = likely[max(1, above.searchsorted(p * weight(values).sum())) - 1]
     return floor
 
 
-def _host(value: torch.Tensor | float, kind: type = int) -> np.ndarray | float:
-    """A `[B]` tensor as an array; a number as one of this kind."""
-    return value.cpu().numpy() if isinstance(value, torch.Tensor) else kind(value)
+def _host(value: torch.Tensor | float, B: int, kind: type = np.int64) -> np.ndarray:
+    """A `[B]` tensor, or a number, as an array."""
+    return value.cpu().numpy() if isinstance(value, torch.Tensor) else np.full(B, value, kind)
 
 
 def _allow(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
@@ -173,18 +146,13 @@ def min_p_sample(
     status[top == -np.inf] += 4
     if known is not None:
         top = np.maximum(top, host(known))
-    T = _host(temperature, np.float32)
-    T = T * (T >= GREEDY_BELOW)
-    stream = np.arange(B) if stream is None else _host(stream)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cut = np.where(T > 0, T * np.log(_host(min_p, np.float32)), np.float32(0))
-        tau = top + cut
-        if isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1:
-            rows = (np.broadcast_to(x, B) for x in (T, _host(top_k), _host(top_p, np.float32)))
-            tau = np.maximum(tau, _top_k_top_p(logits, top, *rows))
-        noise_of = _host(seed), _host(position), stream
-        partial = ("score", "logit") if "partial" in want else ()
-        out = _draw(logits, tile_max, top, T, tau, noise_of, first, (*want, *partial))
+    T, tau = np.empty((2, B), np.float32)
+    cut(top, _host(temperature, B, np.float32), _host(min_p, B, np.float32), T, tau)
+    if isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1:
+        tau = np.maximum(tau, _top_k_top_p(logits, top, T, _host(top_k, B), _host(top_p, B, np.float32)))
+    noise_of = _host(seed, B), _host(position, B), np.arange(B) if stream is None else _host(stream, B)
+    partial = ("score", "logit") if "partial" in want else ()
+    out = _draw(logits, tile_max, top, tau, T, noise_of, first, (*want, *partial))
     out["status"] = status
     if partial:
         out["partial"] = np.stack([top, out.pop("score"), out.pop("logit")])
@@ -194,9 +162,9 @@ def min_p_sample(
     return out
 
 
-def _full_logprob(logits: torch.Tensor, T: np.ndarray | np.float32, token: torch.Tensor) -> torch.Tensor:
+def _full_logprob(logits: torch.Tensor, T: np.ndarray, token: torch.Tensor) -> torch.Tensor:
     """ln softmax(z/T)_token; 0 in greedy rows and where nothing is finite."""
-    T = torch.from_numpy(np.array(np.broadcast_to(T, len(logits)))).to(logits.device)
+    T = torch.from_numpy(T).to(logits.device)
     z = logits.float() / torch.where(T > 0, T, 1.0)[:, None]
     log_p = z.gather(1, token[:, None])[:, 0] - z.logsumexp(-1)
     return torch.where((T > 0) & log_p.isfinite(), log_p, 0.0)

@@ -10,11 +10,9 @@ With p = softmax(z/T) in descending order, C its running sum, k the steepness, P
     ∂q/∂T = q (−(z_y − E_p z)/T² − k a_y D_y − (Σ dp w − k Σ a p w D) / A)
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 
+from .compiled import in_threads
 from .logit_stats import kind_of, multiply, transform
 from .stats_partial import IGNORED
 
@@ -23,12 +21,11 @@ ROWS_BYTES = 4 << 20  # of one block of sorted logits; about eight such blocks l
 
 
 def _descending(z: torch.Tensor) -> torch.Tensor:
-    """Sorted rows. On a CPU by numpy, a thread a row: it sorts values alone, and several times faster than torch."""
+    """Sorted rows. On a CPU by numpy: it sorts values alone, and several times faster than torch."""
     if z.device.type != "cpu":
         return z.sort(-1, descending=True).values
     x = z.neg()
-    with ThreadPoolExecutor(min(len(x), os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda row: row.sort(), x.numpy()))
+    in_threads(lambda rows: x.numpy()[rows].sort(), len(x), len(x))
     return x.neg_()
 
 

@@ -1,0 +1,143 @@
+"""The loops that numba compiles for CPUs, and the threads they run in."""
+
+import subprocess
+import sys
+import textwrap
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from autodeco_fast import logit_stats, sample
+from autodeco_fast.torch_backend import compiled, draw, row_sums
+
+elementwise_exp = numba.vectorize(lambda x: row_sums._exp(x))
+NAN = {"positive": 0x7FC00000, "negative": -0x400000}
+
+
+@numba.vectorize
+def exponent_and_noise(r, which):
+    """⌊log₂ u⌋ or the noise of a 32-bit integer."""
+    u = draw.uniform_of(r)
+    return np.float32(draw.exponent_of(u)) if which == 0 else draw.gumbel_of(u)
+
+
+def test_exp():
+    x = np.linspace(-87, 0, 1_000_001, dtype=np.float32)
+    exact = np.exp(x.astype(np.float64))
+    assert np.abs(elementwise_exp(x) / exact - 1).max() < 4e-7
+
+
+def test_a_score_that_is_not_looked_at_cannot_win():
+    """g ≤ −⌊log₂ u⌋ · 0.69315 at all ends of the binades, where it is closest; ln 2 rounded down would not do."""
+    ends = 2 ** np.arange(32, dtype=np.uint64)
+    r = np.unique(np.concatenate([ends - 1, ends, ends + 1, np.arange(3000), 2**32 - 1 - ends]).astype(np.uint64))
+    r = r[r < 2**32]
+    exponent, noise = exponent_and_noise(r, 0), exponent_and_noise(r, 1)
+    assert (noise <= -exponent * draw._LN2).all()
+    assert not (noise <= -exponent * np.float32(0.6931)).all()
+
+
+@pytest.mark.parametrize("min_p", [0.0, 0.02])
+def test_the_winner_of_all_scores(min_p):
+    """To the bit: every noise drawn, every score compared."""
+    noise = numba.vectorize(lambda r: draw.gumbel_of(draw.uniform_of(r)))
+    z = torch.randn(6, 5003, generator=torch.Generator().manual_seed(2)) * torch.tensor(
+        [[0.0], [0.1], [1.0], [3.0], [0.1], [2.0]]
+    )
+    T = np.float32(0.9)
+    ids = np.arange(5003)
+    for row, token in enumerate(sample(z, 0.9, min_p=min_p, seed=8, position=5, backend="torch").token.tolist()):
+        values = z[row].numpy()
+        score = values + T * noise(draw.uniform_bits(8, 5, row, ids, 0))
+        kept = values >= (values.max() + T * np.log(np.float32(min_p)) if min_p else -np.inf)
+        assert token == np.where(kept, score, -np.inf).argmax()
+
+
+@pytest.mark.parametrize("sign", NAN)
+def test_a_nan_of_either_sign_is_seen(sign):
+    z = torch.randn(3, 2000)
+    z[1, 700] = torch.tensor(NAN[sign], dtype=torch.int32).view(torch.float32)
+    stats = logit_stats(z, torch.tensor([0, 1, 2]), backend="torch")
+    assert stats.logsumexp.isfinite().tolist() == [True, False, True]
+    assert stats.entropy.isfinite().tolist() == [True, False, True]
+
+
+def test_maxima_of_all_signs():
+    """Integers stand for floats there: zeros of both signs, negative rows, subnormal numbers, −inf."""
+    rows = [
+        [-3.0, -1.5, -2.0],
+        [-0.0, 0.0, -1.0],
+        [-1e-40, -2e-40, -3e-40],
+        [-float("inf"), -5.0, -float("inf")],
+        [2.0, 7.0, 7.0],
+    ]
+    z = torch.tensor(rows)
+    stats = logit_stats(z, torch.zeros(5, dtype=torch.int64), backend="torch")
+    assert torch.equal(stats.max_logit, z.amax(-1))
+    assert stats.max_logit[torch.arange(5)].tolist() == z.gather(1, stats.argmax[:, None])[:, 0].tolist()
+    assert stats.argmax[[0, 2, 3, 4]].tolist() == [1, 0, 1, 1]
+    assert stats.rank.tolist() == [2, 0, 0, 1, 2]
+    torch.testing.assert_close(stats.logsumexp, z.logsumexp(-1))
+
+
+def test_bf16_is_read_as_it_is():
+    z = (torch.randn(9, 3001) * 4).bfloat16()
+    T = torch.linspace(0.2, 2.0, 9)
+    y = torch.arange(9)
+    brief, wide = (logit_stats(x, y, temperature=T, backend="torch") for x in (z, z.float()))
+    for a, b in zip(brief, wide):
+        assert a is b is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_nothing(threads, monkeypatch):
+    z = torch.randn(7, 300_000)
+    y = torch.arange(7)
+    alone = logit_stats(z, y, backend="torch"), sample(z, 1.0, seed=3, backend="torch").token
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    seen = []
+    compiled.in_threads(lambda rows: seen.extend(range(7)[rows]), 7, 100)
+    assert sorted(seen) == list(range(7))
+    together = logit_stats(z, y, backend="torch"), sample(z, 1.0, seed=3, backend="torch").token
+    assert all(torch.equal(a, b) for a, b in zip(alone[0], together[0]) if a is not None)
+    assert torch.equal(alone[1], together[1])
+
+
+def test_what_fails_in_a_thread_is_raised(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+    def work(rows: slice) -> None:
+        if rows.start:
+            raise ValueError("in a thread")
+
+    with pytest.raises(ValueError, match="in a thread"):
+        compiled.in_threads(work, 3, 3)
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own():
+    script = """
+        import os
+        from autodeco_fast.torch_backend import compiled
+        import torch
+        torch.get_num_threads = lambda: 4
+        seen = []
+        compiled.in_threads(lambda rows: seen.append(rows), 8, 8)
+        child = os.fork()
+        if child == 0:
+            compiled.in_threads(lambda rows: seen.append(rows), 8, 8)
+            os._exit(0 if len(seen) == 8 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120)
+
+
+def test_compiles_where_nothing_can_be_written():
+    def decorator(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
+        return lambda f: (f, options)
+
+    assert compiled._cached(decorator, nogil=True)(max) == (max, {"nogil": True})
