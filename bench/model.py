@@ -11,6 +11,8 @@ code of the loop that every logit goes through. Needs no GPU.
 
     tile = max(matrix, cache) + epilogue,   cache = (rows + block)·H elements over the second level's bandwidth for one of them
 
+or max(matrix + epilogue, cache), where its loops are flattened and copies go on during the sums.
+
 Chunked: the vendor's product, and a write and a read of every logit.
 """
 
@@ -136,22 +138,28 @@ def linear_row(B: int, H: int, V: int) -> dict:
     }  # fmt: skip
 
 
-def statistics_row(N: int, H: int, V: int, instructions: int) -> dict:
-    """Both designs of `token_stats`, bf16."""
-    rows, block = token_stats.ROWS, token_stats.BLOCK
+def streaming_seconds(variant: token_stats.Variant, N: int, H: int, V: int, instructions: int) -> float:
+    """Waves of splits, tile by tile."""
+    rows, block = variant.tile(scaled=False)
     units = CARD["multiprocessors"]
     matrix = 2.0 * rows * block * H / (CARD["tflops"] / units)
     cache = 2 * (rows + block) * H / (CARD["cache_bytes_per_second"] / units)
-    epilogue = token_stats.WARPS * instructions / (CARD["warp_instructions_per_clock"] * CARD["clock"])
+    size = rows * block / (token_stats.POINTERS.rows * token_stats.POINTERS.block)
+    epilogue = size * token_stats.WARPS * instructions / (CARD["warp_instructions_per_clock"] * CARD["clock"])
     tiles, blocks = -(-V // block), -(-N // rows)
     depth = -(-tiles // min(tiles, -(-token_stats.PROGRAMS // blocks)))
     waves = -(-blocks * -(-tiles // depth) // units)
-    streaming = waves * depth * (max(matrix, cache) + epilogue)
+    return waves * depth * (max(matrix + epilogue, cache) if variant.flatten else max(matrix, cache) + epilogue)
+
+
+def statistics_row(N: int, H: int, V: int, instructions: int) -> dict:
+    """Both designs of `token_stats`, bf16; streaming by pointers, and in the variant for this card."""
     product = 2.0 * N * H * V / CARD["tflops"]
     chunked = product + 4 * N * V / CARD["bytes_per_second"]
     return {
         "op": "token_stats", "B": N, "V": V, "H": H, "MB": 4 * N * V / 1e6, "issue_us": 1e6 * product,
-        "predicted_us": 1e6 * chunked, "streaming_us": 1e6 * streaming, "over_product": chunked / product,
+        "predicted_us": 1e6 * chunked, "streaming_us": 1e6 * streaming_seconds(token_stats.POINTERS, N, H, V, instructions),
+        "hopper_us": 1e6 * streaming_seconds(token_stats.HOPPER, N, H, V, instructions), "over_product": chunked / product,
     }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
     python -m bench.resources --output bench/results/resources.json
 
-Each file of `kernels/` lists its kernels in `AOT`: (function, argument types, constexpr values, warps, stages).
+Each file of `kernels/` lists its kernels in `AOT`: (function, argument types, constexpr values, warps, stages), and the
+targets, where it is a variant for some of them.
 """
 
 import argparse
@@ -25,6 +26,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+_COPIES = {"bulk": "cp.async.bulk.tensor", "asynchronous": "cp.async"}
 _DIVISIBLE = re.compile(r"\*|^i32$")
 
 
@@ -38,7 +40,7 @@ def kernels() -> list[tuple]:
 
 
 def _nvidia(cubin: bytes, ptx: str) -> dict:
-    """Registers, spilled bytes a thread and shared memory from cuobjdump; the instruction family from the PTX."""
+    """Registers, spilled bytes a thread and shared memory from cuobjdump; the instruction families from the PTX."""
     tool = next(Path(triton.__file__).parent.rglob("cuobjdump*"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -48,7 +50,14 @@ def _nvidia(cubin: bytes, ptx: str) -> dict:
     matrix = next((word for word in ("tcgen05", "wgmma", "mma.sync") if word in ptx), "-")
     loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.b(\d+)", ptx)
     widest = max((int(v or 1) * int(bits) for v, bits in loads), default=0)
-    return {"registers": usage["REG"], "spills": usage["STACK"] + usage["LOCAL"], "matrix": matrix, "widest_load_bits": widest}
+    copies = next((name for name, word in _COPIES.items() if word in ptx), "-")
+    return {
+        "registers": usage["REG"],
+        "spills": usage["STACK"] + usage["LOCAL"],
+        "matrix": matrix,
+        "widest_load_bits": widest,
+        "copies": copies + (", own warps" if "setmaxnreg" in ptx else ""),
+    }
 
 
 def _amd(assembly: str) -> dict:
@@ -61,12 +70,13 @@ def _amd(assembly: str) -> dict:
         "spills": find("private_segment_fixed_size"),
         "matrix": matrix,
         "widest_load_bits": 32 * max(loads, default=1),
+        "copies": "-",
     }
 
 
 def compile_one(entry: tuple, target: str) -> dict:
     """Compiles one kernel; pointers and sizes are taken as multiples of 16, as they are in most launches."""
-    function, signature, constants, warps, stages = entry
+    function, signature, constants, warps, stages, *_ = entry
     names = [*function.arg_names]
     signature = {name: signature.get(name, "constexpr") for name in names}
     constants = {(names.index(name),): value for name, value in constants.items()}
@@ -86,9 +96,10 @@ def survey() -> list[dict]:
     """One row a kernel and target."""
     rows = []
     for file, entry in kernels():
-        config = ", ".join(f"{key}={entry[2][key]}" for key in ("block", "rows", "units") if key in entry[2])
+        keys = ("block", "rows", "units", "described", "flatten", "specialize")
+        config = ", ".join(f"{key}={entry[2][key]}" for key in keys if entry[2].get(key))
         name = f"{file}.{entry[0].__name__.lstrip('_')}"
-        for target in TARGETS:
+        for target in entry[5:] or TARGETS:
             rows.append({"kernel": name, "config": config, "target": target, **compile_one(entry, target)})
     return rows
 

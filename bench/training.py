@@ -6,7 +6,8 @@ A step is the head forward, the statistics, the loss and the backward. The physi
 taken in several chunkings, each into one reused buffer (or written out whole), and the fastest of them is what everything is
 compared with, in the same run. Peers: the same in plain torch from logits [N, V] (on a GPU also compiled), PyTorch's chunked
 linear cross-entropy (forward), AutoDeco's released steps, and where they are installed Liger's fused linear cross-entropy and
-Cut Cross-Entropy (forward). A peer that runs out of memory is recorded as such.
+Cut Cross-Entropy (forward); on a GPU also the designs of `token_stats` (forward). A peer that runs out of memory is recorded
+as such.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autodeco_fast import TemperatureHead, TopPHead
+from autodeco_fast import TemperatureHead, TopPHead, token_stats
 from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
 from autodeco_fast.training.step import training_step
 from bench import released
@@ -74,6 +75,24 @@ class Case:
         top_p_head = self.heads["top_p_head"] if joint else None
         return lambda: released.step(self.hidden, self.lm_head.weight, self.target, self.heads["temp_head"], top_p_head)
 
+    def statistics(self) -> dict:
+        """On a GPU: both designs of `token_stats`, and the variants of the streaming one that this GPU runs, forward only."""
+        if device() != "cuda":
+            return {}
+        from autodeco_fast.kernels import token_stats as kernel
+
+        rest = self.target, None, None, None, 1.0, None
+        calls = {"token_stats, chunks": lambda: token_stats(self.hidden, self.lm_head.weight, self.target, fused=False)}
+        for name, variant, needs in (
+            ("pointers", kernel.POINTERS, 8),
+            ("Hopper", kernel.HOPPER, 9),
+            ("Blackwell", kernel.BLACKWELL, 10),
+        ):
+            if torch.cuda.get_device_capability()[0] >= needs:
+                run = lambda variant=variant: kernel.token_stats(self.hidden, self.lm_head.weight, *rest, variant=variant)  # noqa: E731
+                calls[f"token_stats, streaming, {name}"] = run
+        return calls
+
     def forwards(self) -> dict:
         """Linear cross-entropies of others that are installed, forward only."""
         hidden, weight, target = self.hidden, self.lm_head.weight, self.target
@@ -101,7 +120,7 @@ def peers(case: Case) -> dict:
     eager = {"eager torch, hinge": (case.eager_hinge, 5)}
     if device() == "cuda":
         eager["eager torch, hinge, torch.compile"] = torch.compile(case.eager_hinge), 5
-    others = {name: (call, 5) for name, call in case.forwards().items()}
+    others = {name: (call, 5) for name, call in {**case.statistics(), **case.forwards()}.items()}
     joint = {
         "AutoDeco's released temperature step": (case.released(False), 2),
         "AutoDeco's released joint step": (case.released(True), 2),

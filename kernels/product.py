@@ -41,6 +41,27 @@ def product_tile(
         if upcast:  # Triton's interpreter would multiply the bit patterns of bf16
             b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
         b_z = tl.dot(b_x, b_w, b_z, input_precision="ieee")
+    return logits_of(b_z, bias_ptr, o_v, V, scale, softcap)
+
+
+@triton.jit
+def described_tile(
+    x_desc, w_desc, bias_ptr, row0, tile, V, H, scale, softcap,
+    rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, upcast: tl.constexpr,
+):  # fmt: skip
+    """The same by bulk copies, from tensor descriptors of x and w in blocks `[rows, step]` and `[block, step]`."""
+    b_z = tl.zeros((rows, block), tl.float32)
+    for h in range(0, H, step):
+        b_x, b_w = x_desc.load([row0, h]), w_desc.load([tile * block, h]).T
+        if upcast:
+            b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
+        b_z = tl.dot(b_x, b_w, b_z, input_precision="ieee")
+    return logits_of(b_z, bias_ptr, tile * block + tl.arange(0, block), V, scale, softcap)
+
+
+@triton.jit
+def logits_of(b_z, bias_ptr, o_v, V, scale, softcap):
+    """A tile's products with bias and transform; −inf beyond V."""
     if bias_ptr is not None:
         b_z += tl.load(bias_ptr + o_v, mask=o_v < V, other=0.0).to(tl.float32)[None, :]
     b_z = transform(b_z, scale, softcap)

@@ -9,17 +9,43 @@
 Reads of w from device memory: once for all row blocks that run at the same time, since those walk through one split
 together. Writes [K, N, S] fp32 partials (K = 4, or 7 with temperatures) and twice as many int32 as rows and splits.
 fp32 operands are multiplied in fp32, not in TF32.
+
+`_tiles` comes in three variants, all with one program for a split. `POINTERS` runs anywhere. `HOPPER` fetches tiles by bulk
+copies (TMA), which leaves registers for tiles of 256 × 128, ¾ of the cache traffic, and flattens both loops, so that copies
+go on during the sums. `BLACKWELL` gives copies, products and sums to warps of their own.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .logit_stats import moved
-from .product import product_tile, transform
+from .product import described_tile, product_tile, transform
 
-ROWS, BLOCK, DEPTH_H, WARPS, STAGES = 128, 128, 64, 8, 3
-BLOCK_SCALED = 64  # with temperatures: the second set of sums spills in a wider tile
+DEPTH_H, WARPS, STAGES = 64, 8, 3
+
+
+class Variant(NamedTuple):
+    """Tiles and loops of `_tiles`; the scaled tile is for temperatures, whose sums need more registers."""
+
+    rows: int
+    block: int
+    scaled_rows: int
+    scaled_block: int
+    described: bool = False  # tensor descriptors instead of pointers: 16-bit operands, rows of a multiple of 16 bytes
+    flatten: bool = False
+    specialize: bool = False
+
+    def tile(self, scaled: bool) -> tuple[int, int]:
+        return (self.scaled_rows, self.scaled_block) if scaled else (self.rows, self.block)
+
+
+POINTERS = Variant(128, 128, 128, 64)
+HOPPER = Variant(256, 128, 128, 64, described=True, flatten=True)
+BLACKWELL = Variant(128, 128, 128, 64, described=True, specialize=True)
 PROGRAMS = 528  # four for each multiprocessor of an H100, so that the last wave is a small part
 TARGET_BLOCK = 1024
 
@@ -43,8 +69,8 @@ def _target(x_ptr, w_ptr, bias_ptr, column_ptr, out_ptr, H, x_stride, w_stride, 
 
 @triton.jit
 def _tiles(
-    x_ptr,  # [N, H] any float, row stride x_stride
-    w_ptr,  # [V, H] of the same type, row stride w_stride
+    x_ptr,  # [N, H] any float, row stride x_stride; or a descriptor of blocks [rows, step]
+    w_ptr,  # [V, H] of the same type, row stride w_stride; or a descriptor of blocks [block, step]
     bias_ptr,  # [V] any float, or None
     column_ptr,  # [N] i64: the target's column, or negative
     threshold_ptr,  # [N] fp32
@@ -64,6 +90,9 @@ def _tiles(
     block: tl.constexpr,
     step: tl.constexpr,
     upcast: tl.constexpr,
+    described: tl.constexpr,
+    flatten: tl.constexpr,
+    specialize: tl.constexpr,
 ):
     row0 = tl.program_id(0) * rows
     split = tl.program_id(1)
@@ -78,10 +107,14 @@ def _tiles(
     b_max, b_own = zero - float("inf"), zero - float("inf")
     b_s, b_t, b_u, b_a, b_q = zero, zero, zero, zero, zero
     b_best, b_count = zero.to(tl.int32), zero.to(tl.int32)
-    for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
-        b_z = product_tile(
-            x_ptr, w_ptr, bias_ptr, row0, tile, N, V, H, x_stride, w_stride, scale, softcap, rows, block, step, upcast
-        )  # fmt: skip
+    end = tl.minimum((split + 1) * depth, tl.cdiv(V, block))
+    for tile in tl.range(split * depth, end, flatten=flatten, warp_specialize=specialize):
+        if described:
+            b_z = described_tile(x_ptr, w_ptr, bias_ptr, row0, tile, V, H, scale, softcap, rows, block, step, upcast)
+        else:
+            b_z = product_tile(
+                x_ptr, w_ptr, bias_ptr, row0, tile, N, V, H, x_stride, w_stride, scale, softcap, rows, block, step, upcast
+            )  # fmt: skip
         o_v = tile * block + tl.arange(0, block)
         m_own = o_v[None, :] == b_column[:, None]
         b_own = tl.maximum(b_own, tl.max(tl.where(m_own, b_z, -float("inf")), 1))
@@ -171,6 +204,7 @@ def token_stats(
     softcap: float | None,
     *,
     splits: int | None = None,
+    variant: Variant = POINTERS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launches the kernels.
 
@@ -180,30 +214,43 @@ def token_stats(
         column, threshold, inverse_temperature, scale, softcap: as in `kernels.logit_stats.logit_stats`, no column −2.
         bias: `[V]` or None.
         splits: parts of V; None chooses. It only changes rounding.
+        variant: `POINTERS` until the others have been measured; operands that no descriptor fits are read by pointers anyway.
 
     Returns:
         floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `torch_backend/stats_partial.py`.
     """
     (N, H), V = hidden.shape, weight.shape[0]
-    K = 4 if inverse_temperature is None else 7
+    scaled = inverse_temperature is not None
+    K = 7 if scaled else 4
     new = lambda *shape, dtype=torch.float32: torch.empty(*shape, dtype=dtype, device=hidden.device)  # noqa: E731
     floats, ints = new(K, N), new(2, N, dtype=torch.int64)
     if N == 0:
         return floats, ints
     threshold = target_logit(hidden, weight, column, bias, scale, softcap) if threshold is None else threshold
-    block = BLOCK if inverse_temperature is None else BLOCK_SCALED
-    tiles, blocks = triton.cdiv(V, block), triton.cdiv(N, ROWS)
+    if variant.described and not (_describable(hidden) and _describable(weight)):
+        variant = POINTERS
+    rows, block = variant.tile(scaled)
+    tiles, blocks = triton.cdiv(V, block), triton.cdiv(N, rows)
     depth = triton.cdiv(tiles, min(tiles, splits or triton.cdiv(PROGRAMS, blocks)))
     S = triton.cdiv(tiles, depth)
     parts, part_ints = new(K, N, S), new(2, N, S, dtype=torch.int32)
+    x, w = hidden, weight
+    if variant.described:
+        x, w = TensorDescriptor.from_tensor(x, [rows, DEPTH_H]), TensorDescriptor.from_tensor(w, [block, DEPTH_H])
     _tiles[(blocks, S)](
-        hidden, weight, bias, column, threshold, inverse_temperature, parts, part_ints,
+        x, w, bias, column, threshold, inverse_temperature, parts, part_ints,
         N, V, H, hidden.stride(0), weight.stride(0), S, depth, float(scale), softcap,
-        ROWS, block, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda, num_warps=WARPS, num_stages=STAGES,
+        rows, block, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda, *variant[4:],
+        num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     block_s = max(16, triton.next_power_of_2(S))
     _merge[(N,)](parts, part_ints, inverse_temperature, floats, ints, N, S, block_s, num_warps=1)
     return floats, ints
+
+
+def _describable(x: torch.Tensor) -> bool:
+    """Whether bulk copies can read it."""
+    return x.element_size() == 2 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
 
 
 def target_logit(
@@ -226,16 +273,29 @@ def target_logit(
 
 _DATA = {
     **dict.fromkeys(("x_ptr", "w_ptr"), "*bf16"),
-    **{"column_ptr": "*i64", "threshold_ptr": "*fp32", "inverse_ptr": "*fp32", "float_ptr": "*fp32", "int_ptr": "*i32"},
+    **{"column_ptr": "*i64", "threshold_ptr": "*fp32", "float_ptr": "*fp32", "int_ptr": "*i32"},
     **dict.fromkeys(("N", "V", "H", "x_stride", "w_stride", "S", "depth"), "i32"),
     "scale": "fp32",
 }
-_PLAIN = {"bias_ptr": None, "softcap": None, "rows": ROWS, "block": BLOCK, "step": DEPTH_H, "upcast": False}
 _PARTS = {"part_ptr": "*fp32", "part_int_ptr": "*i32", "inverse_ptr": "*fp32", "float_ptr": "*fp32", "int_ptr": "*i64"}
 _DOT = {"x_ptr": "*bf16", "w_ptr": "*bf16", "column_ptr": "*i64", "out_ptr": "*fp32", "H": "i32", "x_stride": "i32"}
+
+
+def _entry(variant: Variant, scaled: bool, *targets: str) -> tuple:
+    """What is compiled ahead of time; of a variant for some targets, only for these."""
+    rows, block = variant.tile(scaled)
+    kinds = {**_DATA, "inverse_ptr": "*fp32"} if scaled else _DATA
+    if variant.described:
+        kinds = {**kinds, **{f"{n}_ptr": f"tensordesc<bf16[{size},{DEPTH_H}]>" for n, size in (("x", rows), ("w", block))}}
+    fixed = {"bias_ptr": None, "softcap": None, "rows": rows, "block": block, "step": DEPTH_H, "upcast": False}
+    loops = dict(zip(Variant._fields[4:], variant[4:]))
+    return (_tiles, kinds, {**fixed, **loops, **({} if scaled else {"inverse_ptr": None})}, WARPS, STAGES, *targets)
+
+
 AOT = [
-    (_tiles, {k: v for k, v in _DATA.items() if k != "inverse_ptr"}, {**_PLAIN, "inverse_ptr": None}, WARPS, STAGES),
-    (_tiles, _DATA, {**_PLAIN, "block": BLOCK_SCALED}, WARPS, STAGES),
+    *(_entry(POINTERS, scaled) for scaled in (False, True)),
+    *(_entry(HOPPER, scaled, "sm_90") for scaled in (False, True)),
+    *(_entry(BLACKWELL, scaled, "sm_100") for scaled in (False, True)),
     (_merge, {**_PARTS, "N": "i32", "S": "i32"}, {"block_s": 64}, 1, 3),
     (
         _target,

@@ -75,6 +75,19 @@ def test_fused_products_use_the_matrix_unit(kernel, config, rows):
     assert family == {("sm_80", "mma.sync"), ("sm_90", "wgmma"), ("sm_100", "tcgen05"), ("gfx942", "mfma")}
 
 
+def test_variants_of_the_streaming_statistics(rows):
+    """Hopper's and Blackwell's fetch tiles by bulk copies (TMA), Blackwell's in warps of their own."""
+    tiles = [r for r in rows if r["kernel"] == "token_stats.tiles"]
+    for config, target, copies in (
+        ("block=128, rows=128", "sm_90", "asynchronous"),
+        ("block=128, rows=256, described=True, flatten=True", "sm_90", "bulk"),
+        ("block=64, rows=128, described=True, flatten=True", "sm_90", "bulk"),
+        ("block=128, rows=128, described=True, specialize=True", "sm_100", "bulk, own warps"),
+        ("block=64, rows=128, described=True, specialize=True", "sm_100", "bulk, own warps"),
+    ):
+        assert [r["copies"] for r in tiles if (r["config"], r["target"]) == (config, target)] == [copies]
+
+
 def test_logits_are_read_in_wide_words(rows):
     """16 bytes a thread of 32 lanes, 8 of 64: 512 bytes a wave either way."""
     for kernel in ("min_p_sample.scan", "logit_stats.logit_stats"):

@@ -83,6 +83,36 @@ def test_splits_only_change_rounding():
         torch.testing.assert_close(floats, results[0][0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(
+    "N, H, V, dtype", [(5, 64, 300, torch.bfloat16), (300, 72, 130, torch.float16), (40, 200, 700, torch.bfloat16)]
+)
+@pytest.mark.parametrize("name, capability", [("HOPPER", 9), ("BLACKWELL", 10)])
+def test_variants_of_the_kernel(name, capability, N, H, V, dtype, scaled):
+    """Tensor descriptors, other tiles and flattened loops say what pointers say; so do operands no descriptor fits."""
+    from autodeco_fast.kernels import token_stats as kernel
+    from tests.on_device import DEVICE
+
+    if DEVICE == "cuda" and torch.cuda.get_device_capability()[0] < capability:
+        pytest.skip(f"needs a GPU of capability {capability}")
+    variant = getattr(kernel, name)
+    h, w, b, y = (t.to(DEVICE) for t in case(N, H, V, dtype))
+    column = y.clamp(min=-1)
+    inverse = torch.linspace(0.5, 4.0, N, device=DEVICE) if scaled else None
+    rest = (column, torch.full((N,), 2.0, device=DEVICE), inverse, b, 0.5, 20.0)
+    assert kernel._describable(h)
+    assert kernel._describable(w)
+    floats, ints = kernel.token_stats(h, w, *rest, variant=variant)
+    expected, expected_ints = kernel.token_stats(h, w, *rest)
+    assert torch.equal(ints, expected_ints)
+    torch.testing.assert_close(floats, expected, rtol=2e-5, atol=2e-5)
+    odd, odd_ints = kernel.token_stats(h[:, 3:], w[:, 3:], *rest, variant=variant)
+    assert not kernel._describable(h[:, 3:])
+    plain, plain_ints = kernel.token_stats(h[:, 3:], w[:, 3:], *rest)
+    assert torch.equal(odd, plain)
+    assert torch.equal(odd_ints, plain_ints)
+
+
 @pytest.mark.parametrize("fused", [True, False, None])
 def test_never_holds_all_logits(fused):
     h, w, y = torch.randn(600, 8), torch.randn(20000, 8), torch.zeros(600, dtype=torch.long)  # 12 million logits
