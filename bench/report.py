@@ -11,7 +11,7 @@ from autodeco_fast.checkpoint import atomic_write, write_text
 from bench.harness import RESULTS, ROOT, device_slug, markdown
 
 COLOURS = {"sample": "#c2410c", "transformers": "#475569"}
-OTHERS = ("#0f766e", "#7c3aed", "#a16207")
+OTHERS = ("#0f766e", "#7c3aed", "#a16207", "#be185d", "#1d4ed8")
 
 
 def tables(records: dict[str, dict]) -> str:
@@ -28,15 +28,17 @@ def tables(records: dict[str, dict]) -> str:
 
 
 def draw_sampling(path, record: dict) -> None:
-    """Microseconds against rows, for peaked and flat logits, with the time of one read."""
+    """Microseconds against rows, for peaked and flat logits of the first vocabulary, with the time of one read."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    kinds = list(dict.fromkeys(row["logits"] for row in record["rows"]))
+    V = record["rows"][0]["V"]
+    of_this_size = [row for row in record["rows"] if row["V"] == V and row["sampler"] != "logits.amax(-1)"]
+    kinds = list(dict.fromkeys(row["logits"] for row in of_this_size))
     for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True), kinds):
-        rows = [row for row in record["rows"] if row["logits"] == kind]
+        rows = [row for row in of_this_size if row["logits"] == kind]
         spare = iter(OTHERS)
         for name in dict.fromkeys(row["sampler"] for row in rows):
             mine = [row for row in rows if row["sampler"] == name]
@@ -54,7 +56,7 @@ def draw_sampling(path, record: dict) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("µs a call")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(f"V = {record['V']:,}, {record['dtype']}, {record['machine']['device']}", fontsize=10)
+    figure.suptitle(f"V = {V:,}, {record['dtype']}, {record['machine']['device']}", fontsize=10)
     atomic_write(path, lambda draft: figure.savefig(draft, dpi=130, format="png"))
 
 

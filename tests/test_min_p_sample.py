@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper
 
+import autodeco_fast
 from autodeco_fast.torch_backend.draw import gumbel_of, philox4x32, uniform_bits, uniform_of
 from tests.on_device import on_device, sample
 
@@ -241,6 +242,29 @@ def test_the_tail_of_the_noise_is_exact():
     assert len(np.unique(ours[:20_000])) > 19_000  # neighbours that differ by less than an fp32 step may meet
     naive = -np.log(-np.log1p(-((r >> 8).astype(np.float64) + 0.5) * 2.0**-24))
     assert np.abs(naive - exact_gumbel(r)).max() > 1  # the control: 24 bits
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_graph_reads_its_parameters_when_it_is_replayed():
+    z = torch.randn(6, 5000, device="cuda") * 3
+    T, seed, position = (
+        torch.full((6,), 0.9, device="cuda"),
+        torch.arange(6, device="cuda"),
+        torch.zeros(6, device="cuda").long(),
+    )
+    run = lambda: autodeco_fast.sample(z, T, min_p=0.02, seed=seed, position=position).token  # noqa: E731
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        token = run()
+    for step in range(5):
+        position.fill_(step)
+        seed.add_(3)
+        T.mul_(1.1)
+        z.normal_()
+        graph.replay()
+        assert token.tolist() == run().tolist()
 
 
 def test_compiles_without_a_break():
