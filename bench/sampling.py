@@ -3,7 +3,7 @@
     python -m bench.sampling
 
 T = 0.7, Min-P 0.1. "peaked" logits have a standard deviation of 3, a few tokens survive the cut; "flat" ones 0.1, all survive.
-A warm call follows two of the same sampler, a cold one a call of another sampler (on a GPU both begin with empty caches). The
+A warm call follows five of the same sampler, a cold one a call of another sampler (on a GPU both begin with empty caches). The
 physical limit is one read of the logits at the bandwidth of a plain maximum over 1 GiB; `logits.amax(-1)` is one read by torch.
 On a GPU also FlashInfer, where it is installed, and replays of a CUDA graph; kernels launched are counted by the profiler.
 """
@@ -84,7 +84,7 @@ def variants_of(z: torch.Tensor) -> dict[str, Callable]:
 def measure(kind: str, B: int, V: int, dtype: torch.dtype, bandwidth: float) -> list[dict]:
     z = (torch.randn(B, V, device=device()) * KINDS[kind]).to(dtype)
     variants = variants_of(z)
-    warm, cold = interleave(variants, burst=3), interleave(variants)
+    warm, cold = interleave(variants, burst=6), interleave(variants)
     limit = z.numel() * z.element_size() / bandwidth
     rows = [
         {

@@ -119,16 +119,27 @@ def test_what_fails_in_a_thread_is_raised(monkeypatch):
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 def test_a_forked_process_has_threads_of_its_own():
     script = """
-        import os
+        import os, threading, time
         from autodeco_fast.torch_backend import compiled
         import torch
+
+        def rows_and_threads():
+            rows, threads = [], set()
+
+            def work(own):
+                rows.extend(range(8)[own])
+                threads.add(threading.get_ident())
+                time.sleep(0.02)
+
+            compiled.in_threads(work, 8, 8)
+            return sorted(rows), len(threads)
+
         torch.get_num_threads = lambda: 4
-        seen = []
-        compiled.in_threads(lambda rows: seen.append(rows), 8, 8)
+        expected = list(range(8)), 4
+        assert rows_and_threads() == expected
         child = os.fork()
         if child == 0:
-            compiled.in_threads(lambda rows: seen.append(rows), 8, 8)
-            os._exit(0 if len(seen) == 8 else 1)
+            os._exit(0 if rows_and_threads() == expected else 1)
         assert os.waitpid(child, 0)[1] == 0
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120)

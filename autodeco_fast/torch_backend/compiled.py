@@ -39,13 +39,23 @@ if hasattr(os, "register_at_fork"):
 
 
 def in_threads(work: Callable[[slice], None], rows: int, parts: int) -> None:
-    """Calls `work` on slices that cover `rows`: as many as torch has threads, at most `parts`; one of them in this thread.
+    """Calls `work` on slices that cover `rows`, in at most `parts` threads and as many as torch has; this one is one of them.
 
+    Slices are taken in turn, so that a thread whose core is busy takes fewer, and one that has not begun is not waited for.
     `work` must let go of the interpreter for most of its time, as compiled loops and numpy's do.
     """
-    parts = max(1, min(parts, rows, torch.get_num_threads()))
-    slices = [slice(i * rows // parts, (i + 1) * rows // parts) for i in range(parts)]
-    others = [_pool(torch.get_num_threads()).submit(work, own) for own in slices[1:]]
-    work(slices[0])
+    threads = min(parts, rows, torch.get_num_threads())
+    if threads <= 1:
+        return work(slice(0, rows))
+    pieces = min(rows, 4 * threads)
+    left = iter([slice(i * rows // pieces, (i + 1) * rows // pieces) for i in range(pieces)])
+
+    def take() -> None:
+        for piece in left:
+            work(piece)
+
+    others = [_pool(torch.get_num_threads()).submit(take) for _ in range(threads - 1)]
+    take()
     for other in others:
-        other.result()
+        if not other.cancel():
+            other.result()

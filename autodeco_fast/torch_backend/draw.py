@@ -13,6 +13,7 @@ _M0, _M2, _W0, _W1 = (np.uint64(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9,
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _TINY, _HALF_STEP, _BELOW_ONE = np.float32(2.0**-32), np.float32(0.5), np.float32(1 - 2.0**-24)
 _LN2 = np.float32(0.69315)  # rounded up
+_MAGNITUDE, _SIGN, _INFINITY = np.int32(0x7FFFFFFF), np.int32(31), np.int32(0x7F800000)
 _BLOCK = 64  # logits compared with τ at once
 GREEDY_BELOW = np.float32(1e-3)
 LOWEST = np.finfo(np.float32).min  # `z ≥ max(τ, lowest)` also says that z is not −inf
@@ -56,11 +57,101 @@ def exponent_of(u):
 
 
 @compiled()
-def cut(top, temperature, min_p, T, tau):
-    """Writes T, 0 in greedy rows, and τ = top + T·ln min_p of each row; all `[B]` fp32."""
-    for b in range(len(top)):
-        T[b] = temperature[b] if temperature[b] >= GREEDY_BELOW else np.float32(0)
-        tau[b] = top[b] + T[b] * np.float32(math.log(min_p[b])) if T[b] > 0 else top[b]
+def maxima_of(bits, width, out):
+    """Writes the maxima of a row's tiles, from fp32 as int32; returns whether a NaN is there.
+
+    Integers have the order of the floats when bits of negative ones are turned over, but for the sign. Only a NaN's magnitude
+    is above infinity's.
+    """
+    magnitude = np.int32(0)
+    for t in range(len(out)):
+        words = bits[t * width : min((t + 1) * width, len(bits))]
+        top = np.int32(-(2**31))
+        for j in range(len(words)):
+            top = max(top, np.int32(words[j] ^ ((words[j] >> _SIGN) & _MAGNITUDE)))
+            magnitude = max(magnitude, np.int32(words[j] & _MAGNITUDE))
+        out[t] = np.int32(top ^ ((top >> _SIGN) & _MAGNITUDE)).view(np.float32)
+    return magnitude > _INFINITY
+
+
+@compiled()
+def cuts(
+    maxima,  # [B, tiles] fp32
+    known,  # [B] fp32 lower bounds of the rows' maxima; or [0]
+    temperature,  # [B] fp32
+    min_p,  # [B] fp32
+    top,  # [B] fp32, written: maximum
+    T,  # [B] fp32, written: 0 in greedy rows
+    tau,  # [B] fp32, written: top + T·ln min_p
+):
+    """Returns whether no row has NaN or +inf."""
+    well, m = True, np.empty(1, np.float32)
+    for b in range(len(maxima)):
+        nan = maxima_of(maxima[b].view(np.int32), maxima.shape[1], m)
+        well = well and not nan and m[0] < np.inf
+        top[b] = max(m[0], known[b]) if len(known) else m[0]
+        T[b], tau[b] = np.float32(0), top[b]
+        if temperature[b] >= GREEDY_BELOW:
+            T[b] = temperature[b]
+            tau[b] = top[b] + T[b] * np.float32(math.log(min_p[b]))
+    return well
+
+
+@compiled()
+def candidates(maxima, tau):
+    """The tiles that reach τ, ascending: row · tiles + tile of the row; `maxima` is `[B, tiles]`."""
+    n, tiles = 0, maxima.shape[1]
+    for b in range(len(maxima)):
+        lowest = max(tau[b], LOWEST)
+        for t in range(tiles):
+            n += maxima[b, t] >= lowest
+    found = np.empty(n, np.int64)
+    n = 0
+    for b in range(len(maxima)):
+        lowest = max(tau[b], LOWEST)
+        for t in range(tiles):
+            if maxima[b, t] >= lowest:
+                found[n] = b * tiles + t
+                n += 1
+    return found
+
+
+@compiled()
+def _best_of_tile(values, first, tau, heat, top, key, place, lane, measure, found):
+    """The best of a tile's tokens ≥ τ and of what was found before: (score, logit, token, kept, mass).
+
+    A score is looked at only if it can be the best: g ≤ −ln u ≤ −⌊log₂ u⌋ ln 2, which needs u's exponent and no logarithm.
+    """
+    best, z, token, kept, mass = found
+    lowest = max(tau, LOWEST)
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        hits = 0
+        for j in range(len(block)):
+            hits += block[j] >= lowest
+        if hits == 0:
+            continue
+        kept += hits
+        group = np.int64(-1)
+        for j in range(len(block)):
+            logit = block[j]
+            if not logit >= lowest:
+                continue
+            i = first + start + j
+            score = logit
+            if heat > 0:
+                if measure:
+                    mass += math.exp((logit - top) / heat)
+                if i >> 2 != group:
+                    group = i >> 2
+                    r0, r1, r2, r3 = philox4x32(key, group, place, lane, 0)
+                u = uniform_of(r0 if i & 3 == 0 else r1 if i & 3 == 1 else r2 if i & 3 == 2 else r3)
+                if logit + heat * (np.float32(-exponent_of(u)) * _LN2) < best:
+                    continue
+                score = logit + heat * gumbel_of(u)
+            if score > best:
+                best, z, token = score, logit, i
+    return best, z, token, kept, mass
 
 
 @compiled()
@@ -74,48 +165,21 @@ def draw(
     top,  # [B] fp32: the row's maximum
     tau,  # [B] fp32: tokens below do not take part
     T,  # [B] fp32, 0 in greedy rows
-    seed,  # [B] int64
-    position,  # [B] int64
-    stream,  # [B] int64
+    noise,  # [3, B] int64: seed, position, stream
+    measure,  # whether Σ e^{(z − top)/T} is wanted
     token,  # [B] int64, written: where the best score is
     best,  # [2, B] fp32, written over −inf: the best z + T·g, and its z
-    kept,  # [B] int32, added to: tokens ≥ τ
-    mass,  # [B] fp64, added to: Σ e^{(z − top)/T} of these; or [0] if not wanted
+    kept,  # [B] int64, added to: tokens ≥ τ
+    mass,  # [B] fp64, added to: Σ e^{(z − top)/T} of these
 ):
-    """Gumbel-max over the tokens ≥ τ of some tiles, whose values are finite or −inf.
-
-    A score is looked at only if it can be the best: g ≤ −ln u ≤ −⌊log₂ u⌋ ln 2, which needs u's exponent and no logarithm.
-    """
+    """Gumbel-max over the tokens ≥ τ of some tiles, whose values are finite or −inf."""
     alone = z.shape[1] == width and tiles > 1
     for n in range(len(tile)):
         b, start = tile[n] // tiles, tile[n] % tiles * width
-        lowest, heat = max(tau[b], LOWEST), T[b]
-        own = z[n] if alone else z[b]
-        at = 0 if alone else start
-        for block in range(0, min(width, V - start), _BLOCK):
-            values = own[at + block : at + min(block + _BLOCK, width, V - start)]
-            hits = 0
-            for j in range(len(values)):
-                hits += values[j] >= lowest
-            if hits == 0:
-                continue
-            kept[b] += hits
-            group = np.int64(-1)
-            for j in range(len(values)):
-                logit = values[j]
-                if not logit >= lowest:
-                    continue
-                i = first + start + block + j
-                score = logit
-                if heat > 0:
-                    if len(mass):
-                        mass[b] += math.exp((logit - top[b]) / heat)
-                    if i >> 2 != group:
-                        group = i >> 2
-                        r0, r1, r2, r3 = philox4x32(seed[b], group, position[b], stream[b], 0)
-                    u = uniform_of(r0 if i & 3 == 0 else r1 if i & 3 == 1 else r2 if i & 3 == 2 else r3)
-                    if logit + heat * (np.float32(-exponent_of(u)) * _LN2) < best[0, b]:
-                        continue
-                    score = logit + heat * gumbel_of(u)
-                if score > best[0, b]:
-                    best[0, b], best[1, b], token[b] = score, logit, i
+        length = min(width, V - start)
+        values = z[n][:length] if alone else z[b][start : start + length]
+        found = best[0, b], best[1, b], token[b], kept[b], mass[b]
+        found = _best_of_tile(
+            values, first + start, tau[b], T[b], top[b], noise[0, b], noise[1, b], noise[2, b], measure, found
+        )  # fmt: skip
+        best[0, b], best[1, b], token[b], kept[b], mass[b] = found

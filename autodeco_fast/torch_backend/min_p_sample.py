@@ -1,33 +1,73 @@
-"""Min-P sampling on CPUs: tile maxima in torch, then only the tiles that can hold a survivor, and noise for survivors alone.
+"""Min-P sampling on CPUs: maxima of tiles, then only the tiles that can hold a survivor, and noise for survivors alone.
 
-After the one read of the logits there is little left to do: a loop over those tiles (`draw.py`), and numpy around it, whose
+After the one read of the logits there is little left to do: loops over what is left (`draw.py`), and numpy around them, whose
 calls are cheap. Tensors of other devices are read there; their survivors are drawn on the host.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from .compiled import in_threads
-from .draw import GREEDY_BELOW, LOWEST, cut, draw
+from .draw import GREEDY_BELOW, LOWEST, candidates, cuts, draw, maxima_of
 
 TILE = 256
 _CHUNK = 1024  # tiles looked at a time: where they must be copied, a copy stays in the caches
-_WORTH_A_THREAD = 1 << 19  # tokens of tiles that must be looked at; waking a thread takes as long as 10⁵ of them
+_ALONE = 1 << 18  # logits of which one core takes the maxima sooner than torch has begun
+_WORTH_A_THREAD = 1 << 19  # tokens to look at; waking a thread takes as long as some 10⁵ of them
 
 
-def _tile_maxima(z: torch.Tensor, width: int) -> torch.Tensor:
-    """`[B, ceil(V / width)]`; a ragged last tile is shorter."""
-    V = z.shape[1]
-    whole = V // width * width
-    parts = [z[:, :whole].unflatten(1, (-1, width)).amax(-1)]
-    if whole < V:
-        parts.append(z[:, whole:].amax(-1, keepdim=True))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+class _Rows(NamedTuple):
+    """What is asked for each of B rows, and what was found; arrays that threads write to."""
+
+    temperature: np.ndarray  # [B] fp32
+    min_p: np.ndarray  # [B] fp32
+    noise: np.ndarray  # [3, B] int64: seed, position, stream
+    top: np.ndarray  # [B] fp32: largest logit
+    T: np.ndarray  # [B] fp32, 0 in greedy rows
+    token: np.ndarray  # [B] int64
+    best: np.ndarray  # [2, B] fp32: score and logit of the token
+    kept: np.ndarray  # [B] int64
+    mass: np.ndarray  # [B] fp64: Σ e^{(z − top)/T} of what is kept
+
+    @classmethod
+    def of(cls, B: int, temperature, min_p, seed, position, stream) -> "_Rows":
+        host = lambda x, kind: x.cpu().numpy() if isinstance(x, torch.Tensor) else np.full(B, x, kind)  # noqa: E731
+        noise = np.empty((3, B), np.int64)
+        noise[0], noise[1], noise[2] = (x.cpu() if isinstance(x, torch.Tensor) else x for x in (seed, position, stream))
+        floats, ints = np.empty((2, B), np.float32), np.zeros((2, B), np.int64)
+        best, mass = np.full((2, B), -np.inf, np.float32), np.zeros(B)
+        return cls(
+            host(temperature, np.float32), host(min_p, np.float32), noise, floats[0], floats[1], ints[0], best, ints[1], mass
+        )
+
+
+def _on_host(z: torch.Tensor) -> bool:
+    """Whether compiled loops can read it as it is."""
+    return z.dtype == torch.float32 and z.device.type == "cpu"
+
+
+def _tile_maxima(z: torch.Tensor) -> np.ndarray:
+    """`[B, tiles]` fp32, NaN where one is; a ragged last tile is shorter."""
+    B, V = z.shape
+    width = min(TILE, V)
+    whole = V // width
+    maxima = torch.empty(B, -(-V // width), dtype=z.dtype, device=z.device)
+    if B == 1 and V <= _ALONE and _on_host(z):
+        out = maxima.numpy()
+        if maxima_of(z.view(torch.int32).numpy()[0], width, out[0]):
+            out[0, 0] = np.nan
+        return out
+    torch.amax(z[:, : whole * width].unflatten(1, (-1, width)), -1, out=maxima[:, :whole])
+    if whole * width < V:
+        torch.amax(z[:, whole * width :], -1, out=maxima[:, whole])
+    return maxima.float().cpu().numpy()
 
 
 def _values(z: torch.Tensor, tile: np.ndarray, tiles: int, width: int) -> np.ndarray:
     """What `draw` reads: z itself, or, of tensors that numpy cannot look at, these tiles alone, `[n, width]` fp32."""
-    if (z.dtype == torch.float32 and z.device.type == "cpu") or tiles == 1:
+    if _on_host(z) or tiles == 1:
         return z.float().cpu().numpy()
     row, start = np.divmod(tile, tiles)
     start *= width
@@ -39,42 +79,21 @@ def _values(z: torch.Tensor, tile: np.ndarray, tiles: int, width: int) -> np.nda
     return values
 
 
-def _draw(
-    z: torch.Tensor,
-    tile_max: np.ndarray,
-    top: np.ndarray,
-    tau: np.ndarray,
-    T: np.ndarray,
-    noise_of: tuple[np.ndarray, ...],
-    first: int,
-    want: tuple[str, ...],
-) -> dict[str, np.ndarray]:
-    """token, and what is wanted of logprob, kept, score and logit, of rows without NaN or +inf; T is 0 in greedy rows."""
-    (B, tiles), (_, V) = tile_max.shape, z.shape
+def _draw(z: torch.Tensor, maxima: np.ndarray, tau: np.ndarray, rows: _Rows, first: int, measure: bool) -> None:
+    """Writes token, best, kept and, if asked, mass of rows without NaN or +inf."""
+    (B, tiles), (_, V) = maxima.shape, z.shape
     width = min(TILE, V)
-    tile = np.flatnonzero(tile_max >= np.maximum(tau, LOWEST)[:, None])
-    token, kept = np.zeros(B, np.int64), np.zeros(B, np.int32)
-    best = np.full((2, B), -np.inf, np.float32)
-    mass = np.zeros(B if "logprob" in want else 0)
+    tile = candidates(maxima, tau)
 
-    def work(rows: slice) -> None:
-        begin, end = tile.searchsorted((rows.start * tiles, rows.stop * tiles))
+    def work(own: slice) -> None:
+        begin, end = tile.searchsorted((own.start * tiles, own.stop * tiles))
         for at in range(begin, end, _CHUNK):
-            own = tile[at : min(at + _CHUNK, end)]
-            values = _values(z, own, tiles, width)
-            draw(values, own, tiles, width, V, first, top, tau, T, *noise_of, token, best, kept, mass)
+            some = tile[at : min(at + _CHUNK, end)]
+            values = _values(z, some, tiles, width)
+            found = rows.token, rows.best, rows.kept, rows.mass
+            draw(values, some, tiles, width, V, first, rows.top, tau, rows.T, rows.noise, measure, *found)
 
     in_threads(work, B, len(tile) * width // _WORTH_A_THREAD)
-    out = {"token": token}
-    if "logprob" in want:
-        out["logprob"] = np.zeros(B, np.float32)
-        on = (T > 0) & (kept > 0)
-        out["logprob"][on] = (best[1, on] - top[on]) / T[on] - np.log(mass[on])
-    if "kept" in want:
-        out["kept"] = np.where(T > 0, kept, np.minimum(kept, 1))
-    if "score" in want:
-        out["score"], out["logit"] = best
-    return out
 
 
 def _top_k_top_p(z: torch.Tensor, top: np.ndarray, T: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> np.ndarray:
@@ -97,11 +116,6 @@ def _top_k_top_p(z: torch.Tensor, top: np.ndarray, T: np.ndarray, top_k: np.ndar
         above = np.cumsum(weight(likely)) - weight(likely)  # Σ over what is larger, and over ties that stand before
         floor[row] = likely[max(1, above.searchsorted(p * weight(values).sum())) - 1]
     return floor
-
-
-def _host(value: torch.Tensor | float, B: int, kind: type = np.int64) -> np.ndarray:
-    """A `[B]` tensor, or a number, as an array."""
-    return value.cpu().numpy() if isinstance(value, torch.Tensor) else np.full(B, value, kind)
 
 
 def _allow(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
@@ -127,39 +141,47 @@ def min_p_sample(
     want: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
     """Same arguments, results and tokens as `kernels.min_p_sample.min_p_sample`."""
-    B, width = len(logits), min(TILE, logits.shape[1])
+    B = len(logits)
     if allowed is not None:
         logits = _allow(logits, allowed)
-    host = lambda t: t.cpu().numpy()  # noqa: E731
+    rows = _Rows.of(B, temperature, min_p, seed, position, np.arange(B) if stream is None else stream)
     status = np.zeros(B, np.int32)
-    tile_max = host(_tile_maxima(logits, width).float())
-    top = tile_max.max(1)
-    well = top < np.inf  # a maximum hands NaN on, so other rows cost no second look
-    if not well.all():
-        odd = torch.from_numpy(~well).to(logits.device)
-        z = logits[odd]
-        status[~well] = host(z.isnan().any(-1).int() + 2 * z.isposinf().any(-1).int())
-        logits = logits.clone()
-        logits[odd] = z.masked_fill(~(z < float("inf")), -float("inf"))
-        tile_max = host(_tile_maxima(logits, width).float())
-        top = tile_max.max(1)
-    status[top == -np.inf] += 4
-    if known is not None:
-        top = np.maximum(top, host(known))
-    T, tau = np.empty((2, B), np.float32)
-    cut(top, _host(temperature, B, np.float32), _host(min_p, B, np.float32), T, tau)
+    lower = np.empty(0, np.float32) if known is None else known.cpu().numpy()
+    measure, tau = "logprob" in want, np.empty(B, np.float32)
+    maxima = _tile_maxima(logits)
+    if not cuts(maxima, lower, *rows[:2], rows.top, rows.T, tau):
+        logits = _without_broken(logits, rows.top, status)
+        maxima = _tile_maxima(logits)
+        cuts(maxima, lower, *rows[:2], rows.top, rows.T, tau)
     if isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1:
-        tau = np.maximum(tau, _top_k_top_p(logits, top, T, _host(top_k, B), _host(top_p, B, np.float32)))
-    noise_of = _host(seed, B), _host(position, B), np.arange(B) if stream is None else _host(stream, B)
-    partial = ("score", "logit") if "partial" in want else ()
-    out = _draw(logits, tile_max, top, tau, T, noise_of, first, (*want, *partial))
-    out["status"] = status
-    if partial:
-        out["partial"] = np.stack([top, out.pop("score"), out.pop("logit")])
+        k, p = (np.broadcast_to(x.cpu().numpy() if isinstance(x, torch.Tensor) else x, B) for x in (top_k, top_p))
+        tau = np.maximum(tau, _top_k_top_p(logits, rows.top, rows.T, k, p))
+    _draw(logits, maxima, tau, rows, first, measure)
+    status[rows.top == -np.inf] += 4
+    out = {"token": rows.token, "status": status}
+    if measure:
+        out["logprob"] = np.zeros(B, np.float32)
+        on = (rows.T > 0) & (rows.kept > 0)
+        out["logprob"][on] = (rows.best[1, on] - rows.top[on]) / rows.T[on] - np.log(rows.mass[on])
+    if "kept" in want:
+        out["kept"] = np.where(rows.T > 0, rows.kept, np.minimum(rows.kept, 1)).astype(np.int32)
+    if "partial" in want:
+        out["partial"] = np.stack([rows.top, *rows.best])
     out = {name: torch.from_numpy(value).to(logits.device) for name, value in out.items()}
     if "full_logprob" in want:
-        out["full_logprob"] = _full_logprob(logits, T, out["token"] - first)
+        out["full_logprob"] = _full_logprob(logits, rows.T, out["token"] - first)
     return out
+
+
+def _without_broken(logits: torch.Tensor, top: np.ndarray, status: np.ndarray) -> torch.Tensor:
+    """Logits with −inf for NaN and +inf, which are added to the status."""
+    broken = ~(top < np.inf)
+    odd = torch.from_numpy(broken).to(logits.device)
+    z = logits[odd]
+    status[broken] = (z.isnan().any(-1).int() + 2 * z.isposinf().any(-1).int()).cpu().numpy()
+    logits = logits.clone()
+    logits[odd] = z.masked_fill(~(z < float("inf")), -float("inf"))
+    return logits
 
 
 def _full_logprob(logits: torch.Tensor, T: np.ndarray, token: torch.Tensor) -> torch.Tensor:
