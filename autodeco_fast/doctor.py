@@ -18,7 +18,7 @@ from autodeco_fast import (
 from autodeco_fast.backends import resolve, triton_available
 from autodeco_fast.ops.temperature_head import temperature_head
 
-_PACKAGES = ("autodeco-fast", "torch", "triton", "transformers", "accelerate", "safetensors")
+_PACKAGES = ("autodeco-fast", "torch", "triton", "numba", "transformers", "accelerate", "safetensors")
 
 
 def versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ from autodeco_fast.checkpoint import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
-_PACKAGES = ("torch", "triton", "transformers", "autodeco-fast")
+_PACKAGES = ("torch", "triton", "numba", "transformers", "autodeco-fast")
 
 
 def device() -> str:

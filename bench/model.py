@@ -24,7 +24,7 @@ from pathlib import Path
 import triton
 from triton.compiler import ASTSource
 
-from autodeco_fast.kernels import min_p_sample, token_stats
+from autodeco_fast.kernels import linear_sample, min_p_sample, token_stats
 from autodeco_fast.kernels.rows import TILE, splits_of
 from bench.harness import RESULTS, markdown, write_record
 from bench.resources import TARGETS
@@ -63,10 +63,11 @@ def loop_instructions() -> int:
     return fast_path(sass(min_p_sample.AOT[0], ("z_ptr", "float_ptr", "int_ptr", "V", "stride"), draw=False))
 
 
-def epilogue_instructions() -> int:
-    """What a warp issues for a tile of the streaming statistics, its loop along H left out: the longest loop less the next."""
-    pointers = ("x_ptr", "w_ptr", "column_ptr", "threshold_ptr", "float_ptr", "int_ptr")
-    loops = sorted(loop_lengths(sass(token_stats.AOT[0], (*pointers, "V", "H", "x_stride", "w_stride"))))
+def epilogue_instructions(entry: tuple, *pointers: str) -> int:
+    """What a warp issues for a tile of a product, its loop along H left out: the longest loop less the next."""
+    loops = sorted(
+        loop_lengths(sass(entry, ("x_ptr", "w_ptr", "float_ptr", "int_ptr", "V", "H", "x_stride", "w_stride", *pointers)))
+    )
     return loops[-1] - loops[-2]
 
 
@@ -125,16 +126,19 @@ def sample_row(B: int, V: int, instructions: int) -> dict:
     }  # fmt: skip
 
 
-def linear_row(B: int, H: int, V: int) -> dict:
+def linear_row(B: int, H: int, V: int, instructions: int) -> dict:
     """The weight once for every 64 rows, from device memory the first time; against a product that writes bf16 logits."""
     weight = 2 * H * V
     memory = weight / CARD["bytes_per_second"]
+    rows, warps = linear_sample.tile_shape(B)
+    tiles = -(-B // rows) * -(-V // linear_sample.BLOCK)
+    epilogue = tiles * warps * instructions / (CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"])
     matrix = 2.0 * B * H * V / CARD["tflops"]
-    total = max(memory, matrix) + CARD["second_launch_seconds"]
+    total = max(memory, matrix + epilogue) + CARD["second_launch_seconds"]
     apart = max((weight + 2 * B * V) / CARD["bytes_per_second"], matrix) + sample_row(B, V, 0)["predicted_us"] / 1e6
     return {
-        "op": "linear_sample", "B": B, "V": V, "H": H, "MB": weight / 1e6, "memory_us": 1e6 * memory, "issue_us": 1e6 * matrix,
-        "predicted_us": 1e6 * total, "product_and_sample_us": 1e6 * apart,
+        "op": "linear_sample", "B": B, "V": V, "H": H, "MB": weight / 1e6, "memory_us": 1e6 * memory,
+        "issue_us": 1e6 * (matrix + epilogue), "predicted_us": 1e6 * total, "product_and_sample_us": 1e6 * apart,
     }  # fmt: skip
 
 
@@ -166,12 +170,14 @@ def statistics_row(N: int, H: int, V: int, instructions: int) -> dict:
 def main() -> None:
     instructions = loop_instructions()
     rows = [sample_row(B, V, instructions) for V in (151_936, 262_208) for B in (1, 8, 64, 128, 512)]
-    rows += [linear_row(B, 4096, 151_936) for B in (1, 8, 64)]
-    epilogue = epilogue_instructions()
+    draw = [epilogue_instructions(entry) for entry in linear_sample.AOT[:2]]  # tiles of few rows, tiles of 64
+    rows += [linear_row(B, 4096, 151_936, draw[B > 32]) for B in (1, 8, 64)]
+    epilogue = epilogue_instructions(token_stats.AOT[0], "column_ptr", "threshold_ptr")
     shapes = ((8192, 256, 128_256), (8192, 896, 151_936), (8192, 4096, 128_256), (32_768, 3840, 262_208))
     rows += [statistics_row(*shape, epilogue) for shape in shapes]
     print(markdown(rows))
     facts = {"card": CARD, "instructions_per_tile_and_warp": instructions, "logits_per_tile_and_warp": TILE // WARPS}
+    facts["linear_sample_epilogue_instructions_per_tile_and_warp"] = draw
     facts["token_stats_epilogue_instructions_per_tile_and_warp"] = epilogue
     print(f"{instructions} instructions a warp for {TILE // WARPS} logits")
     write_record(RESULTS / "predictions.json", rows, **facts)

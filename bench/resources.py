@@ -26,6 +26,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+_SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}  # bytes of a multiprocessor
 _COPIES = {"bulk": "cp.async.bulk.tensor", "asynchronous": "cp.async"}
 _DIVISIBLE = re.compile(r"\*|^i32$")
 
@@ -74,6 +75,15 @@ def _amd(assembly: str) -> dict:
     }
 
 
+def resident_warps(target: str, registers: int, shared: int, warps: int) -> int:
+    """Warps of a kernel that a multiprocessor holds at once, of 64.
+
+    Limits: 65,536 registers, dealt out by 256 a warp; shared memory, and 1 KiB of it for every block; 32 blocks.
+    """
+    own = -(-32 * registers // 256) * 256 * warps
+    return warps * min(65_536 // own, _SHARED[target] // (shared + 1024), 64 // warps, 32)
+
+
 def compile_one(entry: tuple, target: str) -> dict:
     """Compiles one kernel; pointers and sizes are taken as multiples of 16, as they are in most launches."""
     function, signature, constants, warps, stages, *_ = entry
@@ -87,9 +97,10 @@ def compile_one(entry: tuple, target: str) -> dict:
     compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": warps, "num_stages": stages})
     if target.startswith("sm_"):
         facts = _nvidia(compiled.asm["cubin"], compiled.asm["ptx"])
-    else:
-        facts = _amd(compiled.asm["amdgcn"])
-    return {**facts, "shared_bytes": compiled.metadata.shared}
+        shared = compiled.metadata.shared
+        warps = compiled.metadata.num_warps
+        return {**facts, "shared_bytes": shared, "resident_warps": resident_warps(target, facts["registers"], shared, warps)}
+    return {**_amd(compiled.asm["amdgcn"]), "shared_bytes": compiled.metadata.shared}
 
 
 def survey() -> list[dict]:

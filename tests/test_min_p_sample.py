@@ -11,7 +11,7 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper
 
 import autodeco_fast
 from autodeco_fast.torch_backend.draw import gumbel_of, philox4x32, uniform_bits, uniform_of
-from tests.on_device import on_device, sample
+from tests.on_device import DEVICE, on_device, sample
 
 
 def kept_set(z, T, min_p=0.0, top_k=0, top_p=1.0):
@@ -242,6 +242,22 @@ def test_the_tail_of_the_noise_is_exact():
     assert len(np.unique(ours[:20_000])) > 19_000  # neighbours that differ by less than an fp32 step may meet
     naive = -np.log(-np.log1p(-((r >> 8).astype(np.float64) + 0.5) * 2.0**-24))
     assert np.abs(naive - exact_gumbel(r)).max() > 1  # the control: 24 bits
+
+
+def test_offsets_beyond_32_bits(backend):
+    """Three rows 2³⁰ logits apart; of what lies between them no page is ever touched."""
+    size, stride = 5000, 2**30
+    if DEVICE == "cpu":
+        store = torch.from_numpy(np.empty(2 * stride + size, np.float16))
+    else:
+        store = torch.zeros(2 * stride + size, dtype=torch.float16, device=DEVICE)
+    far = store.as_strided((3, size), (stride, 1))
+    near = (torch.randn(3, size) * 3).half().to(DEVICE)
+    far.copy_(near)
+    asked = dict(min_p=0.01, seed=3, return_kept=True, backend=backend)
+    ours, expected = (autodeco_fast.sample(z, 0.8, **asked) for z in (far, near))
+    assert ours.token.tolist() == expected.token.tolist()
+    assert ours.kept.tolist() == expected.kept.tolist()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -28,7 +28,7 @@ from autodeco_fast.autodeco_losses import learned_by_autodeco
 from autodeco_fast.ops.soft_top_p import soft_top_p_rows
 from autodeco_fast.torch_backend.logit_stats import multiply
 
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 64 << 20  # of the logits that the joint objective makes at a time; fewer rows make a slow product
 
 
 class Sums(NamedTuple):

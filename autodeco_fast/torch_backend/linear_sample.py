@@ -43,7 +43,7 @@ def linear_sample(
             torch.mm(h, w.T, out=out)
         else:
             torch.addmm(bias[start : start + columns], h, w.T, out=out)
-        z = transform(out, logit_scale, softcap)
+        z = out if logit_scale == 1.0 and softcap is None else transform(out, logit_scale, softcap)
         own = (value[rows] if isinstance(value, torch.Tensor) else value for value in parameters)
         return z, min_p_sample(z, *own, first=start, known=known, want=("partial",))
 
@@ -54,7 +54,7 @@ def linear_sample(
         parts.append(drawn)
         known = drawn["partial"][0]
         if "full_logprob" in want:
-            here = (z / _heat(temperature, z)).logsumexp(-1)
+            here = (z.float() / _heat(temperature, z)).logsumexp(-1)
             mass = here if mass is None else torch.logaddexp(mass, here)
     maximum, score, logit = torch.stack([p["partial"] for p in parts], 1)
     maximum[:] = known  # every chunk knew those before it; τ is that of the whole row

@@ -1,6 +1,51 @@
-"""The Min-P hinge in torch: same arguments and results as `kernels/min_p_hinge.py`; also takes fp64."""
+"""The Min-P hinge: results as of `kernels/min_p_hinge.py`. One compiled loop on CPUs; torch elsewhere and in fp64."""
 
+import numpy as np
 import torch
+
+from .compiled import compiled
+
+_SUMS = {"reassoc", "contract", "nsz"}  # lets a sum run in several lanes
+
+
+@compiled(fastmath=_SUMS)
+def _forward(T, gap, rank, weight, inv, gravity, square, highest, clip, loss):
+    """Writes the loss of every row; returns its sum and that of the weights. `weight` is `[N]`, or `[0]` for ones."""
+    total, mass = 0.0, 0.0
+    for n in range(len(T)):
+        need = gap[n] * inv
+        w = weight[n] if len(weight) else np.float32(1)
+        w = w if rank[n] >= 0 and (clip or need <= highest) else np.float32(0)
+        need = highest if need > highest else need
+        hinge = np.float32(0) if need <= T[n] else need - T[n]
+        value = (hinge * hinge if square else hinge) + gravity * T[n]
+        loss[n] = np.float32(0) if w == 0 else w * value
+        total += loss[n]
+        mass += w
+    return total, mass
+
+
+@compiled(fastmath=_SUMS)
+def _backward(grad, T, gap, rank, weight, inv, gravity, square, highest, clip, out):
+    """Writes grad · dloss/dT of every row."""
+    for n in range(len(T)):
+        need = gap[n] * inv
+        w = weight[n] if len(weight) else np.float32(1)
+        w = w if rank[n] >= 0 and (clip or need <= highest) else np.float32(0)
+        need = highest if need > highest else need
+        hinge = np.float32(0) if need <= T[n] else need - T[n]
+        slope = 2 * hinge if square else np.float32(hinge > 0)
+        out[n] = np.float32(0) if w == 0 else w * (gravity - slope) * grad[n]
+
+
+def _compiled_arguments(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip) -> tuple | None:
+    """What the loops take; None where they do not take these tensors."""
+    floats = [temperature, gap, temperature[:0] if weight is None else weight]
+    if any(x.device.type != "cpu" or x.dtype != torch.float32 for x in floats):
+        return None
+    T, z, w = (x.contiguous().numpy() for x in floats)
+    numbers = np.float32(inv), np.float32(gravity), power == 2, np.float32(max_temperature), clip
+    return T, z, rank.contiguous().numpy(), w, *numbers
 
 
 def _need_and_weight(
@@ -30,6 +75,11 @@ def _counted(values: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 def hinge_forward(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip):
     """Per-row loss `[N]`, Σ loss `[]`, Σ weight `[]`."""
+    loop = _compiled_arguments(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip)
+    if loop:
+        loss = torch.empty_like(temperature, memory_format=torch.contiguous_format)
+        total, mass = _forward(*loop, loss.numpy())
+        return loss, loss.new_tensor(total), loss.new_tensor(mass)
     need, w = _need_and_weight(temperature, gap, rank, weight, inv, max_temperature, clip)
     hinge = need.sub_(temperature).relu_()
     loss = _counted((hinge if power == 1 else hinge.square_()).add_(temperature, alpha=gravity), w)
@@ -38,6 +88,11 @@ def hinge_forward(temperature, gap, rank, weight, inv, gravity, power, max_tempe
 
 def hinge_backward(grad, temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip):
     """dT `[N]`."""
+    loop = _compiled_arguments(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip)
+    if loop:
+        out = torch.empty_like(temperature, memory_format=torch.contiguous_format)
+        _backward(grad.contiguous().numpy(), *loop, out.numpy())
+        return out
     need, w = _need_and_weight(temperature, gap, rank, weight, inv, max_temperature, clip)
     slope = need.gt_(temperature) if power == 1 else need.sub_(temperature).relu_().mul_(2)
     return _counted(slope.neg_().add_(gravity).mul_(grad), w)

@@ -2,9 +2,10 @@
 
 import torch
 
-from .logit_stats import BLOCK, kind_of, transform
+from .logit_stats import kind_of, transform
 
 EPSILON = 1e-8
+BLOCK = 1 << 18  # elements at a time, one row at least
 
 
 def prob_stats(logits: torch.Tensor, temperature: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:

@@ -10,23 +10,95 @@ With p = softmax(z/T) in descending order, C its running sum, k the steepness, P
     ∂q/∂T = q (−(z_y − E_p z)/T² − k a_y D_y − (Σ dp w − k Σ a p w D) / A)
 """
 
+import math
+
+import numpy as np
 import torch
 
-from .compiled import in_threads
-from .logit_stats import kind_of, multiply, transform
+from .compiled import compiled, in_threads
+from .logit_stats import is_compiled, kind_of, multiply, transform
 from .stats_partial import IGNORED
 
 LOWEST_TEMPERATURE, EPSILON = 1e-8, 1e-9
-ROWS_BYTES = 4 << 20  # of one block of sorted logits; about eight such blocks live at a time
+ROWS_BYTES = 4 << 20  # of one block of logits; but on CPUs about eight such blocks live at a time
 
 
-def _descending(z: torch.Tensor) -> torch.Tensor:
-    """Sorted rows. On a CPU by numpy: it sorts values alone, and several times faster than torch."""
-    if z.device.type != "cpu":
-        return z.sort(-1, descending=True).values
-    x = z.neg()
-    in_threads(lambda rows: x.numpy()[rows].sort(), len(x), len(x))
-    return x.neg_()
+@compiled()
+def _place(z, y):
+    """Where z_y stands among the sorted, ties in the order of their ids."""
+    place, own = 0, z[y]
+    for i in range(len(z)):
+        place += z[i] > own or (z[i] == own and i < y)
+    return place
+
+
+@compiled()
+def _mass(e):
+    total = 0.0
+    for i in range(len(e)):
+        total += e[i]
+    return total
+
+
+@compiled()
+def _exponents(p, P, steepness, out):
+    """Writes −k·relu(C − P)."""
+    C = 0.0
+    for i in range(len(p)):
+        C += p[i]
+        out[i] = -steepness * max(C - P, 0.0)
+
+
+@compiled()
+def _loss_and_slopes(z, p, w, place, T, steepness, weight):
+    """loss, ∂loss/∂T, ∂loss/∂P of one row, from its sorted logits and p, and w; where w = 1, C ≤ P."""
+    mean = 0.0
+    for i in range(len(z)):
+        mean += p[i] * (z[i] - z[0])
+    A, cut, D, dp_w, cut_D = 0.0, 0.0, 0.0, 0.0, 0.0
+    at_y = (0.0, 0.0, 0.0)
+    for i in range(len(z)):
+        dp = -p[i] * (z[i] - z[0] - mean) / (T * T)
+        D += dp
+        pw = p[i] * w[i]
+        A += pw
+        dp_w += dp * w[i]
+        active = 1.0 if w[i] < 1 else 0.0
+        cut += active * pw
+        cut_D += active * pw * D
+        if i == place:
+            at_y = (pw, active, D)
+    pw_y, a_y, D_y = at_y
+    A += EPSILON
+    q = pw_y / A
+    dq_dT = q * (-(z[place] - z[0] - mean) / (T * T) - steepness * a_y * D_y - (dp_w - steepness * cut_D) / A)
+    dq_dP = q * steepness * (a_y - cut / A)
+    outer = -weight / (q + EPSILON)
+    return -math.log(q + EPSILON) * weight, outer * dq_dT, outer * dq_dP
+
+
+def _rows_on_cpu(z: np.ndarray, y: np.ndarray, T: np.ndarray, P: np.ndarray, steepness: float) -> np.ndarray:
+    """As `_rows`, fp32, a row at a time in every thread: three buffers [V] each."""
+    out = np.empty((3, len(z)), np.float32)
+
+    def work(own: slice) -> None:
+        for row in range(own.start, own.stop):
+            x, heat = z[row], max(float(T[row]), LOWEST_TEMPERATURE)
+            place = _place(x, y[row])
+            ordered = np.negative(x)
+            ordered.sort()
+            np.negative(ordered, out=ordered)
+            e, w = ordered - ordered[0], np.empty_like(ordered)
+            weight = math.exp(e[place]) / _mass(np.exp(e, out=w))
+            np.exp(np.divide(e, np.float32(heat), out=e), out=e)
+            e /= np.float32(_mass(e))
+            _exponents(e, float(P[row]), steepness, w)
+            out[:, row] = _loss_and_slopes(ordered, e, np.exp(w, out=w), place, heat, steepness, weight)
+            if T[row] <= LOWEST_TEMPERATURE:
+                out[1, row] = 0.0
+
+    in_threads(work, len(z), len(z))
+    return out
 
 
 def _rows(z, y, T, P, steepness: float) -> torch.Tensor:
@@ -38,7 +110,7 @@ def _rows(z, y, T, P, steepness: float) -> torch.Tensor:
     place = (z > z_y).sum(-1, keepdim=True) + ((z == z_y) & (ids < own)).sum(-1, keepdim=True)
     clamped = T <= LOWEST_TEMPERATURE
     T, P = T.clamp(min=LOWEST_TEMPERATURE)[:, None], P[:, None]
-    z = _descending(z)
+    z = z.sort(-1, descending=True).values
     p = torch.softmax(z / T, -1)
     over = p.cumsum(-1).sub_(P)
     active = over > 0
@@ -70,9 +142,16 @@ def logits_soft_top_p(
     valid = (column != IGNORED).nonzero()[:, 0]
     if len(valid) == 0:
         return out
-    rows = max(1, ROWS_BYTES // (logits.shape[1] * out.element_size()))
+    on_cpu = is_compiled(logits)
+    as_they_are = on_cpu and logits.dtype == torch.float32 and len(valid) == len(logits) and scale == 1.0 and softcap is None
+    rows = len(valid) if as_they_are else max(1, ROWS_BYTES // (logits.shape[1] * out.element_size()))
     for index in valid.split(rows):
-        out[:, index] = _rows(transform(logits[index], scale, softcap), column[index], T[index], P[index], steepness)
+        z = logits if as_they_are else transform(logits[index], scale, softcap)
+        given = z, column[index], T[index], P[index]
+        if on_cpu:
+            out[:, index] = torch.from_numpy(_rows_on_cpu(*(x.numpy() for x in given), steepness))
+        else:
+            out[:, index] = _rows(*given, steepness)
     return out
 
 
