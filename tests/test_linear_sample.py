@@ -25,7 +25,7 @@ def exact(h, w, b=None, scale=1.0, softcap=None):
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
-@pytest.mark.parametrize("B, H, V", [(1, 40, 500), (5, 72, 999), (17, 64, 200), (70, 32, 130)])
+@pytest.mark.parametrize("B, H, V", [(1, 40, 500), (5, 72, 999), (17, 64, 200), (70, 32, 130), (512, 8, 70)])
 @pytest.mark.parametrize("transform", [{}, {"logit_scale": 0.5, "softcap": 3.0}], ids=["plain", "transformed"])
 @pytest.mark.parametrize("min_p", [0.0, 0.1, 0.6])
 def test_token_for_token(B, H, V, transform, min_p, backend):
