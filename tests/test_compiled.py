@@ -119,17 +119,17 @@ def test_what_fails_in_a_thread_is_raised(monkeypatch):
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 def test_a_forked_process_has_threads_of_its_own():
     script = """
-        import os, threading, time
+        import os, threading
         from autodeco_fast.torch_backend import compiled
         import torch
 
         def rows_and_threads():
-            rows, threads = [], set()
+            rows, threads, four = [], set(), threading.Barrier(4)
 
             def work(own):
                 rows.extend(range(8)[own])
                 threads.add(threading.get_ident())
-                time.sleep(0.02)
+                four.wait(60)
 
             compiled.in_threads(work, 8, 8)
             return sorted(rows), len(threads)

@@ -195,21 +195,28 @@ def test_distribution_control():
     assert p_value("normal", 1.0, 0.05, 1.0, 0.10) < 1e-6 / 60
 
 
-def tail_hits(noise) -> int:
-    """Draws, of 400, that fall on 200,000 tokens 10 below one head token, with `noise` of shape [200001]."""
-    z = np.full(200_001, -10.0)
-    z[0] = 0.0
-    return sum(int((z + noise(k)).argmax() > 0) for k in range(400))
+def far_tail_hits(draws: int) -> int:
+    """Draws that fall on 200,000 tokens 18 below one head token."""
+    z = torch.full((1, 200_001), -18.0)
+    z[0, 0] = 0.0
+    rows = z.expand(500, -1).contiguous()
+    return sum(int((sample(rows, 1.0, seed=seed, backend="torch").token > 0).sum()) for seed in range(draws // 500))
 
 
-def test_far_tail_and_its_control():
-    """The tail holds 200000·e^−10 / (1 + 200000·e^−10) = 0.9008 of the mass; 5 σ of 400 draws is 30."""
-    ids = np.arange(200_001)
-    ours = tail_hits(lambda k: gumbel(uniform_bits(k, 0, 0, ids, 0)))
-    assert abs(ours - 360.3) < 30
-    g = np.random.default_rng(0)
-    coarse = lambda k: -np.log(-np.log(g.integers(1, 2**12, ids.shape) / 2**12))  # noqa: E731
-    assert abs(tail_hits(coarse) - 360.3) > 30  # a uniform with too few bits cannot reach the tail
+def far_tail_hits_of(largest_noise, draws: int, generator: np.random.Generator) -> int:
+    """The same where the largest noise of the 200,000 is `largest_noise` of a uniform number."""
+    head = -np.log(-np.log(generator.random(draws)))
+    return int((largest_noise(generator.random(draws)) - 18 > head).sum())
+
+
+def test_far_tail_and_its_controls():
+    """The tail holds 200000·e^−18 / (1 + 200000·e^−18) = 0.003037 of the mass: of 20,000 draws 60.7, and 5 σ is 39."""
+    n, generator = 200_000, np.random.default_rng(0)
+    exact = lambda v: np.log(n) - np.log(-np.log(v))  # noqa: E731  # the largest of n is a Gumbel moved by ln n
+    capped = lambda v: np.minimum(exact(v), 16.6)  # noqa: E731  # where a 24-bit uniform ends
+    assert abs(far_tail_hits(20_000) - 60.7) < 39
+    assert abs(far_tail_hits_of(exact, 20_000, generator) - 60.7) < 39
+    assert abs(far_tail_hits_of(capped, 20_000, generator) - 60.7) > 39
 
 
 @pytest.mark.parametrize("kind", ["peaked", "normal", "flat"])

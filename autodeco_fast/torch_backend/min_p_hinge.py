@@ -9,15 +9,21 @@ _SUMS = {"reassoc", "contract", "nsz"}  # lets a sum run in several lanes
 
 
 @compiled(fastmath=_SUMS)
+def _weight_and_hinge(n, T, gap, rank, weight, inv, highest, clip):
+    """w, 0 for a row that does not count, and relu(T* − T), NaN where T* is; `weight` is `[N]`, or `[0]` for ones."""
+    need = gap[n] * inv
+    w = weight[n] if len(weight) else np.float32(1)
+    w = w if rank[n] >= 0 and (clip or need <= highest) else np.float32(0)
+    need = highest if need > highest else need
+    return w, np.float32(0) if need <= T[n] else need - T[n]
+
+
+@compiled(fastmath=_SUMS)
 def _forward(T, gap, rank, weight, inv, gravity, square, highest, clip, loss):
-    """Writes the loss of every row; returns its sum and that of the weights. `weight` is `[N]`, or `[0]` for ones."""
+    """Writes the loss of every row; returns its sum and that of the weights."""
     total, mass = 0.0, 0.0
     for n in range(len(T)):
-        need = gap[n] * inv
-        w = weight[n] if len(weight) else np.float32(1)
-        w = w if rank[n] >= 0 and (clip or need <= highest) else np.float32(0)
-        need = highest if need > highest else need
-        hinge = np.float32(0) if need <= T[n] else need - T[n]
+        w, hinge = _weight_and_hinge(n, T, gap, rank, weight, inv, highest, clip)
         value = (hinge * hinge if square else hinge) + gravity * T[n]
         loss[n] = np.float32(0) if w == 0 else w * value
         total += loss[n]
@@ -29,11 +35,7 @@ def _forward(T, gap, rank, weight, inv, gravity, square, highest, clip, loss):
 def _backward(grad, T, gap, rank, weight, inv, gravity, square, highest, clip, out):
     """Writes grad · dloss/dT of every row."""
     for n in range(len(T)):
-        need = gap[n] * inv
-        w = weight[n] if len(weight) else np.float32(1)
-        w = w if rank[n] >= 0 and (clip or need <= highest) else np.float32(0)
-        need = highest if need > highest else need
-        hinge = np.float32(0) if need <= T[n] else need - T[n]
+        w, hinge = _weight_and_hinge(n, T, gap, rank, weight, inv, highest, clip)
         slope = 2 * hinge if square else np.float32(hinge > 0)
         out[n] = np.float32(0) if w == 0 else w * (gravity - slope) * grad[n]
 
