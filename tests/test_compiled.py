@@ -1,5 +1,6 @@
 """The loops that numba compiles for CPUs, and the threads they run in."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -116,7 +117,7 @@ def test_what_fails_in_a_thread_is_raised(monkeypatch):
         compiled.in_threads(work, 3, 3)
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_has_threads_of_its_own():
     script = """
         import os, threading
@@ -143,6 +144,38 @@ def test_a_forked_process_has_threads_of_its_own():
         assert os.waitpid(child, 0)[1] == 0
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120)
+
+
+def test_new_code_and_code_from_the_cache_round_alike(tmp_path):
+    script = """
+        import hashlib, torch
+        from autodeco_fast import TokenStats, logit_stats, min_p_hinge_loss, soft_top_p_loss, token_stats
+
+        g = torch.Generator().manual_seed(0)
+        T = torch.rand(300, generator=g).mul_(2).requires_grad_()
+        P = torch.rand(300, generator=g).requires_grad_()
+        y = torch.arange(300)
+        h, w = torch.randn(300, 32, generator=g), torch.randn(8192, 32, generator=g)
+        for kind in (torch.float32, torch.bfloat16):
+            stats = token_stats(h.to(kind), w.to(kind), y, temperature=T, backend="torch")
+            direct = logit_stats(h.to(kind) @ w.to(kind).T, y, backend="torch")
+            hinge = min_p_hinge_loss(T, stats, power=2, backend="torch")
+            soft = soft_top_p_loss(h.to(kind), w.to(kind), y, T, P)
+            rest = [hinge, soft, *torch.autograd.grad(hinge + soft, (T, P))]
+            for x in [*stats, *direct, *rest]:
+                if x is not None:
+                    print(hashlib.sha256(x.detach().numpy().tobytes()).hexdigest())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def run() -> str:
+        return subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=300).stdout
+
+    new = run()
+    assert list(tmp_path.rglob("*.nbc"))
+    assert len(new.split()) > 30
+    assert run() == new
 
 
 def test_compiles_where_nothing_can_be_written():

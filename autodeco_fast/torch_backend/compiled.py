@@ -1,6 +1,7 @@
 """Loops that torch has no call for, compiled for the CPU by numba; and rows dealt out to threads.
 
-Modules of such loops do not call one another: numba's cache notices changes in a function's own file only.
+Modules of such loops do not call one another: numba's cache notices changes in a function's own file only. What a loop with
+`fastmath` calls is inlined, or code that was just compiled and code from the cache would round differently.
 """
 
 import os

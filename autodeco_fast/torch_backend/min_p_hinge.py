@@ -8,7 +8,7 @@ from .compiled import compiled
 _SUMS = {"reassoc", "contract", "nsz"}  # lets a sum run in several lanes
 
 
-@compiled(fastmath=_SUMS)
+@compiled(fastmath=_SUMS, inline="always")
 def _weight_and_hinge(n, T, gap, rank, weight, inv, highest, clip):
     """w, 0 for a row that does not count, and relu(T* − T), NaN where T* is; `weight` is `[N]`, or `[0]` for ones."""
     need = gap[n] * inv

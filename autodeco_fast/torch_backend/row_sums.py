@@ -23,7 +23,7 @@ _C5, _C6, _C7 = np.float32(8.3334519073e-3), np.float32(1.3981999507e-3), np.flo
 _SUMS = {"reassoc", "contract", "nsz"}  # lets a sum run in several lanes
 
 
-@compiled(fastmath=_SUMS)
+@compiled(fastmath=_SUMS, inline="always")
 def _exp(x):
     """e^x for −87 ≤ x ≤ 0: 2^k e^r with |r| ≤ ½ ln 2, and the polynomial of Cephes' expf; it runs in vector lanes."""
     k = np.floor(x * _LOG2_E + _HALF)
@@ -33,7 +33,7 @@ def _exp(x):
     return (p * r * r + r + _ONE) * power
 
 
-@compiled(fastmath=_SUMS)
+@compiled(fastmath=_SUMS, inline="always")
 def _sums(row, m):
     """Σ e^x, Σ e^x x."""
     s, t = np.float32(0), np.float32(0)
@@ -46,7 +46,7 @@ def _sums(row, m):
     return s, t
 
 
-@compiled(fastmath=_SUMS)
+@compiled(fastmath=_SUMS, inline="always")
 def _scaled_sums(row, m, inverse):
     """Σ e^x, Σ e^x x, Σ e^x x² of x = (z − m)/T."""
     s, t, q = np.float32(0), np.float32(0), np.float32(0)
@@ -79,7 +79,7 @@ def _largest(row, bits, threshold):
     return np.int32(most ^ ((most >> _SIGN) & _MAGNITUDE)).view(np.float32), where, count
 
 
-@compiled()
+@compiled(fastmath=_SUMS)
 def feed(
     z,  # [R, v] fp32: columns start … start + v; or [0, 0]
     brief,  # [R, v] int16: the same as bits of bf16; or [0, 0]
