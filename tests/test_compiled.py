@@ -56,13 +56,20 @@ def test_the_winner_of_all_scores(min_p):
         assert token == np.where(kept, score, -np.inf).argmax()
 
 
+@pytest.mark.parametrize("B", [1, 3])
 @pytest.mark.parametrize("sign", NAN)
-def test_a_nan_of_either_sign_is_seen(sign):
-    z = torch.randn(3, 2000)
-    z[1, 700] = torch.tensor(NAN[sign], dtype=torch.int32).view(torch.float32)
-    stats = logit_stats(z, torch.tensor([0, 1, 2]), backend="torch")
-    assert stats.logsumexp.isfinite().tolist() == [True, False, True]
-    assert stats.entropy.isfinite().tolist() == [True, False, True]
+def test_a_nan_of_either_sign_is_seen(sign, B):
+    z = torch.randn(B, 2000)
+    z[B - 1, 700] = torch.tensor(NAN[sign], dtype=torch.int32).view(torch.float32)
+    broken = [row == B - 1 for row in range(B)]
+    stats = logit_stats(z, torch.arange(B), backend="torch")
+    assert (~stats.logsumexp.isfinite()).tolist() == broken
+    assert (~stats.entropy.isfinite()).tolist() == broken
+    assert sample(z, 1.0, seed=0, backend="torch").status.tolist() == [int(x) for x in broken]
+    maxima, rows = np.zeros((B, 4), np.float32), np.zeros((5, B), np.float32)
+    maxima.view(np.int32)[B - 1, 2] = NAN[sign]
+    assert not draw.cuts(maxima, np.empty(0, np.float32), *rows)
+    assert np.isnan(rows[2]).tolist() == broken
 
 
 def test_maxima_of_all_signs():

@@ -84,12 +84,13 @@ def cuts(
     T,  # [B] fp32, written: 0 in greedy rows
     tau,  # [B] fp32, written: top + T·ln min_p
 ):
-    """Returns whether no row has NaN or +inf."""
+    """Returns whether no row has NaN or +inf; a row that has a NaN gets it as its maximum."""
     well, m = True, np.empty(1, np.float32)
     for b in range(len(maxima)):
-        nan = maxima_of(maxima[b].view(np.int32), maxima.shape[1], m)
-        well = well and not nan and m[0] < np.inf
-        top[b] = max(m[0], known[b]) if len(known) else m[0]
+        if maxima_of(maxima[b].view(np.int32), maxima.shape[1], m):
+            m[0] = np.nan
+        well = well and m[0] < np.inf
+        top[b] = known[b] if len(known) and known[b] > m[0] else m[0]
         T[b], tau[b] = np.float32(0), top[b]
         if temperature[b] >= GREEDY_BELOW:
             T[b] = temperature[b]

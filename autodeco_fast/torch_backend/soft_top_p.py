@@ -20,7 +20,7 @@ from .logit_stats import is_compiled, kind_of, multiply, transform
 from .stats_partial import IGNORED
 
 LOWEST_TEMPERATURE, EPSILON = 1e-8, 1e-9
-ROWS_BYTES = 4 << 20  # of one block of logits; but on CPUs about eight such blocks live at a time
+ROWS_BYTES = 4 << 20  # of one block of logits; about eight such blocks live at a time, on CPUs one and three rows a thread
 
 
 @compiled()
