@@ -14,8 +14,8 @@ from .draw import GREEDY_BELOW, LOWEST, candidates, cuts, draw, maxima_of
 
 TILE = 256
 _CHUNK = 1024  # tiles looked at a time: where they must be copied, a copy stays in the caches
-_ALONE = 1 << 18  # logits of which one core takes the maxima sooner than torch has begun
-_WORTH_A_THREAD = 1 << 19  # tokens to look at; waking a thread takes as long as some 10⁵ of them
+_ALONE = 1 << 18  # logits of a single row up to which one core takes the maxima by itself
+_WORTH_A_THREAD = 1 << 19  # tokens to look at for each thread that is woken
 
 
 class _Rows(NamedTuple):
