@@ -11,6 +11,7 @@ setup(
     packages=[
         "autodeco_fast",
         "autodeco_fast.demo",
+        "autodeco_fast.generation",
         "autodeco_fast.ops",
         "autodeco_fast.torch_backend",
         "autodeco_fast.kernels",

@@ -32,6 +32,7 @@ _HOME = {
     "merge_partials": "ops.partials",
     "Attachment": "generation",
     "attach": "generation",
+    "detach": "generation",
 }
 __all__ = sorted(_HOME)
 

@@ -68,16 +68,12 @@ def test_compiled_forward(name):
     plain = compiled(ids, use_cache=False).logits
     with attach(model, head) as attachment:
         assert torch.equal(compiled(ids, use_cache=False).logits, plain)
-        with attachment.gate.entered(None):
+        with attachment.gate.opened():
             scaled = compiled(ids, use_cache=False).logits
         assert torch.equal(compiled(ids, use_cache=False).logits, plain)
-        with attachment.gate.entered(None):
-            attachment.gate.linear = True
-            handed = compiled(ids, use_cache=False).logits
-        assert handed.shape[-1] == head.hidden_size
     _, T = logits_and_temperature(model, head, ids)
     torch.testing.assert_close(scaled[:, -1], (plain[:, -1] / T[:, None]).float(), rtol=2e-5, atol=1e-6)
-    with attach(model, tiny_head(model, seed=9)) as attachment, attachment.gate.entered(None):
+    with attach(model, tiny_head(model, seed=9)) as attachment, attachment.gate.opened():
         assert not torch.allclose(compiled(ids, use_cache=False).logits, scaled)
     assert torch.equal(compiled(ids, use_cache=False).logits, plain)
 

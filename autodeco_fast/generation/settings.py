@@ -1,7 +1,9 @@
 """What a call of `generate` on an attached model chose, what it merely inherits, and what is refused."""
 
 import copy
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 from transformers import GenerationConfig
@@ -17,7 +19,8 @@ NEUTRAL: dict[str, float | None] = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
 }
-PIPELINE_TEMPERATURE = 0.7  # what pipeline("text-generation") adds by itself
+# What transformers fills unset entries of a pipeline's configuration with.
+_FILLED_IN = GenerationConfig._get_default_generation_params()
 
 _REFUSED: dict[str, tuple[Any, str]] = {
     "num_beams": (lambda v: v > 1, "beam search does not sample from softmax(z/T)"),
@@ -48,32 +51,73 @@ class Plan:
     kwargs: dict[str, Any]
 
 
-def _filled_in(config: GenerationConfig) -> bool:
-    """Whether transformers filled this object with defaults, as its pipelines do: a value may be nobody's choice."""
-    return None not in (config.num_beams, config.length_penalty, config.repetition_penalty, config.early_stopping)
+@dataclass(frozen=True)
+class Brought:
+    """What a transformers pipeline adds to the calls it makes by itself: nobody's choice."""
+
+    config: GenerationConfig | None = None  # its own, where it passes one
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def by(cls, caller: FrameType | None) -> "Brought":
+        """Of the pipeline whose method `caller` is; nothing if it is no pipeline's."""
+        pipelines = sys.modules.get("transformers.pipelines.base")
+        pipeline = caller.f_locals.get("self") if pipelines and caller else None
+        if pipelines is None or not isinstance(pipeline, pipelines.Pipeline):
+            return cls()
+        given = dict(getattr(pipeline, "_generate_kwargs", {}))
+        while caller is not None and caller.f_locals.get("self") is pipeline:
+            given |= caller.f_locals.get("forward_params", {})  # of Pipeline.forward: what its user passed
+            caller = caller.f_back
+        defaults = getattr(pipeline, "_default_generation_config", None)
+        values = {name: getattr(defaults, name, None) for name in ("do_sample", *NEUTRAL)}
+        return cls(
+            config=getattr(pipeline, "generation_config", None),
+            values={name: value for name, value in values.items() if value is not None and name not in given},
+        )
 
 
-def _chosen(name: str, kwargs: dict, config: GenerationConfig | None, own: GenerationConfig) -> Any:
+def _chosen(name: str, kwargs: dict, config: GenerationConfig | None, own: GenerationConfig, brought: Brought) -> Any:
     """The value this call itself chose for a sampling setting; None if it is inherited or has no effect."""
     value = kwargs.get(name)
+    inherited = [brought.values[name]] if name in brought.values else []
+    if value in inherited:
+        value = None
     if value is None and config is not None:
         value = getattr(config, name, None)
-        inherited = [getattr(own, name, None)]
-        if _filled_in(config):
-            inherited += [config._get_default_generation_params().get(name)]
-            inherited += [PIPELINE_TEMPERATURE] if name == "temperature" else []
+        inherited.append(getattr(own, name, None))
+        if config is brought.config:  # transformers has filled it in
+            inherited.append(_FILLED_IN.get(name))
         if value in inherited:
             value = None
     return None if value == NEUTRAL[name] else value
 
 
-def plan(own: GenerationConfig, config: GenerationConfig | None, kwargs: dict, *, min_p: float, fused: bool) -> Plan:
+def _asks_for_greedy(kwargs: dict, config: GenerationConfig | None, own: GenerationConfig, brought: Brought) -> bool:
+    """Whether this call itself says `do_sample=False`."""
+    asked = kwargs.get("do_sample")
+    if asked is None and config is not None and config is not own:
+        inherited = config is brought.config and own.do_sample is False
+        asked = None if inherited else config.do_sample
+    return asked is False
+
+
+def plan(
+    own: GenerationConfig,
+    config: GenerationConfig | None,
+    kwargs: dict,
+    *,
+    min_p: float,
+    fused: bool,
+    caller: FrameType | None = None,
+) -> Plan:
     """Decides how a call runs.
 
     Args:
         own: the model's generation configuration; its sampling settings are ignored.
         config, kwargs: what the caller passed. A sampling setting in `config` equal to the model's own is inherited.
         min_p, fused: as attached.
+        caller: the frame that called `generate`; what a pipeline brings is told by it.
 
     Raises:
         ValueError: for settings that adaptive decoding cannot honour.
@@ -90,13 +134,11 @@ def plan(own: GenerationConfig, config: GenerationConfig | None, kwargs: dict, *
         if value is not None and is_set(value):
             raise ValueError(f"{name} cannot be used while a temperature head is attached: {why}; detach() first")
 
-    asked = kwargs.get("do_sample")
-    if asked is None and config is not None and config is not own and not _filled_in(config):
-        asked = config.do_sample
-    if asked is False:
+    brought = Brought.by(caller)
+    if _asks_for_greedy(kwargs, config, own, brought):
         return Plan(False, False, min_p, config, kwargs)
 
-    chosen = {name: _chosen(name, kwargs, config, own) for name in NEUTRAL}
+    chosen = {name: _chosen(name, kwargs, config, own, brought) for name in NEUTRAL}
     if kwargs.get("min_p") is not None:
         chosen["min_p"] = kwargs["min_p"]
     min_p = min_p if chosen["min_p"] is None else chosen["min_p"]

@@ -1,0 +1,276 @@
+"""`attach(model, head)`: a model whose `generate` draws every token at its own temperature.
+
+The model's class is switched to a subclass whose decoding loops open the gate (gate.py): inside them, and only there, the
+logits that leave the model are divided by `T(h)`. In transformers' sampling loop our draw is appended as the last logits
+processor; where nobody else looks at the logits they are never made (lazy.py). Its noise depends on (seed, position, stream)
+alone.
+
+What the fused sampler cannot serve (scores or logits asked for, speculative decoding, watermarks, top-k and the like set in
+the call) runs on scaled logits with transformers' own sampling step. What neither can serve raises.
+"""
+
+import copy
+import sys
+import warnings
+from contextlib import ExitStack
+from numbers import Real
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin
+
+from autodeco_fast.generation import loop
+from autodeco_fast.generation.copies import plain_copy, shared_tensors
+from autodeco_fast.generation.gate import Call, Gate, Unscaled, install
+from autodeco_fast.generation.settings import plan
+
+DEFAULT_MIN_P = 0.1  # for a head that does not know its own
+
+
+def _refuse_batching(self, *args, **kwargs):
+    raise ValueError("continuous batching cannot be used while a temperature head is attached; detach() first")
+
+
+def _attached_class(base: type, attachment: "Attachment") -> type:
+    """A subclass of the model's class, under its name, whose `generate` is adaptive."""
+    gate = attachment.gate
+
+    def generate(self, inputs=None, generation_config=None, *args, seed=None, stream=None, **kwargs):
+        """`generate` of the model's class with a predicted temperature; see `autodeco_fast.attach` for `seed` and `stream`."""
+        base_generate = super(cls, self).generate
+        if gate.open:  # a candidate generator asking the same model
+            return base_generate(inputs, generation_config, *args, **kwargs)
+        caller = sys._getframe(1)
+        return attachment.generate(base_generate, inputs, generation_config, args, seed, stream, kwargs, caller)
+
+    def _sample(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
+    ):
+        """The sampling loop of the model's class; its draw is the fused sampler's when the call allows it."""
+        run, call = super(cls, self)._sample, gate.call
+        if gate.open or call is None:
+            return run(input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **kwargs)
+        if call.fused:
+            call.sampled = True
+            draw = loop.FusedDraw(call, input_ids, generation_config, kwargs)
+            logits_processor = [*logits_processor, draw]
+            generation_config = copy.copy(generation_config)
+            generation_config.do_sample = False
+        processors, criteria, streamer = loop.paused(gate, logits_processor, stopping_criteria, streamer)
+        with gate.opened(lazy=call.fused and attachment.lazy):
+            return run(input_ids, processors, criteria, generation_config, synced_gpus, streamer, **kwargs)
+
+    def _assisted_decoding(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
+    ):
+        """Speculative decoding of the model's class, on scaled logits."""
+        run = super(cls, self)._assisted_decoding
+        if gate.open or gate.call is None:
+            return run(input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **kwargs)
+        processors, criteria, streamer = loop.paused(gate, logits_processor, stopping_criteria, streamer)
+        with gate.opened():
+            return run(input_ids, processors, criteria, generation_config, synced_gpus, streamer, **kwargs)
+
+    body = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "_autodeco_attachment": attachment,
+        "generate": generate,
+        "_sample": _sample,
+        "_assisted_decoding": _assisted_decoding,
+        "__deepcopy__": lambda self, memo: attachment.plain_copy(memo),
+        "__reduce_ex__": lambda self, protocol: attachment.plain_copy(shared_tensors(self)).__reduce_ex__(protocol),
+    }
+    for name in ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager"):
+        if hasattr(base, name):
+            body[name] = _refuse_batching
+    cls = type(base.__name__, (base,), body)
+    return cls
+
+
+class Attachment:
+    """A head attached to a model, until `detach()` or the end of the `with` block."""
+
+    def __init__(self, model: GenerationMixin, head: nn.Module, min_p: float | None, fused: bool):
+        self.model, self.head, self.fused = model, head, fused
+        self.gate = Gate()
+        self.lazy = False  # whether the model's forward leaves lazy logits alone or makes them: found by `_try`
+        self.embedding = model.get_output_embeddings()
+        known = getattr(head, "min_p", None)
+        self._known_min_p = known
+        self.min_p = float(min_p if min_p is not None else DEFAULT_MIN_P if known is None else known)
+        self._warned = False
+        self._warn_of(self.min_p)
+        device = self.embedding.weight.device
+        if device.type != "meta":  # offloaded weights are
+            head.to(device)
+        self._base = type(model)
+        self._class = _attached_class(self._base, self)
+        self._handles = install(model, self.embedding, head, self.gate)
+        try:
+            self._switch_class(self._class)
+            self._try()
+        except BaseException:
+            self.detach()
+            raise
+
+    def _warn_of(self, min_p: float) -> None:
+        """Once: a cut other than the one that the head was trained and calibrated for."""
+        if self._known_min_p is not None and min_p != self._known_min_p and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"min_p={min_p:g}, but the head was trained for {self._known_min_p:g}: its coverage no longer holds",
+                stacklevel=4,
+            )
+
+    def _switch_class(self, cls: type) -> None:
+        self.model.__class__ = cls
+        for name in ("_compiled_call", "_last_compile_config"):  # compiled with the other hooks
+            self.model.__dict__.pop(name, None)
+
+    @torch.no_grad()
+    def _try(self) -> None:
+        """A forward of two tokens as the decoding loop runs it, with lazy logits if it runs with them.
+
+        A model that cannot run on ids alone is not refused: every forward of `generate` is checked all the same.
+
+        Raises:
+            ValueError: if logits leave the model whose hidden state did not pass its output embedding.
+        """
+        if self.embedding.weight.is_meta:
+            return
+        token = self.model.config.get_text_config().bos_token_id
+        token = token if isinstance(token, int) and 0 <= token < len(self.embedding.weight) else 0
+        ids = torch.full((1, 2), token, device=getattr(self.model, "device", self.embedding.weight.device))
+        devices = {p.device for p in self.model.parameters() if p.is_cuda}
+        with torch.random.fork_rng(list(devices)):  # dropout, in a model that is being trained
+            for self.lazy in (True, False):
+                try:
+                    with self.gate.opened(lazy=self.lazy):
+                        logits = self.model(input_ids=ids).logits
+                    float(logits[0, -1, 0])
+                    return
+                except Unscaled:
+                    raise
+                except Exception:  # whatever a model raises that asks for more than ids, or looks at storage
+                    continue
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._handles)
+
+    def detach(self) -> None:
+        """Gives the model back as it was. Doing it twice is harmless.
+
+        Raises:
+            RuntimeError: if something else has switched the model's class since.
+        """
+        if not self.attached:
+            return
+        if type(self.model) not in (self._class, self._base):
+            raise RuntimeError(f"the class of the model was changed after attach(), to {type(self.model)}: undo that first")
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._switch_class(self._base)
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.detach()
+
+    def plain_copy(self, memo: dict) -> nn.Module:
+        """`copy.deepcopy` of the model, unattached."""
+        ours = {handle.id for handle in self._handles}
+        return plain_copy(self.model, self._base, [self.model, self.embedding], ours, memo)
+
+    def generate(self, base_generate, inputs, config: GenerationConfig | None, args, seed, stream, kwargs, caller):
+        """One call of the attached model's `generate`."""
+        if self.model.get_output_embeddings() is not self.embedding:
+            raise RuntimeError("the model's output embedding was replaced after attach(): detach() and attach again")
+        own = self.model.generation_config or GenerationConfig()
+        p = plan(own, config, kwargs, min_p=self.min_p, fused=self.fused, caller=caller)
+        if not p.sample:
+            return base_generate(inputs, p.generation_config, *args, **p.kwargs)
+        self._warn_of(p.min_p)
+        several = stream is not None or not (seed is None or isinstance(seed, int))
+        if several and not p.fused:
+            raise ValueError("seed a prompt and stream need the fused sampler, which cannot serve this call")
+        with ExitStack() as stack:
+            if p.fused and seed is None:
+                seed = int(torch.randint(0, 2**63 - 1, ()))
+            elif not p.fused and seed is not None:
+                device = self.embedding.weight.device
+                stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+                torch.manual_seed(seed)
+            call = Call(p.fused, p.min_p, seed, stream)
+            with self.gate.called(call):
+                output = base_generate(inputs, p.generation_config, *args, **p.kwargs)
+        if p.fused and not call.sampled:
+            raise RuntimeError(f"{self._base.__name__}.generate did not run _sample; attach with fused=False")
+        loop.check_status(call)
+        return output
+
+
+def attach(model: GenerationMixin, head: nn.Module, *, min_p: float | None = None, fused: bool = True) -> Attachment:
+    """Makes `model.generate` adaptive: every token is drawn from `softmax(z / T(h))` cut at Min-P.
+
+    While attached, `generate`
+    * samples unless `do_sample=False` is passed, which is plain greedy decoding of the model itself;
+    * takes `seed=`: an integer, or one a prompt, under which a prompt's text is the same alone and in any batch. Under one
+      integer the noise of a row depends on its number in the batch: row 1 alone draws as row 0. Without a seed
+      `torch.manual_seed` fixes the output;
+    * takes `stream=`: an integer, or one a row (prompts × num_return_sequences), in place of the row's number;
+    * ignores the temperature, top-k, top-p and other cuts that the model's generation configuration or a pipeline
+      brings, and honours those passed in the call: a temperature multiplies the predicted one, a `min_p` replaces the
+      attached one;
+    * raises ValueError for beams, guidance, sequence biases, contrastive, DoLa, constrained and custom decoding, and
+      continuous batching; RuntimeError, at its end, if a row held NaN, inf or nothing that is not masked.
+
+    Logits processors see scaled logits, as do `output_scores` and `output_logits`. A row with T < 1e-3 is greedy. Forwards of
+    your own, in a stopping criterion or a streamer too, return the model's own logits. Copies, pickles and saved folders of
+    an attached model are those of the model alone. With `seed=`, calls that the fused sampler cannot serve seed torch's
+    default generator, which threads share, and put its state back.
+
+    Args:
+        model: a causal language model of transformers, or a PeftModel around one. Two tokens are run through it.
+        head: predicts `T [...]` from `h [..., H]`; moved to the model's device.
+        min_p: in [0, 1]; 0 cuts nothing. None takes the one that the head was trained for, 0.1 if it does not know; another
+            one warns.
+        fused: False keeps transformers' own sampling step throughout.
+
+    Returns:
+        An `Attachment`: a context manager with `.detach()`.
+
+    Raises:
+        TypeError: if `model` cannot generate.
+        ValueError: if a head is attached already, the widths differ, the model is no decoder, its logits are not made by its
+            output embedding, or `min_p` is out of range.
+    """
+    inside = getattr(model, "get_base_model", None)  # of a PeftModel
+    model = inside() if callable(inside) else model
+    if not isinstance(model, GenerationMixin):
+        raise TypeError(f"attach() needs a transformers model that generates, got {type(model).__name__}")
+    if hasattr(type(model), "_autodeco_attachment"):
+        raise ValueError("a temperature head is attached to this model already; detach() it first")
+    if min_p is not None and not (isinstance(min_p, Real) and 0.0 <= min_p <= 1.0):
+        raise ValueError(f"min_p must be None or in [0, 1], got {min_p!r}")
+    if model.config.is_encoder_decoder:
+        raise ValueError("attach() needs a decoder-only model")
+    embedding = model.get_output_embeddings()
+    if embedding is None:
+        raise ValueError(f"{type(model).__name__} has no output embedding")
+    width = getattr(embedding, "in_features", None) or embedding.weight.shape[-1]
+    if width != head.hidden_size:
+        raise ValueError(f"the head reads hidden states of width {head.hidden_size}, the model's have {width}")
+    return Attachment(model, head, min_p, fused)
+
+
+def detach(model: GenerationMixin) -> None:
+    """Takes the head off a model; nothing happens if none is attached."""
+    inside = getattr(model, "get_base_model", None)
+    attachment = getattr(type(inside() if callable(inside) else model), "_autodeco_attachment", None)
+    if attachment is not None:
+        attachment.detach()

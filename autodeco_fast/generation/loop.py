@@ -1,0 +1,127 @@
+"""Inside transformers' decoding loop: our draw, and other people's callbacks.
+
+Processors, stopping criteria and streamers may call the model themselves, or its `generate`. While they run the gate is
+paused, so they find the model as it is.
+"""
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from autodeco_fast.generation.gate import Call, Gate
+from autodeco_fast.generation.lazy import LazyLogits, OneHot
+from autodeco_fast.ops.linear_sample import linear_sample
+from autodeco_fast.ops.min_p_sample import sample
+
+_BROKEN = {
+    1: "NaN",
+    2: "inf",
+    4: "no finite logit: everything is masked",
+    8: "a temperature or min_p out of range",
+}
+
+
+class _PausedProcessors(LogitsProcessorList):
+    gate: Gate
+
+    def __call__(self, *args, **kwargs):
+        with self.gate.paused():
+            return super().__call__(*args, **kwargs)
+
+
+class _PausedCriteria(StoppingCriteriaList):
+    gate: Gate
+
+    def __call__(self, *args, **kwargs):
+        with self.gate.paused():
+            return super().__call__(*args, **kwargs)
+
+
+class _PausedStreamer(BaseStreamer):
+    def __init__(self, streamer: BaseStreamer, gate: Gate):
+        self.streamer, self.gate = streamer, gate
+
+    def put(self, value):
+        with self.gate.paused():
+            self.streamer.put(value)
+
+    def end(self):
+        with self.gate.paused():
+            self.streamer.end()
+
+
+def paused(gate: Gate, processors, criteria, streamer) -> tuple[LogitsProcessorList, StoppingCriteriaList, BaseStreamer | None]:
+    """The same callbacks, the gate paused while they run."""
+    processors, criteria = _PausedProcessors(processors), _PausedCriteria(criteria)
+    processors.gate = criteria.gate = gate
+    return processors, criteria, None if streamer is None else _PausedStreamer(streamer, gate)
+
+
+def _first_position(input_ids: torch.Tensor, config: GenerationConfig, kwargs: dict) -> int | torch.Tensor:
+    """The number of real tokens in each row of the prompt, ids or embeddings: noise does not depend on left padding."""
+    mask, embeddings = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
+    if mask is not None and mask.dim() == 2:
+        return mask.to(input_ids.device).sum(1)
+    length = getattr(config, "_mask_length", None)  # where transformers drops a mask that masks nothing
+    if length is None:
+        length = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
+    return length
+
+
+def _one_a(what: str, name: str, value: int | torch.Tensor, n: int, device: torch.device) -> torch.Tensor:
+    """A tensor `[n]` int64."""
+    value = torch.as_tensor(value, device=device)
+    if value.shape != (n,) or value.dtype.is_floating_point or value.dtype == torch.bool:
+        raise ValueError(
+            f"{name} must be an integer or {n} integers, one a {what}, got shape {tuple(value.shape)} {value.dtype}"
+        )
+    return value.long()
+
+
+def _noise(call: Call, rows: int, per_prompt: int, device: torch.device) -> tuple:
+    """Seed and stream as `sample` takes them: numbers, or one a row.
+
+    Under one seed the stream is the row. Under a seed a prompt it is the sequence's number among those of its prompt, so that
+    a prompt's text does not depend on what it is batched with.
+    """
+    seed, stream = call.seed, call.stream
+    if not isinstance(seed, int):
+        seed = _one_a("prompt", "seed", seed, rows // per_prompt, device).repeat_interleave(per_prompt)
+        if stream is None:
+            stream = torch.arange(per_prompt, device=device).repeat(rows // per_prompt)
+    if stream is not None and not isinstance(stream, int):
+        stream = _one_a("row", "stream", stream, rows, device)
+    return seed, stream
+
+
+class FusedDraw(LogitsProcessor):
+    """Last in the list: draws the token and returns scores whose maximum it is, so that the argmax that follows takes it."""
+
+    def __init__(self, call: Call, input_ids: torch.Tensor, config: GenerationConfig, kwargs: dict):
+        self.call, self.length = call, input_ids.shape[1]
+        self.start = _first_position(input_ids, config, kwargs)
+        self.seed, self.stream = _noise(call, len(input_ids), config.num_return_sequences or 1, input_ids.device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        call, position = self.call, self.start + (input_ids.shape[1] - self.length)
+        noise = {"seed": self.seed, "stream": self.stream, "position": position, "min_p": call.min_p}
+        if isinstance(scores, LazyLogits) and scores.untouched:
+            weight, bias = scores.embedding.weight, scores.embedding.bias
+            out = linear_sample(scores.hidden, weight, scores.temperature, bias=bias, **noise)
+        else:  # at temperature 1 with Min-P, scaled logits are the logits at T with Min-P
+            out = sample(scores, 1.0, **noise)
+        call.status = out.status if call.status is None else call.status | out.status
+        return OneHot(out.token, scores.shape[1])
+
+
+def check_status(call: Call) -> None:
+    """What the draws of a finished call reported, looked at once.
+
+    Raises:
+        RuntimeError: if a row had nothing to draw from, as `torch.multinomial` would have raised.
+    """
+    broken = [] if call.status is None else call.status.tolist()
+    for row, status in enumerate(broken):
+        if status:
+            why = " and ".join(text for bit, text in _BROKEN.items() if status & bit)
+            raise RuntimeError(f"row {row} cannot be sampled from: its logits over T held {why}")
