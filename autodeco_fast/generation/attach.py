@@ -71,6 +71,12 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         with gate.opened():
             return run(input_ids, processors, criteria, generation_config, synced_gpus, streamer, **kwargs)
 
+    def __deepcopy__(self, memo):
+        return attachment.plain_copy(memo)
+
+    def __reduce_ex__(self, protocol):
+        return object.__new__, (base,), attachment.plain_copy(shared_tensors(self)).__dict__
+
     body = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
@@ -79,8 +85,8 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         "generate": generate,
         "_sample": _sample,
         "_assisted_decoding": _assisted_decoding,
-        "__deepcopy__": lambda self, memo: attachment.plain_copy(memo),
-        "__reduce_ex__": lambda self, protocol: attachment.plain_copy(shared_tensors(self)).__reduce_ex__(protocol),
+        "__deepcopy__": __deepcopy__,
+        "__reduce_ex__": __reduce_ex__,
     }
     for name in ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager"):
         if hasattr(base, name):
