@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MiniCPM3Config, MiniCPM3ForCausalLM
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model
@@ -61,6 +62,43 @@ def test_an_unknown_transform_is_refused():
     model.lm_head.register_forward_hook(lambda _, args, out: out.tanh())
     with pytest.raises(ValueError, match="transforms its logits in a way that is not supported"):
         base_model.wrap(model).verify(torch.randint(3, VOCAB, (1, 7)))
+
+
+def capped(cap):
+    def hook(_, args, output):
+        output.logits = torch.tanh(output.logits / cap) * cap
+        return output
+
+    return hook
+
+
+def test_an_unknown_cap_is_refused_where_logits_are_small():
+    model = tiny_model("llama")
+    cap = 100 * model(torch.arange(3, 10)[None]).logits.abs().max()
+    handle = model.register_forward_hook(capped(cap))
+    with pytest.raises(ValueError, match="transforms its logits in a way that is not supported"):
+        base_model.wrap(model).verify(torch.arange(3, 10)[None])
+    handle.remove()
+    base_model.wrap(model).verify(torch.arange(3, 10)[None])
+
+
+@pytest.mark.parametrize("cap", ["logits_soft_cap", "output_logit_soft_cap"])
+def test_a_cap_of_another_name_is_applied(cap):
+    model = tiny_model("llama")
+    setattr(model.config, cap, 2.0)
+    model.register_forward_hook(capped(2.0))
+    base_model.wrap(model).verify(torch.arange(3, 10)[None])
+
+
+def test_hidden_states_changed_before_the_embedding_are_refused():
+    """As MiniCPM3 does, which divides them: its logits agree, but `generate` would show the head another h."""
+    torch.manual_seed(0)
+    config = MiniCPM3Config(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, vocab_size=VOCAB,
+        q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, pad_token_id=0, dim_model_base=8,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="changes hidden states before its output embedding"):
+        base_model.wrap(MiniCPM3ForCausalLM(config)).verify(torch.arange(3, 10)[None])
 
 
 def test_heads_that_are_more_than_their_weight_are_refused():

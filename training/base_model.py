@@ -10,8 +10,10 @@ import torch
 from autodeco_fast import TokenStats, token_stats
 from autodeco_fast.ops.checks import check_plain
 
-# Where configurations keep a linear factor of the logits.
+# Where configurations keep a linear factor of the logits, and their cap. `verify` finds what is missing here.
 _MULTIPLIED_BY, _DIVIDED_BY = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
+_CAPPED_AT = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+_ENLARGED_TO = 256.0
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,48 @@ class BaseModel:
 
     @torch.inference_mode()
     def verify(self, input_ids: torch.Tensor) -> None:
-        """Compares our logits of one row of ids with the model's own.
+        """Runs the whole model on one row of ids and compares what it does with what this class does.
+
+        Then once more, with what enters the output embedding so enlarged on its way that a cap or a scale that we do not know
+        of shows, however small the logits of these ids are.
 
         Raises:
-            ValueError: if they differ: the model does to its logits what this class does not know of.
+            ValueError: if `hidden` is not what enters the output embedding, or `logits` not what the model makes of it.
         """
-        ours = self.logits(self.hidden(input_ids)[0, -1:])
-        theirs = self.model(input_ids=input_ids).logits[0, -1:].float()
-        if not torch.allclose(ours, theirs, rtol=0.05, atol=0.05 * theirs.abs().max().item()):
-            raise ValueError(f"{type(self.model).__name__} transforms its logits in a way that is not supported")
+        name = type(self.model).__name__
+        entered, theirs = self._watched(input_ids)
+        if not _alike(self.hidden(input_ids)[0], entered):
+            raise ValueError(f"{name} changes hidden states before its output embedding in a way that is not supported")
+        factor = max(1.0, _ENLARGED_TO / theirs.abs().max().item())
+        entered, theirs = self._watched(input_ids, factor)
+        if not _alike(self.logits(entered * factor), theirs):
+            raise ValueError(f"{name} transforms its logits in a way that is not supported")
+
+    def _watched(self, input_ids: torch.Tensor, factor: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """What enters the output embedding, `[L, H]`, and the logits `[L, V]` that the model makes of `factor` times it."""
+        entered = []
+
+        def watch(_, args):
+            entered.append(args[0])
+            return (args[0] * factor, *args[1:])
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(watch)
+        try:
+            logits = self.model(input_ids=input_ids, use_cache=False).logits[0].float()
+        finally:
+            handle.remove()
+        if len(entered) != 1:
+            name = type(self.model).__name__
+            raise ValueError(f"{name} makes its logits without its output embedding: heads cannot be trained for it")
+        return entered[0][0], logits
+
+
+def _alike(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Equal but for a few roundings in bf16."""
+    if ours.shape != theirs.shape:
+        return False
+    ours, theirs = ours.float(), theirs.float()
+    return torch.allclose(ours, theirs, rtol=0.03, atol=0.01 * theirs.abs().max().item())
 
 
 def wrap(model) -> BaseModel:
@@ -74,7 +109,7 @@ def wrap(model) -> BaseModel:
         scale *= getattr(config, key, None) or 1.0
     for key in _DIVIDED_BY:
         scale /= getattr(config, key, None) or 1.0
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = next((cap for key in _CAPPED_AT if (cap := getattr(config, key, None))), None)
     return BaseModel(model, embedding.weight.detach(), getattr(embedding, "bias", None), scale, softcap)
 
 

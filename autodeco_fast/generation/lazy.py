@@ -123,20 +123,18 @@ class LazyLogits(Lazy):
             return LazyLogits(self.hidden, self.embedding, self.temperature, dtype)
         if func in (_aten.alias.default, _aten.detach.default):
             return self._viewed(func, ())
-        if func in (_aten.select.int, _aten.slice.Tensor) and not kwargs:
-            dim = args[1] if len(args) > 1 else 0
-            last = dim in (-1, self.dim() - 1)
-            if last and func is _aten.slice.Tensor and self._is_whole(*args[2:]):
-                return self._viewed(_aten.alias.default, ())
-            return None if last else self._viewed(func, (dim % self.dim(), *args[2:]))
+        if func is _aten.slice.Tensor and self._is_whole(*args[1:]):
+            return self
+        if func in (_aten.select.int, _aten.slice.Tensor):
+            dim = args[1] % self.dim()
+            return None if dim == self.dim() - 1 else self._viewed(func, (dim, *args[2:]))
         return None
 
-    def _is_whole(self, start: int | None = None, end: int | None = None, step: int = 1) -> bool:
-        return not start and (end is None or end >= self.shape[-1]) and step == 1
+    def _is_whole(self, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> bool:
+        return not start and (end is None or end >= self.shape[dim]) and step == 1
 
     def _viewed(self, func, args: tuple) -> "LazyLogits":
-        T = self.temperature
-        T = T if T is None else func(T, *args)
+        T = None if self.temperature is None else func(self.temperature, *args)
         return LazyLogits(func(self.hidden, *args), self.embedding, T, self.dtype, (self, func, args))
 
 
