@@ -28,8 +28,15 @@ class BaseModel:
 
     @torch.inference_mode()
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """What enters the output embedding. [B, L] → [B, L, H]"""
-        return self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        """What enters the output embedding. [B, L] → [B, L, H]
+
+        Raises:
+            ValueError: if the model inside does not return it.
+        """
+        output = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        if not hasattr(output, "last_hidden_state"):
+            raise ValueError(f"{type(self.model).__name__} does not show what enters its output embedding")
+        return output.last_hidden_state
 
     def stats(self, hidden: torch.Tensor, target: torch.Tensor) -> TokenStats:
         """`token_stats` of [N, H] and [N]."""

@@ -146,7 +146,7 @@ class Attachment:
         """
         if self.embedding.weight.is_meta:
             return
-        token = self.model.config.get_text_config().bos_token_id
+        token = getattr(self.model.config.get_text_config(), "bos_token_id", None)
         token = token if isinstance(token, int) and 0 <= token < len(self.embedding.weight) else 0
         ids = torch.full((1, 2), token, device=getattr(self.model, "device", self.embedding.weight.device))
         devices = {p.device for p in self.model.parameters() if p.is_cuda}

@@ -112,8 +112,11 @@ def install(model: nn.Module, embedding: nn.Module, head: nn.Module, gate: Gate)
             return None
         temperature = gate.temperatures.pop()
         logits = output[0] if isinstance(output, tuple) else output.logits
-        if temperature is None or temperature.shape != logits.shape[:-1]:
+        if temperature is None:
             raise Unscaled(f"{name} makes its logits without its output embedding: they cannot be scaled by T(h)")
+        if temperature.shape != logits.shape[:-1]:
+            shapes = f"{tuple(temperature.shape)} hidden states and {tuple(logits.shape[:-1])} rows of logits"
+            raise Unscaled(f"{name} has {shapes} in a forward: which h decides is not known")
         scaled = _scaled(logits, temperature)
         if isinstance(output, tuple):
             return (scaled, *output[1:])
