@@ -2,19 +2,32 @@
 
 import torch
 
-from autodeco_fast.ops.checks import check_product, check_row, check_target
-from autodeco_fast.ops.logit_stats import LOWEST_TEMPERATURE, TokenStats, kinds
+from autodeco_fast.backends import refuse_transforms
+from autodeco_fast.losses import check_stats
+from autodeco_fast.ops.checks import (
+    ALL_FLOATS,
+    FINITE,
+    NOT_NEGATIVE,
+    PROBABILITY,
+    SIZE,
+    check_choice,
+    check_integer,
+    check_number,
+    check_product,
+    check_row,
+    check_softcap,
+    check_target,
+)
+from autodeco_fast.ops.logit_stats import LOWEST_TEMPERATURE, TokenStats
 from autodeco_fast.ops.soft_top_p import soft_top_p_rows
 from autodeco_fast.ops.token_stats import CHUNK_BYTES
 from autodeco_fast.torch_backend.stats_partial import IGNORED
 
-_WEIGHTINGS = ("unscaled", "scaled", None)
+_WEIGHTINGS, _REDUCTIONS = ("unscaled", "scaled", None), ("mean", "sum", "none")
 
 
 def reduced(rows: torch.Tensor, kept: torch.Tensor, reduction: str) -> torch.Tensor:
     """Rows, their sum, or their sum over the kept ones, 0 if none is; rows that are not kept hold 0."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     if reduction == "none":
         return rows
     return rows.sum() if reduction == "sum" else rows.sum() / kept.sum().clamp(min=1)
@@ -52,15 +65,17 @@ def autodeco_temperature_loss(
         reduction: "mean" over the rows left (0 if none is), "sum", or "none" `[N]`.
 
     Raises:
-        ValueError: for shapes or options other than these, or `stats` without a temperature.
+        ValueError: for shapes, numbers or options other than these, or `stats` without a temperature.
+        RuntimeError: as `min_p_hinge_loss`.
     """
+    refuse_transforms()
+    check_stats(stats)
     check_row("temperature", temperature, len(stats.rank))
     if stats.scaled_logsumexp is None:
         raise ValueError("stats must be taken with temperature=, these have none")
-    if not 0 <= easy_drop <= 1:
-        raise ValueError(f"easy_drop must be in [0, 1], got {easy_drop}")
-    if weighting not in _WEIGHTINGS:
-        raise ValueError(f"weighting must be 'unscaled', 'scaled' or None, got {weighting!r}")
+    easy_drop = check_number("easy_drop", easy_drop, PROBABILITY)
+    check_choice("weighting", weighting, _WEIGHTINGS)
+    check_choice("reduction", reduction, _REDUCTIONS)
     scaled_target = stats.target_logit / temperature.clamp(min=LOWEST_TEMPERATURE)
     rows = stats.scaled_logsumexp - scaled_target
     if weighting == "unscaled":
@@ -100,18 +115,19 @@ def soft_top_p_loss(
         reduction: "mean" over the rows that have a target (0 if none has), "sum", or "none" `[N]`.
 
     Raises:
-        ValueError: for shapes, dtypes or options other than these.
+        ValueError: for shapes, dtypes, numbers or options other than these.
+        RuntimeError: as `min_p_hinge_loss`.
     """
-    check_product(hidden, weight, bias, softcap, kinds("torch"))
+    check_product(hidden, weight, bias, ALL_FLOATS)
     check_target(target, len(hidden), len(weight), ignore_index)
     for name, value in (("temperature", temperature), ("top_p", top_p)):
         check_row(name, value, len(hidden))
-    if steepness < 0:
-        raise ValueError(f"steepness must be ≥ 0, got {steepness}")
-    if chunk_bytes < 1:
-        raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
+    steepness = check_number("steepness", steepness, NOT_NEGATIVE)
+    scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
+    chunk_bytes = check_integer("chunk_bytes", chunk_bytes, SIZE)
+    check_choice("reduction", reduction, _REDUCTIONS)
     valid = target != ignore_index
     column = torch.where(valid, target, IGNORED)
-    options = {"bias": bias, "steepness": steepness, "logit_scale": logit_scale, "softcap": softcap}
+    options = {"bias": bias, "steepness": steepness, "logit_scale": scale, "softcap": softcap}
     rows = soft_top_p_rows(hidden, weight, column, temperature, top_p, **options, chunk_bytes=chunk_bytes)
     return reduced(rows, valid, reduction)

@@ -4,9 +4,10 @@ import importlib.util
 import os
 
 import torch
+from torch.autograd import forward_ad
 
 BACKENDS = ("triton", "torch")
-
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)  # what kernels take; fp64 is the torch backend's alone
 
 _TRITON = importlib.util.find_spec("triton") is not None
 
@@ -22,8 +23,25 @@ def interpreting() -> bool:
 
 
 def supported(*tensors: torch.Tensor) -> bool:
-    """Whether the Triton kernels can run on these tensors: a CUDA or ROCm device and an installed Triton."""
-    return triton_available() and all(t.is_cuda for t in tensors)
+    """Whether the Triton kernels can run on these tensors: an installed Triton, a CUDA or ROCm device, no fp64."""
+    return triton_available() and all(t.is_cuda and _taken(t) for t in tensors)
+
+
+def _taken(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in FLOATS or not tensor.is_floating_point()
+
+
+def refuse_transforms() -> None:
+    """Raises where an op would give a wrong derivative, batch or trace without a word. `torch.compile` may pass."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "autodeco_fast cannot run under torch.vmap, torch.func transforms or forward-mode differentiation: "
+            "call it on whole batches, and take derivatives with torch.autograd"
+        )
+    if torch._C._get_tracing_state() is not None:
+        raise RuntimeError("autodeco_fast cannot be traced by torch.jit.trace: use torch.compile or torch.export")
 
 
 def resolve(backend: str | None, *tensors: torch.Tensor) -> str:
@@ -35,14 +53,20 @@ def resolve(backend: str | None, *tensors: torch.Tensor) -> str:
 
     Raises:
         ValueError: if `backend` is no backend, or is `"triton"` where its kernels cannot run.
+        RuntimeError: as `refuse_transforms`.
     """
+    refuse_transforms()
     if backend is None:
         return "triton" if supported(*tensors) else "torch"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be None, 'triton' or 'torch', got {backend!r}")
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        got = repr(backend) if isinstance(backend, str) else type(backend).__name__
+        raise ValueError(f"backend must be None, 'triton' or 'torch', got {got}")
     if backend == "triton" and not supported(*tensors):
         if not triton_available():
             raise ValueError("backend='triton' needs the triton package, which is not installed")
+        wrong = [str(t.dtype).removeprefix("torch.") for t in tensors if not _taken(t)]
+        if wrong:
+            raise ValueError(f"backend='triton' takes bfloat16, float16 or float32, got {wrong[0]}")
         if not interpreting():
             devices = sorted({str(t.device) for t in tensors})
             raise ValueError(

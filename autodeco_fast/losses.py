@@ -5,15 +5,30 @@ import math
 import torch
 
 from autodeco_fast.backends import resolve
+from autodeco_fast.ops.checks import (
+    COUNT,
+    INSIDE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    check_choice,
+    check_integer,
+    check_number,
+    check_row,
+    shown,
+)
 from autodeco_fast.ops.logit_stats import TokenStats
 from autodeco_fast.ops.min_p_hinge import min_p_hinge
 
 
 def _inverse_width(min_p: float) -> float:
     """`1 / (−ln p_min)`, from logits to temperature."""
-    if not 0 < min_p < 1:
-        raise ValueError(f"min_p must be in (0, 1), got {min_p}")
-    return 1 / -math.log(min_p)
+    return 1 / -math.log(check_number("min_p", min_p, INSIDE))
+
+
+def check_stats(stats: TokenStats) -> None:
+    if not isinstance(stats, TokenStats):
+        raise ValueError(f"stats must be TokenStats, of token_stats or logit_stats, got {shown(stats)}")
 
 
 def required_temperature(stats: TokenStats, min_p: float) -> torch.Tensor:
@@ -22,6 +37,7 @@ def required_temperature(stats: TokenStats, min_p: float) -> torch.Tensor:
     Raises:
         ValueError: if `min_p` is not in (0, 1).
     """
+    check_stats(stats)
     return (stats.max_logit - stats.target_logit) * _inverse_width(min_p)
 
 
@@ -56,13 +72,14 @@ def goldilocks_mask(
         draw: `[N]` the draws themselves, in [0, 1), instead.
 
     Raises:
-        ValueError: if `easy_fraction` or `trivial_prob` is not in [0, 1], or `max_rank` is negative.
+        ValueError: for shapes or numbers other than these.
     """
-    for name, value in (("easy_fraction", easy_fraction), ("trivial_prob", trivial_prob)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
-    if max_rank < 0:
-        raise ValueError(f"max_rank must be ≥ 0, got {max_rank}")
+    check_stats(stats)
+    easy_fraction = check_number("easy_fraction", easy_fraction, PROBABILITY)
+    trivial_prob = check_number("trivial_prob", trivial_prob, PROBABILITY)
+    max_rank = check_integer("max_rank", max_rank, COUNT)
+    if draw is not None:
+        check_row("draw", draw, len(stats.rank))
     bucket = difficulty(stats, max_rank=max_rank, trivial_prob=trivial_prob)
     if draw is None:
         draw = torch.rand(bucket.shape, generator=generator, device=bucket.device)
@@ -84,6 +101,8 @@ def min_p_hinge_loss(
 ) -> torch.Tensor:
     """`relu(T* − T)^power + gravity·T` per token; with power 1 its minimiser is the (1 − gravity)-quantile of T*.
 
+    Differentiable in the temperature, once.
+
     Args:
         temperature: `[N]` predicted T, fp32 (other floats are computed in fp32; fp64 on the torch backend).
         stats: `[N]`, from `token_stats` or `logit_stats`; rows with rank −1 are ignored.
@@ -97,28 +116,26 @@ def min_p_hinge_loss(
         backend: None chooses; "triton" or "torch" forces.
 
     Raises:
-        ValueError: for shapes or options other than these.
+        ValueError: for shapes, dtypes, numbers or options other than these.
+        RuntimeError: under `torch.vmap`, `torch.func` transforms, forward-mode differentiation and `torch.jit.trace`.
     """
     inv = _inverse_width(min_p)
-    if temperature.shape != stats.rank.shape or temperature.dim() != 1:
-        raise ValueError(f"temperature must be [{stats.rank.shape[0]}] like stats, got {tuple(temperature.shape)}")
-    if weight is not None and weight.shape != temperature.shape:
-        raise ValueError(f"weight must be [{temperature.shape[0]}], got {tuple(weight.shape)}")
-    if gravity < 0:
-        raise ValueError(f"gravity must be ≥ 0, got {gravity}")
-    for name, value, choices in (
-        ("power", power, (1, 2)),
-        ("unreachable", unreachable, ("drop", "clip")),
-        ("reduction", reduction, ("mean", "sum", "none")),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+    check_stats(stats)
+    check_row("temperature", temperature, len(stats.rank))
+    if weight is not None:
+        check_row("weight", weight, len(stats.rank))
+    gravity = check_number("gravity", gravity, NOT_NEGATIVE)
+    largest = check_number("max_temperature", max_temperature, POSITIVE)
+    check_choice("power", power, (1, 2))
+    check_choice("unreachable", unreachable, ("drop", "clip"))
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
     chosen = resolve(backend, temperature, stats.rank)
     kind = torch.float64 if temperature.dtype == torch.float64 and chosen == "torch" else torch.float32
-    gap = (stats.max_logit - stats.target_logit).to(kind)
+    gap = stats.max_logit - stats.target_logit
+    floats = [None if row is None else row.detach().to(kind).contiguous() for row in (gap, weight)]
     rows, total, mass = min_p_hinge(
-        temperature.to(kind).contiguous(), gap, stats.rank, None if weight is None else weight.to(kind).contiguous(),
-        inv, float(gravity), power, float(max_temperature), unreachable == "clip", chosen,
+        temperature.to(kind).contiguous(), floats[0], stats.rank.contiguous(), floats[1],
+        inv, gravity, int(power), largest, unreachable == "clip", chosen,
     )  # fmt: skip
     if reduction == "none":
         return rows

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .device import on_its_device
 from .min_p_sample import leader, whole_logprob
 from .philox import SAMPLE_DOMAIN, gumbel
 from .product import product_tile
@@ -196,8 +197,10 @@ def _settle(
         claim, split = tl.max(b_open, 0, return_indices=True)
     alive = m > -float("inf")
     tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
-    tl.store(status_ptr + row, flag + tl.where(alive, 0, 4))
+    wrong = tau == float("inf")
+    tl.store(status_ptr + row, flag + tl.where(alive, 0, 4) + tl.where(wrong, 8, 0))
     if full_logprob_ptr is not None:
+        T = tl.where(wrong, 0.0, T)
         tl.store(full_logprob_ptr + row, whole_logprob(float_ptr, row, S, m, T, logit, block_s))
 
 
@@ -207,6 +210,7 @@ def tile_shape(B: int) -> tuple[int, int]:
     return rows, 8 if rows == 64 else 4
 
 
+@on_its_device
 def linear_sample(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -237,16 +241,16 @@ def linear_sample(
     """
     B, H = hidden.shape
     V = weight.shape[0]
-    (rows, warps), tiles = tile_shape(B), triton.cdiv(V, BLOCK)
-    splits = min(tiles, splits or max(8, PROGRAMS // triton.cdiv(B, rows)))
-    depth = triton.cdiv(tiles, splits)
-    S = triton.cdiv(tiles, depth)
     new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=hidden.device)  # noqa: E731
     out = {"token": new(B, dtype=torch.int64), "status": new(B, dtype=torch.int32)}
     if "full_logprob" in want:
         out["full_logprob"] = new(B, dtype=torch.float32)
     if B == 0:
         return out
+    (rows, warps), tiles = tile_shape(B), triton.cdiv(V, BLOCK)
+    splits = min(tiles, splits or max(8, PROGRAMS // triton.cdiv(B, rows)))
+    depth = triton.cdiv(tiles, splits)
+    S = triton.cdiv(tiles, depth)
     floats, ints = new(4, B, S, dtype=torch.float32), new(2, B, S, dtype=torch.int32)
     stream, stream_step = (0, 1) if stream is None else (stream, 0)
     params, numbers = zip(*map(row_or_number, (temperature, min_p, seed, position, stream)))

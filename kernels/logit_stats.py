@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .device import on_its_device
 from .product import transform
 
 BLOCK = 4096  # 8 KB of bf16 a step: one 16-byte load a thread
@@ -114,6 +115,7 @@ def _logit_stats(
     tl.store(int_ptr + N + row, tl.where(valid, tl.sum(b_rank, 0), -1).to(tl.int64))
 
 
+@on_its_device
 def logit_stats(
     logits: torch.Tensor,
     column: torch.Tensor,

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .device import on_its_device
+
 BLOCK, WARPS = 1024, 8  # four rows a thread: with eight, ptxas spills two words on sm_90
 
 
@@ -92,6 +94,7 @@ def _hinge_bwd(
     tl.store(dt_ptr + o_n, tl.where(b_w != 0, b_g * b_w * (gravity - b_slope), 0.0), mask=m_n)
 
 
+@on_its_device
 def hinge_forward(
     temperature: torch.Tensor,
     gap: torch.Tensor,
@@ -121,6 +124,7 @@ def hinge_forward(
     return loss, total.clone(), mass.clone()
 
 
+@on_its_device
 def hinge_backward(
     grad: torch.Tensor,
     temperature: torch.Tensor,

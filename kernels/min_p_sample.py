@@ -15,15 +15,18 @@ whose winner scores less than the leader cannot hold a better one: the token is 
 
 With top-k or top-p the scan draws nothing, kernels/top_k_top_p.py finds `floor`, and finish reads the splits that reach τ.
 NaN and +inf are taken out of the row and reported: status 1 = NaN seen, 2 = +inf seen, 4 = nothing finite or allowed (token 0).
+Where T, p_min, top-k or top-p is NaN or out of range τ is +inf, which keeps nothing: status 8, token 0.
 """
 
 import torch
 import triton
 import triton.language as tl
 
+from .device import on_its_device
 from .philox import SAMPLE_DOMAIN, gumbel
 from .rows import (
     GREEDY_BELOW,
+    LOWEST,
     TILE,
     finite,
     load_tile,
@@ -86,6 +89,7 @@ def _scan(
     m = -float("inf")
     if known_ptr is not None:
         m = tl.load(known_ptr + row)
+        m = tl.where(m < float("inf"), m, float("inf"))  # NaN is as wrong as +inf: nothing reaches it
     score = -float("inf")
     logit = -float("inf")
     mass = 0.0
@@ -141,7 +145,7 @@ def leader(float_ptr, int_ptr, floor_ptr, row, S, c, block_s: tl.constexpr):
     b_id = tl.load(int_ptr + row * S + o_s, mask=m_s, other=0)
     b_flag = tl.load(int_ptr + plane + row * S + o_s, mask=m_s, other=0)
     m = tl.max(b_max, 0)
-    tau = m + c
+    tau = tl.maximum(m, LOWEST) + c  # (−inf) + inf is NaN
     if floor_ptr is not None:
         tau = tl.maximum(tau, tl.load(floor_ptr + row))
     b_valid = (b_logit >= tau) & (b_score > -float("inf")) & (b_score < float("inf"))
@@ -218,14 +222,16 @@ def _finish(
         b_open = tl.where(tl.arange(0, block_s) == split, -float("inf"), b_open)
         claim, split = tl.max(b_open, 0, return_indices=True)
     alive = m > -float("inf")
+    wrong = tau == float("inf")
     tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
-    tl.store(status_ptr + row, flag + tl.where(alive, 0, 4))
+    tl.store(status_ptr + row, flag + tl.where(alive, 0, 4) + tl.where(wrong, 8, 0))
     if partial_ptr is not None:
         B = tl.num_programs(0).to(tl.int64)
         tl.store(partial_ptr + row, m)
         tl.store(partial_ptr + B + row, score)
         tl.store(partial_ptr + 2 * B + row, logit)
     if full_logprob_ptr is not None:
+        T = tl.where(wrong, 0.0, T)
         tl.store(full_logprob_ptr + row, whole_logprob(float_ptr, row, S, m, T, logit, block_s))
 
 
@@ -256,10 +262,10 @@ def _measure(
     )
     o_s = tl.arange(0, block_s)
     m = tl.max(tl.load(m_ptr + row * S + o_s, mask=o_s < S, other=-float("inf")), 0)
-    tau = m + c
+    tau = tl.maximum(m, LOWEST) + c
     if floor_ptr is not None:
         tau = tl.maximum(tau, tl.load(floor_ptr + row))
-    alive = m > -float("inf")
+    alive = (m > -float("inf")) & (tau < float("inf"))
     sampled = alive & (T > 0)
     heat = tl.maximum(T, GREEDY_BELOW)
     kept = 0
@@ -278,6 +284,7 @@ def _measure(
     tl.store(kept_ptr + row, tl.where(sampled, kept, alive.to(tl.int32)))
 
 
+@on_its_device
 def min_p_sample(
     logits: torch.Tensor,
     temperature: torch.Tensor | float,

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .device import on_its_device
 from .logit_stats import BLOCK, WARPS
 from .product import transform
 
@@ -83,6 +84,7 @@ def _prob_stats(
     tl.store(out_ptr + 3 * N + row, mass * scale_p)
 
 
+@on_its_device
 def prob_stats(logits: torch.Tensor, temperature: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
     """Launches one program a row.
 

@@ -7,6 +7,8 @@ import triton.language as tl
 TILE = 1024  # logits read at once: 2 KB of bf16, one 16-byte load a thread at 4 warps
 PROGRAMS = 1024  # of a pass over [B, V], at least, while a row has that many tiles: seven or more on every multiprocessor
 GREEDY_BELOW = tl.constexpr(1e-3)
+HOTTEST = tl.constexpr(1e29)  # z + T·g of a finite z stays finite
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
@@ -20,9 +22,13 @@ def row_value(ptr, value, row, kind: tl.constexpr):
 
 @triton.jit
 def temperature_and_cut(temperature, min_p):
-    """T and c = T·ln p_min, both 0 in greedy rows."""
+    """T and c = T·ln p_min, both 0 in greedy rows. Where one is NaN or out of range c is +inf: no token reaches max z + c."""
     greedy = temperature < GREEDY_BELOW
-    return tl.where(greedy, 0.0, temperature), tl.where(greedy, 0.0, temperature * tl.log(min_p))
+    usable = (temperature >= 0) & (temperature <= HOTTEST)
+    cuts = (min_p >= 0) & (min_p <= 1)  # of another shape than T where one is a number: the interpreter joins no such bools
+    c = tl.where(greedy, 0.0, temperature * tl.where(cuts, tl.log(min_p), 0.0))
+    c = tl.where(usable, c, float("inf")) + tl.where(cuts, 0.0, float("inf"))
+    return tl.where(usable, tl.where(greedy, 0.0, temperature), 0.0), c
 
 
 @triton.jit

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .device import on_its_device
+
 
 @triton.jit
 def _hidden(
@@ -131,6 +133,7 @@ def _tiles(N: int, dtype: torch.dtype, interpreted: bool = False) -> dict:
     return {"rows": 64, "units": 128, "block_h": 64, **rest}
 
 
+@on_its_device
 def head_forward(
     hidden: torch.Tensor,
     w1: torch.Tensor,
@@ -157,6 +160,7 @@ def head_forward(
     return T
 
 
+@on_its_device
 def head_backward(
     grad: torch.Tensor,
     hidden: torch.Tensor,

@@ -12,7 +12,7 @@ fp32 operands are multiplied in fp32, not in TF32.
 
 `_tiles` comes in three variants, all with one program for a split. `POINTERS` runs anywhere. `HOPPER` fetches tiles by bulk
 copies (TMA), which leaves registers for tiles of 256 × 128, ¾ of the cache traffic, and flattens both loops, so that copies
-go on during the sums. `BLACKWELL` gives copies, products and sums to warps of their own.
+go on during the sums. `BLACKWELL` gives copies, products and sums to warps of their own; it needs Triton 3.7.
 """
 
 from typing import NamedTuple
@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .device import on_its_device
 from .logit_stats import moved
 from .product import described_tile, product_tile, transform
 
@@ -46,6 +47,7 @@ class Variant(NamedTuple):
 POINTERS = Variant(128, 128, 128, 64)
 HOPPER = Variant(256, 128, 128, 64, described=True, flatten=True)
 BLACKWELL = Variant(128, 128, 128, 64, described=True, specialize=True)
+COMPILES_SPECIALIZED = tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 7)  # 3.6.0 fails for sm_100
 PROGRAMS = 528  # four for each multiprocessor of an H100, so that the last wave is a small part
 TARGET_BLOCK = 1024
 
@@ -193,6 +195,7 @@ def _merge(
     tl.store(int_ptr + N + row, tl.sum(tl.load(p + plane, mask=m_s, other=0), 0).to(tl.int64))
 
 
+@on_its_device
 def token_stats(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -220,6 +223,8 @@ def token_stats(
         floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `torch_backend/stats_partial.py`.
     """
     (N, H), V = hidden.shape, weight.shape[0]
+    if variant.specialize and not COMPILES_SPECIALIZED:
+        raise ValueError(f"variant BLACKWELL needs Triton 3.7 or newer, got {triton.__version__}")
     scaled = inverse_temperature is not None
     K = 7 if scaled else 4
     new = lambda *shape, dtype=torch.float32: torch.empty(*shape, dtype=dtype, device=hidden.device)  # noqa: E731
@@ -253,6 +258,7 @@ def _describable(x: torch.Tensor) -> bool:
     return x.element_size() == 2 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
 
 
+@on_its_device
 def target_logit(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -295,7 +301,7 @@ def _entry(variant: Variant, scaled: bool, *targets: str) -> tuple:
 AOT = [
     *(_entry(POINTERS, scaled) for scaled in (False, True)),
     *(_entry(HOPPER, scaled, "sm_90") for scaled in (False, True)),
-    *(_entry(BLACKWELL, scaled, "sm_100") for scaled in (False, True)),
+    *(_entry(BLACKWELL, scaled, "sm_100") for scaled in (False, True) if COMPILES_SPECIALIZED),
     (_merge, {**_PARTS, "N": "i32", "S": "i32"}, {"block_s": 64}, 1, 3),
     (
         _target,

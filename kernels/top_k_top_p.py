@@ -15,9 +15,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .rows import GREEDY_BELOW, TILE, finite, load_tile, row_or_number, row_value
+from .device import on_its_device
+from .rows import GREEDY_BELOW, LOWEST, TILE, finite, load_tile, row_or_number, row_value
 
-LOWEST = tl.constexpr(-3.4028234663852886e38)
+MOST = tl.constexpr(2147483647)
+TINY = tl.constexpr(1.1754943508222875e-38)
 
 
 @triton.jit
@@ -58,7 +60,7 @@ def _threshold(
     temperature_ptr,  # [B] fp32 or None, as the next two
     top_k_ptr,  # [B] i64; 0 is off
     top_p_ptr,  # [B] fp32; 1 is off
-    floor_ptr,  # [B] fp32, written; −inf where nothing is cut
+    floor_ptr,  # [B] fp32, written; −inf where nothing is cut, +inf where k or p is NaN or out of range
     V,
     stride,
     words,
@@ -110,9 +112,11 @@ def _threshold(
                 high = tl.where(small, middle, high)
                 low = tl.where(small, low, middle + 1)
             floor = _value(high)
-    tl.store(floor_ptr + row, floor)
+    right = (k >= 0) & (k <= MOST) & (p >= TINY) & (p <= 1)
+    tl.store(floor_ptr + row, tl.where(right, floor, float("inf")))
 
 
+@on_its_device
 def top_k_top_p(
     logits: torch.Tensor,
     maxima: torch.Tensor,
@@ -124,7 +128,8 @@ def top_k_top_p(
     allowed: torch.Tensor | None = None,
     tile: int = TILE,
 ) -> torch.Tensor:
-    """The lowest logit that top-k and top-p keep, `[B]` fp32; −inf where both are off or fewer than k are finite.
+    """The lowest logit that top-k and top-p keep, `[B]` fp32; −inf where both are off or fewer than k are finite;
+    +inf, which no token reaches, where one is NaN or out of range.
 
     Args:
         logits: `[B, V]` any float, unit stride along V.

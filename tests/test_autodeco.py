@@ -147,10 +147,10 @@ def test_says_what_is_wrong():
         (lambda: autodeco_temperature_loss(T, scaled, easy_drop=2), r"easy_drop must be in \[0, 1\], got 2"),
         (
             lambda: autodeco_temperature_loss(T, scaled, weighting="x"),
-            "weighting must be 'unscaled', 'scaled' or None, got 'x'",
+            "weighting must be one of 'unscaled', 'scaled', None, got 'x'",
         ),
         (lambda: soft_top_p_loss(h, w, y, T, P[:2]), r"top_p must be \[13\], got shape \(2,\)"),
-        (lambda: soft_top_p_loss(h, w, y, T, P, reduction="max"), "reduction must be 'mean', 'sum' or 'none', got 'max'"),
+        (lambda: soft_top_p_loss(h, w, y, T, P, reduction="max"), "reduction must be one of 'mean', 'sum', 'none', got 'max'"),
         (lambda: TopPHead(0), "hidden_size must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=words):

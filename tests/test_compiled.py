@@ -68,7 +68,7 @@ def test_a_nan_of_either_sign_is_seen(sign, B):
     assert sample(z, 1.0, seed=0, backend="torch").status.tolist() == [int(x) for x in broken]
     maxima, rows = np.zeros((B, 4), np.float32), np.zeros((5, B), np.float32)
     maxima.view(np.int32)[B - 1, 2] = NAN[sign]
-    assert not draw.cuts(maxima, np.empty(0, np.float32), *rows)
+    assert not draw.cuts(maxima, np.empty(0, np.float32), *rows, np.empty(B, np.int32))
     assert np.isnan(rows[2]).tolist() == broken
 
 

@@ -302,7 +302,7 @@ def test_compiles_without_a_break():
         (torch.zeros(3), {}, r"logits must be \[B, V\]"),
         (torch.zeros(1, 3), {"min_p": 1.5}, r"min_p must be in \[0, 1\], got 1.5"),
         (torch.zeros(1, 3).long(), {}, "logits must be bfloat16"),
-        (torch.zeros(2, 3), {"position": torch.zeros(3)}, r"position must be a scalar or \[2\]"),
+        (torch.zeros(2, 3), {"position": torch.zeros(3).long()}, r"position must be a scalar or \[2\]"),
         (torch.zeros(2, 3), {"backend": "cuda"}, "backend must be None"),
     ],
 )

@@ -1,19 +1,118 @@
 """What ops ask of their inputs, in one line each."""
 
+import math
+import numbers
 import sys
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import NamedTuple
 
 import torch
 
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+from autodeco_fast.backends import FLOATS
+from autodeco_fast.torch_backend.compiled import first_outside
+
+ALL_FLOATS = (*FLOATS, torch.float64)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+_NUMBERS = (numbers.Real, Decimal, torch.SymInt, torch.SymFloat)
+_WHOLE = (numbers.Integral, torch.SymInt)
 
 
-def check_softcap(softcap: float | None) -> None:
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be None or positive, got {softcap}")
+class Interval(NamedTuple):
+    """The values a parameter may have: `low ≤ x ≤ high`, and how that is written where an end is open."""
+
+    low: float
+    high: float
+    text: str
+
+
+PROBABILITY = Interval(0.0, 1.0, "[0, 1]")
+INSIDE = Interval(math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0), "(0, 1)")
+FINITE = Interval(-sys.float_info.max, sys.float_info.max, "(-inf, inf)")
+NOT_NEGATIVE = Interval(0.0, sys.float_info.max, "[0, inf)")
+POSITIVE = Interval(math.nextafter(0.0, 1.0), sys.float_info.max, "(0, inf)")
+IDS = Interval(-(2**63), 2**63 - 1, "[-2**63, 2**63)")
+_SOFTCAP = Interval(POSITIVE.low, POSITIVE.high, "(0, inf), or None")
+_SEED = Interval(-(2**63), 2**64 - 1, "[-2**63, 2**64)")
+COUNT = Interval(0, 2**63 - 1, "[0, 2**63)")
+SIZE = Interval(1, 2**63 - 1, "[1, 2**63)")
+
+
+def shown(value: object) -> str:
+    """A number or a short string as it is, a tensor by its shape and dtype, anything else by its type: one short line."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {tuple(value.shape)} {value.dtype}"
+    if value is not None and not isinstance(value, (str, bool, *_NUMBERS)):
+        return f"a value of type {type(value).__name__}"
+    try:
+        text = repr(value) if isinstance(value, str) else str(value)
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_number(name: str, value: float, interval: Interval) -> float:
+    """A real number of any of Python's and numpy's types in an interval, as a float. NaN is in none."""
+    number = value
+    if type(value) is not float:
+        if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+            raise ValueError(f"{name} must be a number in {interval.text}, got {shown(value)}")
+        number = _float(value)
+    if not interval.low <= number <= interval.high:
+        raise ValueError(f"{name} must be in {interval.text}, got {shown(value)}")
+    return number
+
+
+def _float(value: numbers.Real | Decimal) -> float:
+    try:
+        return float(value)
+    except (OverflowError, ValueError):  # an integer or a fraction beyond 1e308, a signalling NaN
+        return math.nan
+
+
+def check_integer(name: str, value: int, interval: Interval) -> int:
+    """An integer of any of Python's and numpy's types in an interval, as an int."""
+    if type(value) is not int:
+        if isinstance(value, bool) or not isinstance(value, _WHOLE):
+            raise ValueError(f"{name} must be an integer in {interval.text}, got {shown(value)}")
+        value = value if isinstance(value, torch.SymInt) else int(value)
+    if not interval.low <= value <= interval.high:
+        raise ValueError(f"{name} must be in {interval.text}, got {shown(value)}")
+    return value
+
+
+def check_seed(seed: int) -> int:
+    """The 64 bits of a seed, as a signed number.
+
+    The rule of `torch.Generator.manual_seed`: any integer in [−2⁶³, 2⁶⁴), of any of Python's and numpy's types; one from 2⁶³ on
+    is the same seed as itself − 2⁶⁴.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    seed = check_integer("seed", seed, _SEED)
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def check_choice(name: str, value: object, choices: Sequence) -> None:
+    if not (value is None or isinstance(value, str | int)) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}")
+
+
+def check_tensor(name: str, value: torch.Tensor) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} must be a tensor, got {shown(value)}")
+    if value.layout is not torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
+
+
+def check_softcap(softcap: float | None) -> float | None:
+    return None if softcap is None else check_number("softcap", softcap, _SOFTCAP)
 
 
 def check_plain(weight: torch.Tensor) -> None:
     """Refuses weights of which `weight @ …` is not what its elements say, or is not here."""
+    check_tensor("weight", weight)
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(weight, distributed.DTensor):
         raise ValueError(
@@ -28,12 +127,12 @@ def check_product(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    softcap: float | None,
     kinds: tuple[torch.dtype, ...] = FLOATS,
 ) -> None:
     """`hidden [N, H]` and `weight [V, H]` of one dtype, `bias [V]` or None."""
+    check_tensor("hidden", hidden)
     check_plain(weight)
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or not weight.shape[0]:
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or not weight.numel():
         raise ValueError(
             f"hidden and weight must be [N, H] and [V, H], got shapes {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
@@ -41,33 +140,74 @@ def check_product(
         raise ValueError(f"hidden must be {_names(kinds)}, got {hidden.dtype}")
     if weight.dtype != hidden.dtype:
         raise ValueError(f"weight must have the dtype of hidden, got {weight.dtype} and {hidden.dtype}")
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != hidden.dtype):
-        raise ValueError(f"bias must be [{weight.shape[0]}] {hidden.dtype}, got {tuple(bias.shape)} {bias.dtype}")
-    check_softcap(softcap)
+    if bias is not None:
+        check_tensor("bias", bias)
+        if bias.shape != weight.shape[:1] or bias.dtype != hidden.dtype:
+            raise ValueError(f"bias must be [{weight.shape[0]}] {hidden.dtype}, got {tuple(bias.shape)} {bias.dtype}")
 
 
-def check_logits(logits: torch.Tensor, kinds: tuple[torch.dtype, ...]) -> None:
+def check_logits(logits: torch.Tensor, kinds: tuple[torch.dtype, ...] = FLOATS) -> None:
+    check_tensor("logits", logits)
     if logits.dim() != 2 or logits.shape[1] == 0:
-        raise ValueError(f"logits must have two dimensions, the last not empty, got shape {tuple(logits.shape)}")
+        raise ValueError(f"logits must be [B, V] with V > 0, got shape {tuple(logits.shape)}")
     if logits.dtype not in kinds:
         raise ValueError(f"logits must be {_names(kinds)}, got {logits.dtype}")
 
 
-def check_row(name: str, value: torch.Tensor | None, n: int) -> None:
-    """`[n]`, or None."""
-    if value is not None and value.shape != (n,):
+def check_row(name: str, value: torch.Tensor, n: int) -> None:
+    """`[n]` real numbers."""
+    check_tensor(name, value)
+    if value.shape != (n,):
         raise ValueError(f"{name} must be [{n}], got shape {tuple(value.shape)}")
+    if not value.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point tensor, got {value.dtype}")
 
 
-def check_target(target: torch.Tensor, n: int, V: int, ignore_index: int) -> None:
-    """`[n]` int64; its values only on a CPU: on a GPU looking would be a host sync."""
+def check_target(target: torch.Tensor, n: int, V: int | None, ignore_index: int) -> None:
+    """`[n]` int64; its values, below V if given, only on a CPU: on a GPU looking would be a host sync."""
+    check_integer("ignore_index", ignore_index, IDS)
+    check_tensor("target", target)
     if target.shape != (n,) or target.dtype != torch.int64:
         raise ValueError(f"target must be [{n}] int64, got {tuple(target.shape)} {target.dtype}")
-    if target.device.type != "cpu" or torch.compiler.is_compiling():
+    if not readable(target):
         return
-    wrong = target[(target != ignore_index) & ((target < 0) | (target >= V))]
+    wrong = target[(target != ignore_index) & ((target < 0) | (target >= (IDS.high if V is None else V)))]
     if wrong.numel():
-        raise ValueError(f"target ids must be in [0, {V}) or {ignore_index}, got {wrong[0].item()}")
+        limits = "≥ 0" if V is None else f"in [0, {V})"
+        raise ValueError(f"target ids must be {limits} or {ignore_index}, got {wrong[0].item()}")
+
+
+def readable(value: torch.Tensor) -> bool:
+    """Whether its values may be looked at here: it is on a CPU, and nobody traces."""
+    return value.is_cpu and type(value) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+
+
+def check_parameter(
+    name: str, value: float | torch.Tensor, interval: Interval | None, B: int, dtype: torch.dtype, device: torch.device
+) -> float | torch.Tensor:
+    """A row's parameter as backends take it: a number as it is, a tensor as `[B]` of this dtype, detached and contiguous.
+
+    Values of tensors are compared with the interval where they are `readable`.
+    """
+    whole = not dtype.is_floating_point
+    if not isinstance(value, torch.Tensor):
+        if interval is None:
+            return check_seed(value)
+        return check_integer(name, value, interval) if whole else check_number(name, value, interval)
+    if value.dtype != dtype and value.dtype not in _INTEGERS and (whole or not value.is_floating_point()):
+        raise ValueError(f"{name} must be {'integers' if whole else 'real numbers'}, got {value.dtype}")
+    row = value.detach() if value.requires_grad else value
+    if value.shape != (B,) or value.dtype != dtype or value.device != device:
+        if value.shape not in ((), (1,), (B,)):
+            raise ValueError(f"{name} must be a scalar or [{B}], got shape {tuple(value.shape)}")
+        row = row.to(device=device, dtype=dtype).reshape(-1).expand(B)
+    row = row.contiguous()
+    if interval is not None and readable(value):
+        wrong = first_outside(row.numpy(), interval.low, interval.high)
+        if wrong >= 0:
+            got = value.detach().reshape(-1).expand(B)[wrong].item()
+            raise ValueError(f"{name} must be in {interval.text}, got {got}")
+    return row
 
 
 def _names(kinds: tuple[torch.dtype, ...]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from autodeco_fast.backends import resolve
-from autodeco_fast.ops.checks import check_product
+from autodeco_fast.ops.checks import FINITE, check_number, check_product, check_softcap
 from autodeco_fast.ops.min_p_sample import SampleOutput, joined, parameters, row_index, sample, split, tracing
 from autodeco_fast.torch_backend import linear_sample as torch_backend
 
@@ -72,7 +72,7 @@ def linear_sample(
     bias: torch.Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
-    min_p: float | torch.Tensor = 0.0,
+    min_p: float | torch.Tensor | None = 0.0,
     top_k: int | torch.Tensor | None = None,
     top_p: float | torch.Tensor | None = None,
     seed: int | torch.Tensor,
@@ -101,9 +101,11 @@ def linear_sample(
         backend: None chooses; "triton" or "torch" forces.
 
     Raises:
-        ValueError: for shapes, dtypes or numbers other than these, or `fused=True` with what needs the logits.
+        ValueError: as `sample`, or for `fused=True` with what needs the logits.
+        RuntimeError: as `sample`.
     """
-    check_product(hidden, weight, bias, softcap)
+    check_product(hidden, weight, bias)
+    scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     needs_logits = return_logprob or return_kept or any(x is not None for x in (top_k, top_p, token_bitmask))
     if fused and needs_logits:
         raise ValueError("fused must be None or False with top_k, top_p, token_bitmask, return_logprob or return_kept")
@@ -112,8 +114,8 @@ def linear_sample(
         fused = not needs_logits and fused_pays(len(hidden), len(weight), chosen)
     if not fused:
         z = torch.nn.functional.linear(hidden, weight, bias)
-        if logit_scale != 1.0 or softcap is not None:
-            z = z.float() * logit_scale
+        if scale != 1.0 or softcap is not None:
+            z = z.float() * scale
             z = z if softcap is None else torch.tanh(z / softcap) * softcap
         asked = dict(return_logprob=return_logprob, return_kept=return_kept, return_full_logprob=return_full_logprob)
         cuts = dict(min_p=min_p, top_k=top_k, top_p=top_p, token_bitmask=token_bitmask)
@@ -121,7 +123,7 @@ def linear_sample(
     floats, ints = parameters(len(hidden), hidden.device, temperature, min_p, None, seed, position, stream, None)
     floats, ints = floats[:2], ints[:3]
     hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
-    common = hidden, weight, bias, float(logit_scale), softcap
+    common = hidden, weight, None if bias is None else bias.contiguous(), scale, softcap
     if tracing(hidden):
         rows, numbers = split([*floats, *ints])
         numbers = [float(n) for n in numbers[:2]], numbers[2:]

@@ -7,7 +7,16 @@ from typing import NamedTuple
 import torch
 
 from autodeco_fast.backends import resolve
-from autodeco_fast.ops.checks import FLOATS, check_logits, check_row, check_softcap, check_target
+from autodeco_fast.ops.checks import (
+    ALL_FLOATS,
+    FINITE,
+    PROBABILITY,
+    check_logits,
+    check_number,
+    check_row,
+    check_softcap,
+    check_target,
+)
 from autodeco_fast.torch_backend import logit_stats as torch_backend
 from autodeco_fast.torch_backend.stats_partial import ABSENT, IGNORED, Part, finish
 
@@ -56,7 +65,8 @@ class _AtTemperature(torch.autograd.Function):
 def _below_cut(top: torch.Tensor, temperature: torch.Tensor, min_p: float) -> torch.Tensor:
     """The largest number under the cut of Min-P: what is above it is kept."""
     T = torch.where(temperature < GREEDY_BELOW, 0.0, temperature.to(top.dtype))
-    return torch.nextafter(top + T * math.log(min_p) if min_p > 0 else top - torch.inf, top.new_tensor(-torch.inf))
+    cut = top + T * math.log(min_p) if min_p > 0 else top - torch.inf
+    return torch.nextafter(cut, torch.full_like(cut, -torch.inf))
 
 
 def statistics(
@@ -91,17 +101,15 @@ def part_and_temperature(
     return part, None if T is None else T.to(part[0].dtype)
 
 
-def kinds(backend: str) -> tuple[torch.dtype, ...]:
-    """Dtypes of logits and hidden states; fp64 is the torch backend's alone."""
-    return FLOATS if backend == "triton" else (*FLOATS, torch.float64)
-
-
-def check_temperature(temperature: torch.Tensor | None, min_p: float | None, n: int) -> None:
-    check_row("temperature", temperature, n)
-    if min_p is not None and not 0 <= min_p <= 1:
-        raise ValueError(f"min_p must be in [0, 1], got {min_p}")
-    if min_p is not None and temperature is None:
+def check_temperature(temperature: torch.Tensor | None, min_p: float | None, n: int) -> float | None:
+    """min_p, checked with the temperature."""
+    if temperature is not None:
+        check_row("temperature", temperature, n)
+    if min_p is None:
+        return None
+    if temperature is None:
         raise ValueError("min_p needs a temperature: the kept set depends on it")
+    return check_number("min_p", min_p, PROBABILITY)
 
 
 def row_dtype(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
@@ -156,22 +164,23 @@ def logit_stats(
         logits: `[N, V]` bf16, fp16 or fp32 (fp64 on the torch backend).
         target: `[N]` int64 ids, `ignore_index` where there is none.
         logit_scale, softcap: `z = softcap·tanh(logit_scale·logits / softcap)`; no tanh for None.
-        temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower.
+        temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower. NaN or inf gives NaN there.
         min_p: in [0, 1], for `kept`: a second read.
         backend: None chooses; "triton" or "torch" forces.
 
     Raises:
-        ValueError: for shapes or dtypes other than these.
+        ValueError: for shapes, dtypes or numbers other than these.
+        RuntimeError: under `torch.vmap`, `torch.func` transforms, forward-mode differentiation and `torch.jit.trace`.
     """
+    check_logits(logits, ALL_FLOATS)
     chosen = resolve(backend, logits)
-    check_logits(logits, kinds(chosen))
     check_target(target, *logits.shape, ignore_index)
-    check_softcap(softcap)
-    check_temperature(temperature, min_p, len(logits))
+    scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
+    min_p = check_temperature(temperature, min_p, len(logits))
     logits = logits.detach() if logits.stride(1) == 1 else logits.detach().contiguous()
 
     def part_of(column, threshold, inverse):
         rows = row_dtype(threshold, logits), row_dtype(inverse, logits)
-        return _logit_stats(logits, column, *rows, float(logit_scale), softcap, chosen)
+        return _logit_stats(logits, column, *rows, scale, softcap, chosen)
 
     return statistics(part_of, target, temperature, min_p, ignore_index)

@@ -6,21 +6,25 @@ from typing import NamedTuple
 import torch
 
 from autodeco_fast.backends import resolve
+from autodeco_fast.ops.checks import PROBABILITY, Interval, check_integer, check_logits, check_parameter, check_tensor
 from autodeco_fast.torch_backend import min_p_sample as torch_backend
 
 _EXTRA = ("logprob", "kept", "full_logprob")
+_KINDS = {"token": torch.int64, "status": torch.int32, "kept": torch.int32}  # fp32 otherwise
 
 
 class SampleOutput(NamedTuple):
     """What `sample` returns, one entry a row; None for what was not asked for."""
 
     token: torch.Tensor  # [B] int64
-    logprob: (
-        torch.Tensor | None
-    )  # [B] fp32: of the token under the distribution drawn from, cut and renormalised, nats; 0 if greedy
-    kept: torch.Tensor | None  # [B] int32: tokens inside all cuts; 1 if greedy, 0 if nothing is finite or allowed
-    status: torch.Tensor  # [B] int32: 0, or the sum of 1 (NaN seen), 2 (+inf seen), 4 (nothing finite or allowed: token 0)
-    full_logprob: torch.Tensor | None = None  # [B] fp32, nats: the same, uncut
+    # [B] fp32: of the token under the distribution drawn from, cut and renormalised, nats; 0 if greedy
+    logprob: torch.Tensor | None
+    # [B] int32: tokens inside all cuts; 1 if greedy, 0 if nothing is finite or allowed, or where the status has 8
+    kept: torch.Tensor | None
+    # [B] int32: 0, or the sum of 1 (NaN seen), 2 (+inf seen), 4 (nothing finite or allowed: token 0) and 8 (temperature, min_p,
+    # top_k or top_p is NaN or out of range, where the host does not look: token 0)
+    status: torch.Tensor
+    full_logprob: torch.Tensor | None = None  # [B] fp32, nats: the same as logprob, uncut
 
 
 def _run(
@@ -53,15 +57,15 @@ def _min_p_sample(
     """
     values = joined(rows, (*floats, *ints))
     out = _run(logits, values[:3], values[3:], allowed, tuple(want.split()), backend)
-    return tuple(out[name] if name in out else logits.new_empty(0) for name in ("token", "status", *_EXTRA))
+    nothing = {name: logits.new_empty(0, dtype=_KINDS.get(name, torch.float32)) for name in _EXTRA}
+    return tuple({**nothing, **out}[name] for name in ("token", "status", *_EXTRA))
 
 
 @_min_p_sample.register_fake
 def _(logits, rows, floats, ints, allowed, want, backend):
-    kinds = {"token": torch.int64, "status": torch.int32, "kept": torch.int32}
     filled = ("token", "status", *want.split())
     return tuple(
-        logits.new_empty(logits.shape[0] if name in filled else 0, dtype=kinds.get(name, torch.float32))
+        logits.new_empty(logits.shape[0] if name in filled else 0, dtype=_KINDS.get(name, torch.float32))
         for name in ("token", "status", *_EXTRA)
     )
 
@@ -75,21 +79,10 @@ def _traced(logits, floats, ints, allowed, want, backend) -> dict[str, torch.Ten
     return {"token": token, "status": status, **{n: value for n, value in zip(_EXTRA, extra) if n in want}}
 
 
-def _row(name: str, value: float | torch.Tensor, B: int, dtype: torch.dtype, device: torch.device) -> float | torch.Tensor:
-    """A tensor as `[B]` of this dtype; a number as it is."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    if value.shape == (B,) and value.dtype == dtype and value.device == device:
-        return value.contiguous()
-    if value.shape not in ((), (1,), (B,)):
-        raise ValueError(f"{name} must be a scalar or [{B}], got shape {tuple(value.shape)}")
-    return value.to(device=device, dtype=dtype).reshape(-1).expand(B).contiguous()
-
-
-def _check_range(name: str, value: float | torch.Tensor | None, low: float, high: float) -> None:
-    """Numbers are checked here; tensors would need a host sync, so they are the caller's."""
-    if isinstance(value, int | float) and not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+TEMPERATURE = Interval(0.0, 1e29, "[0, 1e29]")
+TOP_P = Interval(torch.finfo(torch.float32).tiny, 1.0, "(0, 1]")
+TOP_K = Interval(0, 2**31 - 1, "[0, 2**31)")
+COUNTER = Interval(0, 2**32 - 1, "[0, 2**32)")
 
 
 def parameters(
@@ -97,31 +90,28 @@ def parameters(
 ) -> tuple[list[float | torch.Tensor], list[int | torch.Tensor]]:
     """Checked parameters, each a number or a `[B]` tensor: (temperature, min_p, top_p), (seed, position, stream, top_k).
 
-    A stream of −1 is the row index.
+    None cuts nothing. A stream of −1 is the row index.
 
     Raises:
-        ValueError: naming what is out of range or of another shape.
+        ValueError: naming what is out of range or of another shape or type.
     """
-    top_k, top_p = 0 if top_k is None else top_k, 1.0 if top_p is None else top_p
-    for name, value, low, high in (
-        ("temperature", temperature, 0.0, torch.finfo(torch.float32).max),
-        ("min_p", min_p, 0.0, 1.0),
-        ("top_p", top_p, torch.finfo(torch.float32).tiny, 1.0),
-        ("top_k", top_k, 0, 2**31 - 1),
-        ("position", position, 0, 2**32 - 1),
-        ("stream", stream, 0, 2**32 - 1),
-    ):
-        _check_range(name, value, low, high)
-    if stream is None:
-        stream = 0 if isinstance(seed, torch.Tensor) and seed.shape == (B,) else -1
-    if not isinstance(seed, torch.Tensor):
-        seed = (int(seed) + 2**63) % 2**64 - 2**63
-    floats = {"temperature": temperature, "min_p": min_p, "top_p": top_p}
-    ints = {"seed": seed, "position": position, "stream": stream, "top_k": top_k}
-    return (
-        [_row(name, value, B, torch.float32, device) for name, value in floats.items()],
-        [_row(name, value, B, torch.int64, device) for name, value in ints.items()],
+    floats = (
+        ("temperature", temperature, TEMPERATURE),
+        ("min_p", 0.0 if min_p is None else min_p, PROBABILITY),
+        ("top_p", 1.0 if top_p is None else top_p, TOP_P),
     )
+    by_row = isinstance(seed, torch.Tensor) and seed.shape == (B,)
+    ints = (
+        ("seed", seed, None),
+        ("position", position, COUNTER),
+        ("stream", 0 if stream is None else stream, COUNTER),
+        ("top_k", 0 if top_k is None else top_k, TOP_K),
+    )
+    floats = [check_parameter(*given, B, torch.float32, device) for given in floats]
+    ints = [check_parameter(*given, B, torch.int64, device) for given in ints]
+    if stream is None and not by_row:
+        ints[2] = -1
+    return floats, ints
 
 
 def row_index(stream: int | torch.Tensor) -> int | torch.Tensor | None:
@@ -145,33 +135,32 @@ def joined(rows: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> lis
     return [number if row is None else row for row, number in zip(rows, numbers)]
 
 
-def _check_logits(logits: torch.Tensor, vocab_size: int | None, token_bitmask: torch.Tensor | None) -> torch.Tensor:
-    """The `[B, vocab_size]` logits, unit stride along V."""
-    if logits.dim() != 2 or logits.shape[1] == 0:
-        raise ValueError(f"logits must be [B, V] with V > 0, got shape {tuple(logits.shape)}")
-    if logits.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"logits must be bfloat16, float16 or float32, got {logits.dtype}")
+def sampled_logits(logits: torch.Tensor, vocab_size: int | None) -> torch.Tensor:
+    """The checked `[B, vocab_size]` logits, detached, unit stride along V."""
+    check_logits(logits)
     if vocab_size is not None:
-        if not 0 < vocab_size <= logits.shape[1]:
-            raise ValueError(f"vocab_size must be in [1, {logits.shape[1]}], got {vocab_size}")
-        logits = logits[:, :vocab_size]
-    B, V = logits.shape
-    if token_bitmask is not None:
-        words = -(-V // 32)
-        if token_bitmask.dtype != torch.int32 or token_bitmask.dim() != 2 or token_bitmask.shape[1] < words:
-            raise ValueError(
-                f"token_bitmask must be [{B}, {words}] int32, got {tuple(token_bitmask.shape)} {token_bitmask.dtype}"
-            )
-        if token_bitmask.shape[0] != B:
-            raise ValueError(f"token_bitmask must have a row for each of {B} rows of logits, got {token_bitmask.shape[0]}")
+        V = logits.shape[1]
+        logits = logits[:, : check_integer("vocab_size", vocab_size, Interval(1, V, f"[1, {V}]"))]
+    logits = logits.detach()
     return logits if logits.stride(1) == 1 else logits.contiguous()
+
+
+def allowed_tokens(token_bitmask: torch.Tensor | None, B: int, V: int) -> torch.Tensor | None:
+    """The checked bitmask, contiguous."""
+    if token_bitmask is None:
+        return None
+    check_tensor("token_bitmask", token_bitmask)
+    words, shape = -(-V // 32), tuple(token_bitmask.shape)
+    if token_bitmask.dtype != torch.int32 or len(shape) != 2 or shape[0] != B or shape[1] < words:
+        raise ValueError(f"token_bitmask must be [{B}, {words}] int32, got {shape} {token_bitmask.dtype}")
+    return token_bitmask.contiguous()
 
 
 def sample(
     logits: torch.Tensor,
     temperature: float | torch.Tensor,
     *,
-    min_p: float | torch.Tensor = 0.0,
+    min_p: float | torch.Tensor | None = 0.0,
     top_k: int | torch.Tensor | None = None,
     top_p: float | torch.Tensor | None = None,
     seed: int | torch.Tensor,
@@ -194,11 +183,11 @@ def sample(
 
     Args:
         logits: `[B, V]` bf16, fp16 or fp32. NaN and +inf are taken out of the row and reported in `status`.
-        temperature: scalar or `[B]`, ≥ 0. Below 1e-3 a row is greedy: its argmax, the lowest id on ties.
-        min_p: scalar or `[B]`, in [0, 1]; 0 cuts nothing.
-        top_k: scalar or `[B]`, ≥ 0; None and 0 cut nothing.
+        temperature: scalar or `[B]`, in [0, 1e29]. Below 1e-3 a row is greedy: its argmax, the lowest id on ties.
+        min_p: scalar or `[B]`, in [0, 1]; None and 0 cut nothing.
+        top_k: scalar or `[B]`, in [0, 2³¹); None and 0 cut nothing.
         top_p: scalar or `[B]`, in (0, 1]; None and 1 cut nothing.
-        seed: 64-bit integer, or `[B]` int64 for a seed a row.
+        seed: an integer in [−2⁶³, 2⁶⁴), as `torch.Generator.manual_seed` takes it, or `[B]` integers for a seed a row.
         position: which draw of the sequence this is, scalar or `[B]`, in [0, 2³²).
         stream: separates rows that share a seed, scalar or `[B]`, in [0, 2³²). By default the row index under one seed, and 0
             under seeds a row.
@@ -207,16 +196,20 @@ def sample(
         return_logprob, return_kept, return_full_logprob: fill these fields too; the first two read what is kept again.
         backend: None chooses; "triton" or "torch" forces.
 
+    A scalar is a number of any of Python's and numpy's types, or a tensor of one element. Nothing is differentiable: logits and
+    parameters are detached.
+
     Raises:
-        ValueError: for shapes, dtypes or numbers outside the above. Values inside tensors are not checked.
+        ValueError: for shapes, dtypes or values outside the above. Values on a GPU are not looked at from the host: a row whose
+            temperature, min_p, top_k or top_p is NaN or out of range there gets token 0 and status 8; of its position and
+            stream 32 bits count.
+        RuntimeError: under `torch.vmap`, `torch.func` transforms, forward-mode differentiation and `torch.jit.trace`.
     """
-    logits = _check_logits(logits, vocab_size, token_bitmask)
-    floats, ints = parameters(logits.shape[0], logits.device, temperature, min_p, top_p, seed, position, stream, top_k)
-    allowed = None if token_bitmask is None else token_bitmask.contiguous()
-    want = tuple(name for name, asked in zip(_EXTRA, (return_logprob, return_kept, return_full_logprob)) if asked)
+    logits = sampled_logits(logits, vocab_size)
     backend = resolve(backend, logits)
-    if tracing(logits):
-        out = _traced(logits, floats, ints, allowed, want, backend)
-    else:  # nothing to trace or differentiate: the dispatcher would cost as much as the draw
-        out = _run(logits.detach(), floats, ints, allowed, want, backend)
+    floats, ints = parameters(logits.shape[0], logits.device, temperature, min_p, top_p, seed, position, stream, top_k)
+    allowed = allowed_tokens(token_bitmask, *logits.shape)
+    want = tuple(name for name, asked in zip(_EXTRA, (return_logprob, return_kept, return_full_logprob)) if asked)
+    # Where there is nothing to trace, the dispatcher would cost as much as the draw.
+    out = (_traced if tracing(logits) else _run)(logits, floats, ints, allowed, want, backend)
     return SampleOutput(out["token"], out.get("logprob"), out.get("kept"), out["status"], out.get("full_logprob"))

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 
 from autodeco_fast.backends import resolve
-from autodeco_fast.ops.min_p_sample import _check_logits, parameters, row_index
+from autodeco_fast.ops.checks import PROBABILITY, Interval, check_integer, check_parameter, check_tensor, readable
+from autodeco_fast.ops.min_p_sample import TEMPERATURE, allowed_tokens, parameters, row_index, sampled_logits
 from autodeco_fast.torch_backend import min_p_sample as torch_backend
 from autodeco_fast.torch_backend.merge import merge
 
@@ -20,13 +21,26 @@ class SamplePartial(NamedTuple):
     token: torch.Tensor  # [B] int64: its candidate's id in the whole vocabulary
 
 
+FIRST_ID = Interval(0, 2**31 - 4, "[0, 2**31)")
+
+
+def _known(maximum: torch.Tensor, B: int) -> torch.Tensor:
+    """The checked maxima, contiguous."""
+    check_tensor("maximum", maximum)
+    if maximum.shape != (B,) or maximum.dtype != torch.float32:
+        raise ValueError(f"maximum must be [{B}] float32, got {tuple(maximum.shape)} {maximum.dtype}")
+    if readable(maximum) and not (maximum < float("inf")).all():
+        raise ValueError(f"maximum must be below inf, got {maximum[~(maximum < float('inf'))][0].item()}")
+    return maximum.detach().contiguous()
+
+
 @torch.no_grad()
 def sample_partial(
     logits: torch.Tensor,
     temperature: float | torch.Tensor,
     *,
     first_id: int,
-    min_p: float | torch.Tensor = 0.0,
+    min_p: float | torch.Tensor | None = 0.0,
     seed: int | torch.Tensor,
     position: int | torch.Tensor = 0,
     stream: int | torch.Tensor | None = None,
@@ -38,34 +52,36 @@ def sample_partial(
 
     Args:
         logits: `[B, V_part]` of the ids first_id … first_id + V_part − 1.
-        first_id: a multiple of 4.
         token_bitmask: of this part's ids.
+        first_id: a multiple of 4, in [0, 2³¹).
         maximum: `[B]` fp32 largest logits of the whole vocabulary, if known: with them no row stays open.
         temperature, min_p, seed, position, stream, backend: as in `sample`, the same on every rank.
 
     Raises:
-        ValueError: as `sample`, or for a `first_id` that is no multiple of 4.
+        ValueError: as `sample`, or for a `first_id` that is no multiple of 4, or a maximum that is NaN or +inf.
+        RuntimeError: as `sample`.
     """
-    if first_id < 0 or first_id % 4:
+    if check_integer("first_id", first_id, FIRST_ID) % 4:
         raise ValueError(f"first_id must be a multiple of 4 and ≥ 0, got {first_id}")
-    logits = _check_logits(logits, None, token_bitmask)
-    B = len(logits)
-    if maximum is not None and (maximum.shape != (B,) or maximum.dtype != torch.float32):
-        raise ValueError(f"maximum must be [{B}] float32, got {tuple(maximum.shape)} {maximum.dtype}")
+    logits = sampled_logits(logits, None)
+    B, V = logits.shape
+    backend = resolve(backend, logits)
+    known = None if maximum is None else _known(maximum, B)
     floats, ints = parameters(B, logits.device, temperature, min_p, None, seed, position, stream, None)
-    if resolve(backend, logits) == "triton":
+    if backend == "triton":
         from autodeco_fast.kernels.min_p_sample import min_p_sample
     else:
         min_p_sample = torch_backend.min_p_sample
     seed, position, stream = ints[:3]
-    options = {"allowed": token_bitmask, "first": first_id, "known": maximum, "want": ("partial",)}
+    allowed = allowed_tokens(token_bitmask, B, V)
+    options = {"allowed": allowed, "first": int(first_id), "known": known, "want": ("partial",)}
     out = min_p_sample(logits, *floats[:2], seed, position, row_index(stream), **options)
     return SamplePartial(*out["partial"], out["token"])
 
 
 @torch.no_grad()
 def merge_partials(
-    parts: Sequence[SamplePartial], temperature: float | torch.Tensor, *, min_p: float | torch.Tensor = 0.0
+    parts: Sequence[SamplePartial], temperature: float | torch.Tensor, *, min_p: float | torch.Tensor | None = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens of the whole vocabulary from its parts': those `sample` draws, whatever the number of parts.
 
@@ -77,8 +93,17 @@ def merge_partials(
         temperature, min_p: as given to `sample_partial`.
 
     Returns:
-        token `[B]` int64 (not to be used where open), open `[B]` bool.
+        token `[B]` int64 (not to be used where open, 0 where temperature or min_p is out of range on a GPU), open `[B]` bool.
+
+    Raises:
+        ValueError: without parts, or for a temperature or min_p that `sample` refuses.
     """
+    if not parts:
+        raise ValueError("parts must hold one SamplePartial a rank, got none")
     stacked = SamplePartial(*(torch.stack(field) for field in zip(*parts)))
-    token, _, still_open = merge(*stacked, temperature, min_p)
+    resolve(None, stacked.maximum)
+    B, device = len(stacked.maximum[0]), stacked.maximum.device
+    min_p = 0.0 if min_p is None else min_p
+    given = ("temperature", temperature, TEMPERATURE), ("min_p", min_p, PROBABILITY)
+    token, _, still_open = merge(*stacked, *(check_parameter(*one, B, torch.float32, device) for one in given))
     return token, still_open.any(0)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 
 from autodeco_fast.backends import resolve
-from autodeco_fast.ops.checks import check_logits, check_row, check_softcap
-from autodeco_fast.ops.logit_stats import kinds, row_dtype
+from autodeco_fast.ops.checks import ALL_FLOATS, FINITE, check_logits, check_number, check_row, check_softcap
+from autodeco_fast.ops.logit_stats import row_dtype
 from autodeco_fast.torch_backend import logit_stats
 from autodeco_fast.torch_backend import prob_stats as torch_backend
 
@@ -54,11 +54,12 @@ def prob_stats(
         backend: None chooses; "triton" or "torch" forces.
 
     Raises:
-        ValueError: for shapes or dtypes other than these.
+        ValueError: for shapes, dtypes or numbers other than these.
+        RuntimeError: as `logit_stats`.
     """
+    check_logits(logits, ALL_FLOATS)
     chosen = resolve(backend, logits)
-    check_logits(logits, kinds(chosen))
     check_row("temperature", temperature, len(logits))
-    check_softcap(softcap)
+    scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     logits = logits.detach() if logits.stride(1) == 1 else logits.detach().contiguous()
-    return ProbStats(*_prob_stats(logits, row_dtype(temperature.detach(), logits), float(logit_scale), softcap, chosen))
+    return ProbStats(*_prob_stats(logits, row_dtype(temperature.detach(), logits), scale, softcap, chosen))

@@ -2,6 +2,7 @@
 
 import torch
 
+from autodeco_fast.backends import refuse_transforms
 from autodeco_fast.ops.logit_stats import row_dtype
 from autodeco_fast.torch_backend import logit_stats
 from autodeco_fast.torch_backend import soft_top_p as torch_backend
@@ -63,6 +64,7 @@ def soft_top_p_rows(
     chunk_bytes: int,
 ) -> torch.Tensor:
     """`[N]` losses, 0 where the column is −2. Without a weight, `hidden` are raw logits `[N, V]`."""
+    refuse_transforms()
     with torch.no_grad():
         T, P = (row_dtype(x.detach(), hidden) for x in (temperature, top_p))
         rows = _soft_top_p(

@@ -6,8 +6,18 @@ from typing import NamedTuple
 import torch
 
 from autodeco_fast.backends import resolve
-from autodeco_fast.ops.checks import check_product, check_row
-from autodeco_fast.ops.logit_stats import LOWEST_TEMPERATURE, TokenStats, check_temperature, kinds, statistics
+from autodeco_fast.ops.checks import (
+    ALL_FLOATS,
+    COUNT,
+    FINITE,
+    check_integer,
+    check_number,
+    check_product,
+    check_row,
+    check_softcap,
+    check_target,
+)
+from autodeco_fast.ops.logit_stats import LOWEST_TEMPERATURE, TokenStats, check_temperature, statistics
 from autodeco_fast.ops.token_stats import CHUNK_BYTES, product_part
 from autodeco_fast.torch_backend import logit_stats as torch_backend
 from autodeco_fast.torch_backend.stats_partial import ABSENT, IGNORED, merge
@@ -43,14 +53,18 @@ def target_logits(
 
     Arguments as in `token_stats_partial`.
     """
+    check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
-    check_product(hidden, weight, bias, softcap, kinds(chosen))
+    first_id = check_integer("first_id", first_id, COUNT)
+    check_target(target, len(hidden), None, ignore_index)
+    scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     if chosen == "torch":
         rows = torch_backend.target_logit
     else:
         from autodeco_fast.kernels.token_stats import target_logit as rows
     column = _columns(target, first_id, len(weight), ignore_index)
-    return rows(hidden, weight, column, bias, float(logit_scale), softcap)
+    hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
+    return rows(hidden, weight, column, None if bias is None else bias.contiguous(), scale, softcap)
 
 
 @torch.no_grad()
@@ -82,13 +96,13 @@ def token_stats_partial(
 
     Raises:
         ValueError: as `token_stats`, or for a negative `first_id`.
+        RuntimeError: as `logit_stats`.
     """
-    if first_id < 0:
-        raise ValueError(f"first_id must be ≥ 0, got {first_id}")
+    check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
-    check_product(hidden, weight, bias, softcap, kinds(chosen))
-    for name, row in (("target", target), ("target_logit", target_logit)):
-        check_row(name, row, len(hidden))
+    first_id = check_integer("first_id", first_id, COUNT)
+    check_target(target, len(hidden), None, ignore_index)
+    check_row("target_logit", target_logit, len(hidden))
     check_temperature(temperature, None, len(hidden))
     column = _columns(target, first_id, len(weight), ignore_index)
     inverse = None if temperature is None else 1.0 / temperature.clamp(min=LOWEST_TEMPERATURE)
@@ -112,6 +126,18 @@ def merge_token_stats(
     Args:
         parts: one a rank.
         target, temperature, ignore_index: as given to `token_stats_partial`.
+
+    Raises:
+        ValueError: without parts, for other shapes, or for a temperature that the parts do not know.
+        RuntimeError: as `logit_stats`.
     """
+    if not parts:
+        raise ValueError("parts must hold one TokenStatsPartial a rank, got none")
     pairs = [tuple(part) for part in parts]
+    n = pairs[0][0].shape[1]
+    resolve(None, pairs[0][0])
+    check_target(target, n, None, ignore_index)
+    check_temperature(temperature, None, n)
+    if temperature is not None and len(pairs[0][0]) != 7:
+        raise ValueError("temperature must be None: the parts were taken without one")
     return statistics(lambda column, threshold, inverse: merge(pairs, inverse), target, temperature, None, ignore_index)

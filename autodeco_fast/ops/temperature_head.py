@@ -3,6 +3,7 @@
 import torch
 
 from autodeco_fast.backends import resolve
+from autodeco_fast.ops.checks import ALL_FLOATS, POSITIVE, check_number, check_tensor
 from autodeco_fast.torch_backend import temperature_head as torch_backend
 
 
@@ -102,8 +103,15 @@ def temperature_head(
         `[...]` fp32 in (0, max_temperature).
 
     Raises:
-        ValueError: if the widths of hidden and w1 differ.
+        ValueError: if the widths of hidden and w1 differ, or for shapes, dtypes or numbers other than these.
+        RuntimeError: as `logit_stats`.
     """
+    for name, value in (("hidden", hidden), ("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
+        check_tensor(name, value)
+        if value.dtype not in ALL_FLOATS:
+            raise ValueError(f"{name} must be bfloat16, float16, float32 or float64, got {value.dtype}")
+    if w1.dim() != 2 or hidden.dim() == 0:
+        raise ValueError(f"hidden and w1 must be [..., H] and [F, H], got {tuple(hidden.shape)} and {tuple(w1.shape)}")
     F, H = w1.shape
     if hidden.shape[-1] != H:
         raise ValueError(f"hidden has width {hidden.shape[-1]}, the head was made for {H}")
@@ -111,6 +119,8 @@ def temperature_head(
         raise ValueError(f"b1, w2, b2 must be [{F}], [1, {F}], [1], got {[tuple(t.shape) for t in (b1, w2, b2)]}")
     rows = hidden.reshape(-1, H)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
-    chosen = resolve(backend, hidden, w1)
-    T, _ = _head(rows, w1.contiguous(), b1, w2.reshape(-1), b2, float(max_temperature), chosen)
+    chosen = resolve(backend, hidden, w1, b1, w2, b2)
+    largest = check_number("max_temperature", max_temperature, POSITIVE)
+    w1, b1, w2 = w1.contiguous(), b1.contiguous(), w2.reshape(-1).contiguous()
+    T, _ = _head(rows, w1, b1, w2, b2, largest, chosen)
     return T.view(hidden.shape[:-1])

@@ -3,8 +3,17 @@
 import torch
 
 from autodeco_fast.backends import resolve
-from autodeco_fast.ops.checks import check_product, check_target
-from autodeco_fast.ops.logit_stats import TokenStats, check_temperature, fake_part, kinds, row_dtype, statistics
+from autodeco_fast.ops.checks import (
+    ALL_FLOATS,
+    FINITE,
+    SIZE,
+    check_integer,
+    check_number,
+    check_product,
+    check_softcap,
+    check_target,
+)
+from autodeco_fast.ops.logit_stats import TokenStats, check_temperature, fake_part, row_dtype, statistics
 from autodeco_fast.torch_backend import logit_stats as torch_backend
 from autodeco_fast.torch_backend.stats_partial import IGNORED, Part
 
@@ -46,26 +55,48 @@ def _token_stats(
     chunk_bytes: int,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A part; `chunk_bytes` of logits at a time, or 0 for the streaming design."""
+    """A part; `chunk_bytes` of logits at a time, or 0 for the streaming design.
+
+    Ignored rows are left out, but for a CUDA graph that is being captured: how many there are is on the device, and the host
+    may not wait for it.
+    """
     streaming, rows_of = _backend(backend)
     if chunk_bytes == 0 and backend == "torch":  # leaves ignored rows out itself
         return streaming(hidden, weight, column, threshold, inverse_temperature, bias, logit_scale, softcap)
-    valid = (column != IGNORED).nonzero()[:, 0]
-    at = lambda x: None if x is None else x[valid]  # noqa: E731
-    hidden, column_, threshold, inverse = (at(x) for x in (hidden, column, threshold, inverse_temperature))
+    rows = hidden, column, threshold, inverse_temperature
+    valid = None if _capturing(hidden) else (column != IGNORED).nonzero()[:, 0]
+    if valid is not None:
+        rows = [None if x is None else x[valid] for x in rows]
     if chunk_bytes == 0:
-        parts = [streaming(hidden, weight, column_, threshold, inverse, bias, logit_scale, softcap)]
-        return torch_backend.scatter(valid, parts, len(column), hidden, inverse is not None)
-    V = len(weight)
-    chunk = min(max(1, chunk_bytes // (V * hidden.element_size())), max(1, len(valid)))
+        h, *per_row = rows
+        parts = [streaming(h, weight, *per_row, bias, logit_scale, softcap)]
+    else:
+        parts = _chunked(*rows, weight, bias, logit_scale, softcap, chunk_bytes, rows_of)
+    if valid is not None:
+        return torch_backend.scatter(valid, parts, len(column), hidden, inverse_temperature is not None)
+    floats, ints = (torch.cat(pieces, 1) for pieces in zip(*parts))
+    ignored = column == IGNORED
+    floats.masked_fill_(ignored, 0.0)
+    ints[0].masked_fill_(ignored, 0)
+    ints[1].masked_fill_(ignored, -1)
+    return floats, ints
+
+
+def _capturing(x: torch.Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _chunked(hidden, column, threshold, inverse, weight, bias, logit_scale, softcap, chunk_bytes, rows_of) -> list[Part]:
+    """Parts of chunks of rows, each from the vendor's product."""
+    V, N = len(weight), len(column)
+    chunk = min(max(1, chunk_bytes // (V * hidden.element_size())), max(1, N))
     block = torch.empty(chunk * V, dtype=hidden.dtype, device=hidden.device)
     parts = []
-    for start in range(0, len(valid), chunk):
+    for start in range(0, max(1, N), chunk):
         here = slice(start, start + chunk)
-        rows = column_[here], *(None if x is None else x[here] for x in (threshold, inverse))
-        logits = torch_backend.multiply(hidden[here], weight, bias, block)
-        parts.append(rows_of(logits, *rows, logit_scale, softcap))
-    return torch_backend.scatter(valid, parts, len(column), hidden, inverse is not None)
+        per_row = [None if x is None else x[here] for x in (column, threshold, inverse)]
+        parts.append(rows_of(torch_backend.multiply(hidden[here], weight, bias, block), *per_row, logit_scale, softcap))
+    return parts
 
 
 @_token_stats.register_fake
@@ -77,14 +108,14 @@ def product_part(
     hidden, weight, column, threshold, inverse, bias, logit_scale, softcap, chunk_bytes, fused, backend
 ) -> Part:  # fmt: skip
     """The op, its arguments put in order and the design chosen."""
-    if chunk_bytes < 1:
-        raise ValueError(f"chunk_bytes must be positive, got {chunk_bytes}")
+    chunk_bytes = check_integer("chunk_bytes", chunk_bytes, SIZE)
+    scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     fused = streaming_pays(backend) if fused is None else fused
     hidden, weight = (t.detach() if t.stride(1) == 1 else t.detach().contiguous() for t in (hidden, weight))
     rows = row_dtype(threshold, hidden), row_dtype(inverse, hidden)
-    bias = None if bias is None else bias.detach()
+    bias = None if bias is None else bias.detach().contiguous()
     size = 0 if fused else chunk_bytes
-    return _token_stats(hidden, weight, column, *rows, bias, float(logit_scale), softcap, size, backend)
+    return _token_stats(hidden, weight, column, *rows, bias, scale, softcap, size, backend)
 
 
 def token_stats(
@@ -104,7 +135,8 @@ def token_stats(
 ) -> TokenStats:
     """Statistics of `z = softcap·tanh(logit_scale·(hidden @ weight.T + bias) / softcap)`, never holding `[N, V]`.
 
-    Ignored rows are not multiplied. Differentiable in the temperature only: the base model is frozen.
+    Ignored rows are not multiplied: on a GPU the host waits for their number. While a CUDA graph is captured it may not,
+    and they are multiplied too, and masked. Differentiable in the temperature only: the base model is frozen.
 
     Args:
         hidden: `[N, H]` what enters the output embedding, bf16, fp16 or fp32 (fp64 on the torch backend).
@@ -112,19 +144,20 @@ def token_stats(
         target: `[N]` int64 ids, `ignore_index` where there is none.
         bias: `[V]` or None.
         logit_scale, softcap: in this order, after the bias.
-        temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower.
+        temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower. NaN or inf gives NaN there.
         min_p: in [0, 1], for `kept`: a second product.
         fused: True streams through tiles of the product; False writes chunks of logits and reads them back; None chooses.
         chunk_bytes: of one such chunk.
         backend: None chooses; "triton" or "torch" forces.
 
     Raises:
-        ValueError: for shapes or dtypes other than these.
+        ValueError: for shapes, dtypes or numbers other than these.
+        RuntimeError: as `logit_stats`.
     """
+    check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
-    check_product(hidden, weight, bias, softcap, kinds(chosen))
     check_target(target, len(hidden), len(weight), ignore_index)
-    check_temperature(temperature, min_p, len(hidden))
+    min_p = check_temperature(temperature, min_p, len(hidden))
 
     def part_of(column, threshold, inverse):
         return product_part(hidden, weight, column, threshold, inverse, bias, logit_scale, softcap, chunk_bytes, fused, chosen)

@@ -16,6 +16,7 @@ _LN2 = np.float32(0.69315)  # rounded up
 _MAGNITUDE, _SIGN, _INFINITY = np.int32(0x7FFFFFFF), np.int32(31), np.int32(0x7F800000)
 _BLOCK = 64  # logits compared with τ at once
 GREEDY_BELOW = np.float32(1e-3)
+HOTTEST = np.float32(1e29)  # z + T·g of a finite z stays finite
 LOWEST = np.finfo(np.float32).min  # `z ≥ max(τ, lowest)` also says that z is not −inf
 
 
@@ -82,7 +83,8 @@ def cuts(
     min_p,  # [B] fp32
     top,  # [B] fp32, written: maximum
     T,  # [B] fp32, written: 0 in greedy rows
-    tau,  # [B] fp32, written: top + T·ln min_p
+    tau,  # [B] fp32, written: top + T·ln min_p; +inf where one of them is NaN or out of range, so that no token reaches it
+    status,  # [B] int32, written: 8 there, 0 elsewhere
 ):
     """Returns whether no row has NaN or +inf; a row that has a NaN gets it as its maximum."""
     well, m = True, np.empty(1, np.float32)
@@ -90,9 +92,13 @@ def cuts(
         if maxima_of(maxima[b].view(np.int32), maxima.shape[1], m):
             m[0] = np.nan
         well = well and m[0] < np.inf
-        top[b] = known[b] if len(known) and known[b] > m[0] else m[0]
-        T[b], tau[b] = np.float32(0), top[b]
-        if temperature[b] >= GREEDY_BELOW:
+        top[b] = m[0]
+        if len(known) and not known[b] <= m[0]:
+            top[b] = known[b] if known[b] < np.inf else np.inf
+        T[b], tau[b], status[b] = np.float32(0), top[b], 0
+        if not (0 <= temperature[b] <= HOTTEST and 0 <= min_p[b] <= 1 and top[b] != np.inf):
+            tau[b], status[b] = np.inf, 8
+        elif temperature[b] >= GREEDY_BELOW:
             T[b] = temperature[b]
             tau[b] = top[b] + T[b] * np.float32(math.log(min_p[b]))
     return well

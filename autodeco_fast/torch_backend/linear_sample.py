@@ -3,7 +3,7 @@
 import torch
 
 from autodeco_fast.torch_backend.logit_stats import transform
-from autodeco_fast.torch_backend.merge import merge
+from autodeco_fast.torch_backend.merge import GREEDY_BELOW, merge, row_of
 from autodeco_fast.torch_backend.min_p_sample import min_p_sample
 
 CHUNK = 1 << 22  # logits held at a time: 16 MB of fp32
@@ -68,18 +68,18 @@ def linear_sample(
         winner, chosen, _ = merge(maximum, score, logit, token, temperature, min_p)
     status = torch.zeros(B, dtype=torch.int32, device=hidden.device)
     for drawn in parts:
-        status |= drawn["status"] & 3
+        status |= drawn["status"] & 11  # 4 is decided by all chunks
     status += 4 * (known == -float("inf")).int()
     out = {"token": winner, "status": status}
     if "full_logprob" in want:
         heat = _heat(temperature, chosen[:, None])[:, 0]
         log_p = chosen / heat - mass
-        greedy = torch.as_tensor(temperature, device=hidden.device) < 1e-3
+        greedy = row_of(temperature, chosen) < GREEDY_BELOW
         out["full_logprob"] = torch.where(greedy | ~log_p.isfinite(), 0.0, log_p)
     return out
 
 
 def _heat(temperature: torch.Tensor | float, z: torch.Tensor) -> torch.Tensor:
     """The divisor of each row, `[B, 1]` or a scalar."""
-    T = torch.as_tensor(temperature, dtype=torch.float32, device=z.device).clamp(min=1e-3)
+    T = row_of(temperature, z).clamp(min=GREEDY_BELOW)
     return T[:, None] if T.dim() else T

@@ -10,6 +10,13 @@ import torch
 GREEDY_BELOW = 1e-3
 
 
+def row_of(value: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
+    """fp32, of `[B]` or of no dimension; a number is written on the device, not copied there, which would wait for it."""
+    if isinstance(value, torch.Tensor):
+        return value
+    return torch.full((), value, dtype=torch.float32, device=like.device)
+
+
 def merge(
     maximum: torch.Tensor,
     score: torch.Tensor,
@@ -28,9 +35,8 @@ def merge(
     Returns:
         token `[B]` int64 (0 where there is none), its logit `[B]` fp32, open `[R, B]` bool.
     """
-    like = maximum[0]
-    T = torch.as_tensor(temperature, dtype=torch.float32, device=like.device)
-    cut = torch.where(T < GREEDY_BELOW, 0.0, T * torch.as_tensor(min_p, dtype=torch.float32, device=like.device).log())
+    T, min_p = (row_of(value, maximum) for value in (temperature, min_p))
+    cut = torch.where(T < GREEDY_BELOW, 0.0, T * min_p.log())
     tau = maximum.amax(0) + cut
     drawn = score > -float("inf")
     valid = drawn & (logit >= tau)

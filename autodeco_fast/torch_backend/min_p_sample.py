@@ -14,6 +14,7 @@ from .draw import GREEDY_BELOW, LOWEST, candidates, cuts, draw, maxima_of
 
 TILE = 256
 _CHUNK = 1024  # tiles looked at a time: where they must be copied, a copy stays in the caches
+_MOST, _TINY = 2**31 - 1, np.finfo(np.float32).tiny  # the largest top-k, the least top-p
 _ALONE = 1 << 18  # logits of a single row up to which one core takes the maxima by itself
 _WORTH_A_THREAD = 1 << 19  # tokens to look at for each thread that is woken
 
@@ -145,17 +146,21 @@ def min_p_sample(
     if allowed is not None:
         logits = _allow(logits, allowed)
     rows = _Rows.of(B, temperature, min_p, seed, position, np.arange(B) if stream is None else stream)
-    status = np.zeros(B, np.int32)
+    status = np.empty(B, np.int32)
     lower = np.empty(0, np.float32) if known is None else known.cpu().numpy()
     measure, tau = "logprob" in want, np.empty(B, np.float32)
     maxima = _tile_maxima(logits)
-    if not cuts(maxima, lower, *rows[:2], rows.top, rows.T, tau):
-        logits = _without_broken(logits, rows.top, status)
+    if not cuts(maxima, lower, *rows[:2], rows.top, rows.T, tau, status):
+        logits, seen = _without_broken(logits, maxima)
         maxima = _tile_maxima(logits)
-        cuts(maxima, lower, *rows[:2], rows.top, rows.T, tau)
+        cuts(maxima, lower, *rows[:2], rows.top, rows.T, tau, status)
+        status += seen
     if isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1:
         k, p = (np.broadcast_to(x.cpu().numpy() if isinstance(x, torch.Tensor) else x, B) for x in (top_k, top_p))
-        tau = np.maximum(tau, _top_k_top_p(logits, rows.top, rows.T, k, p))
+        wrong = ~((k >= 0) & (k <= _MOST) & (p >= _TINY) & (p <= 1))
+        floor = _top_k_top_p(logits, rows.top, rows.T, np.where(wrong, 0, k), np.where(wrong, 1.0, p))
+        tau = np.where(wrong, np.float32(np.inf), np.maximum(tau, floor))
+        rows.T[wrong], status[wrong] = 0, status[wrong] | 8
     _draw(logits, maxima, tau, rows, first, measure)
     status[rows.top == -np.inf] += 4
     out = {"token": rows.token, "status": status}
@@ -173,15 +178,16 @@ def min_p_sample(
     return out
 
 
-def _without_broken(logits: torch.Tensor, top: np.ndarray, status: np.ndarray) -> torch.Tensor:
-    """Logits with −inf for NaN and +inf, which are added to the status."""
-    broken = ~(top < np.inf)
+def _without_broken(logits: torch.Tensor, maxima: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Logits with −inf for NaN and +inf; and what was seen in each row, 1 for NaN and 2 for +inf, `[B]` int32."""
+    broken = ~(maxima < np.inf).all(1)
+    seen = np.zeros(len(logits), np.int32)
     odd = torch.from_numpy(broken).to(logits.device)
     z = logits[odd]
-    status[broken] = (z.isnan().any(-1).int() + 2 * z.isposinf().any(-1).int()).cpu().numpy()
+    seen[broken] = (z.isnan().any(-1).int() + 2 * z.isposinf().any(-1).int()).cpu().numpy()
     logits = logits.clone()
     logits[odd] = z.masked_fill(~(z < float("inf")), -float("inf"))
-    return logits
+    return logits, seen
 
 
 def _full_logprob(logits: torch.Tensor, T: np.ndarray, token: torch.Tensor) -> torch.Tensor:

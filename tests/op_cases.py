@@ -1,0 +1,135 @@
+"""Every public op as a call of named tensors, for tests that vary one of them."""
+
+from collections.abc import Callable
+
+import torch
+
+import autodeco_fast as af
+from autodeco_fast.ops.temperature_head import temperature_head
+
+H, V, F = 24, 40, 20
+
+
+def tensors(N: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """Arguments of N rows; V is no multiple of 32."""
+    g = torch.Generator().manual_seed(N)
+    normal = lambda *shape: torch.randn(*shape, generator=g).to(dtype)  # noqa: E731
+    row = lambda low, high: torch.rand(N, generator=g) * (high - low) + low  # noqa: E731
+    ids = lambda high: torch.randint(0, high, (N,), generator=g)  # noqa: E731
+    target = ids(V)
+    target[1::4] = -100
+    return {
+        **{"logits": normal(N, V) * 3, "hidden": normal(N, H), "weight": normal(V, H), "bias": normal(V), "target": target},
+        **{"temperature": row(0.3, 2), "min_p": row(0, 0.3), "top_p": row(0.5, 1), "top_k": ids(V), "seed": ids(1000)},
+        **{"position": ids(50), "stream": ids(50), "maximum": row(9, 10), "target_logit": row(0, 3), "loss_weight": row(0, 1)},
+        "token_bitmask": torch.randint(-(2**31), 2**31, (N, 2), generator=g).int(),
+        **{"w1": normal(F, H), "b1": normal(F), "w2": normal(1, F), "b2": normal(1), "draw": row(0, 1), "grad": row(0, 1)},
+        **{"max_logit": row(3, 6), "stat_logit": row(0, 3), "rank": ids(4) - 1, "logsumexp": row(6, 7), "scaled": row(6, 7)},
+    }
+
+
+def _stats(t: dict) -> af.TokenStats:
+    fields = t["max_logit"], t["rank"], t["stat_logit"], t["logsumexp"], t["rank"], t["max_logit"]
+    return af.TokenStats(*fields, t["temperature"], t["scaled"], t["scaled"])
+
+
+def _partial(t: dict, **options) -> af.SamplePartial:
+    given = {name: t[name] for name in ("min_p", "seed", "position", "stream", "token_bitmask", "maximum")}
+    return af.sample_partial(t["logits"], t["temperature"], first_id=0, **given, **options)
+
+
+def _stats_partial(t: dict, **options) -> af.TokenStatsPartial:
+    given = t["hidden"], t["weight"], t["target"], t["target_logit"]
+    return af.token_stats_partial(*given, first_id=0, bias=t["bias"], temperature=t["temperature"], **options)
+
+
+def _head(t: dict, **options) -> tuple[torch.Tensor, ...]:
+    weights = [t[name].detach().clone(memory_format=torch.preserve_format) for name in ("w1", "b1", "w2", "b2")]
+    given = [t["hidden"].detach(), *weights]
+    given = [x.requires_grad_() for x in given]
+    T = temperature_head(*given, **options)
+    return T, *torch.autograd.grad(T, given, t["grad"].to(T.dtype))
+
+
+def _hinge(t: dict, reduction: str, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    T = t["temperature"].detach().requires_grad_()
+    given = {"weight": t["loss_weight"], "reduction": reduction, "unreachable": "clip"}
+    loss = af.min_p_hinge_loss(T, _stats(t), **given, **options)
+    return loss, *torch.autograd.grad(loss, T, t["grad"] if reduction == "none" else None)
+
+
+_SAMPLER = ("temperature", "min_p", "seed", "position", "stream")
+_PRODUCT = ("hidden", "weight", "bias", "target")
+_STATS = ("max_logit", "stat_logit", "rank", "logsumexp")
+_ALL = {"return_logprob": True, "return_kept": True, "return_full_logprob": True}
+
+# name → the tensors it takes, and the call, whose results are tensors, tuples of them, or None
+CASES: dict[str, tuple[tuple[str, ...], Callable]] = {
+    "sample": (
+        ("logits", *_SAMPLER, "token_bitmask"),
+        lambda t, **o: af.sample(t["logits"], **{n: t[n] for n in (*_SAMPLER, "token_bitmask")}, **_ALL, **o),
+    ),
+    "linear_sample": (
+        ("hidden", "weight", "bias", *_SAMPLER),
+        lambda t, **o: af.linear_sample(
+            t["hidden"], t["weight"], bias=t["bias"], **{n: t[n] for n in _SAMPLER}, return_full_logprob=True, fused=True, **o
+        ),
+    ),
+    "sample_partial": (("logits", *_SAMPLER, "token_bitmask", "maximum"), _partial),
+    "logit_stats": (
+        ("logits", "target", "temperature"),
+        lambda t, **o: af.logit_stats(t["logits"], t["target"], temperature=t["temperature"], min_p=0.1, softcap=20.0, **o),
+    ),
+    **{
+        f"token_stats, fused={fused}": (
+            (*_PRODUCT, "temperature"),
+            lambda t, fused=fused, **o: af.token_stats(
+                *(t[n] for n in ("hidden", "weight", "target")), bias=t["bias"], temperature=t["temperature"], min_p=0.1,
+                fused=fused, **o,
+            ),
+        )
+        for fused in (True, False)
+    },
+    "target_logits": (
+        _PRODUCT,
+        lambda t, **o: af.target_logits(t["hidden"], t["weight"], t["target"], first_id=0, bias=t["bias"], **o),
+    ),
+    "token_stats_partial": ((*_PRODUCT, "target_logit", "temperature"), _stats_partial),
+    "prob_stats": (("logits", "temperature"), lambda t, **o: af.prob_stats(t["logits"], t["temperature"], **o)),
+    "temperature_head": (("hidden", "w1", "b1", "w2", "b2", "grad"), _head),
+    "min_p_hinge_loss": ((*_STATS, "temperature", "loss_weight"), lambda t, **o: _hinge(t, "mean", **o)),
+    "min_p_hinge_loss, rows": ((*_STATS, "temperature", "loss_weight", "grad"), lambda t, **o: _hinge(t, "none", **o)),
+}  # fmt: skip
+TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
+    "sample, top-k and top-p": (  # slow in Triton's interpreter
+        ("top_k", "top_p"),
+        lambda t: af.sample(t["logits"], 0.9, seed=1, top_k=t["top_k"], top_p=t["top_p"], backend="torch"),
+    ),
+    "merge_partials": (
+        ("temperature", "min_p"),
+        lambda t: af.merge_partials([_partial(t)], t["temperature"], min_p=t["min_p"]),
+    ),
+    "merge_token_stats": (
+        ("target", "temperature"),
+        lambda t: af.merge_token_stats([_stats_partial(t)], t["target"], temperature=t["temperature"]),
+    ),
+    "required_temperature": (_STATS, lambda t: af.required_temperature(_stats(t), 0.1)),
+    "goldilocks_mask": ((*_STATS, "draw"), lambda t: af.goldilocks_mask(_stats(t), draw=t["draw"])),
+    "autodeco_temperature_loss": (
+        (*_STATS, "scaled", "temperature"),
+        lambda t: af.autodeco_temperature_loss(t["temperature"], _stats(t), easy_drop=0.0),
+    ),
+    "soft_top_p_loss": (
+        (*_PRODUCT, "temperature", "top_p"),
+        lambda t: af.soft_top_p_loss(
+            t["hidden"], t["weight"], t["target"], t["temperature"], t["top_p"], bias=t["bias"], reduction="none"
+        ),
+    ),
+}
+
+
+def flat(results) -> list[torch.Tensor]:
+    """The tensors among results."""
+    if isinstance(results, torch.Tensor):
+        return [results.detach()]
+    return [x for r in results or () for x in flat(r)]
