@@ -128,6 +128,23 @@ TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
 }
 
 
+CAPTURABLE = ("merge_partials", "merge_token_stats", "required_temperature", "goldilocks_mask", "autodeco_temperature_loss")
+
+# the same with numbers for all rows, which kernels take as arguments
+NUMBERS: dict[str, Callable] = {
+    "sample": lambda t: af.sample(t["logits"], 0.7, min_p=0.1, seed=3),
+    "sample, all cuts": lambda t: af.sample(
+        t["logits"], 0.7, min_p=0.1, top_k=5, top_p=0.9, seed=2**63, position=2**31, **_ALL
+    ),
+    "sample, cuts by row": lambda t: af.sample(t["logits"], 0.7, top_k=t["top_k"], top_p=t["top_p"], seed=t["seed"]),
+    "linear_sample": lambda t: af.linear_sample(t["hidden"], t["weight"], 0.7, min_p=0.1, softcap=20.0, seed=3, fused=True),
+    "linear_sample, with logits": lambda t: af.linear_sample(t["hidden"], t["weight"], 0.7, softcap=20.0, seed=3, fused=False),
+    "sample_partial": lambda t: af.sample_partial(t["logits"], 0.7, first_id=8, seed=-1),
+    "merge_partials": lambda t: af.merge_partials([_partial(t)] * 2, 0.7, min_p=0.1),
+    "token_stats": lambda t: af.token_stats(t["hidden"], t["weight"], t["target"]),
+}
+
+
 def flat(results) -> list[torch.Tensor]:
     """The tensors among results."""
     if isinstance(results, torch.Tensor):

@@ -1,0 +1,160 @@
+"""Real launches without a GPU: Triton's own dispatcher specialises and compiles every launch for sm_90; what it would run is
+written down instead. Tensors on the CPU say that they are on card 1 while card 0 is the current one.
+
+    python -m tests.launching        prints a line of JSON for every case of `tests/op_cases.py`
+
+Values are never computed; what is seen is which kernels compile, on which card they would run, and whether the host looked at
+a tensor: `HostWatch` refuses every read of one, and every copy of a number to the device.
+"""
+
+import json
+import os
+import sys
+import traceback
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+CARD, CURRENT = 1, [0]
+LAUNCHED: list[tuple[str, int]] = []  # (kernel, card) of each launch
+
+
+class _Launcher:
+    """What runs a compiled kernel."""
+
+    def __init__(self, src, metadata):
+        self.name = src.fn.__name__
+
+    def __call__(self, *args):
+        LAUNCHED.append((self.name, CURRENT[0]))
+
+
+class _Utils:
+    def load_binary(self, *args):
+        return None, 0, 0, 0, 1024  # module, function, registers, spills, threads
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": 227 << 10, "multiprocessor_count": 132, "warpSize": 32}
+
+
+class _Driver:
+    """An H100 that runs nothing."""
+
+    utils, launcher_cls = _Utils(), _Launcher
+
+    def get_current_device(self):
+        return CURRENT[0]
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+def _exchange(card: int) -> int:
+    """torch's own way to another card and back."""
+    before = CURRENT[0]
+    CURRENT[0] = card
+    return before
+
+
+class HostWatch(TorchDispatchMode):
+    """Fails where the host would wait for the device."""
+
+    READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "unique", "lift_fresh")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().split("::")[-1].split(".")[0]
+        if name in self.READS:
+            raise AssertionError(f"the host waits for the device: {func}")
+        if name in ("index", "index_put", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            raise AssertionError(f"the host waits for the device: {func} by a mask")
+        return func(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        def refuse(name):
+            def read(*args, **options):
+                raise AssertionError(f"the host waits for the device: {name}")
+
+            return read
+
+        self.tensor = {n: getattr(torch.Tensor, n) for n in ("item", "tolist", "numpy", "cpu", "new_tensor", "__bool__")}
+        self.torch = {n: getattr(torch, n) for n in ("tensor", "as_tensor", "from_numpy")}
+        for where, names in ((torch.Tensor, self.tensor), (torch, self.torch)):
+            for name in names:
+                setattr(where, name, refuse(name))
+        return super().__enter__()
+
+    def __exit__(self, *raised):
+        for where, names in ((torch.Tensor, self.tensor), (torch, self.torch)):
+            for name, original in names.items():
+                setattr(where, name, original)
+        return super().__exit__(*raised)
+
+
+def pretend() -> None:
+    """From here on every tensor says that it is on a card, and a graph is being captured."""
+    driver.set_active(_Driver())
+    torch.Tensor.is_cuda, torch.Tensor.is_cpu = property(lambda _: True), property(lambda _: False)
+    torch.Tensor.get_device = lambda _: CARD
+    torch.cuda._exchange_device = torch.cuda._maybe_exchange_device = _exchange
+    torch.cuda.is_current_stream_capturing = lambda: True
+
+
+def run(call, watch: bool = True) -> dict:
+    """What a call launched, and what it failed with."""
+    LAUNCHED.clear()
+    try:
+        if watch:
+            with HostWatch():
+                call()
+        else:
+            call()
+        error = None
+    except Exception:
+        error = traceback.format_exc().strip()
+    return {"launched": list(LAUNCHED), "current": CURRENT[0], "error": error}
+
+
+def main() -> None:
+    from tests import op_cases
+    from tests.test_strides import strided
+
+    def one(name, call, **about):
+        print(json.dumps({"case": name, **about, **run(call)}), flush=True)
+
+    plain, odd = op_cases.tensors(5, torch.bfloat16), op_cases.tensors(1)
+    odd = {name: strided(x) for name, x in odd.items()}
+    double = op_cases.tensors(3, torch.float64)
+    pretend()
+    for name, (_, call) in op_cases.CASES.items():
+        one(name, lambda: call(plain), kind="bf16")
+        one(name, lambda: call(odd), kind="one strided row")
+    for name, call in op_cases.NUMBERS.items():
+        one(name, lambda: call(plain), kind="numbers")
+    for name in op_cases.CAPTURABLE:
+        one(name, lambda: op_cases.TORCH_ONLY[name][1](plain), kind="torch")
+    for name in ("logit_stats", "token_stats, fused=True", "prob_stats", "temperature_head", "target_logits"):
+        call = op_cases.CASES[name][1]
+        print(json.dumps({"case": name, "kind": "fp64", **run(lambda: call(double), watch=False)}), flush=True)
+        print(json.dumps({"case": name, "kind": "fp64 by triton", **run(lambda: call(double, backend="triton"))}), flush=True)
+    # the control: the watch sees what it is there for
+    x = torch.ones(3)
+    for name, look in (
+        ("item", lambda: x.sum().item()),
+        ("bool", lambda: bool(x.sum() > 0)),
+        ("mask", lambda: x[x > 0]),
+        ("nonzero", lambda: (x > 0).nonzero()),
+        ("tensor", lambda: torch.tensor([1.0])),
+        ("numpy", lambda: x.numpy()),
+    ):
+        one(name, look, kind="control")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
