@@ -2,77 +2,92 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from autodeco_fast.errors import foreign, read_json_object
+from autodeco_fast.files import atomic_write, write_text
 
 CONFIG_NAME, WEIGHTS_NAME = "autodeco_config.json", "head.safetensors"
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path in the same folder, then renames it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+def check_finite(tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Refuses NaN and infinite weights.
 
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
-    atomic_write(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    Raises:
+        ValueError: naming `where` and the first such tensor.
+    """
+    for name, t in tensors.items():
+        if not t.isfinite().all():
+            raise ValueError(f"{where} must be finite, {name} holds NaN or infinite values")
 
 
 def save_head(folder: str | os.PathLike, config: dict, tensors: dict[str, torch.Tensor]) -> None:
-    """Weights first, then the configuration that makes them a head."""
+    """Weights first, then the configuration that makes them a head.
+
+    Raises:
+        ValueError: for weights that are not finite; nothing is written.
+    """
     folder = Path(folder)
+    check_finite(tensors, f"the weights of a head for {str(folder)!r}")
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     atomic_write(folder / WEIGHTS_NAME, lambda draft: save_file(tensors, draft))
     write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
 
 
-def _fetch(name: str) -> Path:
+def fetch(name: str) -> Path:
     """A local folder as it is; anything else is an id on the Hugging Face hub."""
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"head must be a folder or a hub id like 'user/name', got {name!r}, which is no folder")
-    from huggingface_hub import snapshot_download
+    with foreign(f"head must be a folder or a hub id like 'user/name', got {name!r}, which is no folder and not found there"):
+        from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
 
 
-def read_config(folder: str | os.PathLike) -> dict:
+def read_config(folder: Path) -> dict:
     """The configuration of a head.
 
     Raises:
-        ValueError: if there is none, or it is not JSON.
+        ValueError: if there is none, or it is no JSON object.
     """
-    path = _fetch(os.fspath(folder)) / CONFIG_NAME
+    path = folder / CONFIG_NAME
     if not path.is_file():
-        raise ValueError(f"head folder {os.fspath(folder)!r} has no {CONFIG_NAME}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"head folder {str(folder)!r} has no {CONFIG_NAME}")
+    return read_json_object(path)
 
 
-def load_head(folder: str | os.PathLike) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Configuration and weights of a head.
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a head's tensors, from the file's header alone.
 
     Raises:
-        ValueError: if the folder, its configuration or its safetensors file is missing or not readable as such.
+        ValueError: if there is no such file, or it is not a whole safetensors file of floating-point tensors.
     """
-    config = read_config(folder)
-    path = _fetch(os.fspath(folder)) / WEIGHTS_NAME
+    path = folder / WEIGHTS_NAME
     if not path.is_file():
-        raise ValueError(f"head folder {os.fspath(folder)!r} has no {WEIGHTS_NAME}")
-    try:
-        return config, load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+        raise ValueError(f"head folder {str(folder)!r} has no {WEIGHTS_NAME}")
+    with foreign(f"{path} is not a safetensors file"), safe_open(path, "pt") as file:
+        slices = {name: file.get_slice(name) for name in sorted(file.keys())}
+        shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
+        kinds = {s.get_dtype() for s in slices.values()}
+    if not kinds <= {"F64", "F32", "F16", "BF16"}:
+        raise ValueError(f"{path} must hold floating-point tensors, got {', '.join(sorted(kinds))}")
+    return shapes
+
+
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a head whose shapes have been looked at.
+
+    Raises:
+        ValueError: if they are not finite.
+    """
+    path = folder / WEIGHTS_NAME
+    with foreign(f"{path} is not a safetensors file"):
+        tensors = load_file(path)
+    check_finite(tensors, str(path))
+    return tensors

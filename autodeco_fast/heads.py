@@ -5,36 +5,72 @@ import os
 import torch
 from torch import nn
 
-from autodeco_fast.checkpoint import load_head, save_head
+from autodeco_fast.checkpoint import fetch, load_tensors, read_config, read_shapes, save_head
 from autodeco_fast.ops.prob_stats import ProbStats
 from autodeco_fast.ops.temperature_head import temperature_head
+from autodeco_fast.values import finite, inner_share, require, whole
+
+_WIDEST = 2**24  # so that no product of two sizes overflows
+
+
+def _sizes(hidden_size: object, intermediate_size: object) -> dict[str, int]:
+    sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size}
+    return {name: whole(name, value, 1, _WIDEST) for name, value in sizes.items()}
 
 
 class _Saved(nn.Module):
-    """Saving and loading of a head: a folder with its configuration and its weights."""
+    """An MLP of two layers with settings, saved and loaded as a folder with its configuration and its weights."""
 
     config_keys: tuple[str, ...]
+    optional_keys: tuple[str, ...] = ()  # of configurations written before they existed
+
+    @staticmethod
+    def _checked(**settings) -> dict:
+        """The settings as they are kept. Raises ValueError for those that are no head's."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _input_width(settings: dict) -> int:
+        raise NotImplementedError
+
+    def _build(self, **settings) -> None:
+        """Takes the settings and makes the layers."""
+        settings = self._checked(**settings)
+        for name, value in settings.items():
+            setattr(self, name, value)
+        F = self.intermediate_size
+        self.mlp = nn.Sequential(nn.Linear(self._input_width(settings), F), nn.ReLU(), nn.Linear(F, 1))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes `autodeco_config.json` and `head.safetensors`, each whole or not at all."""
-        save_head(folder, {key: getattr(self, key) for key in self.config_keys}, self.state_dict())
+        """Writes `autodeco_config.json` and `head.safetensors`, each whole or not at all.
+
+        Raises:
+            ValueError: for weights or settings that `from_pretrained` would refuse, NaN above all; nothing is written.
+        """
+        settings = self._checked(**{key: getattr(self, key) for key in self.config_keys})
+        save_head(folder, settings, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "_Saved":
         """Reads a folder, or an id on the Hugging Face hub.
 
+        Memory is taken for weights that are in the file, not for what the configuration says.
+
         Raises:
-            ValueError: if it holds no such head, or weights that do not fit its configuration.
+            ValueError: if it holds no such head, weights that do not fit its configuration, or NaN.
         """
-        config, tensors = load_head(folder)
-        if set(config) != set(cls.config_keys):
-            raise ValueError(f"head configuration must have the keys {sorted(cls.config_keys)}, got {sorted(config)}")
-        head = cls(**config)
-        want = {name: tuple(t.shape) for name, t in head.state_dict().items()}
-        got = {name: tuple(t.shape) for name, t in tensors.items()}
+        folder = fetch(os.fspath(folder))
+        config, got = read_config(folder), read_shapes(folder)
+        keys, optional = set(cls.config_keys), set(cls.optional_keys)
+        if not keys - optional <= set(config) <= keys:
+            raise ValueError(f"head configuration must have the keys {sorted(keys)}, got {sorted(config)}")
+        settings = cls._checked(**{**dict.fromkeys(optional), **config})
+        W, F = cls._input_width(settings), settings["intermediate_size"]
+        want = {"mlp.0.bias": (F,), "mlp.0.weight": (F, W), "mlp.2.bias": (1,), "mlp.2.weight": (1, F)}
         if want != got:
             raise ValueError(f"head weights must be {want}, got {got}")
-        head.load_state_dict(tensors)
+        head = cls(**settings)
+        head.load_state_dict(load_tensors(folder))
         return head
 
 
@@ -48,22 +84,48 @@ class TemperatureHead(_Saved):
         intermediate_size: width F of the hidden layer.
         max_temperature: upper end of T.
         offset: added to T, the result clipped to [0, max_temperature] (conformal calibration); 0 adds nothing.
+        min_p: the Min-P cut, in (0, 1), that the head was trained or calibrated for: what `attach` and the commands take
+            unless they are told another. None if it is not known; they take 0.1 then.
+
+    Raises:
+        ValueError: for a value of another type or out of range.
     """
 
-    config_keys = ("hidden_size", "intermediate_size", "max_temperature", "offset")
+    config_keys = ("hidden_size", "intermediate_size", "max_temperature", "offset", "min_p")
+    optional_keys = ("min_p",)
 
-    def __init__(self, hidden_size: int, intermediate_size: int = 256, max_temperature: float = 2.0, offset: float = 0.0):
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int = 256,
+        max_temperature: float = 2.0,
+        offset: float = 0.0,
+        min_p: float | None = None,
+    ):
         super().__init__()
-        for name, value in (("hidden_size", hidden_size), ("intermediate_size", intermediate_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if max_temperature <= 0:
-            raise ValueError(f"max_temperature must be positive, got {max_temperature}")
-        self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
-        self.max_temperature, self.offset = float(max_temperature), float(offset)
-        self.mlp = nn.Sequential(nn.Linear(hidden_size, intermediate_size), nn.ReLU(), nn.Linear(intermediate_size, 1))
+        self._build(
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            max_temperature=max_temperature,
+            offset=offset,
+            min_p=min_p,
+        )
         nn.init.zeros_(self.mlp[2].weight)
         nn.init.zeros_(self.mlp[2].bias)
+
+    @staticmethod
+    def _checked(*, hidden_size, intermediate_size, max_temperature, offset, min_p) -> dict:
+        require(finite("max_temperature", max_temperature) > 0, "max_temperature", max_temperature, "positive")
+        return {
+            **_sizes(hidden_size, intermediate_size),
+            "max_temperature": float(max_temperature),
+            "offset": finite("offset", offset),
+            "min_p": None if min_p is None else inner_share("min_p", min_p),
+        }
+
+    @staticmethod
+    def _input_width(settings: dict) -> int:
+        return settings["hidden_size"]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[..., H]` bf16, fp16 or fp32 → `[...]` fp32."""
@@ -72,7 +134,8 @@ class TemperatureHead(_Saved):
         return (T + self.offset).clamp(0.0, self.max_temperature) if self.offset else T
 
     def extra_repr(self) -> str:
-        return f"max_temperature={self.max_temperature:g}, offset={self.offset:g}"
+        cut = "" if self.min_p is None else f", min_p={self.min_p:g}"
+        return f"max_temperature={self.max_temperature:g}, offset={self.offset:g}{cut}"
 
 
 class TopPHead(_Saved):
@@ -88,13 +151,20 @@ class TopPHead(_Saved):
 
     def __init__(self, hidden_size: int, use_enhanced_features: bool = True, intermediate_size: int = 256):
         super().__init__()
-        for name, value in (("hidden_size", hidden_size), ("intermediate_size", intermediate_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
-        self.use_enhanced_features = use_enhanced_features
-        width = hidden_size + (5 if use_enhanced_features else 1)
-        self.mlp = nn.Sequential(nn.Linear(width, intermediate_size), nn.ReLU(), nn.Linear(intermediate_size, 1))
+        self._build(
+            hidden_size=hidden_size,
+            use_enhanced_features=use_enhanced_features,
+            intermediate_size=intermediate_size,
+        )
+
+    @staticmethod
+    def _checked(*, hidden_size, use_enhanced_features, intermediate_size) -> dict:
+        require(isinstance(use_enhanced_features, bool), "use_enhanced_features", use_enhanced_features, "True or False")
+        return {**_sizes(hidden_size, intermediate_size), "use_enhanced_features": use_enhanced_features}
+
+    @staticmethod
+    def _input_width(settings: dict) -> int:
+        return settings["hidden_size"] + (5 if settings["use_enhanced_features"] else 1)
 
     def forward(self, hidden: torch.Tensor, temperature: torch.Tensor, features: ProbStats | None = None) -> torch.Tensor:
         """Top-p, `[...]` in (0, 1) and in the dtype of the weights.

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from autodeco_fast.checkpoint import write_text
+from autodeco_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"

@@ -7,7 +7,7 @@ Writes `tables.md` and `sampling.png` beside the records, from nothing but them.
 
 import json
 
-from autodeco_fast.checkpoint import atomic_write, write_text
+from autodeco_fast.files import atomic_write, write_text
 from bench.harness import RESULTS, ROOT, device_slug, markdown
 
 COLOURS = {"sample": "#c2410c", "transformers": "#475569"}

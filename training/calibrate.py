@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autodeco_fast import TemperatureHead
-from autodeco_fast.checkpoint import write_text
+from autodeco_fast.files import write_text
 from autodeco_fast.training.conformal import Offset, calibrate, coverage, scores
 from autodeco_fast.training.loop import SETTINGS_NAME
 from autodeco_fast.training.scan_store import Scan, ScanTokens

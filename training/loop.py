@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from autodeco_fast import TemperatureHead, TopPHead, required_temperature
-from autodeco_fast.checkpoint import CONFIG_NAME, write_text
+from autodeco_fast.checkpoint import CONFIG_NAME
+from autodeco_fast.files import write_text
 from autodeco_fast.training import checkpoints
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.config import TrainConfig

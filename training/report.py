@@ -5,7 +5,7 @@ import html
 from pathlib import Path
 
 from autodeco_fast import TemperatureHead
-from autodeco_fast.checkpoint import atomic_write, write_text
+from autodeco_fast.files import atomic_write, write_text
 from autodeco_fast.training import report_data as data
 from autodeco_fast.training import report_figures as figures
 from autodeco_fast.training.base_model import load_tokenizer

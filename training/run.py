@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from autodeco_fast.checkpoint import CONFIG_NAME, write_text
+from autodeco_fast.checkpoint import CONFIG_NAME
+from autodeco_fast.files import write_text
 from autodeco_fast.training.config import ScanConfig, TrainConfig, sweep
 from autodeco_fast.training.rows import encode_all, read_rows
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from autodeco_fast import TokenStats
-from autodeco_fast.checkpoint import atomic_write, write_text
+from autodeco_fast.files import atomic_write, write_text
 
 MANIFEST = "scan.json"
 FIELDS = ("gap", "target_prob", "entropy", "rank", "target", "document", "position")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from autodeco_fast.checkpoint import atomic_write
+from autodeco_fast.files import atomic_write
 
 _HEAD, _FIXED, _ORACLE = "#c2410c", "#475569", "#0f766e"
 

@@ -10,10 +10,10 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from autodeco_fast import required_temperature
-from autodeco_fast.checkpoint import write_text
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.demo.figure import draw
 from autodeco_fast.demo.samples import continue_prompt, show, write_html
+from autodeco_fast.files import write_text
 from autodeco_fast.training import base_model, evaluate
 from autodeco_fast.training.stdlib_corpus import read_split
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from autodeco_fast import TemperatureHead, attach
-from autodeco_fast.checkpoint import write_text
+from autodeco_fast.files import write_text
 from autodeco_fast.training.base_model import BaseModel
 
 

@@ -1,0 +1,112 @@
+"""Writing: files that are whole or not there, with the user's permissions, in folders that one run at a time holds."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+
+LOCK = ".lock"
+_PROBE = 1 << 20  # bytes that must fit before a run begins
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a temporary path in the same folder, then renames it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.touch()
+        mode = draft.stat().st_mode  # by the umask; safetensors puts a private file in its place
+        write(draft)
+        draft.chmod(mode)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically; bytes of a file name that are no text are written escaped."""
+    data = text.encode("utf-8", "backslashreplace")
+    atomic_write(path, lambda draft: draft.write_bytes(data))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Appends UTF-8 text, all of it or nothing."""
+    with path.open("ab", buffering=0) as file:
+        before, data = file.tell(), text.encode("utf-8")
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+@contextmanager
+def output_folder(folder: Path, name: str = "output") -> Iterator[None]:
+    """Holds a folder for one run, until the end of the block or of the process.
+
+    The folder is made if it is missing, and removed again if nothing was written into it. Only one process of a run should
+    call this.
+
+    Args:
+        name: of the setting, for complaints.
+
+    Raises:
+        ValueError: if it is no folder, cannot be written, has no room, or another run holds it.
+    """
+    missing = []
+    try:
+        try:
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _take(folder)
+        except BlockingIOError:
+            raise ValueError(f"{name} {str(folder)!r} is being written by another run") from None
+        except FileExistsError:
+            raise ValueError(f"{name} must be a folder, got {str(folder)!r}, which is a file") from None
+        except OSError as error:
+            raise ValueError(f"{name} {str(folder)!r} cannot be written: {error}") from None
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            lock.close()
+    finally:
+        for path in missing:
+            with suppress(OSError):  # not there, or something was written into it
+                path.rmdir()
+
+
+def _take(folder: Path) -> FileIO:
+    """The folder's lock file, locked; a megabyte was written into it on the way.
+
+    Raises:
+        OSError: from the file system; BlockingIOError if another process holds the lock.
+    """
+    path = folder / LOCK
+    while True:
+        file = path.open("ab", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                _probe(file, path)
+                return file
+        except OSError:
+            file.close()
+            raise
+        file.close()  # its holder removed it just now: the name is another file's, or nobody's
+
+
+def _probe(file: FileIO, path: Path) -> None:
+    """Writes a megabyte and takes it back."""
+    try:
+        if file.write(bytes(_PROBE)) < _PROBE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+        file.truncate(0)
+    except OSError:
+        path.unlink()
+        raise
