@@ -4,21 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click.core import ParameterSource
 
-from autodeco_fast.training.config import OBJECTIVES, ScanConfig, TrainConfig, from_yaml
+from autodeco_fast.training.config import OBJECTIVES, ScanConfig, TrainConfig, from_yaml, size
 
 MODEL = "folder or hub id of the causal language model to read; it is not changed"
-_SIZES = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def size(text: str) -> int:
-    """Bytes: a number, or one with k, M, G or T."""
-    number, factor = (text[:-1], _SIZES[text[-1]]) if text[-1:] in _SIZES else (text, 1)
-    try:
-        return int(float(number) * factor)
-    except ValueError:
-        raise ValueError(f"a size must be a number of bytes like 500M or 2G, got {text!r}") from None
 
 
 def scan(
@@ -86,7 +75,7 @@ def train(
     values = {name: value for name, value in locals().items() if name not in ("ctx", "config", "sweep")}
     values["max_memory"] = size(max_memory)
     if config is not None:
-        given = {name for name in values if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+        given = {name for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
         values = {**values, **{k: v for k, v in from_yaml(config).items() if k not in given}}
     if values["output"] is None:
         raise ValueError("output must name a new folder")

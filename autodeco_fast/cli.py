@@ -1,15 +1,33 @@
 """The `autodeco-fast` command. Bad input is one line on standard error and exit code 2, before any model is loaded."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from autodeco_fast import _cli_training
+from autodeco_fast import __version__, _cli_training
+from autodeco_fast.errors import USERS, line
+from autodeco_fast.values import SEEDS, require
+from autodeco_fast.values import text as check_text
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 _cli_training.register(app)
+Seed = typer.Option(min=SEEDS[0], max=SEEDS[1], help="fixes the output")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"autodeco-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show it")] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -17,26 +35,12 @@ def demo(
     output: Annotated[Path, typer.Option(help="folder for the table, the figure and the samples")] = Path("demo-output"),
     text: Annotated[list[Path] | None, typer.Option(help="UTF-8 files to use instead of the standard library")] = None,
     model: Annotated[str | None, typer.Option(help="folder or hub id instead of the embedded model")] = None,
-    seed: Annotated[int, typer.Option(help="of training, bootstrap and samples")] = 0,
+    seed: Annotated[int, Seed] = 0,
 ) -> None:
     """Train heads on a small model, compare them with fixed temperatures, draw and generate."""
     from autodeco_fast.demo import run_demo
 
     run_demo(output=output, text=text, model=model, seed=seed)
-
-
-def _model_width(model: str) -> int:
-    """Width of the output embedding, from the configuration alone."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except OSError as error:
-        raise ValueError(f"model must be a folder or a hub id, got {model!r}: {str(error).splitlines()[0]}") from None
-    with torch.device("meta"):
-        output = AutoModelForCausalLM.from_config(config).get_output_embeddings()
-    return output.weight.shape[1]
 
 
 @app.command()
@@ -45,28 +49,38 @@ def generate(
     head: Annotated[str, typer.Option(help="folder or hub id of a temperature head")],
     prompt: Annotated[str, typer.Option(help="text to continue")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    min_p: Annotated[float, typer.Option(help="the cut, in (0, 1]")] = 0.1,
-    seed: Annotated[int | None, typer.Option(help="fixes the output")] = None,
+    min_p: Annotated[float | None, typer.Option(help="the cut, in (0, 1]; by default the head's own")] = None,
+    seed: Annotated[int | None, Seed] = None,
 ) -> None:
     """Continue a prompt with a predicted temperature per token."""
-    if not 0 < min_p <= 1:
-        raise ValueError(f"min_p must be in (0, 1], got {min_p}")
-    from autodeco_fast import TemperatureHead, attach
+    if min_p is not None:
+        require(0 < min_p <= 1, "min_p", min_p, "in (0, 1]")
+    check_text("prompt", prompt)
+    from autodeco_fast import TemperatureHead
 
     loaded = TemperatureHead.from_pretrained(head)
-    width = _model_width(model)
-    if loaded.hidden_size != width:
-        raise ValueError(f"head has width {loaded.hidden_size}, the model's output embedding takes {width}")
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
-    from transformers.utils import logging
+    from autodeco_fast.training.base_model import facts, load_causal_lm, load_tokenizer
 
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    base = AutoModelForCausalLM.from_pretrained(model).eval()
+    found, tokenizer = facts(model), load_tokenizer(model)
+    if loaded.hidden_size != found.width:
+        raise ValueError(f"head has width {loaded.hidden_size}, the model's output embedding takes {found.width}")
     inputs = tokenizer(prompt, return_tensors="pt")
-    with attach(base, loaded, min_p=min_p):
+    ids = inputs["input_ids"]
+    if not ids.numel():
+        raise ValueError(f"prompt must hold a token of the model, got {prompt!r}")
+    if ids.max() >= found.vocabulary:
+        raise ValueError(f"the tokenizer makes id {ids.max()} of the prompt, the model's vocabulary has {found.vocabulary}")
+    if found.positions and ids.shape[1] + max_new_tokens > found.positions:
+        asked = f"{ids.shape[1]} tokens of the prompt and max_new_tokens {max_new_tokens}"
+        raise ValueError(f"the model has {found.positions} positions, got {asked}")
+    from transformers import TextStreamer
+
+    from autodeco_fast import attach
+
+    base = load_causal_lm(model).eval()
+    with attach(base, loaded, min_p=min_p if min_p is not None else 0.1 if loaded.min_p is None else loaded.min_p):
         base.generate(
-            input_ids=inputs["input_ids"],
+            input_ids=ids,
             attention_mask=inputs["attention_mask"],
             max_new_tokens=max_new_tokens,
             streamer=TextStreamer(tokenizer),
@@ -95,10 +109,33 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+# Newer typers bring a click of their own.
+_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def _show_warning(message: Warning, *_, **__) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs a command; the exit code. What the user can mend is one line on standard error; the rest stays a traceback.
+
+    Args:
+        arguments: those of the process by default.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return app(arguments or ["--help"], prog_name="autodeco-fast", standalone_mode=False) or 0
+        except _UsageError as error:
+            said = " ".join(error.format_message().split())
+        except USERS as error:
+            said = line(error)
+    print(f"error: {said}", file=sys.stderr)
+    return 2
+
+
 def main() -> None:
-    """Entry point: a ValueError is the user's to read, on one line."""
-    try:
-        app()
-    except ValueError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
+    """Entry point of the process."""
+    sys.exit(run())

@@ -26,6 +26,15 @@ def finite(name: str, value: object) -> float:
     return float(value)
 
 
+def text(name: str, value: str) -> str:
+    """A string that is Unicode: half of a surrogate pair, which JSON and file names can bring, is not."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be Unicode, got a lone surrogate") from None
+    return value
+
+
 def inner_share(name: str, value: object) -> float:
     """A number in (0, 1)."""
     require(0 < finite(name, value) < 1, name, value, "in (0, 1)")

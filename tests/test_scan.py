@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from autodeco_fast.losses import difficulty
 from autodeco_fast.training import base_model
@@ -205,6 +208,32 @@ def test_broken_shards_are_named(tmp_path):
     path.unlink()
     with pytest.raises(ValueError, match=r"shard-000002\.safetensors is not a whole shard"):
         Scan(folder)
+
+
+def test_the_same_scan_makes_the_same_bytes(tmp_path):
+    one, two = (make_scan(tmp_path, name) for name in ("one", "two"))
+    for path in sorted(one.iterdir()):
+        assert path.read_bytes() == (two / path.name).read_bytes(), path.name
+
+
+def test_shards_of_former_versions_are_read(tmp_path):
+    """Their counts were apart."""
+    folder = make_scan(tmp_path)
+    before, path = Scan(folder).load(), shard_path(folder, 0)
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["scan"])
+    save_file(load_file(path), path, metadata={name: str(value) for name, value in facts.items()})
+    assert same(Scan(folder).load(), before)
+
+
+def test_files_have_the_permissions_of_the_user(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = make_scan(tmp_path)
+    finally:
+        os.umask(before)
+    for path in folder.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640, path
 
 
 def test_a_full_disk_is_named(tmp_path, monkeypatch):

@@ -3,11 +3,13 @@
 z = softcap·tanh(logit_scale·(h Wᵀ + b) / softcap)          (no softcap: no tanh)
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 
 from autodeco_fast import TokenStats, token_stats
+from autodeco_fast.errors import foreign
 from autodeco_fast.ops.checks import check_plain
 
 # Where configurations keep a linear factor of the logits, and their cap. `verify` finds what is missing here.
@@ -25,6 +27,15 @@ class BaseModel:
     bias: torch.Tensor | None  # [V]
     logit_scale: float
     softcap: float | None
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids the model takes."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    def row_length(self, wanted: int) -> int:
+        """How long a row is at most where `wanted` is asked for: no longer than the model has positions."""
+        return row_length(wanted, positions(self.model.config))
 
     @torch.inference_mode()
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -120,12 +131,7 @@ def wrap(model) -> BaseModel:
     return BaseModel(model, embedding.weight.detach(), getattr(embedding, "bias", None), scale, softcap)
 
 
-def _found(load, name: str):
-    """`load(name)`, its complaint about a model that is not there on one line."""
-    try:
-        return load(name)
-    except OSError as error:
-        raise ValueError(f"model must be a folder or a hub id, got {name!r}: {str(error).splitlines()[0]}") from None
+_FOUND = "model must be a folder or a hub id of a causal language model, got {!r}"
 
 
 def load_tokenizer(name: str):
@@ -134,19 +140,75 @@ def load_tokenizer(name: str):
     Raises:
         ValueError: if there is none.
     """
-    from transformers import AutoTokenizer
+    with foreign(_FOUND.format(name)):
+        from transformers import AutoTokenizer
 
-    return _found(AutoTokenizer.from_pretrained, name)
+        return AutoTokenizer.from_pretrained(name)
+
+
+def positions(config) -> int | None:
+    """Positions that a model's configuration says there are, if it does."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or None
+
+
+def row_length(wanted: int, limit: int | None) -> int:
+    return min(wanted, limit or wanted)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model's configuration says, before its weights are loaded."""
+
+    vocabulary: int
+    positions: int | None  # tokens of a row at most, if there is a limit
+    width: int  # of what enters the output embedding
+
+
+def facts(name: str) -> Facts:
+    """Of a folder or hub id.
+
+    Raises:
+        ValueError: if there is none, or it is no causal language model.
+    """
+    with foreign(_FOUND.format(name)):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        rows, (_, width) = model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape
+    return Facts(rows, positions(config), width)
+
+
+def load_causal_lm(name: str, **options):
+    """The model of a folder or hub id, with all of its weights.
+
+    Raises:
+        ValueError: if there is none, or weights are missing, which transformers would draw at random.
+    """
+    with foreign(_FOUND.format(name)):
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        before = logging.get_verbosity()
+        logging.set_verbosity_error()  # it prints a table of what we say in a line
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+        finally:
+            logging.set_verbosity(before)
+    if info["missing_keys"]:
+        raise ValueError(f"model {name!r} lacks {len(info['missing_keys'])} of its weights: {min(info['missing_keys'])} …")
+    if info["unexpected_keys"]:
+        unused = f"{len(info['unexpected_keys'])} tensors that {type(model).__name__} does not use"
+        warnings.warn(f"model {name!r} has {unused}: {min(info['unexpected_keys'])} …", stacklevel=2)
+    return model
 
 
 def load(name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> BaseModel:
     """The frozen model of a folder or hub id.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: as `load_causal_lm` and `wrap`.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    return wrap(_found(lambda n: AutoModelForCausalLM.from_pretrained(n, dtype=dtype), name).to(device))
+    return wrap(load_causal_lm(name, dtype=dtype).to(device))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from autodeco_fast import TemperatureHead
-from autodeco_fast.files import write_text
+from autodeco_fast.errors import read_json_object
+from autodeco_fast.files import output_folder, write_text
 from autodeco_fast.training.conformal import Offset, calibrate, coverage, scores
 from autodeco_fast.training.loop import SETTINGS_NAME
 from autodeco_fast.training.scan_store import Scan, ScanTokens
+from autodeco_fast.values import finite, inner_share
 
 CALIBRATION_NAME = "calibration.json"
 
@@ -22,7 +25,27 @@ CALIBRATION_NAME = "calibration.json"
 def training_settings(folder: Path) -> dict:
     """What `autodeco-fast train` wrote beside a head; nothing if the head is from elsewhere."""
     path = folder / SETTINGS_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = read_json_object(path) if path.is_file() else {}
+    for name in ("min_p", "gravity"):
+        if name in settings:
+            finite(f"{path}: {name}", settings[name])
+    return settings
+
+
+def cut_of(head: TemperatureHead, settings: dict | None = None, min_p: float | None = None) -> float:
+    """The Min-P cut to use a head with: `min_p`, or the one that it, or what was written beside it, knows; 0.1 else.
+
+    Another one than the head's is warned of.
+
+    Raises:
+        ValueError: if it is not in (0, 1).
+    """
+    known = head.min_p if head.min_p is not None else (settings or {}).get("min_p")
+    if min_p is None:
+        return inner_share("min_p", 0.1 if known is None else known)
+    if known is not None and known != inner_share("min_p", min_p):
+        warnings.warn(f"the head was made for Min-P {known:g}: at {min_p:g} nothing was promised of it", stacklevel=2)
+    return min_p
 
 
 def check_fits(head: TemperatureHead, settings: dict, scan: Scan) -> None:
@@ -72,14 +95,21 @@ def calibrate_from_files(head_folder: Path, scan_folder: Path, alpha: float, min
     Raises:
         ValueError: for a head and scans that do not fit, or an α out of reach; the head is unchanged then.
     """
+    if not head_folder.is_dir():
+        raise ValueError(f"head must be a folder, got {str(head_folder)!r}, which is none")
+    with output_folder(head_folder, "head"):
+        _calibrate(head_folder, scan_folder, alpha, min_p, checks)
+
+
+def _calibrate(head_folder: Path, scan_folder: Path, alpha: float, min_p: float | None, checks: list[Path]) -> None:
     head, settings = TemperatureHead.from_pretrained(head_folder), training_settings(head_folder)
     scans = [Scan(folder) for folder in (scan_folder, *checks)]
     for scan in scans:
         check_fits(head, settings, scan)
         check_every_token(scan)
-    min_p = settings.get("min_p", 0.1) if min_p is None else min_p
-    if not 0 < min_p < 1:
-        raise ValueError(f"min_p must be in (0, 1), got {min_p}")
+    min_p = cut_of(head, settings, min_p)
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must be in (0, 1), got {alpha}")
     tokens = scans[0].load()
     T, need = predict(head, tokens), required(tokens, min_p)
     result = calibrate(scores(need, T, head.max_temperature), tokens.document.numpy(), alpha, head.max_temperature)
@@ -89,7 +119,7 @@ def calibrate_from_files(head_folder: Path, scan_folder: Path, alpha: float, min
         record["checks"][str(folder)] = coverage(
             required(other, min_p), predict(head, other), result.offset, head.max_temperature
         )
-    head.offset = result.offset
+    head.offset, head.min_p = result.offset, min_p  # the promise is for this cut
     head.save_pretrained(head_folder)
     write_text(head_folder / CALIBRATION_NAME, json.dumps(record, indent=1) + "\n")
     before = coverage(need, T, 0.0, head.max_temperature)
@@ -97,7 +127,7 @@ def calibrate_from_files(head_folder: Path, scan_folder: Path, alpha: float, min
 
 
 def _say(result: Offset, record: dict, before: float, same_data: bool) -> None:
-    console, percent = Console(stderr=True), lambda x: f"{100 * x:.1f} %"
+    console, percent = Console(stderr=True, markup=False), lambda x: f"{100 * x:.1f} %"
     table = Table("", "value", "95 % interval")
     low, high = result.offset_interval
     table.add_row("offset", f"{result.offset:+.4f}", f"{low:+.4f} … {high:+.4f}")

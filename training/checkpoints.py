@@ -9,13 +9,18 @@ Order, draws and the learning rate are functions of seed and step, so no generat
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from autodeco_fast.checkpoint import check_finite
+from autodeco_fast.errors import line, read_json_object
+from autodeco_fast.files import atomic_write, write_text
+from autodeco_fast.values import require, whole
 
 HEAD, OPTIMIZER, BEST, STATE = "head.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
 
@@ -60,16 +65,20 @@ def save(
     best: dict[str, torch.Tensor] | None,
     limit: int,
 ) -> None:
-    """Writes a checkpoint and removes the oldest beyond `limit`."""
+    """Writes a checkpoint and removes the oldest beyond `limit`.
+
+    Raises:
+        ValueError: for weights that are not finite; nothing is written.
+    """
+    check_finite(tensors_of(head), f"the weights at step {progress.step}")
     target = output / f"checkpoint-{progress.step}"
     draft = output / f".checkpoint-{progress.step}.{os.getpid()}.tmp"
     draft.mkdir(parents=True)
     try:
-        save_file(tensors_of(head), draft / HEAD)
-        save_file(_moments(head, optimizer), draft / OPTIMIZER)
-        if best is not None:
-            save_file(best, draft / BEST)
-        (draft / STATE).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        tensors = {HEAD: tensors_of(head), OPTIMIZER: _moments(head, optimizer), **({} if best is None else {BEST: best})}
+        for name, part in tensors.items():
+            atomic_write(draft / name, lambda path, part=part: save_file(part, path))
+        write_text(draft / STATE, json.dumps(asdict(progress)))
         if target.exists():
             shutil.rmtree(target)
         os.replace(draft, target)
@@ -93,6 +102,15 @@ def load(folder: Path, head: nn.Module, optimizer: torch.optim.Optimizer) -> tup
             state = {key.rpartition(".")[2]: moments[key] for key in keys}
             optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
         best = load_file(folder / BEST) if (folder / BEST).exists() else None
-        return Progress(**json.loads((folder / STATE).read_text(encoding="utf-8"))), best
-    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder} is not a checkpoint of this head: {' '.join(str(error).split())}") from None
+        return _progress(read_json_object(folder / STATE)), best
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:  # RuntimeError: tensors of another head
+        raise ValueError(f"{folder} is not a checkpoint of this head: {line(error)}") from None
+
+
+def _progress(state: dict) -> Progress:
+    names = [field.name for field in fields(Progress)]
+    if sorted(state) != sorted(names):
+        raise ValueError(f"{STATE} must have the keys {sorted(names)}, got {sorted(state)}")
+    best = state["best_loss"]
+    require(isinstance(best, float), "best_loss", best, "a number")  # infinite before the first measurement
+    return Progress(**{n: best if n == "best_loss" else whole(n, state[n], 0, 2**63 - 1) for n in names})

@@ -62,9 +62,9 @@ def collect(
 
 
 def fit_head(tokens: Tokens, *, gravity: float, min_p: float, seed: int, epochs: int = 6, batch: int = 2048) -> TemperatureHead:
-    """Trains a head on cached hidden states: AdamW, cosine to zero."""
+    """Trains a head for a Min-P cut on cached hidden states: AdamW, cosine to zero."""
     torch.manual_seed(seed)
-    head = TemperatureHead(tokens.hidden.shape[1])
+    head = TemperatureHead(tokens.hidden.shape[1], min_p=min_p)
     count = len(tokens.target)
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-count // batch))

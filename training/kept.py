@@ -4,7 +4,7 @@ import torch
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training.base_model import BaseModel, load
-from autodeco_fast.training.calibrate import predict, required
+from autodeco_fast.training.calibrate import cut_of, predict, required
 from autodeco_fast.training.evaluate import Tokens, means, per_document_means
 from autodeco_fast.training.scan import lm_head_fingerprint
 from autodeco_fast.training.scan_store import Scan, ScanTokens
@@ -42,8 +42,8 @@ def policy_means(
     return {name: means(value) for name, value in sums.items()}
 
 
-def of_heads(scan: Scan, heads: list[tuple[TemperatureHead, float]]) -> list[dict[str, float]]:
-    """Coverage, mean temperature, kept-set size and the oracle's kept-set size of heads, each with its Min-P.
+def of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str, float]]:
+    """Coverage, mean temperature, kept-set size and the oracle's kept-set size of heads, each at its Min-P.
 
     Raises:
         ValueError: if the scanned model is not there any more.
@@ -51,7 +51,8 @@ def of_heads(scan: Scan, heads: list[tuple[TemperatureHead, float]]) -> list[dic
     base, tokens = scanned_model(scan), scan.load()
     tokens = tokens.rows(sample(tokens))
     found = []
-    for head, min_p in heads:
+    for head in heads:
+        min_p = cut_of(head)
         policies = {
             "head": torch.from_numpy(predict(head, tokens)),
             "oracle": torch.from_numpy(required(tokens, min_p)).clamp(max=head.max_temperature),

@@ -6,6 +6,7 @@ so a run that was killed and resumed ends in the same bits.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,7 +17,8 @@ from torch import nn
 
 from autodeco_fast import TemperatureHead, TopPHead, required_temperature
 from autodeco_fast.checkpoint import CONFIG_NAME
-from autodeco_fast.files import write_text
+from autodeco_fast.files import append_text, write_text
+from autodeco_fast.losses import IMPOSSIBLE, TRIVIAL, difficulty
 from autodeco_fast.training import checkpoints
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.config import TrainConfig
@@ -37,11 +39,12 @@ def objective_of(config: TrainConfig):
 
 
 def new_head(config: TrainConfig, hidden_size: int) -> nn.Module:
-    """What the objective trains, from the run's seed."""
+    """What the objective trains, from the run's seed; it knows the run's Min-P."""
     torch.manual_seed(config.seed)
+    head = TemperatureHead(hidden_size, min_p=config.min_p)
     if config.objective != "autodeco_joint":
-        return TemperatureHead(hidden_size)
-    return nn.ModuleDict({"temp_head": TemperatureHead(hidden_size), "top_p_head": TopPHead(hidden_size)})
+        return head
+    return nn.ModuleDict({"temp_head": head, "top_p_head": TopPHead(hidden_size)})
 
 
 def save_heads(head: nn.Module, folder: Path) -> None:
@@ -52,19 +55,34 @@ def save_heads(head: nn.Module, folder: Path) -> None:
 
 
 class Totals:
-    """Sums over a step's tokens, `[5]`: learned from, targets, T, T*, covered; the last three of the learned ones."""
+    """Sums over a step's tokens, `[7]`: learned from, targets, T, T* and covered of the learned ones, impossible, trivial."""
 
     def __init__(self):
-        self.values = torch.zeros(5, dtype=torch.float64)
+        self.values = torch.zeros(7, dtype=torch.float64)
 
-    def add(self, seen: Seen, min_p: float) -> None:
-        need, T, learned = required_temperature(seen.stats, min_p), seen.temperature, seen.learned
+    def add(self, seen: Seen, config: TrainConfig) -> None:
+        need, T, learned = required_temperature(seen.stats, config.min_p), seen.temperature, seen.learned
         inside = lambda x: torch.where(learned, x, 0.0).sum()  # noqa: E731
-        sums = learned.sum(), (seen.stats.rank >= 0).sum(), inside(T), inside(need), (learned & (need <= T)).sum()
+        bucket = difficulty(seen.stats, max_rank=config.max_rank, trivial_prob=config.trivial_prob)
+        sums = (
+            *(learned.sum(), (seen.stats.rank >= 0).sum(), inside(T), inside(need), (learned & (need <= T)).sum()),
+            *((bucket == IMPOSSIBLE).sum(), (bucket == TRIVIAL).sum()),
+        )
         self.values += torch.stack([s.double().cpu() for s in sums])
 
+    def why_nothing(self, config: TrainConfig) -> str:
+        """Which setting left no token to learn from."""
+        _, targets, *_, impossible, trivial = (int(x) for x in self.values)
+        if config.objective != "min_p_hinge":
+            return f"all {targets:,} targets were left out as easy; another seed leaves out others"
+        if impossible == targets:
+            return f"max_rank {config.max_rank} dropped all {targets:,} targets"
+        if impossible + trivial == targets:
+            return f"easy_fraction {config.easy_fraction:g} dropped all {trivial:,} targets that max_rank had left"
+        return f"min_p {config.min_p:g} puts every target that was left out of reach of the highest temperature"
+
     def means(self) -> dict[str, float]:
-        kept, targets, *sums = self.values.tolist()
+        kept, targets, *sums = self.values.tolist()[:5]
         names = ("temperature", "required_temperature", "coverage")
         return {**{n: s / max(kept, 1) for n, s in zip(names, sums)}, "kept_tokens": int(kept), "target_tokens": int(targets)}
 
@@ -110,7 +128,8 @@ def train(
         on_step: called with a step's metrics, in the main process.
 
     Raises:
-        ValueError: if `config.output` holds a head already, or no step kept a token.
+        ValueError: if `config.output` holds a head already, a loss or a weight is not finite, or no step kept a token. No head
+            is written then.
     """
     from accelerate import Accelerator
 
@@ -142,6 +161,7 @@ class _Run:
         self.objective = objective_of(config)
         self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=config.learning_rate, weight_decay=0.01)
         self.progress, self.best = Progress(), None
+        self.totals = Totals()  # of all steps
 
     def run(self) -> nn.Module:
         config, progress = self.config, self.progress
@@ -166,7 +186,7 @@ class _Run:
             if config.save_steps and progress.step % config.save_steps == 0 and log:
                 checkpoints.save(config.output, self.head, self.optimizer, progress, self.best, config.save_total_limit)
         if not progress.kept_tokens:
-            raise ValueError("no token was left to learn from: every target is trivial, impossible or out of reach")
+            raise ValueError(f"no token was left to learn from: {self.totals.why_nothing(config)}")
         if self.best is not None and config.early_stopping_patience:
             self.head.load_state_dict(self.best)
         if log:
@@ -180,19 +200,26 @@ class _Run:
         for batch in self.source.batches(epoch, step, self.rank, self.world):
             part, seen = differentiate(batch(self.head, self.objective), parameters)
             total = total + part
-            totals.add(seen, config.min_p)
+            totals.add(seen, config)
             if log and config.diagnostics:
                 log.diagnose(self.progress.step + 1, seen, config)
         add = lambda x: self.accelerator.reduce(x, "sum")  # noqa: E731
         total = total.reduce(add)
         totals.values = add(totals.values.to(self.accelerator.device)).cpu()
+        self.totals.values += totals.values
+        losses = total.means()
+        if not math.isfinite(sum(losses.values())):
+            found = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+            raise ValueError(
+                f"the loss must be finite, got {found} at step {self.progress.step + 1}: no head is written; "
+                f"learning_rate {config.learning_rate:g} may be too high, or hidden states are NaN"
+            )
         rate = config.learning_rate * learning_rate(self.progress.step, steps, config.warmup_ratio, config.lr_scheduler_type)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total.assign(parameters)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = total.means()
         extra = {f"loss_{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
         return {
             "step": self.progress.step + 1,
@@ -246,5 +273,4 @@ class _Log:
 
     @staticmethod
     def _append(path: Path, records: list[dict]) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in records))
+        append_text(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -5,11 +5,11 @@ import html
 from pathlib import Path
 
 from autodeco_fast import TemperatureHead
-from autodeco_fast.files import atomic_write, write_text
+from autodeco_fast.files import atomic_write, output_folder, write_text
 from autodeco_fast.training import report_data as data
 from autodeco_fast.training import report_figures as figures
 from autodeco_fast.training.base_model import load_tokenizer
-from autodeco_fast.training.calibrate import CALIBRATION_NAME, check_every_token, check_fits, training_settings
+from autodeco_fast.training.calibrate import CALIBRATION_NAME, check_every_token, check_fits, cut_of, training_settings
 from autodeco_fast.training.conformal import coverage
 from autodeco_fast.training.kept import SAMPLE, scanned_model
 from autodeco_fast.training.scan_store import Scan
@@ -70,17 +70,25 @@ def report_from_files(head_folder: Path, scans: list[Path], output: Path, model:
     """Writes `report.html` and its figures as PNG files to `output`. Scans are named by their folders.
 
     Raises:
-        ValueError: for a head, scans or a model that do not belong together.
+        ValueError: for a head, scans or a model that do not belong together, or an output that cannot be written.
     """
+    names = [folder.resolve().name for folder in scans]
+    if len(set(names)) < len(names):
+        raise ValueError(f"scans are named by their folders, which must differ, got {', '.join(names)}")
+    with output_folder(output):
+        _report(head_folder, dict(zip(names, scans)), output, model, min_p)
+
+
+def _report(head_folder: Path, scans: dict[str, Path], output: Path, model: str | None, min_p: float | None) -> None:
     head, settings = TemperatureHead.from_pretrained(head_folder), training_settings(head_folder)
-    opened = [Scan(folder) for folder in scans]
+    opened = [Scan(folder) for folder in scans.values()]
     for scan in opened:
         check_fits(head, settings, scan)
         check_every_token(scan)
-    min_p = settings.get("min_p", 0.1) if min_p is None else min_p
+    min_p = cut_of(head, settings, min_p)
     base = scanned_model(opened[0], model)
     tokenizer = load_tokenizer(model or opened[0].manifest["settings"]["model"])
-    domains = [data.domain(folder.name, scan, head, min_p) for folder, scan in zip(scans, opened)]
+    domains = [data.domain(name, scan, head, min_p) for name, scan in zip(scans, opened)]
     page = _page(head, settings, head_folder, domains, base, tokenizer, min_p, output)
     write_text(output / PAGE, page)
 

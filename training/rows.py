@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from autodeco_fast.errors import foreign, parse_json
+from autodeco_fast.values import text
+
 IGNORED = -100
 BUILT_IN = ("stdlib:head", "stdlib:held_out")  # the text of the demo, in every Python
 FORMATS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "labels"})
@@ -36,7 +39,7 @@ def _chat(value: object) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(message, value))
 
 
-def _complaint(row: object) -> str | None:
+def _complaint(row: object, vocabulary: int | None) -> str | None:
     """What is wrong with a row, or None."""
     if not isinstance(row, dict):
         return f"a row must be a JSON object, got {type(row).__name__}"
@@ -60,11 +63,21 @@ def _complaint(row: object) -> str | None:
             return f"input_ids and labels must be equally long, got {len(row['input_ids'])} and {len(row['labels'])}"
         if any(y not in (i, IGNORED) for i, y in zip(row["input_ids"], row["labels"])):
             return f"labels must repeat input_ids or be {IGNORED}"
+        if vocabulary is not None and any(not 0 <= i < vocabulary for i in row["input_ids"]):
+            return f"input_ids must be in [0, {vocabulary}), the model's vocabulary"
+        return None
+    try:
+        text("text", json.dumps(row, ensure_ascii=False))
+    except ValueError as error:
+        return str(error)
     return None
 
 
-def iter_rows(path: Path) -> Iterator[dict]:
+def iter_rows(path: Path, vocabulary: int | None = None) -> Iterator[dict]:
     """The rows of a JSONL file, one at a time, each checked; empty lines are skipped.
+
+    Args:
+        vocabulary: of the model, which `input_ids` must lie in; not looked at if None.
 
     Raises:
         ValueError: naming the file and line, if it is missing, not JSON or not one of the formats.
@@ -75,37 +88,39 @@ def iter_rows(path: Path) -> Iterator[dict]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # JSON or UTF-8
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
-            complaint = _complaint(row)
+            row = parse_json(line, f"{path}, line {number}")
+            complaint = _complaint(row, vocabulary)
             if complaint:
                 raise ValueError(f"{path}, line {number}: {complaint}")
             yield row
 
 
-def read_rows(path: Path) -> list[dict]:
+def read_rows(path: Path, vocabulary: int | None = None) -> list[dict]:
     """All rows of a JSONL file.
 
     Raises:
         ValueError: as `iter_rows`, or if there is none.
     """
-    rows = list(iter_rows(path))
+    rows = list(iter_rows(path, vocabulary))
     if not rows:
         raise ValueError(f"data must have at least one row, {path} has none")
     return rows
 
 
-def stream_rows(data: str, split: str) -> Iterator[dict]:
+def is_local(data: str) -> bool:
+    """Whether `data` names a JSONL file, there or not, and no dataset."""
+    return Path(data).is_file() or data.endswith((".jsonl", ".json"))
+
+
+def stream_rows(data: str, split: str, vocabulary: int | None = None) -> Iterator[dict]:
     """Rows of a JSONL file, of the Python standard library's text (`stdlib:head`, `stdlib:held_out`), or of a dataset by its
     name, streamed; columns that no format has are left out.
 
     Raises:
         ValueError: as `iter_rows`; if `data` is neither, `datasets` is not installed, or a row fits no format.
     """
-    if Path(data).is_file() or data.endswith((".jsonl", ".json")):
-        yield from iter_rows(Path(data))
+    if is_local(data):
+        yield from iter_rows(Path(data), vocabulary)
         return
     if data in BUILT_IN:
         from autodeco_fast.training.stdlib_corpus import read_split
@@ -118,10 +133,12 @@ def stream_rows(data: str, split: str) -> Iterator[dict]:
         raise ValueError(
             f"data must be a JSONL file or a dataset's name, got {data!r}, which is no file; names need `pip install datasets`"
         ) from None
-    for number, columns in enumerate(load_dataset(data, split=split, streaming=True), 1):
+    with foreign(f"data must be a JSONL file or a dataset's name, got {data!r}, of which split {split!r} cannot be loaded"):
+        dataset = iter(load_dataset(data, split=split, streaming=True))
+    for number, columns in enumerate(dataset, 1):
         known = next((keys for keys in FORMATS if keys <= set(columns)), set(columns))
         row = {key: columns[key] for key in sorted(known)}
-        complaint = _complaint(row)
+        complaint = _complaint(row, vocabulary)
         if complaint:
             raise ValueError(f"{data}, row {number}: {complaint}")
         yield row
@@ -134,7 +151,8 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
 def _template(tokenizer, messages: list[dict], prompt: bool = False) -> list[int]:
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template, which rows with messages need")
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False))
+    with foreign("the tokenizer's chat template does not take the messages"):
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False))
 
 
 def _chat_row(tokenizer, messages: list[dict], learned: Iterator[int]) -> Row:
@@ -161,35 +179,50 @@ def _text_row(tokenizer, prompt: str, completion: str) -> Row:
     return Row(ids, [IGNORED] * start + ids[start:])
 
 
-def encode(tokenizer, row: dict, max_length: int) -> Row | None:
+def _encoded(tokenizer, row: dict) -> Row:
+    """All ids and labels of a checked row."""
+    if "input_ids" in row:
+        return Row(row["input_ids"], row["labels"])
+    if "text" in row:
+        return _text_row(tokenizer, "", row["text"])
+    if "messages" in row:
+        learned = (i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
+        return _chat_row(tokenizer, row["messages"], learned)
+    if isinstance(row["prompt"], str):
+        return _text_row(tokenizer, row["prompt"], row["completion"])
+    messages = [*row["prompt"], *row["completion"]]
+    return _chat_row(tokenizer, messages, iter(range(len(row["prompt"]), len(messages))))
+
+
+def encode(tokenizer, row: dict, max_length: int, vocabulary: int | None = None) -> Row | None:
     """Tokenises a checked row; None if nothing is left to learn from. The first token is never a target.
 
+    Args:
+        vocabulary: of the model; not looked at if None.
+
     Raises:
-        ValueError: for a chat without a chat template.
+        ValueError: for a chat without a chat template, one that the template does not take, or a tokenizer whose ids are not
+            the model's.
     """
-    if "input_ids" in row:
-        ids, labels = row["input_ids"], row["labels"]
-    elif "text" in row:
-        ids, labels = _text_row(tokenizer, "", row["text"])
-    elif "messages" in row:
-        learned = (i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
-        ids, labels = _chat_row(tokenizer, row["messages"], learned)
-    elif isinstance(row["prompt"], str):
-        ids, labels = _text_row(tokenizer, row["prompt"], row["completion"])
-    else:
-        messages = [*row["prompt"], *row["completion"]]
-        ids, labels = _chat_row(tokenizer, messages, iter(range(len(row["prompt"]), len(messages))))
+    ids, labels = _encoded(tokenizer, row)
     ids, labels = list(ids[:max_length]), [IGNORED, *labels[1:max_length]]
+    if vocabulary is not None and ids and max(ids) >= vocabulary:
+        raise ValueError(f"the tokenizer makes id {max(ids)} of a row, the model's vocabulary has {vocabulary}")
     return Row(ids, labels) if any(y != IGNORED for y in labels) else None
 
 
-def encode_all(tokenizer, rows: list[dict], max_length: int) -> list[Row]:
+def nothing_to_learn(rows: int, max_length: int) -> str:
+    """What is wrong with data of which no row has a target."""
+    return f"data must have a target within max_length {max_length}, none of its {rows} rows has"
+
+
+def encode_all(tokenizer, rows: list[dict], max_length: int, vocabulary: int | None = None) -> list[Row]:
     """Tokenises checked rows; those without a target are left out.
 
     Raises:
-        ValueError: if none is left.
+        ValueError: as `encode`, or if none is left.
     """
-    encoded = [row for row in (encode(tokenizer, row, max_length) for row in rows) if row is not None]
+    encoded = [row for row in (encode(tokenizer, row, max_length, vocabulary) for row in rows) if row is not None]
     if not encoded:
-        raise ValueError(f"data must have a target within max_length {max_length}, none of its {len(rows)} rows has")
+        raise ValueError(nothing_to_learn(len(rows), max_length))
     return encoded

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from autodeco_fast.checkpoint import CONFIG_NAME
-from autodeco_fast.files import write_text
+from autodeco_fast.files import output_folder, write_text
 from autodeco_fast.training.config import ScanConfig, TrainConfig, sweep
-from autodeco_fast.training.rows import encode_all, read_rows
+from autodeco_fast.training.rows import encode_all, is_local, iter_rows, nothing_to_learn, read_rows, stream_rows
 
 SWEEP_NAME = "sweep.json"
 
@@ -29,31 +29,47 @@ def progress_bar(console: Console):
 
 
 def _console(accelerator) -> Console:
-    return Console(stderr=True, quiet=not accelerator.is_main_process)
+    return Console(stderr=True, quiet=not accelerator.is_main_process, markup=False)
+
+
+def _held(folder: Path, accelerator):
+    """The output folder, held by one process of a run."""
+    return output_folder(folder) if accelerator.is_main_process else nullcontext()
 
 
 def scan_from_files(config: ScanConfig) -> None:
     """Checks the data, loads the model, scans, says what was kept.
 
     Raises:
-        ValueError: for input that cannot be used.
+        ValueError: for input that cannot be used, or of which nothing is kept; no scan is left then.
     """
-    from autodeco_fast.training.rows import stream_rows
-
-    next(stream_rows(config.data, config.split), None)  # complains before a model is loaded
     from accelerate import Accelerator
 
-    from autodeco_fast.training.base_model import load, load_tokenizer
-    from autodeco_fast.training.scan import scan
+    accelerator = Accelerator()
+    with _held(config.output, accelerator):
+        _scan(config, accelerator)
+    accelerator.end_training()
 
-    tokenizer, accelerator = load_tokenizer(config.model), Accelerator()
-    base = load(config.model, torch.bfloat16, accelerator.device)
-    base.verify(torch.tensor([[0, 1, 2]], device=accelerator.device))
-    console = _console(accelerator)
+
+def _scan(config: ScanConfig, accelerator) -> None:
+    from autodeco_fast.training.base_model import facts, load, load_tokenizer
+    from autodeco_fast.training.scan import scan
+    from autodeco_fast.training.scan_store import discard, why_empty
+
     rows = None
-    if Path(config.data).is_file():
-        with open(config.data, "rb") as file:
-            rows = sum(1 for line in file if line.strip())
+    if is_local(config.data):  # all of it, before a model is looked at
+        rows, with_ids = 0, False
+        for row in iter_rows(Path(config.data)):
+            rows, with_ids = rows + 1, with_ids or "input_ids" in row
+        if with_ids:
+            for _ in iter_rows(Path(config.data), facts(config.model).vocabulary):
+                pass
+    else:
+        next(stream_rows(config.data, config.split), None)
+    tokenizer = load_tokenizer(config.model)
+    base = load(config.model, torch.bfloat16, accelerator.device)
+    base.verify(torch.tensor([[0, 1, 2]], device=accelerator.device) % base.vocabulary)
+    console = _console(accelerator)
     seen, started = 0, time.perf_counter()
     with progress_bar(console) as bar:
         bar(total=None if rows is None else -(-rows // accelerator.num_processes))
@@ -64,8 +80,13 @@ def scan_from_files(config: ScanConfig) -> None:
             bar(advance=done, description=f"rows, {seen / (time.perf_counter() - started):,.0f} tokens/s a process")
 
         manifest = scan(config, base, tokenizer, accelerator=accelerator, on_rows=show)
-    accelerator.end_training()
     counts = manifest["counts"]
+    if not manifest["kept"]:
+        accelerator.wait_for_everyone()  # until all have read the manifest
+        if accelerator.is_main_process:
+            discard(config.output, manifest["shards"])
+        nothing = f"nothing is kept of {config.data!r}: {why_empty(manifest)}"
+        raise ValueError(nothing if counts["seen"] else nothing_to_learn(counts["rows"], base.row_length(config.max_length)))
     table = Table("tokens", "seen", "kept")
     for name in ("trivial", "middle", "impossible"):
         table.add_row(name, f"{counts[name]:,}", f"{counts[f'kept_{name}']:,}")
@@ -88,10 +109,14 @@ def _sources(config: TrainConfig, accelerator, console: Console) -> Callable[[Tr
         scan = Scan(config.scan)
         console.print(f"{len(scan):,} tokens of {scan.manifest['counts']['seen']:,} scanned; {accelerator.device}")
         return lambda settings: ScanSource(scan, settings, accelerator.device).split()
-    raw = read_rows(config.data)
-    from autodeco_fast.training.base_model import load, load_tokenizer
+    raw = read_rows(config.data)  # complains before a model is looked at
+    from autodeco_fast.training.base_model import facts, load, load_tokenizer, row_length
 
-    rows = encode_all(load_tokenizer(config.model), raw, config.max_length)
+    found = facts(config.model)
+    if any("input_ids" in row for row in raw):
+        read_rows(config.data, found.vocabulary)
+    length = row_length(config.max_length, found.positions)
+    rows = encode_all(load_tokenizer(config.model), raw, length, found.vocabulary)
     base = load(config.model, torch.bfloat16, accelerator.device)
     base.verify(torch.tensor([rows[0].input_ids], device=accelerator.device))
     console.print(f"{len(rows):,} rows of {len(raw):,} have a target; {accelerator.num_processes} × {accelerator.device}")
@@ -107,32 +132,39 @@ def train_from_files(config: TrainConfig, grid: list[str]) -> None:
     points = sweep(config, grid) if grid else [({}, config)]
     from accelerate import Accelerator
 
-    from autodeco_fast.training.loop import METRICS_NAME, SETTINGS_NAME, check_output
-
-    done = {settings.output for _, settings in points if grid and config.resume and (settings.output / CONFIG_NAME).exists()}
-    for _, settings in points:
-        if settings.output not in done:
-            check_output(settings)
-    trackers = [name.strip() for name in config.report_to.split(",") if name.strip() != "none"]
+    trackers = [name.strip() for name in config.report_to.split(",") if name.strip() not in ("none", "")]
     accelerator = Accelerator(log_with=trackers or None, project_dir=str(config.output))
     installed = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
     if not set(trackers) <= installed:
         raise ValueError(f"report_to names trackers that are not installed: {', '.join(sorted(set(trackers) - installed))}")
+    with _held(config.output, accelerator):
+        _train(points, config, accelerator, trackers)
+    accelerator.end_training()
+
+
+def _train(points: list[tuple[dict, TrainConfig]], config: TrainConfig, accelerator, trackers: list[str]) -> None:
+    from autodeco_fast.training.loop import METRICS_NAME, SETTINGS_NAME, check_output
+
+    swept, console = bool(points[0][0]), _console(accelerator)
+    done = {settings.output for _, settings in points if config.resume and (settings.output / CONFIG_NAME).exists()}
+    if len(done) == len(points) and (not swept or (config.output / SWEEP_NAME).exists()):
+        console.print(f"{config.output} is finished: there is nothing to resume", soft_wrap=True)
+        return
+    for _, settings in points:
+        if settings.output not in done:
+            check_output(settings)
+    accelerator.wait_for_everyone()  # the first to write must not be taken for somebody else
     if trackers:
         accelerator.init_trackers("autodeco_fast")
-    console = _console(accelerator)
     open_source = _sources(config, accelerator, console)
-    results = []
-    for point, settings in points:
+    for _, settings in points:
         if settings.output not in done:
             _train_one(*open_source(settings), settings, accelerator, console, trackers)
-        results.append((point, settings))
-    accelerator.end_training()
     if not accelerator.is_main_process:
         return
-    if grid:
-        _tabulate(console, config, results)
-    what = f"{SWEEP_NAME} and a folder a head" if grid else f"the head, {METRICS_NAME}, {SETTINGS_NAME}"
+    if swept:
+        _tabulate(console, config, points)
+    what = f"{SWEEP_NAME} and a folder a head" if swept else f"the head, {METRICS_NAME}, {SETTINGS_NAME}"
     console.print(f"written to {config.output}: {what}", soft_wrap=True)
 
 
@@ -164,7 +196,7 @@ def _tabulate(console: Console, config: TrainConfig, results: list[tuple[dict, T
         from autodeco_fast.training.kept import of_heads
         from autodeco_fast.training.scan_store import Scan
 
-        heads = [(TemperatureHead.from_pretrained(settings.output), settings.min_p) for _, settings in results]
+        heads = [TemperatureHead.from_pretrained(settings.output) for _, settings in results]
         try:
             rows = [{**row, **measured} for row, measured in zip(rows, of_heads(Scan(config.scan), heads))]
         except ValueError as error:  # the heads are trained and written: their losses are worth showing

@@ -101,9 +101,9 @@ def scan_batch(
     return ScanTokens(*(x[kept].cpu() for x in floats), *(x[kept].int().cpu() for x in integers))
 
 
-def thin(path: Path, config: ScanConfig, share: float) -> int:
+def thin(path: Path, hidden_size: int, config: ScanConfig, share: float) -> int:
     """Keeps a smaller share of a shard's tokens; returns how many are left."""
-    counts, before, n = read_facts(path)
+    counts, before, n = read_facts(path, hidden_size)
     if before <= share:
         return n
     tokens = read_shard(path)
@@ -120,9 +120,9 @@ def _count_kept(counts: dict[str, int], bucket: torch.Tensor, kept: torch.Tensor
         counts[f"kept_{name}"] += int(((bucket == value) & kept).sum())
 
 
-def _blocks(data: str, split: str, size: int) -> Iterator[list[dict]]:
-    rows = stream_rows(data, split)
-    while block := list(islice(rows, size)):
+def _blocks(config: ScanConfig, vocabulary: int) -> Iterator[list[dict]]:
+    rows = stream_rows(config.data, config.split, vocabulary)
+    while block := list(islice(rows, config.rows_per_shard)):
         yield block
 
 
@@ -146,12 +146,14 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
     if (config.output / MANIFEST).exists():
         found = read_manifest(config.output)
         for name, value in manifest.items():
-            if name != "settings" and found[name] != value:
-                raise ValueError(f"output {str(config.output)!r} holds a scan of another {name}: {found[name]}, not {value}")
-        for name, value in settings.items():
-            if found["settings"][name] != value:
+            if name != "settings" and found.get(name) != value:
                 raise ValueError(
-                    f"output {str(config.output)!r} holds a scan with {name} {found['settings'][name]}, not {value}"
+                    f"output {str(config.output)!r} holds a scan of another {name}: {found.get(name)}, not {value}"
+                )
+        for name, value in settings.items():
+            if found["settings"].get(name) != value:
+                raise ValueError(
+                    f"output {str(config.output)!r} holds a scan with {name} {found['settings'].get(name)}, not {value}"
                 )
         return found
     return manifest
@@ -188,9 +190,10 @@ def scan(
         write_manifest(config.output, manifest)
     if accelerator:
         accelerator.wait_for_everyone()
-    token_bytes = 2 * manifest["hidden_size"] + 28
+    hidden_size = manifest["hidden_size"]
+    token_bytes = 2 * hidden_size + 28
     share, held, mine, blocks = 1.0, 0, [], 0
-    for number, block in enumerate(_blocks(config.data, config.split, config.rows_per_shard)):
+    for number, block in enumerate(_blocks(config, base.vocabulary)):
         blocks += 1
         if number % world != rank:
             continue
@@ -199,15 +202,15 @@ def scan(
             on_rows(len(block), 0)
         else:
             _make_shard(path, number * config.rows_per_shard, block, base, tokenizer, config, share, on_rows)
-        _, found, n = read_facts(path)
+        _, found, n = read_facts(path, hidden_size)
         mine.append(path)
         held += n
         if found != share:  # it was killed while shards were thinned
             share = min(share, found)
-            held = sum(thin(p, config, share) for p in mine)
+            held = sum(thin(p, hidden_size, config, share) for p in mine)
         while config.max_bytes and held * token_bytes > config.max_bytes / world and held:
             share /= 2
-            held = sum(thin(p, config, share) for p in mine)
+            held = sum(thin(p, hidden_size, config, share) for p in mine)
     if accelerator:
         accelerator.wait_for_everyone()
     if rank == 0:
@@ -220,7 +223,8 @@ def scan(
 
 def _make_shard(path: Path, first: int, block: list[dict], base, tokenizer, config: ScanConfig, share: float, on_rows) -> None:
     counts = dict.fromkeys(COUNTS, 0) | {"rows": len(block)}
-    encoded = [(first + i, encode(tokenizer, row, config.max_length)) for i, row in enumerate(block)]
+    length = base.row_length(config.max_length)
+    encoded = [(first + i, encode(tokenizer, row, length, base.vocabulary)) for i, row in enumerate(block)]
     rows = [(number, row) for number, row in encoded if row is not None]
     H = base.weight.shape[1]
     none = torch.zeros(0)
@@ -236,9 +240,10 @@ def _make_shard(path: Path, first: int, block: list[dict], base, tokenizer, conf
 
 def _finish(config: ScanConfig, manifest: dict, blocks: int) -> dict:
     """One share for all shards, and the sums of their counts."""
+    hidden_size = manifest["hidden_size"]
     paths = [shard_path(config.output, number) for number in range(blocks)]
-    share = min((read_facts(path)[1] for path in paths), default=1.0)
-    kept = sum(thin(path, config, share) for path in paths)
-    facts = [read_facts(path)[0] for path in paths]
+    share = min((read_facts(path, hidden_size)[1] for path in paths), default=1.0)
+    kept = sum(thin(path, hidden_size, config, share) for path in paths)
+    facts = [read_facts(path, hidden_size)[0] for path in paths]
     counts = {name: sum(fact[name] for fact in facts) for name in COUNTS}
     return {**manifest, "share": share, "shards": blocks, "kept": kept, "counts": counts}

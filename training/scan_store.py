@@ -4,7 +4,8 @@
     shard-000012.safetensors     rows 12·rows_per_shard … of the data; a file that is there is whole
 
 A shard holds, for its n tokens: hidden [n, H] bf16; gap, target_prob, entropy [n] fp32; rank, target, document, position
-[n] int32: 2·H + 28 bytes a token. Its header holds counts. `document` is the row's number in the data.
+[n] int32: 2·H + 28 bytes a token. Its header holds counts. `document` is the row's number in the data. The same scan makes
+the same bytes.
 """
 
 import hashlib
@@ -18,9 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from autodeco_fast import TokenStats
+from autodeco_fast.errors import foreign, read_json_object
 from autodeco_fast.files import atomic_write, write_text
+from autodeco_fast.values import SEEDS, finite, require, whole
 
 MANIFEST = "scan.json"
+_FACTS = "scan"  # the one key of a shard's metadata: safetensors writes several in any order
 FIELDS = ("gap", "target_prob", "entropy", "rank", "target", "document", "position")
 COUNTS = ("rows", "seen", "not_finite", "trivial", "middle", "impossible", "kept_trivial", "kept_middle", "kept_impossible")
 
@@ -93,62 +97,106 @@ def write_shard(path: Path, tokens: ScanTokens, counts: dict[str, int], share: f
         ValueError: naming the file, if it cannot be written.
     """
     tensors = {name: getattr(tokens, name).cpu().contiguous() for name in ("hidden", *FIELDS)}
-    facts = {**{name: str(counts[name]) for name in COUNTS}, "share": repr(share)}
+    facts = {**{name: counts[name] for name in COUNTS}, "share": share}
     try:
-        atomic_write(path, lambda draft: save_file(tensors, draft, metadata=facts))
+        atomic_write(path, lambda draft: save_file(tensors, draft, metadata={_FACTS: json.dumps(facts)}))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot write {path}: {error}") from None
 
 
-def read_facts(path: Path) -> tuple[dict[str, int], float, int]:
+def _unreadable(path: Path) -> str:
+    return f"{path} is not a whole shard of a scan, delete it and scan again"
+
+
+def read_facts(path: Path, hidden_size: int) -> tuple[dict[str, int], float, int]:
     """A shard's counts, share and number of tokens, from its header.
 
     Raises:
         ValueError: naming the file, if it is no such shard.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            facts, n = file.metadata() or {}, file.get_slice("gap").get_shape()[0]
-        return {name: int(facts[name]) for name in COUNTS}, float(facts["share"]), n
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is not a whole shard of a scan: {error}; delete it and scan again") from None
+    with foreign(_unreadable(path)), safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        shapes = {name: file.get_slice(name).get_shape() for name in ("hidden", *FIELDS)}
+        kinds = [file.get_slice(name).get_dtype() for name in ("hidden", *FIELDS)]
+        facts = json.loads(metadata[_FACTS]) if _FACTS in metadata else metadata  # apart before there was one key
+        counts, share = {name: int(facts[name]) for name in COUNTS}, float(facts["share"])
+    n = shapes["gap"][0] if len(shapes["gap"]) == 1 else -1
+    want = {"hidden": [n, hidden_size], **{name: [n] for name in FIELDS}}
+    if shapes != want or kinds != ["BF16", *["F32"] * 3, *["I32"] * 4] or not 0 < share <= 1:
+        raise ValueError(f"{_unreadable(path)}: its tensors are not those of width {hidden_size}")
+    return counts, share, n
 
 
 def read_shard(path: Path, rows: slice = slice(None)) -> ScanTokens:
     """A shard's tokens, or some of them, of which alone memory is taken.
 
     Raises:
-        ValueError: naming the file, if it is no such shard.
+        ValueError: naming the file, if it is no such shard, or a gap, probability or rank is none.
     """
-    return ScanTokens(*read_fields(path, ("hidden", *FIELDS), rows))
+    tokens = ScanTokens(*read_fields(path, ("hidden", *FIELDS), rows))
+    likely = (tokens.target_prob >= 0) & (tokens.target_prob < 1.01)  # a sure token's is rounded
+    good = (tokens.gap >= 0) & likely & (tokens.rank >= 0)  # NaN is not
+    if not good.all() or not tokens.hidden.isfinite().all():
+        raise ValueError(f"{_unreadable(path)}: it holds NaN, or numbers out of range")
+    return tokens
 
 
 def read_fields(path: Path, names: tuple[str, ...], rows: slice = slice(None)) -> list[torch.Tensor]:
     """Some fields of a shard's tokens; raises as `read_shard`."""
-    try:
-        with safe_open(path, "pt") as file:
-            return [file.get_slice(name)[rows] for name in names]
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is not a whole shard of a scan: {error}; delete it and scan again") from None
+    with foreign(_unreadable(path)), safe_open(path, "pt") as file:
+        return [file.get_slice(name)[rows] for name in names]
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict:
     """`scan.json`.
 
     Raises:
-        ValueError: if the folder holds no scan.
+        ValueError: if the folder holds no scan, or its manifest is no scan's.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(f"scan must be a folder with {MANIFEST}, got {str(folder)!r}")
+    manifest = read_json_object(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        _check_manifest(manifest)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"{path} is not of a scan: {error}") from None
+    return manifest
+
+
+def _is_text(holder: dict, name: str) -> None:
+    require(isinstance(holder.get(name), str), name, holder.get(name), "text")
+
+
+def _check_manifest(manifest: dict) -> None:
+    whole("format", manifest.get("format"), 1, 1)
+    whole("hidden_size", manifest.get("hidden_size"), 1, 2**24)
+    for name in ("lm_head", "tokenizer", "data"):
+        _is_text(manifest, name)
+    settings = manifest.get("settings")
+    require(isinstance(settings, dict), "settings", settings, "an object")
+    _is_text(settings, "model")
+    require(isinstance(settings.get("all_tokens"), bool), "all_tokens", settings.get("all_tokens"), "true or false")
+    whole("seed", settings.get("seed"), *SEEDS)
+    if "counts" not in manifest:
+        return
+    counts = manifest["counts"]
+    require(isinstance(counts, dict), "counts", counts, "an object")
+    for name in COUNTS:
+        whole(name, counts.get(name), 0, 2**63 - 1)
+    for name in ("shards", "kept"):
+        whole(name, manifest.get(name), 0, 2**63 - 1)
+    require(0 < finite("share", manifest.get("share")) <= 1, "share", manifest.get("share"), "in (0, 1]")
+
+
+def discard(folder: Path, shards: int) -> None:
+    """Removes a scan's files."""
+    for path in (folder / MANIFEST, *(shard_path(folder, number) for number in range(shards))):
+        path.unlink(missing_ok=True)
 
 
 class Scan:
@@ -162,11 +210,13 @@ class Scan:
         self.folder, self.manifest = folder, read_manifest(folder)
         if "counts" not in self.manifest:
             raise ValueError(f"scan {str(folder)!r} is not finished: run the same `autodeco-fast scan` again to continue it")
-        self.paths = [shard_path(folder, number) for number in range(self.manifest["shards"])]
-        self.sizes = [read_facts(path)[2] for path in self.paths]
         self.hidden_size = self.manifest["hidden_size"]
+        self.paths, self.sizes = [], []
+        for number in range(self.manifest["shards"]):
+            self.paths.append(shard_path(folder, number))
+            self.sizes.append(read_facts(self.paths[-1], self.hidden_size)[2])
         if not sum(self.sizes):
-            raise ValueError(f"scan {str(folder)!r} holds no token: {why_empty(self.manifest['counts'])}")
+            raise ValueError(f"scan {str(folder)!r} holds no token: {why_empty(self.manifest)}")
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -180,12 +230,15 @@ class Scan:
         return ScanTokens.cat(list(self.shards()))
 
 
-def why_empty(counts: dict[str, int]) -> str:
-    """Which filter left nothing."""
+def why_empty(manifest: dict) -> str:
+    """Which setting left nothing."""
+    counts = manifest["counts"]
     if not counts["seen"]:
         return "the data has no target"
     if counts["not_finite"] == counts["seen"]:
         return "every hidden state is NaN or infinite"
-    if counts["impossible"] and not counts["middle"] and not counts["trivial"]:
+    if counts["middle"] or manifest["settings"]["all_tokens"]:
+        return f"max_bytes leaves less than one of {counts['seen']:,} targets"
+    if not counts["trivial"]:
         return f"max_rank dropped all {counts['seen']:,} targets"
     return f"easy_fraction dropped all {counts['trivial']:,} targets that max_rank had left"

@@ -50,7 +50,19 @@ def held_out(documents: torch.Tensor, fraction: float, seed: int) -> torch.Tenso
 
 
 def _order(n: int, seed: int, epoch: int) -> torch.Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    key = (seed * 1_000_003 + epoch + 2**63) % 2**64 - 2**63
+    return torch.randperm(n, generator=torch.Generator().manual_seed(key))
+
+
+def _check_split(learned: int, measured: int, fraction: float) -> None:
+    """Refuses documents that all ended on one side.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if fraction and not (learned and measured):
+        what = "none" if learned else "all"
+        raise ValueError(f"eval_fraction {fraction:g} holds out {what} of the data's documents: change it, or the seed")
 
 
 class OnlineSource:
@@ -70,6 +82,7 @@ class OnlineSource:
             self.config,
             [d for d, o in zip(self.documents, out) if o == want],
         )
+        _check_split(len(out) - sum(out), sum(out), self.config.eval_fraction)
         return part(False), part(True) if any(out) else None
 
     def identity(self) -> dict[str, str]:
@@ -137,8 +150,11 @@ class ScanSource:
 
     def split(self) -> "tuple[ScanSource, ScanSource | None]":
         """What to learn from, and what to measure on, if anything."""
-        other = ScanSource(self.scan, self.config, self.device, measure=True) if self.config.eval_fraction else None
-        return self, other if other is not None and len(other) else None
+        if not self.config.eval_fraction:
+            return self, None
+        other = ScanSource(self.scan, self.config, self.device, measure=True)
+        _check_split(len(self), len(other), self.config.eval_fraction)
+        return self, other
 
     def identity(self) -> dict[str, str]:
         found = self.scan.manifest

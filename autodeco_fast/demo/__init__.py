@@ -16,7 +16,8 @@ def run_demo(*, output: Path, text: list[Path] | None = None, model: str | None 
         seed: of the heads' training, the bootstrap and the samples.
 
     Raises:
-        ValueError: for files that cannot be read as text, or fewer than two of them.
+        ValueError: for files that cannot be read as text, or fewer than two of them; for an output that cannot be written or a
+            model that cannot be loaded, before any work.
     """
     from autodeco_fast.demo.run import run
 

@@ -13,7 +13,7 @@ from autodeco_fast import required_temperature
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.demo.figure import draw
 from autodeco_fast.demo.samples import continue_prompt, show, write_html
-from autodeco_fast.files import write_text
+from autodeco_fast.files import output_folder, write_text
 from autodeco_fast.training import base_model, evaluate
 from autodeco_fast.training.stdlib_corpus import read_split
 
@@ -37,6 +37,8 @@ def read_texts(text: list[Path] | None) -> tuple[list[str], list[str]]:
             contents.append(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"text file {path} cannot be read: {error}") from None
+        if not contents[-1].strip():
+            raise ValueError(f"text file {path} holds no text")
     return contents[::2], contents[1::2]
 
 
@@ -57,8 +59,13 @@ def verdict(name: str, axis: str, result: tuple[float, float, float]) -> str:
 
 
 def run(output: Path, text: list[Path] | None, model: str | None, seed: int) -> None:
-    console = Console()
     train_texts, test_texts = read_texts(text)
+    with output_folder(output):
+        _run(output, train_texts, test_texts, model, seed)
+
+
+def _run(output: Path, train_texts: list[str], test_texts: list[str], model: str | None, seed: int) -> None:
+    console = Console()
     name = str(EMBEDDED_MODEL) if model is None else model
     tokenizer, base = base_model.load_tokenizer(name), base_model.load(name, torch.float32)
     base.verify(torch.tensor([tokenizer(train_texts[0][:500]).input_ids]))
@@ -106,4 +113,4 @@ def run(output: Path, text: list[Path] | None, model: str | None, seed: int) -> 
     write_html(output / "samples.html", samples)
     draw(output / "figure.png", rows, curve, FIXED, GRAVITIES)
     heads[0.1].save_pretrained(output / "head")
-    console.print(f"written to {output}: table.md, figure.png, samples.html, report.json, head/")
+    console.print(f"written to {output}: table.md, figure.png, samples.html, report.json, head/", markup=False)

@@ -54,7 +54,8 @@ def _colour(temperature: float) -> tuple[int, int, int]:
 
 def show(console: Console, samples: list[Sample]) -> None:
     """Prints the continuations with shaded backgrounds."""
-    console.print(f"\n[bold]prompt[/bold] (from a held-out text)\n{samples[0].prompt[-300:]}", highlight=False, markup=True)
+    console.print("\n[bold]prompt[/bold] (from a held-out text)")
+    console.print(samples[0].prompt[-300:], highlight=False, markup=False)
     for sample in samples:
         line = Text()
         for piece, temperature in zip(sample.pieces, sample.temperatures):
