@@ -78,7 +78,7 @@ def generate(
     from autodeco_fast import attach
 
     base = load_causal_lm(model).eval()
-    with attach(base, loaded, min_p=min_p if min_p is not None else 0.1 if loaded.min_p is None else loaded.min_p):
+    with attach(base, loaded, min_p=min_p):
         base.generate(
             input_ids=ids,
             attention_mask=inputs["attention_mask"],

@@ -10,6 +10,7 @@ from autodeco_fast.ops.prob_stats import ProbStats
 from autodeco_fast.ops.temperature_head import temperature_head
 from autodeco_fast.values import finite, inner_share, require, whole
 
+DEFAULT_MIN_P = 0.1  # where a head does not know its own
 _WIDEST = 2**24  # so that no product of two sizes overflows
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from autodeco_fast import TemperatureHead
 from autodeco_fast.errors import read_json_object
 from autodeco_fast.files import output_folder, write_text
+from autodeco_fast.heads import DEFAULT_MIN_P
 from autodeco_fast.training.conformal import Offset, calibrate, coverage, scores
 from autodeco_fast.training.loop import SETTINGS_NAME
 from autodeco_fast.training.scan_store import Scan, ScanTokens
@@ -42,7 +43,7 @@ def cut_of(head: TemperatureHead, settings: dict | None = None, min_p: float | N
     """
     known = head.min_p if head.min_p is not None else (settings or {}).get("min_p")
     if min_p is None:
-        return inner_share("min_p", 0.1 if known is None else known)
+        return inner_share("min_p", DEFAULT_MIN_P if known is None else known)
     if known is not None and known != inner_share("min_p", min_p):
         warnings.warn(f"the head was made for Min-P {known:g}: at {min_p:g} nothing was promised of it", stacklevel=2)
     return min_p

@@ -23,8 +23,7 @@ from autodeco_fast.generation import loop
 from autodeco_fast.generation.copies import plain_copy, shared_tensors
 from autodeco_fast.generation.gate import Call, Gate, Unscaled, install
 from autodeco_fast.generation.settings import plan
-
-DEFAULT_MIN_P = 0.1  # for a head that does not know its own
+from autodeco_fast.heads import DEFAULT_MIN_P
 
 
 def _refuse_batching(self, *args, **kwargs):
@@ -201,7 +200,9 @@ class Attachment:
         if not p.sample:
             return base_generate(inputs, p.generation_config, *args, **p.kwargs)
         self._warn_of(p.min_p)
-        several = stream is not None or not (seed is None or isinstance(seed, int))
+        seed = None if seed is None else loop.seeds(seed)
+        stream = None if stream is None else loop.streams(stream)
+        several = stream is not None or isinstance(seed, torch.Tensor)
         if several and not p.fused:
             raise ValueError("seed a prompt and stream need the fused sampler, which cannot serve this call")
         with ExitStack() as stack:

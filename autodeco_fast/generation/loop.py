@@ -4,14 +4,16 @@ Processors, stopping criteria and streamers may call the model themselves, or it
 paused, so they find the model as it is.
 """
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from autodeco_fast.generation.gate import Call, Gate
 from autodeco_fast.generation.lazy import LazyLogits, OneHot
+from autodeco_fast.ops.checks import check_integer, check_seed
 from autodeco_fast.ops.linear_sample import linear_sample
-from autodeco_fast.ops.min_p_sample import sample
+from autodeco_fast.ops.min_p_sample import COUNTER, SampleOutput, sample
 
 _BROKEN = {
     1: "NaN",
@@ -68,14 +70,32 @@ def _first_position(input_ids: torch.Tensor, config: GenerationConfig, kwargs: d
     return length
 
 
-def _one_a(what: str, name: str, value: int | torch.Tensor, n: int, device: torch.device) -> torch.Tensor:
-    """A tensor `[n]` int64."""
-    value = torch.as_tensor(value, device=device)
-    if value.shape != (n,) or value.dtype.is_floating_point or value.dtype == torch.bool:
-        raise ValueError(
-            f"{name} must be an integer or {n} integers, one a {what}, got shape {tuple(value.shape)} {value.dtype}"
-        )
-    return value.long()
+def _integers(name: str, value, check) -> int | torch.Tensor:
+    """An integer, or a tensor of several, from whatever holds them; each checked where it is not on a GPU."""
+    if isinstance(value, torch.Tensor) and value.device.type != "cpu" and value.dim():
+        if value.dtype.is_floating_point or value.dtype == torch.bool:
+            raise ValueError(f"{name} must be integers, got {value.dtype}")
+        return value.long()
+    value = value.tolist() if isinstance(value, (torch.Tensor, np.ndarray)) else value
+    if isinstance(value, (list, tuple)):
+        return torch.tensor([check(name, item) for item in value], dtype=torch.int64)
+    return check(name, value)
+
+
+def seeds(seed) -> int | torch.Tensor:
+    """The seed of a call: one, or one a prompt."""
+    return _integers("seed", seed, lambda _, item: check_seed(item))
+
+
+def streams(stream) -> int | torch.Tensor:
+    """The stream of a call: one, or one a row."""
+    return _integers("stream", stream, lambda name, item: check_integer(name, item, COUNTER))
+
+
+def _one_a(what: str, name: str, value: torch.Tensor, n: int, device: torch.device) -> torch.Tensor:
+    if value.shape != (n,):
+        raise ValueError(f"{name} must be an integer or {n}, one a {what}, got shape {tuple(value.shape)}")
+    return value.to(device)
 
 
 def _noise(call: Call, rows: int, per_prompt: int, device: torch.device) -> tuple:
@@ -85,11 +105,11 @@ def _noise(call: Call, rows: int, per_prompt: int, device: torch.device) -> tupl
     a prompt's text does not depend on what it is batched with.
     """
     seed, stream = call.seed, call.stream
-    if not isinstance(seed, int):
+    if isinstance(seed, torch.Tensor):
         seed = _one_a("prompt", "seed", seed, rows // per_prompt, device).repeat_interleave(per_prompt)
         if stream is None:
             stream = torch.arange(per_prompt, device=device).repeat(rows // per_prompt)
-    if stream is not None and not isinstance(stream, int):
+    if isinstance(stream, torch.Tensor):
         stream = _one_a("row", "stream", stream, rows, device)
     return seed, stream
 
@@ -105,13 +125,19 @@ class FusedDraw(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         call, position = self.call, self.start + (input_ids.shape[1] - self.length)
         noise = {"seed": self.seed, "stream": self.stream, "position": position, "min_p": call.min_p}
-        if isinstance(scores, LazyLogits) and scores.untouched:
-            weight, bias = scores.embedding.weight, scores.embedding.bias
-            out = linear_sample(scores.hidden, weight, scores.temperature, bias=bias, **noise)
-        else:  # at temperature 1 with Min-P, scaled logits are the logits at T with Min-P
-            out = sample(scores, 1.0, **noise)
+        try:
+            out = self._drawn(scores, noise)
+        except ValueError as error:  # seed and stream are checked: it is the temperature
+            raise RuntimeError(f"a row cannot be sampled from: {error}") from None
         call.status = out.status if call.status is None else call.status | out.status
         return OneHot(out.token, scores.shape[1])
+
+    @staticmethod
+    def _drawn(scores: torch.Tensor, noise: dict) -> SampleOutput:
+        if isinstance(scores, LazyLogits) and scores.untouched:
+            weight, bias = scores.embedding.weight, scores.embedding.bias
+            return linear_sample(scores.hidden, weight, scores.temperature, bias=bias, **noise)
+        return sample(scores, 1.0, **noise)  # at temperature 1, scaled logits are the logits at T, and so is their cut
 
 
 def check_status(call: Call) -> None:
