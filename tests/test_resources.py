@@ -10,13 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from autodeco_fast.kernels.token_stats import COMPILES_SPECIALIZED
+
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {
     *("linear_sample", "logit_stats", "min_p_hinge", "min_p_sample"),
     *("prob_stats", "temperature_head", "token_stats", "top_k_top_p"),
 }
-# kernel, target → why it may spill. None does.
+# kernel, target → why it may spill. With Triton 3.7 none does.
 EXCUSED: dict[tuple[str, str], str] = {}
+if not COMPILES_SPECIALIZED:
+    EXCUSED["token_stats.tiles", "sm_90"] = (
+        "Triton 3.6 holds a 256 x 128 tile of the Hopper variant in more registers than there are"
+    )
 
 
 def run(*command: str) -> str:
@@ -85,7 +91,8 @@ def test_variants_of_the_streaming_statistics(rows):
         ("block=128, rows=128, described=True, specialize=True", "sm_100", "bulk, own warps"),
         ("block=64, rows=128, described=True, specialize=True", "sm_100", "bulk, own warps"),
     ):
-        assert [r["copies"] for r in tiles if (r["config"], r["target"]) == (config, target)] == [copies]
+        expected = [copies] if target != "sm_100" or COMPILES_SPECIALIZED else []
+        assert [r["copies"] for r in tiles if (r["config"], r["target"]) == (config, target)] == expected
 
 
 def test_logits_are_read_in_wide_words(rows):

@@ -96,6 +96,8 @@ def test_variants_of_the_kernel(name, capability, N, H, V, dtype, scaled):
     if DEVICE == "cuda" and torch.cuda.get_device_capability()[0] < capability:
         pytest.skip(f"needs a GPU of capability {capability}")
     variant = getattr(kernel, name)
+    if variant.specialize and not kernel.COMPILES_SPECIALIZED:
+        pytest.skip("needs Triton 3.7")
     h, w, b, y = (t.to(DEVICE) for t in case(N, H, V, dtype))
     column = y.clamp(min=-1)
     inverse = torch.linspace(0.5, 4.0, N, device=DEVICE) if scaled else None
@@ -111,6 +113,15 @@ def test_variants_of_the_kernel(name, capability, N, H, V, dtype, scaled):
     plain, plain_ints = kernel.token_stats(h[:, 3:], w[:, 3:], *rest)
     assert torch.equal(odd, plain)
     assert torch.equal(odd_ints, plain_ints)
+
+
+def test_a_variant_that_this_triton_cannot_compile_is_refused(monkeypatch):
+    from autodeco_fast.kernels import token_stats as kernel
+
+    h, w, b, y = case(3, 16, 40, torch.bfloat16)
+    monkeypatch.setattr(kernel, "COMPILES_SPECIALIZED", False)
+    with pytest.raises(ValueError, match=r"variant BLACKWELL needs Triton 3.7 or newer, got \d"):
+        kernel.token_stats(h, w, y, None, None, b, 1.0, None, variant=kernel.BLACKWELL)
 
 
 @pytest.mark.parametrize("fused", [True, False, None])
