@@ -135,7 +135,9 @@ def read_shard(path: Path, rows: slice = slice(None)) -> ScanTokens:
     """
     tokens = ScanTokens(*read_fields(path, ("hidden", *FIELDS), rows))
     likely = (tokens.target_prob >= 0) & (tokens.target_prob < 1.01)  # a sure token's is rounded
-    good = (tokens.gap >= 0) & likely & (tokens.rank >= 0)  # NaN is not
+    good = (tokens.gap >= 0) & likely  # NaN is not
+    for name in ("rank", "target", "document", "position"):
+        good &= getattr(tokens, name) >= 0
     if not good.all() or not tokens.hidden.isfinite().all():
         raise ValueError(f"{_unreadable(path)}: it holds NaN, or numbers out of range")
     return tokens
