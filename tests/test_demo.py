@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from autodeco_fast.demo import EMBEDDED_MODEL, run_demo
 
@@ -37,6 +37,28 @@ def test_same_seed_same_numbers(texts, tmp_path):
     assert page.count("<h2>") == 3
     assert page.count('title="T = ') > 200
     assert len(first["comparisons"]) == 6
+
+
+def test_texts_whose_tokens_are_out_of_reach(tmp_path):
+    """Their curve is empty, and so is its panel."""
+    texts = [tmp_path / name for name in "xy"]
+    for path in texts:
+        path.write_text(path.name)
+    report = run(texts, tmp_path / "out")
+    assert report["v_curve"] == []
+
+
+def test_a_model_of_few_positions(tmp_path):
+    """Learned ones, fewer than the demo's windows have."""
+    from tests.commands import save_tiny
+
+    folder = save_tiny(tmp_path / "model")
+    shape = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 1}
+    GPT2LMHeadModel(GPT2Config(vocab_size=96, **shape)).save_pretrained(folder)
+    texts = [tmp_path / name for name in "ab"]
+    for path in texts:
+        path.write_text("w5 w6 w7 [/red] " * 100)  # no markup
+    assert run(texts, tmp_path / "out", model=str(folder))["rows"]
 
 
 def test_another_model(texts, tmp_path):

@@ -95,7 +95,7 @@ junk = st.one_of(st.binary(max_size=40), st.sampled_from([b"", b"[" * 3000, b'{"
 
 
 def odd_json(text: str, change: tuple) -> bytes:
-    """A JSON object with some of it replaced: (path of keys, value), or other bytes."""
+    """A JSON object with some of it replaced, (path of keys, value), what was below as well; or other bytes."""
     kind, what = change
     if kind == "bytes":
         return what
@@ -103,7 +103,9 @@ def odd_json(text: str, change: tuple) -> bytes:
     for names, value in what:
         place = data
         for name in names[:-1]:
-            place = place[name]
+            place = place.get(name) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            continue
         if value is ...:
             place.pop(names[-1], None)
         else:

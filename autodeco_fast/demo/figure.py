@@ -29,7 +29,7 @@ def draw(path: Path, rows: dict, curve: list, fixed: tuple, gravities: tuple) ->
 
     Args:
         rows: policy → measures.
-        curve: (mean gap, predicted T, required T) by bin, for λ = 0.1.
+        curve: (mean gap, predicted T, required T) by bin, for λ = 0.1; empty if no reference token is within reach.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def draw(path: Path, rows: dict, curve: list, fixed: tuple, gravities: tuple) ->
     _cost(left, rows, fixed, gravities, "temperature", "mean temperature", "left")
     _cost(middle, rows, fixed, gravities, "kept", "mean tokens inside the Min-P cut", "right")
     middle.set_xscale("log")
-    gap, predicted, required = zip(*curve)
+    gap, predicted, required = zip(*curve) if curve else ((), (), ())
     right.plot(gap, required, "s--", ms=4, color=_FIXED, label="required T*")
     right.plot(gap, predicted, "D-", ms=5, color=_HEAD, label="predicted T (λ=0.1)")
     right.set_xlabel("gap  z_max − z_y  (nats)")

@@ -68,14 +68,15 @@ def _run(output: Path, train_texts: list[str], test_texts: list[str], model: str
     console = Console()
     name = str(EMBEDDED_MODEL) if model is None else model
     tokenizer, base = base_model.load_tokenizer(name), base_model.load(name, torch.float32)
-    base.verify(torch.tensor([tokenizer(train_texts[0][:500]).input_ids]))
+    window = base.row_length(WINDOW)
+    base.verify(torch.tensor([tokenizer(train_texts[0][:500]).input_ids[:window]]))
     bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
     with bar:
         task = bar.add_task("base model, training text", total=len(train_texts))
         advance = partial(bar.advance, task)
-        train = evaluate.collect(base, tokenizer, train_texts, WINDOW, TRAIN_TOKENS, advance)
+        train = evaluate.collect(base, tokenizer, train_texts, window, TRAIN_TOKENS, advance)
         bar.update(task, description="base model, held-out text", total=len(test_texts), completed=0)
-        test = evaluate.collect(base, tokenizer, test_texts, WINDOW, TEST_TOKENS, advance)
+        test = evaluate.collect(base, tokenizer, test_texts, window, TEST_TOKENS, advance)
         bar.update(task, description="training the heads", total=len(GRAVITIES), completed=0)
         heads = {}
         for gravity in GRAVITIES:
@@ -105,7 +106,8 @@ def _run(output: Path, train_texts: list[str], test_texts: list[str], model: str
     markdown = "\n".join([table(rows), "", *sentences, "", facts])
     console.print(Markdown(markdown))
 
-    samples = continue_prompt(base, tokenizer, heads[0.1], test_texts[0], MIN_P, seed, PROMPT_TOKENS, NEW_TOKENS)
+    new = min(NEW_TOKENS, window // 2)
+    samples = continue_prompt(base, tokenizer, heads[0.1], test_texts[0], MIN_P, seed, min(PROMPT_TOKENS, window - new), new)
     show(console, samples)
     report = {"rows": rows, "comparisons": comparisons, "v_curve": curve, "seed": seed, "min_p": MIN_P, "facts": facts}
     write_text(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
