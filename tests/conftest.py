@@ -30,3 +30,34 @@ def poisoned_empty(monkeypatch):
 @pytest.fixture(params=["torch", "triton"])
 def backend(request) -> str:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The folder of a tiny model of width 32 with a tokenizer of words."""
+    from tests.commands import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def scan(model, tmp_path_factory):
+    """The folder of a scan of it, every token, in two shards."""
+    from tests.commands import command
+    from tests.scans import write_rows
+
+    folder = tmp_path_factory.mktemp("scanned")
+    rows = write_rows(folder / "rows.jsonl", 12)
+    options = ("--model", model, "--data", rows, "--output", folder / "scan", "--rows-per-shard", 6, "--all-tokens")
+    done = command("scan", *options)
+    assert done.returncode == 0, done.stderr
+    return folder / "scan"
+
+
+@pytest.fixture
+def head(tmp_path):
+    """The folder of a head for it."""
+    from autodeco_fast import TemperatureHead
+
+    TemperatureHead(32).save_pretrained(tmp_path / "head")
+    return tmp_path / "head"
