@@ -68,12 +68,16 @@ class BaseModel:
         of shows, however small the logits of these ids are.
 
         Raises:
-            ValueError: if `hidden` is not what enters the output embedding, or `logits` not what the model makes of it.
+            ValueError: if `hidden` is not what enters the output embedding, `logits` not what the model makes of it, or hidden
+                states depend on what follows.
         """
         name = type(self.model).__name__
         entered, theirs = self._watched(input_ids)
         if not _alike(self.hidden(input_ids)[0], entered):
             raise ValueError(f"{name} changes hidden states before its output embedding in a way that is not supported")
+        prefix = self.hidden(input_ids[:, : (input_ids.shape[1] + 1) // 2])[0].float()
+        if (entered[: len(prefix)].float() - prefix).norm() > 0.05 * prefix.norm():  # more than roundings in bf16
+            raise ValueError(f"{name} is not causal: in a whole row its hidden states have seen the tokens they predict")
         factor = max(1.0, _ENLARGED_TO / theirs.abs().max().item())
         entered, theirs = self._watched(input_ids, factor)
         if not _alike(self.logits(entered * factor), theirs):
