@@ -7,7 +7,7 @@ import torch
 import autodeco_fast as af
 from autodeco_fast.ops.temperature_head import temperature_head
 
-H, V, F = 24, 40, 20
+H, V, F = 24, 70, 20
 
 
 def tensors(N: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -21,8 +21,8 @@ def tensors(N: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tenso
     return {
         **{"logits": normal(N, V) * 3, "hidden": normal(N, H), "weight": normal(V, H), "bias": normal(V), "target": target},
         **{"temperature": row(0.3, 2), "min_p": row(0, 0.3), "top_p": row(0.5, 1), "top_k": ids(V), "seed": ids(1000)},
-        **{"position": ids(50), "stream": ids(50), "maximum": row(9, 10), "target_logit": row(0, 3), "loss_weight": row(0, 1)},
-        "token_bitmask": torch.randint(-(2**31), 2**31, (N, 2), generator=g).int(),
+        **{"position": ids(50), "stream": ids(50), "maximum": row(4, 6), "target_logit": row(0, 3), "loss_weight": row(0, 1)},
+        "token_bitmask": torch.randint(-(2**31), 2**31, (N, 3), generator=g).int(),
         **{"w1": normal(F, H), "b1": normal(F), "w2": normal(1, F), "b2": normal(1), "draw": row(0, 1), "grad": row(0, 1)},
         **{"max_logit": row(3, 6), "stat_logit": row(0, 3), "rank": ids(4) - 1, "logsumexp": row(6, 7), "scaled": row(6, 7)},
     }
@@ -44,9 +44,7 @@ def _stats_partial(t: dict, **options) -> af.TokenStatsPartial:
 
 
 def _head(t: dict, **options) -> tuple[torch.Tensor, ...]:
-    weights = [t[name].detach().clone(memory_format=torch.preserve_format) for name in ("w1", "b1", "w2", "b2")]
-    given = [t["hidden"].detach(), *weights]
-    given = [x.requires_grad_() for x in given]
+    given = [t[name].detach().requires_grad_() for name in ("hidden", "w1", "b1", "w2", "b2")]
     T = temperature_head(*given, **options)
     return T, *torch.autograd.grad(T, given, t["grad"].to(T.dtype))
 

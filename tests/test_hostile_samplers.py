@@ -1,6 +1,7 @@
 """A hostile user of the samplers, statistics and losses: every call is served as the fp64 reference, or refused in one line."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.test_logit_stats import reference as stats_reference
 from tests.test_min_p_sample import kept_set
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="values on a GPU are not looked at")
-INF, TINY = float("inf"), float(torch.finfo(torch.float32).tiny)
+INF, TINY, HIGHEST = float("inf"), float(torch.finfo(torch.float32).tiny), sys.float_info.max
 RANGES = {  # name → low, high, whether an integer
     "temperature": (0.0, 1e29, False),
     "min_p": (0.0, 1.0, False),
@@ -175,7 +176,7 @@ def test_linear_sample(backend):
         options = {n: v for n, v in options.items() if n not in ("top_k", "top_p")}
         asked, odd = asked_of(options, B)
         scale, cap = product.get("logit_scale", 1.0), product.get("softcap")
-        limits = {"logit_scale": (-1.7e308, 1.8e308), "softcap": (5e-324, 1.8e308)}
+        limits = {"logit_scale": (-HIGHEST, HIGHEST), "softcap": (5e-324, HIGHEST)}
         odd |= {
             n for n, v in (("logit_scale", scale), ("softcap", cap)) if v is not None and number(v, *limits[n], False) is None
         }
@@ -239,7 +240,7 @@ def stats_odd(N: int, V: int, target, options: dict) -> set[str]:
         fits = dense and target.shape == (N,) and target.dtype == torch.int64
         if not fits or not all(0 <= y < V or y == ignore for y in target.tolist()):
             odd.add("target")
-    for name, low, high in (("min_p", 0, 1), ("logit_scale", -1.8e308, 1.8e308), ("softcap", 5e-324, 1.8e308)):
+    for name, low, high in (("min_p", 0, 1), ("logit_scale", -HIGHEST, HIGHEST), ("softcap", 5e-324, HIGHEST)):
         value = options.get(name)
         if name in options and number(value, low, high, False) is None and (value is not None or name == "logit_scale"):
             odd.add(name)
@@ -338,8 +339,7 @@ def test_losses(backend):
         weight = options.get("weight")
         if weight is not None and not vector(weight, N):
             odd.add("weight")
-        highest = 1.7976931348623157e308
-        for name, low, high in (("min_p", 5e-324, 1 - 2**-53), ("gravity", 0, highest), ("max_temperature", 5e-324, highest)):
+        for name, low, high in (("min_p", 5e-324, 1 - 2**-53), ("gravity", 0, HIGHEST), ("max_temperature", 5e-324, HIGHEST)):
             if name in options and number(options[name], low, high, False) is None:
                 odd.add(name)
         for name, choices in (("power", (1, 2)), ("unreachable", ("drop", "clip")), ("reduction", ("mean", "sum", "none"))):
@@ -382,7 +382,7 @@ def test_the_other_losses():
     unit = (0, 1, False)
     calls = {
         "easy_drop": (lambda v: af.autodeco_temperature_loss(torch.ones(N), stats, easy_drop=v), unit),
-        "steepness": (lambda v: af.soft_top_p_loss(h, w, y, torch.ones(N), torch.ones(N), steepness=v), (0, 1.8e308, False)),
+        "steepness": (lambda v: af.soft_top_p_loss(h, w, y, torch.ones(N), torch.ones(N), steepness=v), (0, HIGHEST, False)),
         "chunk_bytes": (
             lambda v: af.soft_top_p_loss(h, w, y, torch.ones(N), torch.ones(N), chunk_bytes=v),
             (1, 2**63 - 1, True),

@@ -11,8 +11,8 @@ ALL = {**CASES, **TORCH_ONLY}
 
 
 def strided(x: torch.Tensor) -> torch.Tensor:
-    """The same values, every second element of a store whose others are large."""
-    store = torch.full((*x.shape, 2), 77, dtype=x.dtype)
+    """The same values, every second element of a store whose others are large, or 0 for integers."""
+    store = torch.full((*x.shape, 2), 77 if x.is_floating_point() else 0, dtype=x.dtype)
     store[..., 0] = x
     return store[..., 0]
 
