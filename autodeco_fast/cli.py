@@ -59,16 +59,16 @@ def generate(
     from autodeco_fast import TemperatureHead
 
     loaded = TemperatureHead.from_pretrained(head)
-    from autodeco_fast.training.base_model import facts, load_causal_lm, load_tokenizer
+    from autodeco_fast.training.base_model import facts, load_causal_lm, load_tokenizer, width
 
-    found, tokenizer = facts(model), load_tokenizer(model)
-    if loaded.hidden_size != found.width:
-        raise ValueError(f"head has width {loaded.hidden_size}, the model's output embedding takes {found.width}")
+    found, H, tokenizer = facts(model), width(model), load_tokenizer(model)
+    if loaded.hidden_size != H:
+        raise ValueError(f"head has width {loaded.hidden_size}, the model's output embedding takes {H}")
     inputs = tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"]
     if not ids.numel():
         raise ValueError(f"prompt must hold a token of the model, got {prompt!r}")
-    if ids.max() >= found.vocabulary:
+    if found.vocabulary and ids.max() >= found.vocabulary:
         raise ValueError(f"the tokenizer makes id {ids.max()} of the prompt, the model's vocabulary has {found.vocabulary}")
     if found.positions and ids.shape[1] + max_new_tokens > found.positions:
         asked = f"{ids.shape[1]} tokens of the prompt and max_new_tokens {max_new_tokens}"

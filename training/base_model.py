@@ -161,27 +161,40 @@ def row_length(wanted: int, limit: int | None) -> int:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model's configuration says, before its weights are loaded."""
+    """What a model's configuration says, before its weights are loaded; None where it does not."""
 
-    vocabulary: int
-    positions: int | None  # tokens of a row at most, if there is a limit
-    width: int  # of what enters the output embedding
+    vocabulary: int | None
+    positions: int | None  # tokens of a row at most
+
+
+def _config(name: str):
+    with foreign(_FOUND.format(name)):
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(name)
 
 
 def facts(name: str) -> Facts:
     """Of a folder or hub id.
 
     Raises:
+        ValueError: if there is none.
+    """
+    config = _config(name)
+    return Facts(getattr(config.get_text_config(), "vocab_size", None), positions(config))
+
+
+def width(name: str) -> int:
+    """Of what enters the output embedding of a folder's or hub id's model; nothing is allocated.
+
+    Raises:
         ValueError: if there is none, or it is no causal language model.
     """
-    with foreign(_FOUND.format(name)):
-        from transformers import AutoConfig, AutoModelForCausalLM
+    config = _config(name)
+    with foreign(_FOUND.format(name)), torch.device("meta"):
+        from transformers import AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(name)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        rows, (_, width) = model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape
-    return Facts(rows, positions(config), width)
+        return AutoModelForCausalLM.from_config(config).get_output_embeddings().weight.shape[1]
 
 
 def load_causal_lm(name: str, **options):

@@ -10,6 +10,7 @@ A line is an object with exactly the keys of one format:
 Chats go through the tokenizer's chat template; text ends with the end-of-sequence token.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,9 +134,14 @@ def stream_rows(data: str, split: str, vocabulary: int | None = None) -> Iterato
         raise ValueError(
             f"data must be a JSONL file or a dataset's name, got {data!r}, which is no file; names need `pip install datasets`"
         ) from None
-    with foreign(f"data must be a JSONL file or a dataset's name, got {data!r}, of which split {split!r} cannot be loaded"):
+    unreadable = f"data must be a JSONL file or a dataset's name, got {data!r}, of which split {split!r} cannot be read"
+    with foreign(unreadable):
         dataset = iter(load_dataset(data, split=split, streaming=True))
-    for number, columns in enumerate(dataset, 1):
+    for number in itertools.count(1):
+        with foreign(unreadable):
+            columns = next(dataset, None)
+        if columns is None:
+            return
         known = next((keys for keys in FORMATS if keys <= set(columns)), set(columns))
         row = {key: columns[key] for key in sorted(known)}
         complaint = _complaint(row, vocabulary)
