@@ -115,8 +115,7 @@ def search(strategy: st.SearchStrategy, check: Callable, examples: int) -> None:
     if not SECONDS:
         settings(max_examples=examples, derandomize=True, **quiet)(fuzz)()
         return
-    end, n = time.monotonic() + SECONDS, 0
+    end = time.monotonic() + SECONDS
     while time.monotonic() < end:
-        again = seed(n)(given(strategy)(check))
+        again = seed(time.time_ns())(given(strategy)(check))
         settings(max_examples=100, derandomize=False, database=None, **quiet)(again)()
-        n += 1

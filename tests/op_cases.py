@@ -19,9 +19,15 @@ def tensors(N: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tenso
     target = ids(V)
     target[1::4] = -100
     return {
-        **{"logits": normal(N, V) * 3, "hidden": normal(N, H), "weight": normal(V, H), "bias": normal(V), "target": target},
+        **{
+            "logits": normal(N, V) * 3 + torch.linspace(0, 6, V).to(dtype),
+            "hidden": normal(N, H),
+            "weight": normal(V, H),
+            "bias": normal(V),
+            "target": target,
+        },
         **{"temperature": row(0.3, 2), "min_p": row(0, 0.3), "top_p": row(0.5, 1), "top_k": ids(V), "seed": ids(1000)},
-        **{"position": ids(50), "stream": ids(50), "maximum": row(4, 6), "target_logit": row(0, 3), "loss_weight": row(0, 1)},
+        **{"position": ids(50), "stream": ids(50), "maximum": row(8, 9), "target_logit": row(0, 3), "loss_weight": row(0, 1)},
         "token_bitmask": torch.randint(-(2**31), 2**31, (N, 3), generator=g).int(),
         **{"w1": normal(F, H), "b1": normal(F), "w2": normal(1, F), "b2": normal(1), "draw": row(0, 1), "grad": row(0, 1)},
         **{"max_logit": row(3, 6), "stat_logit": row(0, 3), "rank": ids(4) - 1, "logsumexp": row(6, 7), "scaled": row(6, 7)},
