@@ -80,7 +80,7 @@ SPECIAL: dict[str, dict] = {
     "reformer": {"attn_layers": ["local"] * 2, "axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16)},
     "roc_bert": {"pronunciation_vocab_size": VOCAB, "shape_vocab_size": VOCAB},
     "xlm": {"mask_token_id": 5},  # 0, the default, is padding here
-    "xlstm": {"hidden_size": 128},
+    "xlstm": {"hidden_size": 128, "chunk_size": 64},
     "xmod": {"default_language": "en_XX"},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "use_mem_rope": True},
     "zaya": {"num_experts_per_tok": 1},
@@ -101,7 +101,6 @@ if transformers.__version__.startswith("5.0."):
     CANNOT |= {
         "emu3": ("the mapped class takes the text configuration, not this one", "no attribute"),
         "llama4": ("the mapped class takes the text configuration, not this one", "no attribute"),
-        "xlstm": ("its forward calls a tensor", "not callable"),
     }
 
 # What `attach` refuses: why, and words of the error.
