@@ -151,7 +151,7 @@ def test_says_what_is_wrong():
         ),
         (lambda: soft_top_p_loss(h, w, y, T, P[:2]), r"top_p must be \[13\], got shape \(2,\)"),
         (lambda: soft_top_p_loss(h, w, y, T, P, reduction="max"), "reduction must be one of 'mean', 'sum', 'none', got 'max'"),
-        (lambda: TopPHead(0), "hidden_size must be at least 1, got 0"),
+        (lambda: TopPHead(0), "hidden_size must be an integer in .1, 16777216., got 0"),
     ):
         with pytest.raises(ValueError, match=words):
             call()
