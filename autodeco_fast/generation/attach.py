@@ -10,6 +10,7 @@ the call) runs on scaled logits with transformers' own sampling step. What neith
 """
 
 import copy
+import functools
 import sys
 import warnings
 from contextlib import ExitStack
@@ -42,33 +43,27 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         caller = sys._getframe(1)
         return attachment.generate(base_generate, inputs, generation_config, args, seed, stream, kwargs, caller)
 
-    def _sample(
-        self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
-    ):
-        """The sampling loop of the model's class; its draw is the fused sampler's when the call allows it."""
-        run, call = super(cls, self)._sample, gate.call
-        if gate.open or call is None:
-            return run(input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **kwargs)
-        if call.fused:
-            call.sampled = True
-            draw = loop.FusedDraw(call, input_ids, generation_config, kwargs)
-            logits_processor = [*logits_processor, draw]
-            generation_config = copy.copy(generation_config)
-            generation_config.do_sample = False
-        processors, criteria, streamer = loop.paused(gate, logits_processor, stopping_criteria, streamer)
-        with gate.opened(lazy=call.fused and attachment.lazy):
-            return run(input_ids, processors, criteria, generation_config, synced_gpus, streamer, **kwargs)
+    def adaptive(decode, draws: bool):
+        """A decoding loop of the model's class with the gate open; `draws`: the fused sampler may take its last step."""
 
-    def _assisted_decoding(
-        self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
-    ):
-        """Speculative decoding of the model's class, on scaled logits."""
-        run = super(cls, self)._assisted_decoding
-        if gate.open or gate.call is None:
-            return run(input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **kwargs)
-        processors, criteria, streamer = loop.paused(gate, logits_processor, stopping_criteria, streamer)
-        with gate.opened():
-            return run(input_ids, processors, criteria, generation_config, synced_gpus, streamer, **kwargs)
+        @functools.wraps(decode)  # `generate` reads its parameters
+        def run(
+            self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
+        ):
+            call, processors, config = gate.call, logits_processor, generation_config
+            if gate.open or call is None:
+                return decode(self, input_ids, processors, stopping_criteria, config, synced_gpus, streamer, **kwargs)
+            fused = draws and call.fused
+            if fused:
+                call.sampled = True
+                processors = [*processors, loop.FusedDraw(call, input_ids, config, kwargs)]
+                config = copy.copy(config)
+                config.do_sample = False
+            processors, criteria, streamer = loop.paused(gate, processors, stopping_criteria, streamer)
+            with gate.opened(lazy=fused and attachment.lazy):
+                return decode(self, input_ids, processors, criteria, config, synced_gpus, streamer, **kwargs)
+
+        return run
 
     def __deepcopy__(self, memo):
         return attachment.plain_copy(memo)
@@ -82,8 +77,8 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         "__doc__": base.__doc__,
         "_autodeco_attachment": attachment,
         "generate": generate,
-        "_sample": _sample,
-        "_assisted_decoding": _assisted_decoding,
+        "_sample": adaptive(base._sample, draws=True),
+        "_assisted_decoding": adaptive(base._assisted_decoding, draws=False),
         "__deepcopy__": __deepcopy__,
         "__reduce_ex__": __reduce_ex__,
     }

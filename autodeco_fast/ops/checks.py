@@ -11,6 +11,7 @@ import torch
 
 from autodeco_fast.backends import FLOATS
 from autodeco_fast.torch_backend.compiled import first_outside
+from autodeco_fast.values import SEEDS
 
 ALL_FLOATS = (*FLOATS, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -33,7 +34,7 @@ NOT_NEGATIVE = Interval(0.0, sys.float_info.max, "[0, inf)")
 POSITIVE = Interval(math.nextafter(0.0, 1.0), sys.float_info.max, "(0, inf)")
 IDS = Interval(-(2**63), 2**63 - 1, "[-2**63, 2**63)")
 _SOFTCAP = Interval(POSITIVE.low, POSITIVE.high, "(0, inf), or None")
-_SEED = Interval(-(2**63), 2**64 - 1, "[-2**63, 2**64)")
+_SEED = Interval(*SEEDS, "[-2**63, 2**64)")
 COUNT = Interval(0, 2**63 - 1, "[0, 2**63)")
 SIZE = Interval(1, 2**63 - 1, "[1, 2**63)")
 
