@@ -118,7 +118,7 @@ def test_padding_is_never_drawn(backend):
         ({"top_k": -1}, r"top_k must be in \[0,"),
         ({"vocab_size": 9}, r"vocab_size must be in \[1, 8\], got 9"),
         ({"token_bitmask": torch.zeros(2, 1)}, r"token_bitmask must be \[2, 1\] int32, got \(2, 1\) torch.float32"),
-        ({"token_bitmask": torch.zeros(1, 1, dtype=torch.int32)}, "a row for each of 2 rows"),
+        ({"token_bitmask": torch.zeros(1, 1, dtype=torch.int32)}, r"token_bitmask must be \[2, 1\] int32, got \(1, 1\)"),
         ({"temperature": float("inf")}, "temperature must be in"),
     ],
 )

@@ -214,7 +214,7 @@ def test_says_what_is_wrong():
         (lambda: stats(h, torch.zeros(0), y), r"hidden and weight must be \[N, H\] and \[V, H\]"),  # a ZeRO-3 placeholder
         (lambda: stats(h, w, y, temperature=torch.ones(2)), r"temperature must be \[3\], got shape \(2,\)"),
         (lambda: stats(h, w, y, min_p=0.1), "min_p needs a temperature"),
-        (lambda: stats(h, w, y, chunk_bytes=0), "chunk_bytes must be positive, got 0"),
+        (lambda: stats(h, w, y, chunk_bytes=0), r"chunk_bytes must be in \[1, 2\*\*63\), got 0"),
         (lambda: stats(h, w, torch.tensor([0, 5, 1])), r"target ids must be in \[0, 5\) or -100, got 5"),
     ):
         with pytest.raises(ValueError, match=words):
