@@ -114,7 +114,18 @@ def test_names_the_value_and_the_range():
 @pytest.mark.parametrize("name", ["temperature", "min_p", "top_p", "top_k", "position", "stream", "seed"])
 def test_what_is_no_number_is_refused(name):
     z = logits(3)
-    wrong = ["1", True, [1], 1j, object(), np.ones(3), torch.ones(3, dtype=torch.bool), torch.ones(2), torch.ones(3, 1)]
+    wrong = [
+        "1",
+        True,
+        [1],
+        1j,
+        object(),
+        np.ones(3),
+        torch.ones(3, dtype=torch.bool),
+        torch.ones(2),
+        torch.ones(3, 1),
+        torch.ones(3).to_sparse(),
+    ]
     wrong += [] if name in ("top_k", "top_p", "min_p", "stream") else [None]
     wrong += [torch.ones(3), 1.0, np.float32(1), decimal.Decimal(1)] if name not in ("temperature", "min_p", "top_p") else []
     for value in wrong:

@@ -195,6 +195,8 @@ def check_parameter(
         if interval is None:
             return check_seed(value)
         return check_integer(name, value, interval) if whole else check_number(name, value, interval)
+    if value.layout is not torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
     if value.dtype != dtype and value.dtype not in _INTEGERS and (whole or not value.is_floating_point()):
         raise ValueError(f"{name} must be {'integers' if whole else 'real numbers'}, got {value.dtype}")
     row = value.detach() if value.requires_grad else value
