@@ -26,6 +26,7 @@ NUMBERS = [
     *(Fraction(1, 3), Fraction(10**400), Decimal("0.5"), Decimal("NaN"), Decimal("sNaN"), Decimal("1e999")),
     *(0.0, -0.0, 1.0, 1e-45, 5e-324, 1e-3, 1e29, 2e29, 1.7e308, float("nan"), float("inf"), -float("inf")),
 ]
+_INF = float("inf")
 THINGS = [
     *("0.5", "", "a\nb", b"1", [0.5], (1,), {}, {1}, object(), 1j, np.array(0.5), np.ones(2), np.array([]), len, range(3)),
     *(torch.float32, torch.Size([2]), ..., NotImplemented, type),
@@ -62,6 +63,28 @@ def anything(B: int) -> st.SearchStrategy:
     whole = st.one_of(st.integers(-3, 5), st.sampled_from(EDGES))
     real = st.one_of(st.floats(0, 1), st.floats(0, 5), st.floats(), st.sampled_from(NUMBERS))
     return st.one_of(st.none(), st.booleans(), whole, real, tensors(B), tensors(B), st.sampled_from(THINGS))
+
+
+def logits_of(B: int, V: int, dtype: torch.dtype, form: str, breaks: list, spread: float) -> torch.Tensor:
+    z = torch.randn(B, V, generator=torch.Generator().manual_seed(V)) * spread
+    for i, value in enumerate(breaks):
+        if B:
+            z[i % B, (7 * i) % V] = value
+    z = z.clamp(-3e4, 3e4).to(dtype) if dtype == torch.float16 else z.to(dtype)
+    if form == "transposed":
+        return z.T.contiguous().T
+    if form == "strided":
+        return torch.stack([z, torch.zeros_like(z)], -1)[..., 0]
+    if form == "expanded" and B:
+        return z[:1].expand(B, V)
+    if form == "gradient" and z.is_floating_point():
+        return z.requires_grad_()
+    return z
+
+
+FORMS = st.sampled_from(["plain", "plain", "strided", "transposed", "expanded", "gradient"])
+BREAKS = st.lists(st.sampled_from([float("nan"), _INF, -_INF, 3e38, -3e38, 0.0]), max_size=4)
+SPREADS = st.sampled_from([0.0, 0.1, 3.0, 30.0])
 
 
 def mostly(ordinary: st.SearchStrategy, odd: st.SearchStrategy) -> st.SearchStrategy:

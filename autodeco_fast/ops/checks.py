@@ -29,11 +29,12 @@ class Interval(NamedTuple):
 
 PROBABILITY = Interval(0.0, 1.0, "[0, 1]")
 INSIDE = Interval(math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0), "(0, 1)")
-FINITE = Interval(-sys.float_info.max, sys.float_info.max, "(-inf, inf)")
-NOT_NEGATIVE = Interval(0.0, sys.float_info.max, "[0, inf)")
-POSITIVE = Interval(math.nextafter(0.0, 1.0), sys.float_info.max, "(0, inf)")
+_TINY, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max  # what kernels take
+FINITE = Interval(-_LARGEST, _LARGEST, "[-3.4e38, 3.4e38]")
+NOT_NEGATIVE = Interval(0.0, _LARGEST, "[0, 3.4e38]")
+POSITIVE = Interval(_TINY, _LARGEST, "(0, 3.4e38]")
+_SOFTCAP = Interval(_TINY, 1e30, "(0, 1e30], or None")  # a logit over the softcap must be a normal number
 IDS = Interval(-(2**63), 2**63 - 1, "[-2**63, 2**63)")
-_SOFTCAP = Interval(POSITIVE.low, POSITIVE.high, "(0, inf), or None")
 _SEED = Interval(*SEEDS, "[-2**63, 2**64)")
 COUNT = Interval(0, 2**63 - 1, "[0, 2**63)")
 SIZE = Interval(1, 2**63 - 1, "[1, 2**63)")
