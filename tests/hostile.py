@@ -1,6 +1,6 @@
 """What a hostile user passes: strategies for arguments of any type; the rule that a call is served or refused in one line.
 
-`AUTODECO_FUZZ_SECONDS=600 python -m pytest tests/test_hostile_samplers.py` looks for ten minutes in each test instead of at a
+`FUZZ_SECONDS=600 python -m pytest tests/test_hostile_samplers.py` looks for ten minutes in each test instead of at a
 few examples.
 """
 
@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-SECONDS = float(os.environ.get("AUTODECO_FUZZ_SECONDS", "0"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 INTEGERS = [torch.int64, torch.int32, torch.int8, torch.uint8, torch.uint32, torch.uint64]
 REALS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 OTHERS = [torch.bool, torch.complex64]
