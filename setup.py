@@ -1,8 +1,10 @@
-"""Where the packages lie: `kernels/` and `training/` stand at the top but install inside `autodeco_fast`.
+"""Where the packages lie: `kernels/` and `training/` stand at the top but install inside
+`autodeco_fast`.
 
-They carry no `__init__.py`, because a top-level package named `kernels` would shadow the Hugging Face package of that name
-which transformers imports. Links `autodeco_fast/kernels` and `autodeco_fast/training` make them importable in place; a wheel
-holds real files. Everything else is in pyproject.toml.
+They carry no `__init__.py`, because a top-level package named `kernels` would shadow the Hugging
+Face package of that name which transformers imports. Links `autodeco_fast/kernels` and
+`autodeco_fast/training` make them importable in place; a wheel holds real files. Everything else is
+in pyproject.toml.
 """
 
 from setuptools import setup

@@ -1,6 +1,8 @@
-"""Adaptive decoding for frozen causal language models: a head predicts every token's temperature, Min-P cuts, one draw picks.
+"""Adaptive decoding for frozen causal language models: a head predicts every token's temperature,
+Min-P cuts, one draw picks.
 
-Public names are imported on first use, so `import autodeco_fast` costs little more than `import torch`.
+Public names are imported on first use, so `import autodeco_fast` costs little more than
+`import torch`.
 """
 
 import importlib

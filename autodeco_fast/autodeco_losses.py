@@ -1,4 +1,5 @@
-"""AutoDeco's two losses (arXiv 2510.26697) as its code has them, in closed form or with their own backward."""
+"""AutoDeco's two losses (arXiv 2510.26697) as its code has them, in closed form or with their own
+backward."""
 
 import torch
 
@@ -27,16 +28,21 @@ _WEIGHTINGS, _REDUCTIONS = ("unscaled", "scaled", None), ("mean", "sum", "none")
 
 
 def reduced(rows: torch.Tensor, kept: torch.Tensor, reduction: str) -> torch.Tensor:
-    """Rows, their sum, or their sum over the kept ones, 0 if none is; rows that are not kept hold 0."""
+    """Rows, their sum, or their sum over the kept ones, 0 if none is; rows that are not kept hold
+    0."""
     if reduction == "none":
         return rows
     return rows.sum() if reduction == "sum" else rows.sum() / kept.sum().clamp(min=1)
 
 
 def learned_by_autodeco(
-    stats: TokenStats, easy_drop: float, generator: torch.Generator | None = None, draw: torch.Tensor | None = None
+    stats: TokenStats,
+    easy_drop: float,
+    generator: torch.Generator | None = None,
+    draw: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Which rows the temperature loss looks at: those with a target, less a share of those whose target is the argmax. [N]"""
+    """Which rows the temperature loss looks at: those with a target, less a share of those whose
+    target is the argmax. [N]"""
     if draw is None:
         draw = torch.rand(stats.rank.shape, generator=generator, device=stats.rank.device)
     return (stats.rank >= 0) & ~((stats.rank == 0) & (draw < easy_drop))
@@ -51,21 +57,26 @@ def autodeco_temperature_loss(
     generator: torch.Generator | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """AutoDeco's temperature loss: `CE(z/T, y)`, weighted by the model's own confidence, with easy tokens left out at random.
+    """AutoDeco's temperature loss: `CE(z/T, y)`, weighted by the model's own confidence, with easy
+    tokens left out at random.
 
-    Closed form of the row's moments at T: `CE = ln Σ e^{z/T} − z_y/T`, whose gradient is `(z_y − E_p[z]) / T²`.
+    Closed form of the row's moments at T: `CE = ln Σ e^{z/T} − z_y/T`, whose gradient is
+    `(z_y − E_p[z]) / T²`.
 
     Args:
         temperature: `[N]` predicted T; below 0.01 it counts as 0.01 and has no gradient.
-        stats: `[N]`, from `token_stats` or `logit_stats` with this very `temperature`; rows with rank −1 are ignored.
-        easy_drop: share of the rows with rank 0 that is left out, in [0, 1]. Rank 0 also holds targets that tie with an argmax
-            of lower id, which AutoDeco's `argmax(z) = y` does not.
-        weighting: "unscaled" multiplies by softmax(z)_y, "scaled" by softmax(z/T)_y, both detached; None by 1.
+        stats: `[N]`, from `token_stats` or `logit_stats` with this very `temperature`; rows with
+            rank −1 are ignored.
+        easy_drop: share of the rows with rank 0 that is left out, in [0, 1]. Rank 0 also holds
+            targets that tie with an argmax of lower id, which AutoDeco's `argmax(z) = y` does not.
+        weighting: "unscaled" multiplies by softmax(z)_y, "scaled" by softmax(z/T)_y, both detached;
+            None by 1.
         generator: of that choice, on the device of `stats`; the default generator if None.
         reduction: "mean" over the rows left (0 if none is), "sum", or "none" `[N]`.
 
     Raises:
-        ValueError: for shapes, numbers or options other than these, or `stats` without a temperature.
+        ValueError: for shapes, numbers or options other than these, or `stats` without a
+            temperature.
         RuntimeError: as `min_p_hinge_loss`.
     """
     refuse_transforms()
@@ -103,9 +114,10 @@ def soft_top_p_loss(
 ) -> torch.Tensor:
     """AutoDeco's soft top-p loss, differentiable in T and top-p, never holding `[N, V]`.
 
-    `p = softmax(z/T)` in descending order with running sum C is damped by `exp(−steepness·relu(C − top_p))`, normalised to q;
-    the loss is `−ln(q_y + 1e-9)·softmax(z)_y`, the second factor detached. Derivation of the gradients:
-    `torch_backend/soft_top_p.py`. Tokens with the logit of the target count in the order of their ids.
+    `p = softmax(z/T)` in descending order with running sum C is damped by
+    `exp(−steepness·relu(C − top_p))`, normalised to q; the loss is `−ln(q_y + 1e-9)·softmax(z)_y`,
+    the second factor detached. Derivation of the gradients: `torch_backend/soft_top_p.py`. Tokens
+    with the logit of the target count in the order of their ids.
 
     Args:
         hidden, weight, target, bias, logit_scale, softcap, ignore_index: as in `token_stats`.
@@ -129,5 +141,7 @@ def soft_top_p_loss(
     valid = target != ignore_index
     column = torch.where(valid, target, IGNORED)
     options = {"bias": bias, "steepness": steepness, "logit_scale": scale, "softcap": softcap}
-    rows = soft_top_p_rows(hidden, weight, column, temperature, top_p, **options, chunk_bytes=chunk_bytes)
+    rows = soft_top_p_rows(
+        hidden, weight, column, temperature, top_p, **options, chunk_bytes=chunk_bytes
+    )
     return reduced(rows, valid, reduction)

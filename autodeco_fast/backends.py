@@ -7,7 +7,11 @@ import torch
 from torch.autograd import forward_ad
 
 BACKENDS = ("triton", "torch")
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)  # what kernels take; fp64 is the torch backend's alone
+FLOATS = (
+    torch.bfloat16,
+    torch.float16,
+    torch.float32,
+)  # what kernels take; fp64 is the torch backend's alone
 
 _TRITON = importlib.util.find_spec("triton") is not None
 
@@ -23,7 +27,8 @@ def interpreting() -> bool:
 
 
 def supported(*tensors: torch.Tensor) -> bool:
-    """Whether the Triton kernels can run on these tensors: an installed Triton, a CUDA or ROCm device, no fp64."""
+    """Whether the Triton kernels can run on these tensors: an installed Triton, a CUDA or ROCm
+    device, no fp64."""
     return triton_available() and all(t.is_cuda and _taken(t) for t in tensors)
 
 
@@ -32,16 +37,20 @@ def _taken(tensor: torch.Tensor) -> bool:
 
 
 def refuse_transforms() -> None:
-    """Raises where an op would give a wrong derivative, batch or trace without a word. `torch.compile` may pass."""
+    """Raises where an op would give a wrong derivative, batch or trace without a word.
+    `torch.compile` may pass."""
     if torch.compiler.is_compiling():
         return
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         raise RuntimeError(
-            "autodeco_fast cannot run under torch.vmap, torch.func transforms or forward-mode differentiation: "
+            "autodeco_fast cannot run under torch.vmap, torch.func transforms or forward-mode "
+            "differentiation: "
             "call it on whole batches, and take derivatives with torch.autograd"
         )
     if torch._C._get_tracing_state() is not None:
-        raise RuntimeError("autodeco_fast cannot be traced by torch.jit.trace: use torch.compile or torch.export")
+        raise RuntimeError(
+            "autodeco_fast cannot be traced by torch.jit.trace: use torch.compile or torch.export"
+        )
 
 
 def resolve(backend: str | None, *tensors: torch.Tensor) -> str:
@@ -70,6 +79,7 @@ def resolve(backend: str | None, *tensors: torch.Tensor) -> str:
         if not interpreting():
             devices = sorted({str(t.device) for t in tensors})
             raise ValueError(
-                f"backend='triton' needs CUDA or ROCm tensors, got {', '.join(devices)} (TRITON_INTERPRET=1 interprets)"
+                f"backend='triton' needs CUDA or ROCm tensors, got {', '.join(devices)} "
+                "(TRITON_INTERPRET=1 interprets)"
             )
     return backend

@@ -1,4 +1,5 @@
-"""Heads on disk: a folder with `autodeco_config.json` and `head.safetensors`. Written whole or not at all; no pickle."""
+"""Heads on disk: a folder with `autodeco_config.json` and `head.safetensors`. Written whole or not
+at all; no pickle."""
 
 import json
 import os
@@ -43,8 +44,13 @@ def fetch(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"head must be a folder or a hub id like 'user/name', got {name!r}, which is no folder")
-    with foreign(f"head must be a folder or a hub id like 'user/name', got {name!r}, which is no folder and not found there"):
+        raise ValueError(
+            f"head must be a folder or a hub id like 'user/name', got {name!r}, which is no folder"
+        )
+    with foreign(
+        f"head must be a folder or a hub id like 'user/name', got {name!r}, which is no folder and "
+        "not found there"
+    ):
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
@@ -66,7 +72,8 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of a head's tensors, from the file's header alone.
 
     Raises:
-        ValueError: if there is no such file, or it is not a whole safetensors file of floating-point tensors.
+        ValueError: if there is no such file, or it is not a whole safetensors file of
+            floating-point tensors.
     """
     path = folder / WEIGHTS_NAME
     if not path.is_file():

@@ -1,4 +1,5 @@
-"""The `autodeco-fast` command. Bad input is one line on standard error and exit code 2, before any model is loaded."""
+"""The `autodeco-fast` command. Bad input is one line on standard error and exit code 2, before any
+model is loaded."""
 
 import sys
 import warnings
@@ -25,16 +26,24 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show it")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show it")
+    ] = False,
 ) -> None:
     pass
 
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="folder for the table, the figure and the samples")] = Path("demo-output"),
-    text: Annotated[list[Path] | None, typer.Option(help="UTF-8 files to use instead of the standard library")] = None,
-    model: Annotated[str | None, typer.Option(help="folder or hub id instead of the embedded model")] = None,
+    output: Annotated[
+        Path, typer.Option(help="folder for the table, the figure and the samples")
+    ] = Path("demo-output"),
+    text: Annotated[
+        list[Path] | None, typer.Option(help="UTF-8 files to use instead of the standard library")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="folder or hub id instead of the embedded model")
+    ] = None,
     seed: Annotated[int, Seed] = 0,
 ) -> None:
     """Train heads on a small model, compare them with fixed temperatures, draw and generate."""
@@ -49,7 +58,9 @@ def generate(
     head: Annotated[str, typer.Option(help="folder or hub id of a temperature head")],
     prompt: Annotated[str, typer.Option(help="text to continue")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    min_p: Annotated[float | None, typer.Option(help="the cut, in (0, 1]; by default the head's own")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="the cut, in (0, 1]; by default the head's own")
+    ] = None,
     seed: Annotated[int | None, Seed] = None,
 ) -> None:
     """Continue a prompt with a predicted temperature per token."""
@@ -63,13 +74,18 @@ def generate(
 
     found, H, tokenizer = facts(model), width(model), load_tokenizer(model)
     if loaded.hidden_size != H:
-        raise ValueError(f"head has width {loaded.hidden_size}, the model's output embedding takes {H}")
+        raise ValueError(
+            f"head has width {loaded.hidden_size}, the model's output embedding takes {H}"
+        )
     inputs = tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"]
     if not ids.numel():
         raise ValueError(f"prompt must hold a token of the model, got {prompt!r}")
     if found.vocabulary and ids.max() >= found.vocabulary:
-        raise ValueError(f"the tokenizer makes id {ids.max()} of the prompt, the model's vocabulary has {found.vocabulary}")
+        raise ValueError(
+            f"the tokenizer makes id {ids.max()} of the prompt, the model's vocabulary has "
+            f"{found.vocabulary}"
+        )
     if found.positions and ids.shape[1] + max_new_tokens > found.positions:
         asked = f"{ids.shape[1]} tokens of the prompt and max_new_tokens {max_new_tokens}"
         raise ValueError(f"the model has {found.positions} positions, got {asked}")
@@ -100,7 +116,11 @@ def doctor() -> None:
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     failed = False
     for device in devices:
-        name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+        name = (
+            torch.cuda.get_device_name()
+            if device == "cuda"
+            else f"{torch.get_num_threads()} threads"
+        )
         typer.echo(f"\n{device} ({name}): backend {why(device)}")
         for op, good in self_test(device).items():
             typer.echo(f"  {op:26} {'ok' if good else 'FAILED'}")
@@ -118,7 +138,8 @@ def _show_warning(message: Warning, *_, **__) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs a command; the exit code. What the user can mend is one line on standard error; the rest stays a traceback.
+    """Runs a command; the exit code. What the user can mend is one line on standard error; the rest
+    stays a traceback.
 
     Args:
         arguments: those of the process by default.
@@ -127,7 +148,9 @@ def run(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            return app(arguments or ["--help"], prog_name="autodeco-fast", standalone_mode=False) or 0
+            return (
+                app(arguments or ["--help"], prog_name="autodeco-fast", standalone_mode=False) or 0
+            )
         except _UsageError as error:
             said = " ".join(error.format_message().split())
         except USERS as error:

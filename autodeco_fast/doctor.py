@@ -18,7 +18,15 @@ from autodeco_fast import (
 from autodeco_fast.backends import resolve, triton_available
 from autodeco_fast.ops.temperature_head import temperature_head
 
-_PACKAGES = ("autodeco-fast", "torch", "triton", "numba", "transformers", "accelerate", "safetensors")
+_PACKAGES = (
+    "autodeco-fast",
+    "torch",
+    "triton",
+    "numba",
+    "transformers",
+    "accelerate",
+    "safetensors",
+)
 
 
 def versions() -> dict[str, str]:
@@ -61,17 +69,26 @@ def self_test(device: str) -> dict[str, bool]:
     warm = T + 0.5
     scaled = logit_stats(z, y, temperature=warm)
     cross_entropy = autodeco_temperature_loss(warm, scaled, easy_drop=0.0, weighting=None)
-    soft = soft_top_p_loss(h, w, y, warm, torch.ones_like(T), steepness=0.0)  # nothing is damped: a weighted cross-entropy
+    soft = soft_top_p_loss(
+        h, w, y, warm, torch.ones_like(T), steepness=0.0
+    )  # nothing is damped: a weighted cross-entropy
     weight = torch.softmax(z, -1).gather(1, y[:, None])[:, 0]
     plain = -((z / warm[:, None]).softmax(-1).gather(1, y[:, None])[:, 0] + 1e-9).log() * weight
     return {
         "temperature_head": _near(T, 2 * torch.sigmoid(torch.relu(h @ w1.T + b1) @ w2[0] + b2)),
-        "logit_stats": _near(stats.logsumexp, z.logsumexp(-1)) and _near(stats.max_logit, z.amax(-1)),
+        "logit_stats": _near(stats.logsumexp, z.logsumexp(-1))
+        and _near(stats.max_logit, z.amax(-1)),
         "token_stats": _near(token_stats(h, w, y).logsumexp, z.logsumexp(-1)),
         "min_p_hinge_loss": _near(loss, ((need.clamp(max=2.0) - T).clamp(min=0) + 0.1 * T).mean()),
-        "autodeco_temperature_loss": _near(cross_entropy, torch.nn.functional.cross_entropy(z / warm[:, None], y)),
+        "autodeco_temperature_loss": _near(
+            cross_entropy, torch.nn.functional.cross_entropy(z / warm[:, None], y)
+        ),
         "soft_top_p_loss": _near(soft, plain.mean()),
-        "prob_stats": _near(prob_stats(z, warm).max_prob, torch.softmax(z / warm[:, None], -1).amax(-1)),
-        "linear_sample": torch.equal(linear_sample(h, w, 0.0, seed=1, fused=True).token, z.argmax(-1)),
+        "prob_stats": _near(
+            prob_stats(z, warm).max_prob, torch.softmax(z / warm[:, None], -1).amax(-1)
+        ),
+        "linear_sample": torch.equal(
+            linear_sample(h, w, 0.0, seed=1, fused=True).token, z.argmax(-1)
+        ),
         "sample": bool(inside.all()) and torch.equal(sample(z, 0.0, seed=1).token, z.argmax(-1)),
     }

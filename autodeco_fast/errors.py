@@ -1,8 +1,9 @@
 """The one place where failures of files, loaders and parsers become a line for the user.
 
-Our own checks raise ValueError, the file system OSError, safetensors its own error: `USERS`, which the command line shows as
-one line. What foreign code raises on a user's file can be anything, so calls of it, and of nothing else, run inside
-`foreign`. Whatever else is raised is a bug and stays a traceback.
+Our own checks raise ValueError, the file system OSError, safetensors its own error: `USERS`, which
+the command line shows as one line. What foreign code raises on a user's file can be anything, so
+calls of it, and of nothing else, run inside `foreign`. Whatever else is raised is a bug and stays a
+traceback.
 """
 
 import json
@@ -26,7 +27,8 @@ def line(error: BaseException) -> str:
 
 @contextmanager
 def foreign(complaint: str) -> Iterator[None]:
-    """Around a call of a foreign loader or parser on a user's file: whatever it raises is about that file.
+    """Around a call of a foreign loader or parser on a user's file: whatever it raises is about
+    that file.
 
     Raises:
         ValueError: the complaint and what was raised.
@@ -35,7 +37,9 @@ def foreign(complaint: str) -> Iterator[None]:
         yield
     except Exception as error:
         said = line(error)
-        raise ValueError(f"{complaint}: {said if len(said) <= _LONGEST else said[:_LONGEST] + '…'}") from error
+        raise ValueError(
+            f"{complaint}: {said if len(said) <= _LONGEST else said[:_LONGEST] + '…'}"
+        ) from error
 
 
 def parse_json(text: str | bytes, where: str) -> object:

@@ -1,4 +1,5 @@
-"""Writing: files that are whole or not there, with the user's permissions, in folders that one run at a time holds."""
+"""Writing: files that are whole or not there, with the user's permissions, in folders that one run
+at a time holds."""
 
 import errno
 import fcntl
@@ -48,8 +49,8 @@ def append_text(path: Path, text: str) -> None:
 def output_folder(folder: Path, name: str = "output") -> Iterator[None]:
     """Holds a folder for one run, until the end of the block or of the process.
 
-    The folder is made if it is missing, and removed again if nothing was written into it. Only one process of a run should
-    call this.
+    The folder is made if it is missing, and removed again if nothing was written into it. Only one
+    process of a run should call this.
 
     Args:
         name: of the setting, for complaints.
@@ -66,7 +67,9 @@ def output_folder(folder: Path, name: str = "output") -> Iterator[None]:
         except BlockingIOError:
             raise ValueError(f"{name} {str(folder)!r} is being written by another run") from None
         except FileExistsError:
-            raise ValueError(f"{name} must be a folder, got {str(folder)!r}, which is a file") from None
+            raise ValueError(
+                f"{name} must be a folder, got {str(folder)!r}, which is a file"
+            ) from None
         except OSError as error:
             raise ValueError(f"{name} {str(folder)!r} cannot be written: {error}") from None
         try:

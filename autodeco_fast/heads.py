@@ -20,7 +20,8 @@ def _sizes(hidden_size: object, intermediate_size: object) -> dict[str, int]:
 
 
 class _Saved(nn.Module):
-    """An MLP of two layers with settings, saved and loaded as a folder with its configuration and its weights."""
+    """An MLP of two layers with settings, saved and loaded as a folder with its configuration and
+    its weights."""
 
     config_keys: tuple[str, ...]
     optional_keys: tuple[str, ...] = ()  # of configurations written before they existed
@@ -40,13 +41,16 @@ class _Saved(nn.Module):
         for name, value in settings.items():
             setattr(self, name, value)
         F = self.intermediate_size
-        self.mlp = nn.Sequential(nn.Linear(self._input_width(settings), F), nn.ReLU(), nn.Linear(F, 1))
+        self.mlp = nn.Sequential(
+            nn.Linear(self._input_width(settings), F), nn.ReLU(), nn.Linear(F, 1)
+        )
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes `autodeco_config.json` and `head.safetensors`, each whole or not at all.
 
         Raises:
-            ValueError: for weights or settings that `from_pretrained` would refuse, NaN above all; nothing is written.
+            ValueError: for weights or settings that `from_pretrained` would refuse, NaN above all;
+                nothing is written.
         """
         settings = self._checked(**{key: getattr(self, key) for key in self.config_keys})
         save_head(folder, settings, self.state_dict())
@@ -64,10 +68,17 @@ class _Saved(nn.Module):
         config, got = read_config(folder), read_shapes(folder)
         keys, optional = set(cls.config_keys), set(cls.optional_keys)
         if not keys - optional <= set(config) <= keys:
-            raise ValueError(f"head configuration must have the keys {sorted(keys)}, got {sorted(config)}")
+            raise ValueError(
+                f"head configuration must have the keys {sorted(keys)}, got {sorted(config)}"
+            )
         settings = cls._checked(**{**dict.fromkeys(optional), **config})
         W, F = cls._input_width(settings), settings["intermediate_size"]
-        want = {"mlp.0.bias": (F,), "mlp.0.weight": (F, W), "mlp.2.bias": (1,), "mlp.2.weight": (1, F)}
+        want = {
+            "mlp.0.bias": (F,),
+            "mlp.0.weight": (F, W),
+            "mlp.2.bias": (1,),
+            "mlp.2.weight": (1, F),
+        }
         if want != got:
             raise ValueError(f"head weights must be {want}, got {got}")
         head = cls(**settings)
@@ -76,7 +87,8 @@ class _Saved(nn.Module):
 
 
 class TemperatureHead(_Saved):
-    """`T = max_temperature · sigmoid(w2 · relu(W1 h + b1) + b2)`, with AutoDeco's parameter names (`mlp.0`, `mlp.2`).
+    """`T = max_temperature · sigmoid(w2 · relu(W1 h + b1) + b2)`, with AutoDeco's parameter names
+    (`mlp.0`, `mlp.2`).
 
     The last layer starts at zero, so T starts at `max_temperature / 2` everywhere.
 
@@ -84,9 +96,11 @@ class TemperatureHead(_Saved):
         hidden_size: width H of what enters the output embedding.
         intermediate_size: width F of the hidden layer.
         max_temperature: upper end of T.
-        offset: added to T, the result clipped to [0, max_temperature] (conformal calibration); 0 adds nothing.
-        min_p: the Min-P cut, in (0, 1), that the head was trained or calibrated for: what `attach` and the commands take
-            unless they are told another. None if it is not known; they take 0.1 then.
+        offset: added to T, the result clipped to [0, max_temperature] (conformal calibration); 0
+            adds nothing.
+        min_p: the Min-P cut, in (0, 1), that the head was trained or calibrated for: what `attach`
+            and the commands take unless they are told another. None if it is not known; they take
+            0.1 then.
 
     Raises:
         ValueError: for a value of another type or out of range.
@@ -116,7 +130,12 @@ class TemperatureHead(_Saved):
 
     @staticmethod
     def _checked(*, hidden_size, intermediate_size, max_temperature, offset, min_p) -> dict:
-        require(finite("max_temperature", max_temperature) > 0, "max_temperature", max_temperature, "positive")
+        require(
+            finite("max_temperature", max_temperature) > 0,
+            "max_temperature",
+            max_temperature,
+            "positive",
+        )
         return {
             **_sizes(hidden_size, intermediate_size),
             "max_temperature": float(max_temperature),
@@ -131,7 +150,14 @@ class TemperatureHead(_Saved):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[..., H]` bf16, fp16 or fp32 → `[...]` fp32."""
         first, _, last = self.mlp
-        T = temperature_head(hidden, first.weight, first.bias, last.weight, last.bias, max_temperature=self.max_temperature)
+        T = temperature_head(
+            hidden,
+            first.weight,
+            first.bias,
+            last.weight,
+            last.bias,
+            max_temperature=self.max_temperature,
+        )
         return (T + self.offset).clamp(0.0, self.max_temperature) if self.offset else T
 
     def extra_repr(self) -> str:
@@ -140,17 +166,21 @@ class TemperatureHead(_Saved):
 
 
 class TopPHead(_Saved):
-    """AutoDeco's second head, `P = sigmoid(w2 · relu(W1 [h, T, features] + b1) + b2)`, with its parameter names and shapes.
+    """AutoDeco's second head, `P = sigmoid(w2 · relu(W1 [h, T, features] + b1) + b2)`, with its
+    parameter names and shapes.
 
     Args:
         hidden_size: width H of what enters the output embedding.
-        use_enhanced_features: whether W1 is `[F, H + 5]`, for T and the four numbers of `prob_stats`, or `[F, H + 1]`.
+        use_enhanced_features: whether W1 is `[F, H + 5]`, for T and the four numbers of
+            `prob_stats`, or `[F, H + 1]`.
         intermediate_size: width F of the hidden layer.
     """
 
     config_keys = ("hidden_size", "use_enhanced_features", "intermediate_size")
 
-    def __init__(self, hidden_size: int, use_enhanced_features: bool = True, intermediate_size: int = 256):
+    def __init__(
+        self, hidden_size: int, use_enhanced_features: bool = True, intermediate_size: int = 256
+    ):
         super().__init__()
         self._build(
             hidden_size=hidden_size,
@@ -160,29 +190,47 @@ class TopPHead(_Saved):
 
     @staticmethod
     def _checked(*, hidden_size, use_enhanced_features, intermediate_size) -> dict:
-        require(isinstance(use_enhanced_features, bool), "use_enhanced_features", use_enhanced_features, "True or False")
-        return {**_sizes(hidden_size, intermediate_size), "use_enhanced_features": use_enhanced_features}
+        require(
+            isinstance(use_enhanced_features, bool),
+            "use_enhanced_features",
+            use_enhanced_features,
+            "True or False",
+        )
+        return {
+            **_sizes(hidden_size, intermediate_size),
+            "use_enhanced_features": use_enhanced_features,
+        }
 
     @staticmethod
     def _input_width(settings: dict) -> int:
         return settings["hidden_size"] + (5 if settings["use_enhanced_features"] else 1)
 
-    def forward(self, hidden: torch.Tensor, temperature: torch.Tensor, features: ProbStats | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, temperature: torch.Tensor, features: ProbStats | None = None
+    ) -> torch.Tensor:
         """Top-p, `[...]` in (0, 1) and in the dtype of the weights.
 
         Args:
             hidden: `[..., H]`.
             temperature: `[...]`.
-            features: `prob_stats` at that temperature, each `[...]`; needed with `use_enhanced_features`, else not taken.
+            features: `prob_stats` at that temperature, each `[...]`; needed with
+                `use_enhanced_features`, else not taken.
 
         Raises:
             ValueError: for another width, or features that are missing or not taken.
         """
         if hidden.shape[-1] != self.hidden_size:
-            raise ValueError(f"hidden has width {hidden.shape[-1]}, the head was made for {self.hidden_size}")
+            raise ValueError(
+                f"hidden has width {hidden.shape[-1]}, the head was made for {self.hidden_size}"
+            )
         if (features is None) == self.use_enhanced_features:
             wanted, came = ("prob_stats", "none") if features is None else ("None", "some")
-            raise ValueError(f"features must be {wanted} with use_enhanced_features={self.use_enhanced_features}, got {came}")
+            raise ValueError(
+                f"features must be {wanted} with "
+                f"use_enhanced_features={self.use_enhanced_features}, got {came}"
+            )
         kind = self.mlp[0].weight.dtype
         columns = torch.stack([temperature, *(features or ())], -1)
-        return torch.sigmoid(self.mlp(torch.cat([hidden.to(kind), columns.to(kind)], -1)).squeeze(-1))
+        return torch.sigmoid(
+            self.mlp(torch.cat([hidden.to(kind), columns.to(kind)], -1)).squeeze(-1)
+        )

@@ -1,4 +1,5 @@
-"""What the head learns from: the required temperature, the tokens worth learning from, and the hinge between the two."""
+"""What the head learns from: the required temperature, the tokens worth learning from, and the
+hinge between the two."""
 
 import math
 
@@ -28,11 +29,14 @@ def _inverse_width(min_p: float) -> float:
 
 def check_stats(stats: TokenStats) -> None:
     if not isinstance(stats, TokenStats):
-        raise ValueError(f"stats must be TokenStats, of token_stats or logit_stats, got {shown(stats)}")
+        raise ValueError(
+            f"stats must be TokenStats, of token_stats or logit_stats, got {shown(stats)}"
+        )
 
 
 def required_temperature(stats: TokenStats, min_p: float) -> torch.Tensor:
-    """`T* = (max z − z_y) / (−ln p_min)`: the lowest temperature at which Min-P keeps the target. fp32 `[N]`, 0 where ignored.
+    """`T* = (max z − z_y) / (−ln p_min)`: the lowest temperature at which Min-P keeps the target.
+    fp32 `[N]`, 0 where ignored.
 
     Raises:
         ValueError: if `min_p` is not in (0, 1).
@@ -45,7 +49,8 @@ TRIVIAL, MIDDLE, IMPOSSIBLE = 0, 1, 2
 
 
 def difficulty(stats: TokenStats, *, max_rank: int, trivial_prob: float) -> torch.Tensor:
-    """TRIVIAL, MIDDLE or IMPOSSIBLE for each row, −1 where ignored. int64 `[N]`; arguments as in `goldilocks_mask`."""
+    """TRIVIAL, MIDDLE or IMPOSSIBLE for each row, −1 where ignored. int64 `[N]`; arguments as in
+    `goldilocks_mask`."""
     probability = (stats.target_logit - stats.logsumexp).exp()
     bucket = torch.where((stats.rank == 0) & (probability > trivial_prob), TRIVIAL, MIDDLE)
     bucket = torch.where(stats.rank > max_rank, IMPOSSIBLE, bucket)
@@ -61,11 +66,13 @@ def goldilocks_mask(
     generator: torch.Generator | None = None,
     draw: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Which tokens to train on, by the frozen model's own confidence. bool `[N]`; ignored rows are False.
+    """Which tokens to train on, by the frozen model's own confidence. bool `[N]`; ignored rows are
+    False.
 
     Args:
         stats: of the model's logits at temperature 1.
-        max_rank: targets with more ids above them are *impossible*: dropped. The default is a choice, not a measurement.
+        max_rank: targets with more ids above them are *impossible*: dropped. The default is a
+            choice, not a measurement.
         trivial_prob: targets that are the argmax with more probability than this are *trivial*.
         easy_fraction: share of the trivial tokens that is kept: those with `draw < easy_fraction`.
         generator: of uniform draws, on the device of `stats`; the default generator if None.
@@ -99,25 +106,30 @@ def min_p_hinge_loss(
     reduction: str = "mean",
     backend: str | None = None,
 ) -> torch.Tensor:
-    """`relu(T* − T)^power + gravity·T` per token; with power 1 its minimiser is the (1 − gravity)-quantile of T*.
+    """`relu(T* − T)^power + gravity·T` per token; with power 1 its minimiser is the (1 −
+    gravity)-quantile of T*.
 
     Differentiable in the temperature, once.
 
     Args:
-        temperature: `[N]` predicted T, fp32 (other floats are computed in fp32; fp64 on the torch backend).
+        temperature: `[N]` predicted T, fp32 (other floats are computed in fp32; fp64 on the torch
+            backend).
         stats: `[N]`, from `token_stats` or `logit_stats`; rows with rank −1 are ignored.
         min_p: of the cut the head will be used with, in (0, 1).
         gravity: λ, the share of tokens allowed to fall outside the cut, ≥ 0.
         power: 1, or 2 to square the hinge (then it is no quantile).
         max_temperature: the head's T_max.
-        unreachable: "drop" leaves tokens with `T* > max_temperature` out, "clip" sets their T* to it.
+        unreachable: "drop" leaves tokens with `T* > max_temperature` out, "clip" sets their T* to
+            it.
         weight: `[N]` weights, ≥ 0, or None.
-        reduction: "mean" divides by the kept tokens (by their Σ weight), and is 0 when none is left; "sum"; "none" `[N]`.
+        reduction: "mean" divides by the kept tokens (by their Σ weight), and is 0 when none is
+            left; "sum"; "none" `[N]`.
         backend: None chooses; "triton" or "torch" forces.
 
     Raises:
         ValueError: for shapes, dtypes, numbers or options other than these.
-        RuntimeError: under `torch.vmap`, `torch.func` transforms, forward-mode differentiation and `torch.jit.trace`.
+        RuntimeError: under `torch.vmap`, `torch.func` transforms, forward-mode differentiation and
+            `torch.jit.trace`.
     """
     inv = _inverse_width(min_p)
     check_stats(stats)
@@ -130,7 +142,9 @@ def min_p_hinge_loss(
     check_choice("unreachable", unreachable, ("drop", "clip"))
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     chosen = resolve(backend, temperature, stats.rank)
-    kind = torch.float64 if temperature.dtype == torch.float64 and chosen == "torch" else torch.float32
+    kind = (
+        torch.float64 if temperature.dtype == torch.float64 and chosen == "torch" else torch.float32
+    )
     gap = stats.max_logit - stats.target_logit
     floats = [None if row is None else row.detach().to(kind).contiguous() for row in (gap, weight)]
     rows, total, mass = min_p_hinge(

@@ -27,7 +27,8 @@ def finite(name: str, value: object) -> float:
 
 
 def text(name: str, value: str) -> str:
-    """A string that is Unicode: half of a surrogate pair, which JSON and file names can bring, is not."""
+    """A string that is Unicode: half of a surrogate pair, which JSON and file names can bring, is
+    not."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,8 +1,10 @@
-"""`generate` with an attached head against static sampling and greedy decoding of the same model: tokens per second.
+"""`generate` with an attached head against static sampling and greedy decoding of the same model:
+tokens per second.
 
     python -m bench.generate
 
-One prompt of 32 tokens, 64 new tokens, a random two-layer Llama with hidden size 896 and V = 151,936, fp32.
+One prompt of 32 tokens, 64 new tokens, a random two-layer Llama with hidden size 896 and V =
+151,936, fp32.
 """
 
 import torch
@@ -62,7 +64,17 @@ def main() -> None:
         }
         for name, t in times.items()
     ]
-    record("generate", rows, batch=1, prompt=32, new_tokens=NEW_TOKENS, layers=2, hidden=896, vocab=151_936, dtype="float32")
+    record(
+        "generate",
+        rows,
+        batch=1,
+        prompt=32,
+        new_tokens=NEW_TOKENS,
+        layers=2,
+        hidden=896,
+        vocab=151_936,
+        dtype="float32",
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Everything worth doing on a machine with a GPU: the kernels' tests on the device, its ceilings, every benchmark.
+"""Everything worth doing on a machine with a GPU: the kernels' tests on the device, its ceilings,
+every benchmark.
 
     python -m bench.gpu --output DIR [STEP …]
 
-A step that fails does not stop the others; its log says why. Records go to `bench/results/<card>`, and with the logs to DIR.
+A step that fails does not stop the others; its log says why. Records go to `bench/results/<card>`,
+and with the logs to DIR.
 """
 
 import argparse
@@ -13,9 +15,27 @@ from pathlib import Path
 
 import torch
 
-from bench.harness import RESULTS, ROOT, copy_bandwidth, device, device_slug, interleave, read_bandwidth, record
+from bench.harness import (
+    RESULTS,
+    ROOT,
+    copy_bandwidth,
+    device,
+    device_slug,
+    interleave,
+    read_bandwidth,
+    record,
+)
 
-BENCHMARKS = ("sampling", "top_k_top_p", "linear_sample", "kernels", "training", "scan", "generate", "startup")
+BENCHMARKS = (
+    "sampling",
+    "top_k_top_p",
+    "linear_sample",
+    "kernels",
+    "training",
+    "scan",
+    "generate",
+    "startup",
+)
 KERNEL_TESTS = (
     *("ops", "logit_stats", "token_stats", "autodeco", "temperature_head", "losses"),
     *("min_p_sample", "sample_cuts", "linear_sample", "partials"),
@@ -45,7 +65,9 @@ def run(name: str, output: Path, limit: float) -> bool:
     log = output / f"{name}.log"
     with log.open("w") as file:
         try:
-            done = subprocess.run([sys.executable, *STEPS[name]], cwd=ROOT, stdout=file, stderr=file, timeout=limit)
+            done = subprocess.run(
+                [sys.executable, *STEPS[name]], cwd=ROOT, stdout=file, stderr=file, timeout=limit
+            )
             good = done.returncode == 0
         except subprocess.TimeoutExpired:
             good = False
@@ -56,10 +78,19 @@ def run(name: str, output: Path, limit: float) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"some of {', '.join(STEPS)}; all, if left out")
-    parser.add_argument("--output", type=Path, default=Path("gpu-results"), help="folder for logs and copies of the records")
+    parser.add_argument(
+        "steps", nargs="*", metavar="STEP", help=f"some of {', '.join(STEPS)}; all, if left out"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("gpu-results"),
+        help="folder for logs and copies of the records",
+    )
     parser.add_argument("--limit", type=float, default=500, help="seconds a step may take")
-    parser.add_argument("--ceilings", action="store_true", help="measure the ceilings in this process and stop")
+    parser.add_argument(
+        "--ceilings", action="store_true", help="measure the ceilings in this process and stop"
+    )
     args = parser.parse_args()
     unknown = sorted(set(args.steps) - set(STEPS))
     if unknown:

@@ -1,8 +1,9 @@
 """Interleaved timing, memory peaks, and records that say on what they were taken.
 
-Times are seconds of one call: wall-clock on a CPU; on a GPU between CUDA events, after a write of 256 MB that empties the
-second-level cache. Variants take turns, so that a slow spell of the machine hits them all. Memory is the peak above what was
-held before the call: the allocator's on a GPU, the process's resident set on a CPU.
+Times are seconds of one call: wall-clock on a CPU; on a GPU between CUDA events, after a write of
+256 MB that empties the second-level cache. Variants take turns, so that a slow spell of the machine
+hits them all. Memory is the peak above what was held before the call: the allocator's on a GPU, the
+process's resident set on a CPU.
 """
 
 import ctypes
@@ -39,7 +40,9 @@ def device_slug() -> str:
 
 
 def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ()
+    ):
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -47,7 +50,9 @@ def _cpu() -> str:
 
 def _commit() -> str:
     """The commit measured, `+changes` if the tree differed from it; unknown outside a checkout."""
-    git = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    git = lambda *a: subprocess.run(
+        ["git", *a], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()  # noqa: E731
     commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/results")
     return commit + ("+changes" if changed else "")
@@ -102,12 +107,13 @@ COMPILED = "torch.compile"  # the end of such variants' names
 def interleave(
     variants: dict[str, Callable[[], object]], *, samples: int = 20, warmup: int = 2, burst: int = 1
 ) -> dict[str, dict[str, float]]:
-    """Seconds of every variant: median and the 20th and 80th percentile of `samples`, taken in turn.
+    """Seconds of every variant: median and the 20th and 80th percentile of `samples`, taken in
+    turn.
 
-    A turn is `burst` calls in a row, the last of which is timed: with 1, a variant finds the caches as the variant before
-    left them (on a GPU empty), with more as its own call before left them.
-    Variants whose name ends in "torch.compile" take their turns after all others: on a CPU such code can bring threads of
-    its own, which may still hold a core when the next variant begins.
+    A turn is `burst` calls in a row, the last of which is timed: with 1, a variant finds the caches
+    as the variant before left them (on a GPU empty), with more as its own call before left them.
+    Variants whose name ends in "torch.compile" take their turns after all others: on a CPU such
+    code can bring threads of its own, which may still hold a core when the next variant begins.
     """
     compiled = {name: work for name, work in variants.items() if name.endswith(COMPILED)}
     others = {name: work for name, work in variants.items() if name not in compiled}
@@ -122,7 +128,10 @@ def interleave(
             if turn >= warmup:
                 times[name].append(seconds)
     quantile = lambda values, q: float(torch.tensor(values, dtype=torch.float64).quantile(q))  # noqa: E731
-    return {n: {"seconds": quantile(v, 0.5), "p20": quantile(v, 0.2), "p80": quantile(v, 0.8)} for n, v in times.items()}
+    return {
+        n: {"seconds": quantile(v, 0.5), "p20": quantile(v, 0.2), "p80": quantile(v, 0.8)}
+        for n, v in times.items()
+    }
 
 
 def _resident(key: str) -> int:
@@ -131,7 +140,8 @@ def _resident(key: str) -> int:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Peak memory of one call above what was held before it. On a CPU (Linux), from the resident set."""
+    """Peak memory of one call above what was held before it. On a CPU (Linux), from the resident
+    set."""
     gc.collect()
     if device() == "cuda":
         torch.cuda.synchronize()
@@ -180,5 +190,9 @@ def _cell(value: object) -> str:
 def markdown(rows: list[dict]) -> str:
     """A Markdown table; its columns are the keys of all rows, in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, ["---"] * len(columns), *([_cell(row.get(key)) for key in columns] for row in rows)]
+    lines = [
+        columns,
+        ["---"] * len(columns),
+        *([_cell(row.get(key)) for key in columns] for row in rows),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

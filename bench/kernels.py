@@ -1,9 +1,11 @@
-"""The small kernels one by one: `logit_stats`, the temperature head, the hinge; each against torch and its physical limit.
+"""The small kernels one by one: `logit_stats`, the temperature head, the hinge; each against torch
+and its physical limit.
 
 python -m bench.kernels
 
 logit_stats       one read of [256, V] logits at the bandwidth of a plain maximum over 1 GiB
-temperature head  its first matrix product alone, [N, H]·[H, 256] forward, two such products backward
+temperature head  its first matrix product alone, [N, H]·[H, 256] forward, two such products
+backward
 hinge             reading 16 and writing 4 bytes a row forward, 20 and 4 backward, at the bandwidth of a large copy
 """
 
@@ -108,7 +110,9 @@ def hinge_rows() -> list[dict]:
         "eager torch": backward_of(lambda: eager_hinge(T, gap, rank), T),
         "torch.compile": backward_of(lambda: compiled(T, gap, rank), T),
     }
-    return report("hinge, forward and backward", f"[{ROWS}] fp32", variants, ROWS * 44 / copy_bandwidth())
+    return report(
+        "hinge, forward and backward", f"[{ROWS}] fp32", variants, ROWS * 44 / copy_bandwidth()
+    )
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
-"""`linear_sample` against the LM head's product followed by a sampler: microseconds a call, and peak memory.
+"""`linear_sample` against the LM head's product followed by a sampler: microseconds a call, and
+peak memory.
 
     python -m bench.linear_sample
 
-Random hidden states and weights whose logits have a standard deviation of 3; T = 0.7, Min-P 0.1. The physical limit is the
-product alone: at few rows one read of the weight, at many the matrix unit.
+Random hidden states and weights whose logits have a standard deviation of 3; T = 0.7, Min-P 0.1.
+The physical limit is the product alone: at few rows one read of the weight, at many the matrix
+unit.
 """
 
 import torch
@@ -13,7 +15,9 @@ from bench.harness import device, interleave, peak_bytes, record
 from bench.sampling import MIN_P, T, transformers_sampler
 
 CPU_SHAPES = [(B, 896, 151_936) for B in (1, 8, 64, 256)]
-GPU_SHAPES = [(B, H, V) for H, V in ((4096, 151_936), (3840, 262_208)) for B in (1, 8, 64, 128, 256, 512)]
+GPU_SHAPES = [
+    (B, H, V) for H, V in ((4096, 151_936), (3840, 262_208)) for B in (1, 8, 64, 128, 256, 512)
+]
 
 
 def measure(B: int, H: int, V: int, dtype: torch.dtype) -> list[dict]:

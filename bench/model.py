@@ -1,13 +1,15 @@
-"""Predicted times of the samplers and of the statistics on an H200, for the first run there to refute.
+"""Predicted times of the samplers and of the statistics on an H200, for the first run there to
+refute.
 
     python -m bench.model
 
     time = max(bytes / bandwidth, warp instructions / issue rate) + a second launch
 
-Bandwidth, clock and launch are assumptions (`CARD`), the rest is counted: bytes from the shapes, instructions in the sm_90
-code of the loop that every logit goes through. Needs no GPU.
+Bandwidth, clock and launch are assumptions (`CARD`), the rest is counted: bytes from the shapes,
+instructions in the sm_90 code of the loop that every logit goes through. Needs no GPU.
 
-`token_stats`, streaming: a multiprocessor works on one tile at a time (registers allow no second), in waves;
+`token_stats`, streaming: a multiprocessor works on one tile at a time (registers allow no second),
+in waves;
 
     tile = max(matrix, cache) + epilogue,   cache = (rows + block)·H elements over the second level's bandwidth for one of them
 
@@ -50,23 +52,46 @@ def sass(entry: tuple, divisible: tuple[str, ...], **fixed) -> str:
     constants = {(names.index(k),): v for k, v in {**constants, **fixed}.items()}
     divisible = {(names.index(n),): [["tt.divisibility", 16]] for n in divisible}
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=divisible)
-    compiled = triton.compile(source, target=TARGETS["sm_90"], options={"num_warps": warps, "num_stages": stages})
+    compiled = triton.compile(
+        source, target=TARGETS["sm_90"], options={"num_warps": warps, "num_stages": stages}
+    )
     tool = next(Path(triton.__file__).parent.rglob("nvdisasm*"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        return subprocess.run([str(tool), "-c", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [str(tool), "-c", file.name], capture_output=True, text=True, check=True
+        ).stdout
 
 
 def loop_instructions() -> int:
-    """SASS instructions a warp issues for a tile of bf16 logits where no noise is drawn: the loop of the scan."""
-    return fast_path(sass(min_p_sample.AOT[0], ("z_ptr", "float_ptr", "int_ptr", "V", "stride"), draw=False))
+    """SASS instructions a warp issues for a tile of bf16 logits where no noise is drawn: the loop
+    of the scan."""
+    return fast_path(
+        sass(min_p_sample.AOT[0], ("z_ptr", "float_ptr", "int_ptr", "V", "stride"), draw=False)
+    )
 
 
 def epilogue_instructions(entry: tuple, *pointers: str) -> int:
-    """What a warp issues for a tile of a product, its loop along H left out: the longest loop less the next."""
+    """What a warp issues for a tile of a product, its loop along H left out: the longest loop less
+    the next."""
     loops = sorted(
-        loop_lengths(sass(entry, ("x_ptr", "w_ptr", "float_ptr", "int_ptr", "V", "H", "x_stride", "w_stride", *pointers)))
+        loop_lengths(
+            sass(
+                entry,
+                (
+                    "x_ptr",
+                    "w_ptr",
+                    "float_ptr",
+                    "int_ptr",
+                    "V",
+                    "H",
+                    "x_stride",
+                    "w_stride",
+                    *pointers,
+                ),
+            )
+        )
     )
     return loops[-1] - loops[-2]
 
@@ -95,7 +120,8 @@ def positions(sass: str) -> tuple[dict[str, int], dict[int, tuple[str, bool]]]:
 def fast_path(sass: str) -> int:
     """Instructions of the longest loop on its shortest way round: full tiles, nothing rare.
 
-    Every forward branch in the loop skips what few tiles need: the masked load of the last one, the search for NaN.
+    Every forward branch in the loop skips what few tiles need: the masked load of the last one, the
+    search for NaN.
     """
     labels, jumps = positions(sass)
     loops = [(labels[target], end) for end, (target, _) in jumps.items() if labels[target] < end]
@@ -127,37 +153,58 @@ def sample_row(B: int, V: int, instructions: int) -> dict:
 
 
 def linear_row(B: int, H: int, V: int, instructions: int) -> dict:
-    """The weight once for every 64 rows, from device memory the first time; against a product that writes bf16 logits."""
+    """The weight once for every 64 rows, from device memory the first time; against a product that
+    writes bf16 logits."""
     weight = 2 * H * V
     memory = weight / CARD["bytes_per_second"]
     rows, warps = linear_sample.tile_shape(B)
     tiles = -(-B // rows) * -(-V // linear_sample.BLOCK)
-    epilogue = tiles * warps * instructions / (CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"])
+    epilogue = (
+        tiles
+        * warps
+        * instructions
+        / (CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"])
+    )
     matrix = 2.0 * B * H * V / CARD["tflops"]
     total = max(memory, matrix + epilogue) + CARD["second_launch_seconds"]
-    apart = max((weight + 2 * B * V) / CARD["bytes_per_second"], matrix) + sample_row(B, V, 0)["predicted_us"] / 1e6
+    apart = (
+        max((weight + 2 * B * V) / CARD["bytes_per_second"], matrix)
+        + sample_row(B, V, 0)["predicted_us"] / 1e6
+    )
     return {
         "op": "linear_sample", "B": B, "V": V, "H": H, "MB": weight / 1e6, "memory_us": 1e6 * memory,
         "issue_us": 1e6 * (matrix + epilogue), "predicted_us": 1e6 * total, "product_and_sample_us": 1e6 * apart,
     }  # fmt: skip
 
 
-def streaming_seconds(variant: token_stats.Variant, N: int, H: int, V: int, instructions: int) -> float:
+def streaming_seconds(
+    variant: token_stats.Variant, N: int, H: int, V: int, instructions: int
+) -> float:
     """Waves of splits, tile by tile."""
     rows, block = variant.tile(scaled=False)
     units = CARD["multiprocessors"]
     matrix = 2.0 * rows * block * H / (CARD["tflops"] / units)
     cache = 2 * (rows + block) * H / (CARD["cache_bytes_per_second"] / units)
     size = rows * block / (token_stats.POINTERS.rows * token_stats.POINTERS.block)
-    epilogue = size * token_stats.WARPS * instructions / (CARD["warp_instructions_per_clock"] * CARD["clock"])
+    epilogue = (
+        size
+        * token_stats.WARPS
+        * instructions
+        / (CARD["warp_instructions_per_clock"] * CARD["clock"])
+    )
     tiles, blocks = -(-V // block), -(-N // rows)
     depth = -(-tiles // min(tiles, -(-token_stats.PROGRAMS // blocks)))
     waves = -(-blocks * -(-tiles // depth) // units)
-    return waves * depth * (max(matrix + epilogue, cache) if variant.flatten else max(matrix, cache) + epilogue)
+    return (
+        waves
+        * depth
+        * (max(matrix + epilogue, cache) if variant.flatten else max(matrix, cache) + epilogue)
+    )
 
 
 def statistics_row(N: int, H: int, V: int, instructions: int) -> dict:
-    """Both designs of `token_stats`, bf16; streaming by pointers, and in the variant for this card."""
+    """Both designs of `token_stats`, bf16; streaming by pointers, and in the variant for this
+    card."""
     product = 2.0 * N * H * V / CARD["tflops"]
     chunked = product + 4 * N * V / CARD["bytes_per_second"]
     return {
@@ -169,14 +216,27 @@ def statistics_row(N: int, H: int, V: int, instructions: int) -> dict:
 
 def main() -> None:
     instructions = loop_instructions()
-    rows = [sample_row(B, V, instructions) for V in (151_936, 262_208) for B in (1, 8, 64, 128, 512)]
-    draw = [epilogue_instructions(entry) for entry in linear_sample.AOT[:2]]  # tiles of few rows, tiles of 64
+    rows = [
+        sample_row(B, V, instructions) for V in (151_936, 262_208) for B in (1, 8, 64, 128, 512)
+    ]
+    draw = [
+        epilogue_instructions(entry) for entry in linear_sample.AOT[:2]
+    ]  # tiles of few rows, tiles of 64
     rows += [linear_row(B, 4096, 151_936, draw[B > 32]) for B in (1, 8, 64)]
     epilogue = epilogue_instructions(token_stats.AOT[0], "column_ptr", "threshold_ptr")
-    shapes = ((8192, 256, 128_256), (8192, 896, 151_936), (8192, 4096, 128_256), (32_768, 3840, 262_208))
+    shapes = (
+        (8192, 256, 128_256),
+        (8192, 896, 151_936),
+        (8192, 4096, 128_256),
+        (32_768, 3840, 262_208),
+    )
     rows += [statistics_row(*shape, epilogue) for shape in shapes]
     print(markdown(rows))
-    facts = {"card": CARD, "instructions_per_tile_and_warp": instructions, "logits_per_tile_and_warp": TILE // WARPS}
+    facts = {
+        "card": CARD,
+        "instructions_per_tile_and_warp": instructions,
+        "logits_per_tile_and_warp": TILE // WARPS,
+    }
     facts["linear_sample_epilogue_instructions_per_tile_and_warp"] = draw
     facts["token_stats_epilogue_instructions_per_tile_and_warp"] = epilogue
     print(f"{instructions} instructions a warp for {TILE // WARPS} logits")

@@ -20,22 +20,33 @@ def tables(records: dict[str, dict]) -> str:
     for name, record in records.items():
         machine = record["machine"]
         facts = {k: v for k, v in record.items() if k not in ("machine", "rows")}
-        versions = ", ".join(f"{k} {machine[k]}" for k in ("python", "torch", "triton", "transformers"))
+        versions = ", ".join(
+            f"{k} {machine[k]}" for k in ("python", "torch", "triton", "transformers")
+        )
         on = f"{machine['device']}, {machine['threads']} threads; {versions}; commit {machine['commit']}, {machine['date']}"
-        settings = "; ".join(f"{k} = {v:.4g}" if isinstance(v, float) else f"{k} = {v}" for k, v in facts.items())
-        parts.append(f"## {name}\n\n{on}\n\n" + (f"{settings}\n\n" if settings else "") + markdown(record["rows"]))
+        settings = "; ".join(
+            f"{k} = {v:.4g}" if isinstance(v, float) else f"{k} = {v}" for k, v in facts.items()
+        )
+        parts.append(
+            f"## {name}\n\n{on}\n\n"
+            + (f"{settings}\n\n" if settings else "")
+            + markdown(record["rows"])
+        )
     return "\n\n".join(parts) + "\n"
 
 
 def draw_sampling(path, record: dict) -> None:
-    """Microseconds against rows, for peaked and flat logits of the first vocabulary, with the time of one read."""
+    """Microseconds against rows, for peaked and flat logits of the first vocabulary, with the time
+    of one read."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     V = record["rows"][0]["V"]
-    of_this_size = [row for row in record["rows"] if row["V"] == V and row["sampler"] != "logits.amax(-1)"]
+    of_this_size = [
+        row for row in record["rows"] if row["V"] == V and row["sampler"] != "logits.amax(-1)"
+    ]
     kinds = list(dict.fromkeys(row["logits"] for row in of_this_size))
     for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True), kinds):
         rows = [row for row in of_this_size if row["logits"] == kind]
@@ -45,17 +56,37 @@ def draw_sampling(path, record: dict) -> None:
             B = [row["B"] for row in mine]
             colour = COLOURS.get(name) or next(spare)
             axes.plot(B, [row["us"] for row in mine], "o-", color=colour, ms=4, label=name)
-            axes.fill_between(B, [row["p20"] for row in mine], [row["p80"] for row in mine], color=colour, alpha=0.2, lw=0)
+            axes.fill_between(
+                B,
+                [row["p20"] for row in mine],
+                [row["p80"] for row in mine],
+                color=colour,
+                alpha=0.2,
+                lw=0,
+            )
         ours = [row for row in rows if row["sampler"] == "sample"]
         limit = [row["us"] * row["share_of_one_read"] for row in ours]
-        axes.plot([row["B"] for row in ours], limit, "--", color="black", lw=1, label="one read of the logits")
+        axes.plot(
+            [row["B"] for row in ours],
+            limit,
+            "--",
+            color="black",
+            lw=1,
+            label="one read of the logits",
+        )
         axes.set(xscale="log", yscale="log", xlabel="rows", title=f"{kind} logits")
         axes.set_xticks([row["B"] for row in ours], [str(row["B"]) for row in ours])
         axes.minorticks_off()
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("µs a call")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+    )
     figure.suptitle(f"V = {V:,}, {record['dtype']}, {record['machine']['device']}", fontsize=10)
     atomic_write(path, lambda draft: figure.savefig(draft, dpi=130, format="png"))
 

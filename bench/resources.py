@@ -2,8 +2,8 @@
 
     python -m bench.resources --output bench/results/resources.json
 
-Each file of `kernels/` lists its kernels in `AOT`: (function, argument types, constexpr values, warps, stages), and the
-targets, where it is a variant for some of them.
+Each file of `kernels/` lists its kernels in `AOT`: (function, argument types, constexpr values,
+warps, stages), and the targets, where it is a variant for some of them.
 """
 
 import argparse
@@ -36,17 +36,25 @@ def kernels() -> list[tuple]:
     modules = sorted(path.stem for path in (ROOT / "kernels").glob("*.py"))
     entries = []
     for name in modules:
-        entries += [(name, entry) for entry in getattr(importlib.import_module(f"autodeco_fast.kernels.{name}"), "AOT", ())]
+        entries += [
+            (name, entry)
+            for entry in getattr(
+                importlib.import_module(f"autodeco_fast.kernels.{name}"), "AOT", ()
+            )
+        ]
     return entries
 
 
 def _nvidia(cubin: bytes, ptx: str) -> dict:
-    """Registers, spilled bytes a thread and shared memory from cuobjdump; the instruction families from the PTX."""
+    """Registers, spilled bytes a thread and shared memory from cuobjdump; the instruction families
+    from the PTX."""
     tool = next(Path(triton.__file__).parent.rglob("cuobjdump*"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
     matrix = next((word for word in ("tcgen05", "wgmma", "mma.sync") if word in ptx), "-")
     loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.b(\d+)", ptx)
@@ -62,7 +70,8 @@ def _nvidia(cubin: bytes, ptx: str) -> dict:
 
 
 def _amd(assembly: str) -> dict:
-    """The same from the metadata of the assembly. Scalars that spill into lanes of vector registers touch no memory."""
+    """The same from the metadata of the assembly. Scalars that spill into lanes of vector registers
+    touch no memory."""
     find = lambda key: int(re.search(rf"\.{key}:\s*(\d+)", assembly).group(1))  # noqa: E731
     matrix = "mfma" if "v_mfma" in assembly else "-"
     loads = [int(w) for w in re.findall(r"(?:global|buffer)_load_dwordx(\d)", assembly)]
@@ -78,28 +87,38 @@ def _amd(assembly: str) -> dict:
 def resident_warps(target: str, registers: int, shared: int, warps: int) -> int:
     """Warps of a kernel that a multiprocessor holds at once, of 64.
 
-    Limits: 65,536 registers, dealt out by 256 a warp; shared memory, and 1 KiB of it for every block; 32 blocks.
+    Limits: 65,536 registers, dealt out by 256 a warp; shared memory, and 1 KiB of it for every
+        block; 32 blocks.
     """
     own = -(-32 * registers // 256) * 256 * warps
     return warps * min(65_536 // own, _SHARED[target] // (shared + 1024), 64 // warps, 32)
 
 
 def compile_one(entry: tuple, target: str) -> dict:
-    """Compiles one kernel; pointers and sizes are taken as multiples of 16, as they are in most launches."""
+    """Compiles one kernel; pointers and sizes are taken as multiples of 16, as they are in most
+    launches."""
     function, signature, constants, warps, stages, *_ = entry
     names = [*function.arg_names]
     signature = {name: signature.get(name, "constexpr") for name in names}
     constants = {(names.index(name),): value for name, value in constants.items()}
     attributes = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if _DIVISIBLE.search(signature[name]) and name != "N"
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if _DIVISIBLE.search(signature[name]) and name != "N"
     }
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": warps, "num_stages": stages})
+    compiled = triton.compile(
+        source, target=TARGETS[target], options={"num_warps": warps, "num_stages": stages}
+    )
     if target.startswith("sm_"):
         facts = _nvidia(compiled.asm["cubin"], compiled.asm["ptx"])
         shared = compiled.metadata.shared
         warps = compiled.metadata.num_warps
-        return {**facts, "shared_bytes": shared, "resident_warps": resident_warps(target, facts["registers"], shared, warps)}
+        return {
+            **facts,
+            "shared_bytes": shared,
+            "resident_warps": resident_warps(target, facts["registers"], shared, warps),
+        }
     return {**_amd(compiled.asm["amdgcn"]), "shared_bytes": compiled.metadata.shared}
 
 
@@ -111,13 +130,17 @@ def survey() -> list[dict]:
         config = ", ".join(f"{key}={entry[2][key]}" for key in keys if entry[2].get(key))
         name = f"{file}.{entry[0].__name__.lstrip('_')}"
         for target in entry[5:] or TARGETS:
-            rows.append({"kernel": name, "config": config, "target": target, **compile_one(entry, target)})
+            rows.append(
+                {"kernel": name, "config": config, "target": target, **compile_one(entry, target)}
+            )
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, help="where to write the record (JSON); printed only, if left out")
+    parser.add_argument(
+        "--output", type=Path, help="where to write the record (JSON); printed only, if left out"
+    )
     args = parser.parse_args()
     rows = survey()
     print(markdown(rows))

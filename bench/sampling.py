@@ -1,11 +1,14 @@
-"""`sample` against the samplers people use: microseconds a call, and its share of one read of the logits.
+"""`sample` against the samplers people use: microseconds a call, and its share of one read of the
+logits.
 
     python -m bench.sampling
 
-T = 0.7, Min-P 0.1. "peaked" logits have a standard deviation of 3, a few tokens survive the cut; "flat" ones 0.1, all survive.
-A warm call follows five of the same sampler, a cold one a call of another sampler (on a GPU both begin with empty caches). The
-physical limit is one read of the logits at the bandwidth of a plain maximum over 1 GiB; `logits.amax(-1)` is one read by torch.
-On a GPU also FlashInfer, where it is installed, and replays of a CUDA graph; kernels launched are counted by the profiler.
+T = 0.7, Min-P 0.1. "peaked" logits have a standard deviation of 3, a few tokens survive the cut;
+"flat" ones 0.1, all survive. A warm call follows five of the same sampler, a cold one a call of
+another sampler (on a GPU both begin with empty caches). The physical limit is one read of the
+logits at the bandwidth of a plain maximum over 1 GiB; `logits.amax(-1)` is one read by torch. On a
+GPU also FlashInfer, where it is installed, and replays of a CUDA graph; kernels launched are
+counted by the profiler.
 """
 
 import functools
@@ -23,7 +26,8 @@ KINDS = {"peaked": 3.0, "flat": 0.1}
 
 
 def transformers_sampler(logits: torch.Tensor) -> torch.Tensor:
-    """What `generate(do_sample=True, temperature=0.7, min_p=0.1)` does a step, from fp32 logits to token."""
+    """What `generate(do_sample=True, temperature=0.7, min_p=0.1)` does a step, from fp32 logits to
+    token."""
     scores = MinPLogitsWarper(MIN_P)(None, TemperatureLogitsWarper(T)(None, logits))
     return torch.multinomial(scores.softmax(-1), 1)[:, 0]
 
@@ -77,7 +81,11 @@ def variants_of(z: torch.Tensor) -> dict[str, Callable]:
     }
     if device() == "cuda":
         variants |= flashinfer_samplers(z)
-        variants |= {f"{name}, graph": replayed(variants[name]) for name in ("sample", "FlashInfer") if name in variants}
+        variants |= {
+            f"{name}, graph": replayed(variants[name])
+            for name in ("sample", "FlashInfer")
+            if name in variants
+        }
     return variants
 
 
@@ -110,11 +118,15 @@ def measure(kind: str, B: int, V: int, dtype: torch.dtype, bandwidth: float) -> 
 def main() -> None:
     torch.manual_seed(0)
     on_gpu = device() == "cuda"
-    dtype, batches = (torch.bfloat16, (1, 8, 64, 128, 512)) if on_gpu else (torch.float32, (1, 8, 64))
+    dtype, batches = (
+        (torch.bfloat16, (1, 8, 64, 128, 512)) if on_gpu else (torch.float32, (1, 8, 64))
+    )
     bandwidth = read_bandwidth()
     shapes = [(kind, B, V) for kind in KINDS for B in batches]
     shapes += [("peaked", B, other) for other in OTHER_V for B in batches]
-    rows = [row for kind, B, columns in shapes for row in measure(kind, B, columns, dtype, bandwidth)]
+    rows = [
+        row for kind, B, columns in shapes for row in measure(kind, B, columns, dtype, bandwidth)
+    ]
     facts = {"dtype": str(dtype).removeprefix("torch."), "temperature": T, "min_p": MIN_P}
     record("sampling", rows, **facts, read_bytes_per_second=bandwidth)
 

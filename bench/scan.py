@@ -1,10 +1,11 @@
-"""Scanning and training from a scan, on the embedded model and the standard library's text: seconds, tokens/s, bytes, memory.
+"""Scanning and training from a scan, on the embedded model and the standard library's text:
+seconds, tokens/s, bytes, memory.
 
     python -m bench.scan
 
-The scan is compared with the bare forward of the base model with its LM head on the same batches; training from the scan with
-the same epochs online; the memory of training under `max_memory` with training that holds the whole scan, each in a process
-of its own.
+The scan is compared with the bare forward of the base model with its LM head on the same batches;
+training from the scan with the same epochs online; the memory of training under `max_memory` with
+training that holds the whole scan, each in a process of its own.
 """
 
 import json
@@ -44,7 +45,11 @@ def prepare(folder: Path) -> tuple[ScanConfig, object, object]:
                 seen += 511
             if seen > 1.33 * KEPT:
                 break
-    return ScanConfig(model=str(EMBEDDED_MODEL), data=str(data), output=folder / "scan"), base, tokenizer
+    return (
+        ScanConfig(model=str(EMBEDDED_MODEL), data=str(data), output=folder / "scan"),
+        base,
+        tokenizer,
+    )
 
 
 @torch.inference_mode()
@@ -69,13 +74,19 @@ def seconds(work) -> float:
 
 
 def train_from(scan_folder: Path, output: Path, max_memory: int = 0) -> None:
-    settings = TrainConfig(scan=scan_folder, output=output, num_train_epochs=EPOCHS, max_memory=max_memory)
+    settings = TrainConfig(
+        scan=scan_folder, output=output, num_train_epochs=EPOCHS, max_memory=max_memory
+    )
     train(ScanSource(Scan(scan_folder), settings, torch.device(device())), settings)
 
 
 def _peak(connection, scan_folder: Path, output: Path, max_memory: int) -> None:
-    settings = TrainConfig(scan=scan_folder, output=output.with_suffix(".warm"), max_steps=2, max_memory=1_000_000)
-    train(ScanSource(Scan(scan_folder), settings, torch.device(device())), settings)  # imports, and what the first step takes
+    settings = TrainConfig(
+        scan=scan_folder, output=output.with_suffix(".warm"), max_steps=2, max_memory=1_000_000
+    )
+    train(
+        ScanSource(Scan(scan_folder), settings, torch.device(device())), settings
+    )  # imports, and what the first step takes
     connection.send(peak_bytes(lambda: train_from(scan_folder, output, max_memory)))
 
 
@@ -100,9 +111,16 @@ def main() -> None:
             one = replace(config, output=folder / f"scan{i}")
             scanning.append(seconds(lambda one=one: scan(one, base, tokenizer)))
         opened = Scan(folder / "scan0")
-        seen, median = opened.manifest["counts"]["seen"], lambda values: sorted(values)[len(values) // 2]
+        seen, median = (
+            opened.manifest["counts"]["seen"],
+            lambda values: sorted(values)[len(values) // 2],
+        )
         rows = [
-            {"work": "bare forward with LM head", "seconds": median(forward), "tokens_per_second": seen / median(forward)},
+            {
+                "work": "bare forward with LM head",
+                "seconds": median(forward),
+                "tokens_per_second": seen / median(forward),
+            },
             {
                 "work": "scan",
                 "seconds": median(scanning),
@@ -111,20 +129,41 @@ def main() -> None:
                 "bytes_per_kept_token": sum(p.stat().st_size for p in opened.paths) / len(opened),
             },
         ]
-        times = [seconds(lambda i=i: train_from(folder / "scan0", folder / f"head{i}")) for i in range(ROUNDS)]
+        times = [
+            seconds(lambda i=i: train_from(folder / "scan0", folder / f"head{i}"))
+            for i in range(ROUNDS)
+        ]
         rows.append({"work": f"training from the scan, {EPOCHS} epochs", "seconds": median(times)})
         settings = TrainConfig(
-            model="embedded", data=Path(config.data), output=folder / "online", num_train_epochs=EPOCHS, max_length=512
+            model="embedded",
+            data=Path(config.data),
+            output=folder / "online",
+            num_train_epochs=EPOCHS,
+            max_length=512,
         )
         encoded = [encode(tokenizer, row, 512) for row in stream_rows(config.data, "")]
         online = seconds(lambda: train(OnlineSource(base, encoded, settings), settings))
         rows.append(
-            {"work": f"training online, {EPOCHS} epochs", "seconds": online, "over_scan_training": online / median(times)}
+            {
+                "work": f"training online, {EPOCHS} epochs",
+                "seconds": online,
+                "over_scan_training": online / median(times),
+            }
         )
         for limit in (0, 1_000_000, 20_000_000, 60_000_000):
             grown = peak_bytes_of_training(folder / "scan0", folder / f"memory{limit}", limit)
-            rows.append({"work": f"training from the scan, max_memory {limit / 1e6:.0f} MB", "peak_mb": grown / 1e6})
-        facts = {"tokens_seen": seen, "tokens_kept": len(opened), "hidden_size": opened.hidden_size, "rounds": ROUNDS}
+            rows.append(
+                {
+                    "work": f"training from the scan, max_memory {limit / 1e6:.0f} MB",
+                    "peak_mb": grown / 1e6,
+                }
+            )
+        facts = {
+            "tokens_seen": seen,
+            "tokens_kept": len(opened),
+            "hidden_size": opened.hidden_size,
+            "rounds": ROUNDS,
+        }
         record("scan", rows, model="embedded", **facts)
 
 

@@ -1,9 +1,10 @@
-"""What starting costs: the import above torch's, the command line's help, `doctor`, and the first draw on a CPU.
+"""What starting costs: the import above torch's, the command line's help, `doctor`, and the first
+draw on a CPU.
 
     python -m bench.startup
 
-Each is a fresh interpreter; files are in the page cache after the first, untimed, start. The very first draw of an installation
-also compiles the CPU's loops, which numba then keeps on disk.
+Each is a fresh interpreter; files are in the page cache after the first, untimed, start. The very
+first draw of an installation also compiles the CPU's loops, which numba then keeps on disk.
 """
 
 import os
@@ -25,7 +26,12 @@ COMMANDS = {
 
 
 def start(arguments: list[str], **variables: str) -> None:
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env={**os.environ, **variables})
+    subprocess.run(
+        [sys.executable, *arguments],
+        check=True,
+        capture_output=True,
+        env={**os.environ, **variables},
+    )
 
 
 def start_and_compile() -> None:
@@ -34,9 +40,16 @@ def start_and_compile() -> None:
 
 
 def main() -> None:
-    times = interleave({name: lambda a=arguments: start(a) for name, arguments in COMMANDS.items()}, samples=20, warmup=1)
+    times = interleave(
+        {name: lambda a=arguments: start(a) for name, arguments in COMMANDS.items()},
+        samples=20,
+        warmup=1,
+    )
     times |= interleave({"the same, compiling": start_and_compile}, samples=5, warmup=1)
-    rows = [{"start": name, **t, "over_torch": t["seconds"] - times[TORCH]["seconds"]} for name, t in times.items()]
+    rows = [
+        {"start": name, **t, "over_torch": t["seconds"] - times[TORCH]["seconds"]}
+        for name, t in times.items()
+    ]
     record("startup", rows)
 
 

@@ -1,12 +1,19 @@
-"""`sample` with top-k and top-p before Min-P, against transformers' warpers in the same order: microseconds a call.
+"""`sample` with top-k and top-p before Min-P, against transformers' warpers in the same order:
+microseconds a call.
 
     python -m bench.top_k_top_p
 
-Peaked fp32 logits (standard deviation 3), T = 0.7; vocabularies of several models. Calls of the two take turns.
+Peaked fp32 logits (standard deviation 3), T = 0.7; vocabularies of several models. Calls of the two
+take turns.
 """
 
 import torch
-from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from autodeco_fast import sample
 from bench.harness import device, interleave, record
@@ -55,7 +62,9 @@ def main() -> None:
                         "over_sample": theirs["seconds"] / ours["seconds"],
                     }
                 )
-    record("top_k_top_p", rows, dtype="float32", temperature=T, min_p=MIN_P, top_k=TOP_K, top_p=TOP_P)
+    record(
+        "top_k_top_p", rows, dtype="float32", temperature=T, min_p=MIN_P, top_k=TOP_K, top_p=TOP_P
+    )
 
 
 if __name__ == "__main__":

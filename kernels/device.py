@@ -1,4 +1,5 @@
-"""Launching where the tensors are: Triton takes the current device and never looks at its arguments'."""
+"""Launching where the tensors are: Triton takes the current device and never looks at its
+arguments'."""
 
 import functools
 from collections.abc import Callable
@@ -7,7 +8,8 @@ import torch
 
 
 def on_its_device(launcher: Callable) -> Callable:
-    """The launcher, run under the device of its first argument; `launcher` itself for tensors on a CPU."""
+    """The launcher, run under the device of its first argument; `launcher` itself for tensors on a
+    CPU."""
 
     @functools.wraps(launcher)
     def launch(x: torch.Tensor, *args, **options):

@@ -1,12 +1,15 @@
-"""Hidden states to tokens: the Min-P draw on the tiles of the LM head's product, whose logits never reach device memory.
+"""Hidden states to tokens: the Min-P draw on the tiles of the LM head's product, whose logits never
+reach device memory.
 
     z[b, v] = softcap·tanh(logit_scale·(Σ_h x[b, h]·w[v, h] + bias[v]) / softcap)
     token[b] = argmax_v z + T·g   over   z ≥ max z + c,    c = T·ln p_min
 
     1. _tiles   grid [⌈B/rows⌉, S]  products of x [B, H] and w [V, H], tile [rows, block] by tile through a split of V;
-                                    partials as in kernels/min_p_sample.py: maximum, best candidate (score, id, z)
+                                    partials as in kernels/min_p_sample.py: maximum, best candidate
+                                    (score, id, z)
     2. _settle  grid [B]            merges a row's S partials; a split that might hold a better token is multiplied again,
-                                    in the same tiles and the same order along H: its logits are the same bit for bit
+                                    in the same tiles and the same order along H: its logits are the
+                                    same bit for bit
 
 fp32 operands are multiplied in fp32 (not TF32): a tie must not depend on the unit.
 """
@@ -22,29 +25,46 @@ from .product import product_tile
 from .rows import GREEDY_BELOW, finite, row_or_number, row_parameters
 
 BLOCK, DEPTH_H, STAGES = 64, 64, 4  # wider tiles spill: noise is drawn for a whole tile at once
-SETTLE_STAGES = 2  # more spill on sm_80; warps stay those of _tiles, so that the product is the same
+SETTLE_STAGES = (
+    2  # more spill on sm_80; warps stay those of _tiles, so that the product is the same
+)
 PROGRAMS = 264  # two for each multiprocessor of an H100; more splits mean more first tiles, whose noise is always drawn
 
 
 @triton.jit
 def _candidates(b_z, b_least, T, key, place, lane, tile, rows: tl.constexpr, block: tl.constexpr):
-    """Score, id and logit of the best token ≥ least in each row of a tile, `[rows]`; T … lane are `[rows]`."""
+    """Score, id and logit of the best token ≥ least in each row of a tile, `[rows]`; T … lane are
+    `[rows]`."""
     o_g = tile * (block // 4) + tl.arange(0, block // 4)
     o_g = o_g[None, :] + tl.zeros((rows, 1), tl.int32)
     b_g = gumbel(key[:, None], place[:, None], lane[:, None], o_g, [rows, block], SAMPLE_DOMAIN)
     m_kept = (b_z >= b_least[:, None]) & (b_z > -float("inf"))
-    b_s, b_at = tl.max(tl.where(m_kept, b_z + T[:, None] * b_g, -float("inf")), 1, return_indices=True)
+    b_s, b_at = tl.max(
+        tl.where(m_kept, b_z + T[:, None] * b_g, -float("inf")), 1, return_indices=True
+    )
     b_won = tl.max(tl.where(tl.arange(0, block)[None, :] == b_at[:, None], b_z, -float("inf")), 1)
     return b_s, tile * block + b_at, b_won
 
 
 @triton.jit
 def _maximum(b_x, rows: tl.constexpr):
-    """Of `[rows]`. Doubled, because Triton 3.7 fails on a plain one here when it compiles for sm_100."""
+    """Of `[rows]`. Doubled, because Triton 3.7 fails on a plain one here when it compiles for
+    sm_100."""
     return tl.max(tl.reshape(tl.join(b_x, b_x), [2 * rows]), 0)
 
 
-_NUMBERS = ["temperature", "min_p", "seed", "position", "stream", "stream_step", "S", "depth", "scale", "B"]
+_NUMBERS = [
+    "temperature",
+    "min_p",
+    "seed",
+    "position",
+    "stream",
+    "stream_step",
+    "S",
+    "depth",
+    "scale",
+    "B",
+]
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
@@ -103,13 +123,17 @@ def _tiles(
         b_z = product_tile(
             x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap, rows, block, step, upcast
         )  # fmt: skip
-        b_flag |= tl.max((b_z != b_z).to(tl.int32), 1) | (2 * tl.max((b_z == float("inf")).to(tl.int32), 1))
+        b_flag |= tl.max((b_z != b_z).to(tl.int32), 1) | (
+            2 * tl.max((b_z == float("inf")).to(tl.int32), 1)
+        )
         b_z = finite(b_z)
         b_top = tl.max(b_z, 1)
         b_new = tl.maximum(b_max, b_top)
         if whole_mass:
             b_e = tl.where(b_z > -float("inf"), tl.exp((b_z - b_new[:, None]) / heat[:, None]), 0.0)
-            b_mass = tl.where(b_max > -float("inf"), b_mass * tl.exp((b_max - b_new) / heat), 0.0) + tl.sum(b_e, 1)
+            b_mass = tl.where(
+                b_max > -float("inf"), b_mass * tl.exp((b_max - b_new) / heat), 0.0
+            ) + tl.sum(b_e, 1)
         b_max = b_new
         b_least = b_max + c
         m_live = m_b & (b_top >= b_least) & (b_top > -float("inf"))
@@ -171,7 +195,9 @@ def _settle(
         temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
         temperature, min_p, seed, position, stream, stream_step, row,
     )  # fmt: skip
-    m, tau, score, winner, logit, b_open, flag = leader(float_ptr, int_ptr, None, row, S, c, block_s)
+    m, tau, score, winner, logit, b_open, flag = leader(
+        float_ptr, int_ptr, None, row, S, c, block_s
+    )
     claim, split = tl.max(b_open, 0, return_indices=True)
     row0 = tl.program_id(0) // rows * rows
     m_row = row0 + tl.arange(0, rows) == tl.program_id(0)
@@ -181,11 +207,34 @@ def _settle(
         for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
             b_tile = finite(
                 product_tile(
-                    x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap, rows, block, step, upcast
+                    x_ptr,
+                    w_ptr,
+                    bias_ptr,
+                    row0,
+                    tile,
+                    B,
+                    V,
+                    H,
+                    x_stride,
+                    w_stride,
+                    scale,
+                    softcap,
+                    rows,
+                    block,
+                    step,
+                    upcast,
                 )
             )
             b_s, b_at, b_won = _candidates(
-                b_tile, zero + tau, zero + T, key + whole, place + whole, lane + whole, tile, rows, block
+                b_tile,
+                zero + tau,
+                zero + T,
+                key + whole,
+                place + whole,
+                lane + whole,
+                tile,
+                rows,
+                block,
             )
             s = _maximum(tl.where(m_row, b_s, -float("inf")), rows)
             i = _maximum(tl.where(m_row, b_at, 0), rows)
@@ -254,27 +303,71 @@ def linear_sample(
     floats, ints = new(4, B, S, dtype=torch.float32), new(2, B, S, dtype=torch.int32)
     stream, stream_step = (0, 1) if stream is None else (stream, 0)
     params, numbers = zip(*map(row_or_number, (temperature, min_p, seed, position, stream)))
-    sizes = B, V, H, hidden.stride(0), weight.stride(0), S, depth, logit_scale, softcap, *numbers, stream_step
+    sizes = (
+        B,
+        V,
+        H,
+        hidden.stride(0),
+        weight.stride(0),
+        S,
+        depth,
+        logit_scale,
+        softcap,
+        *numbers,
+        stream_step,
+    )
     shape = rows, BLOCK, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda
     data = hidden, weight, bias, *params, floats, ints
-    _tiles[(triton.cdiv(B, rows), S)](*data, *sizes, *shape, "full_logprob" in want, num_warps=warps, num_stages=STAGES)
+    _tiles[(triton.cdiv(B, rows), S)](
+        *data, *sizes, *shape, "full_logprob" in want, num_warps=warps, num_stages=STAGES
+    )
     results = out["token"], out["status"], out.get("full_logprob")
     block_s = max(16, triton.next_power_of_2(S))
-    _settle[(B,)](*data, *results, *sizes, *shape, block_s, num_warps=warps, num_stages=SETTLE_STAGES)
+    _settle[(B,)](
+        *data, *results, *sizes, *shape, block_s, num_warps=warps, num_stages=SETTLE_STAGES
+    )
     return out
 
 
-_ROWS = {"temperature_ptr": "*fp32", "min_p_ptr": "*fp32", "seed_ptr": "*i64", "position_ptr": "*i64", "stream_ptr": "*i64"}
+_ROWS = {
+    "temperature_ptr": "*fp32",
+    "min_p_ptr": "*fp32",
+    "seed_ptr": "*i64",
+    "position_ptr": "*i64",
+    "stream_ptr": "*i64",
+}
 _DATA = {
     **dict.fromkeys(("x_ptr", "w_ptr"), "*bf16"),
     **_ROWS,
     **{"float_ptr": "*fp32", "int_ptr": "*i32", "token_ptr": "*i64", "status_ptr": "*i32"},
     **dict.fromkeys(("B", "V", "H", "x_stride", "w_stride", "S", "depth"), "i32"),
-    **{"scale": "fp32", "temperature": "fp32", "min_p": "fp32", "seed": "i64", "position": "i64", "stream": "i64"},
+    **{
+        "scale": "fp32",
+        "temperature": "fp32",
+        "min_p": "fp32",
+        "seed": "i64",
+        "position": "i64",
+        "stream": "i64",
+    },
     "stream_step": "i32",
 }
 _PLAIN = {"bias_ptr": None, "softcap": None, "block": BLOCK, "step": DEPTH_H, "upcast": False}
 AOT = [
-    *((_tiles, _DATA, {**_PLAIN, "rows": tile_shape(B)[0], "whole_mass": False}, tile_shape(B)[1], STAGES) for B in (1, 64)),
-    (_settle, _DATA, {**_PLAIN, "full_logprob_ptr": None, "rows": 64, "block_s": 512}, 8, SETTLE_STAGES),
+    *(
+        (
+            _tiles,
+            _DATA,
+            {**_PLAIN, "rows": tile_shape(B)[0], "whole_mass": False},
+            tile_shape(B)[1],
+            STAGES,
+        )
+        for B in (1, 64)
+    ),
+    (
+        _settle,
+        _DATA,
+        {**_PLAIN, "full_logprob_ptr": None, "rows": 64, "block_s": 512},
+        8,
+        SETTLE_STAGES,
+    ),
 ]

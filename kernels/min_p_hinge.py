@@ -5,8 +5,8 @@
     loss  = Σ ℓ / Σ w over kept rows            (0 when none is kept)
     dT[n] = w[n]·(λ − power·relu(T*[n] − T[n])^(power−1)·[T* > T]) · g[n]
 
-Rows with rank < 0 are ignored; rows with T* > T_max are dropped, or their T* is clipped. Reads 16 bytes a row (20 weighted),
-writes 4; sums go through one partial a block, added in a fixed order.
+Rows with rank < 0 are ignored; rows with T* > T_max are dropped, or their T* is clipped. Reads 16
+bytes a row (20 weighted), writes 4; sums go through one partial a block, added in a fixed order.
 """
 
 import torch
@@ -19,7 +19,18 @@ BLOCK, WARPS = 1024, 8  # four rows a thread: with eight, ptxas spills two words
 
 
 @triton.jit
-def _load(t_ptr, gap_ptr, rank_ptr, w_ptr, o_n, m_n, inv, t_max, clip: tl.constexpr, weighted: tl.constexpr):
+def _load(
+    t_ptr,
+    gap_ptr,
+    rank_ptr,
+    w_ptr,
+    o_n,
+    m_n,
+    inv,
+    t_max,
+    clip: tl.constexpr,
+    weighted: tl.constexpr,
+):
     """T, T* and the weight (0 for rows that do not count) of a block of rows."""
     b_t = tl.load(t_ptr + o_n, mask=m_n, other=0.0)
     b_need = tl.load(gap_ptr + o_n, mask=m_n, other=0.0) * inv

@@ -2,20 +2,24 @@
 
     token = argmax_i z_i + T·g_i   over   z_i ≥ τ,      τ = max(max z + c, floor),   c = T·ln p_min
 
-z + T·g has the order of z/T + g and needs no division; T = 0 (greedy) makes τ the maximum and silences the noise.
+z + T·g has the order of z/T + g and needs no division; T = 0 (greedy) makes τ the maximum and
+silences the noise.
 
     1. _scan    grid [B, S]  a split of the row, tile by tile: running maximum m; where a tile reaches m + c, noise for its
-                             tokens ≥ m + c, and the best of them (score, id, z) is kept. Elsewhere no noise is drawn.
+                             tokens ≥ m + c, and the best of them (score, id, z) is kept. Elsewhere
+                             no noise is drawn.
     2. _finish  grid [B]     τ from all maxima; the best stored winner with z ≥ τ leads; a split is read again only if its
                              winner has z < τ and a score that reaches the leader's.
     3. _measure grid [B]     if asked: how many tokens are ≥ τ, and ln p of the token among them; reads the splits that reach τ.
 
-What a split compares contains what is kept in the end, so a winner with z ≥ τ is the split's best kept token, and a split
-whose winner scores less than the leader cannot hold a better one: the token is that of the masked Gumbel-max, exactly.
+What a split compares contains what is kept in the end, so a winner with z ≥ τ is the split's best
+kept token, and a split whose winner scores less than the leader cannot hold a better one: the token
+is that of the masked Gumbel-max, exactly.
 
-With top-k or top-p the scan draws nothing, kernels/top_k_top_p.py finds `floor`, and finish reads the splits that reach τ.
-NaN and +inf are taken out of the row and reported: status 1 = NaN seen, 2 = +inf seen, 4 = nothing finite or allowed (token 0).
-Where T, p_min, top-k or top-p is NaN or out of range τ is +inf, which keeps nothing: status 8, token 0.
+With top-k or top-p the scan draws nothing, kernels/top_k_top_p.py finds `floor`, and finish reads
+the splits that reach τ. NaN and +inf are taken out of the row and reported: status 1 = NaN seen, 2
+= +inf seen, 4 = nothing finite or allowed (token 0). Where T, p_min, top-k or top-p is NaN or out
+of range τ is +inf, which keeps nothing: status 8, token 0.
 """
 
 import torch
@@ -41,15 +45,30 @@ from .top_k_top_p import top_k_top_p
 
 @triton.jit
 def _best_of_tile(b_z, tile, first, tau, T, seed, position, stream, block: tl.constexpr):
-    """Score, id and logit of a tile's best token with z ≥ τ; −inf if there is none. Ties go to the lowest id."""
+    """Score, id and logit of a tile's best token with z ≥ τ; −inf if there is none. Ties go to the
+    lowest id."""
     o_g = first // 4 + tile * (block // 4) + tl.arange(0, block // 4)
     b_g = gumbel(seed, position, stream, o_g, [block], SAMPLE_DOMAIN)
     b_score = tl.where((b_z >= tau) & (b_z > -float("inf")), b_z + T * b_g, -float("inf"))
     score, at = tl.max(b_score, 0, return_indices=True)
-    return score, first + tile * block + at, tl.max(tl.where(tl.arange(0, block) == at, b_z, -float("inf")), 0)
+    return (
+        score,
+        first + tile * block + at,
+        tl.max(tl.where(tl.arange(0, block) == at, b_z, -float("inf")), 0),
+    )
 
 
-_NUMBERS = ["first", "temperature", "min_p", "seed", "position", "stream", "stream_step", "S", "depth"]
+_NUMBERS = [
+    "first",
+    "temperature",
+    "min_p",
+    "seed",
+    "position",
+    "stream",
+    "stream_step",
+    "S",
+    "depth",
+]
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
@@ -89,7 +108,9 @@ def _scan(
     m = -float("inf")
     if known_ptr is not None:
         m = tl.load(known_ptr + row)
-        m = tl.where(m < float("inf"), m, float("inf"))  # NaN is as wrong as +inf: nothing reaches it
+        m = tl.where(
+            m < float("inf"), m, float("inf")
+        )  # NaN is as wrong as +inf: nothing reaches it
     score = -float("inf")
     logit = -float("inf")
     mass = 0.0
@@ -97,9 +118,13 @@ def _scan(
     flag = 0
     for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
         b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
-        top = tl.max(tl.where(b_z < float("inf"), b_z, float("inf")), 0)  # +inf also where there is a NaN
+        top = tl.max(
+            tl.where(b_z < float("inf"), b_z, float("inf")), 0
+        )  # +inf also where there is a NaN
         if top == float("inf"):
-            flag |= tl.max((b_z != b_z).to(tl.int32), 0) | (2 * tl.max((b_z == float("inf")).to(tl.int32), 0))
+            flag |= tl.max((b_z != b_z).to(tl.int32), 0) | (
+                2 * tl.max((b_z == float("inf")).to(tl.int32), 0)
+            )
             b_z = finite(b_z)
             top = tl.max(b_z, 0)
         new = tl.maximum(m, top)
@@ -132,8 +157,9 @@ def _scan(
 def leader(float_ptr, int_ptr, floor_ptr, row, S, c, block_s: tl.constexpr):
     """What a row's partials say before any second look.
 
-    Returns its maximum and τ; score, id and logit of the best winner with z ≥ τ; the scores of splits that reach τ but whose
-    winner does not (−inf elsewhere), `[block_s]`; the union of the flags.
+    Returns its maximum and τ; score, id and logit of the best winner with z ≥ τ; the scores of
+    splits that reach τ but whose winner does not (−inf elsewhere), `[block_s]`; the union of the
+    flags.
     """
     plane = tl.num_programs(0).to(tl.int64) * S
     o_s = tl.arange(0, block_s)
@@ -206,7 +232,9 @@ def _finish(
         temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
         temperature, min_p, seed, position, stream, stream_step, row,
     )  # fmt: skip
-    m, tau, score, winner, logit, b_open, flag = leader(float_ptr, int_ptr, floor_ptr, row, S, c, block_s)
+    m, tau, score, winner, logit, b_open, flag = leader(
+        float_ptr, int_ptr, floor_ptr, row, S, c, block_s
+    )
     claim, split = tl.max(b_open, 0, return_indices=True)
     tiles = tl.cdiv(V, block)
     while (claim >= score) & (claim > -float("inf")):
@@ -258,7 +286,8 @@ def _measure(
 ):
     row = tl.program_id(0).to(tl.int64)
     T, c = temperature_and_cut(
-        row_value(temperature_ptr, temperature, row, tl.float32), row_value(min_p_ptr, min_p, row, tl.float32)
+        row_value(temperature_ptr, temperature, row, tl.float32),
+        row_value(min_p_ptr, min_p, row, tl.float32),
     )
     o_s = tl.arange(0, block_s)
     m = tl.max(tl.load(m_ptr + row * S + o_s, mask=o_s < S, other=-float("inf")), 0)
@@ -312,14 +341,15 @@ def min_p_sample(
         top_p: `[B]` fp32 or a number; 1 is off.
         allowed: `[B, ⌈V/32⌉]` int32: bit i % 32 of word i // 32 allows id i.
         first: id of column 0, a multiple of 4: the logits are a part of a vocabulary.
-        known: `[B]` fp32 maxima of the whole vocabulary, or lower bounds of them, that τ shall take into account.
+        known: `[B]` fp32 maxima of the whole vocabulary, or lower bounds of them, that τ shall take
+            into account.
         want: names among logprob, full_logprob, kept and partial.
         tile: logits a program reads at once; neither it nor `splits` changes the result.
         splits: parts of a row; None chooses.
 
     Returns:
-        token `[B]` int64, status `[B]` int32, and what is wanted: fp32 `[B]`, int32 `[B]` (kept) or fp32 `[3, B]` (partial: the
-        maximum, and score and logit of the winner, −inf without one).
+        token `[B]` int64, status `[B]` int32, and what is wanted: fp32 `[B]`, int32 `[B]` (kept) or
+        fp32 `[3, B]` (partial: the maximum, and score and logit of the winner, −inf without one).
     """
     B, V = logits.shape
     S, depth = splits_of(B, V, tile)
@@ -329,7 +359,10 @@ def min_p_sample(
     new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=logits.device)  # noqa: E731
     kinds = {"token": torch.int64, "status": torch.int32, "kept": torch.int32}
     shapes = {"partial": (3, B)}
-    out = {name: new(*shapes.get(name, (B,)), dtype=kinds.get(name, torch.float32)) for name in ("token", "status", *want)}
+    out = {
+        name: new(*shapes.get(name, (B,)), dtype=kinds.get(name, torch.float32))
+        for name in ("token", "status", *want)
+    }
     if B == 0:
         return out
     floats, ints = new(4, B, S, dtype=torch.float32), new(2, B, S, dtype=torch.int32)
@@ -338,23 +371,59 @@ def min_p_sample(
     words = 0 if allowed is None else allowed.stride(0)
     shape = V, logits.stride(0), words, S, depth
     sizes = *shape, first, *numbers, step, tile
-    truncated = isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1
-    _scan[(B, S)](logits, allowed, *rows, known, floats, ints, *sizes, not truncated, "full_logprob" in want)
+    truncated = (
+        isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1
+    )
+    _scan[(B, S)](
+        logits, allowed, *rows, known, floats, ints, *sizes, not truncated, "full_logprob" in want
+    )
     options = {"allowed": allowed, "tile": tile}
-    floor = top_k_top_p(logits, floats[0], depth, temperature, top_k, top_p, **options) if truncated else None
+    floor = (
+        top_k_top_p(logits, floats[0], depth, temperature, top_k, top_p, **options)
+        if truncated
+        else None
+    )
     block_s = max(16, triton.next_power_of_2(S))
     results = out["token"], out["status"], out.get("full_logprob"), out.get("partial")
     _finish[(B,)](logits, allowed, floor, *rows, floats, ints, *results, *sizes, block_s)
     if "logprob" in want or "kept" in want:
-        measured = [out[name] if name in out else new(B, dtype=kinds.get(name, torch.float32)) for name in ("logprob", "kept")]
-        _measure[(B,)](logits, allowed, floor, *rows[:2], floats, out["token"], *measured, *shape, *numbers[:2], tile, block_s)
+        measured = [
+            out[name] if name in out else new(B, dtype=kinds.get(name, torch.float32))
+            for name in ("logprob", "kept")
+        ]
+        _measure[(B,)](
+            logits,
+            allowed,
+            floor,
+            *rows[:2],
+            floats,
+            out["token"],
+            *measured,
+            *shape,
+            *numbers[:2],
+            tile,
+            block_s,
+        )
     return out
 
 
-_ROWS = {"temperature_ptr": "*fp32", "min_p_ptr": "*fp32", "seed_ptr": "*i64", "position_ptr": "*i64", "stream_ptr": "*i64"}
+_ROWS = {
+    "temperature_ptr": "*fp32",
+    "min_p_ptr": "*fp32",
+    "seed_ptr": "*i64",
+    "position_ptr": "*i64",
+    "stream_ptr": "*i64",
+}
 _SIZES = {
     **dict.fromkeys(("V", "stride", "words", "S", "depth", "first"), "i32"),
-    **{"temperature": "fp32", "min_p": "fp32", "seed": "i64", "position": "i64", "stream": "i64", "stream_step": "i32"},
+    **{
+        "temperature": "fp32",
+        "min_p": "fp32",
+        "seed": "i64",
+        "position": "i64",
+        "stream": "i64",
+        "stream_step": "i32",
+    },
 }
 _DATA = {
     "z_ptr": "*bf16",
@@ -367,7 +436,13 @@ _DATA = {
 }
 _OUT = {"token_ptr": "*i64", "status_ptr": "*i32"}
 _FLOOR, _FULL = {"floor_ptr": "*fp32"}, {"full_logprob_ptr": "*fp32", "partial_ptr": "*fp32"}
-_MEASURED = {"token_ptr": "*i64", "logprob_ptr": "*fp32", "kept_ptr": "*i32", "m_ptr": "*fp32", **_FLOOR}
+_MEASURED = {
+    "token_ptr": "*i64",
+    "logprob_ptr": "*fp32",
+    "kept_ptr": "*i32",
+    "m_ptr": "*fp32",
+    **_FLOOR,
+}
 _NO_ROWS = {"allowed_ptr": None, **dict.fromkeys(_ROWS)}
 _NOTHING = {"floor_ptr": None, "full_logprob_ptr": None, "partial_ptr": None}
 

@@ -3,8 +3,9 @@
     r = philox4x32-10(key = seed, counter = (id // 4, position, stream, domain))[id % 4]
     u = (r + ½)·2⁻³², kept below 1          g = −log(−log1p(−u))
 
-A large g comes from a small u, which fp32 holds to full relative precision: g reaches 22.9, not the 16.6 of a 24-bit
-uniform. Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+A large g comes from a small u, which fp32 holds to full relative precision: g reaches 22.9, not the
+16.6 of a 24-bit uniform. Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
+2011.
 """
 
 import triton
@@ -27,7 +28,8 @@ def gumbel(seed, position, stream, o_g, shape: tl.constexpr, domain: tl.constexp
     """Gumbel noise of the token ids 4·o_g … 4·o_g + 3, in order: one Philox serves four.
 
     Args:
-        seed (i64), position, stream (i64, of which 32 bits count): of the row, or one for each row as `[rows, 1]`.
+        seed (i64), position, stream (i64, of which 32 bits count): of the row, or one for each row
+        as `[rows, 1]`.
         o_g: `[…, block / 4]` i32.
         shape: `[…, block]`, of the fp32 result.
     """

@@ -3,9 +3,10 @@
     p = softmax(z / (T + 1e-8)):   max p,   −Σ p ln(p + 1e-8),   Σ (p − 1/V)² / (V − 1),   sum of the five largest p
     z = softcap·tanh(scale·x / softcap)          (no softcap: z = scale·x)
 
-One program a row, two reads of it: ln(p + 1e-8) needs Σ e^z first, and leaving the 1e-8 out would change the entropy by up
-to V·1e-8 nats. The first read carries the maximum, the sum and the five largest, which are looked for only in blocks whose
-maximum is above the fifth so far. Writes 16 bytes a row.
+One program a row, two reads of it: ln(p + 1e-8) needs Σ e^z first, and leaving the 1e-8 out would
+change the entropy by up to V·1e-8 nats. The first read carries the maximum, the sum and the five
+largest, which are looked for only in blocks whose maximum is above the fifth so far. Writes 16
+bytes a row.
 """
 
 import torch
@@ -22,7 +23,10 @@ EPSILON = tl.constexpr(1e-8)
 @triton.jit
 def _logits(p_x, o_v, V, inverse, scale, softcap):
     """z/T of a block; −inf beyond V."""
-    b_z = transform(tl.load(p_x + o_v, mask=o_v < V, other=0.0).to(tl.float32), scale, softcap) * inverse
+    b_z = (
+        transform(tl.load(p_x + o_v, mask=o_v < V, other=0.0).to(tl.float32), scale, softcap)
+        * inverse
+    )
     return tl.where(o_v < V, b_z, -float("inf"))
 
 
@@ -77,7 +81,13 @@ def _prob_stats(
         b_h += b_p * tl.log(b_p + EPSILON)
         b_c = tl.where(o_v < V, b_p - uniform, 0.0)
         b_v += b_c * b_c
-    mass = tl.exp(m - safe) + tl.exp(second - safe) + tl.exp(third - safe) + tl.exp(fourth - safe) + tl.exp(fifth - safe)
+    mass = (
+        tl.exp(m - safe)
+        + tl.exp(second - safe)
+        + tl.exp(third - safe)
+        + tl.exp(fourth - safe)
+        + tl.exp(fifth - safe)
+    )
     tl.store(out_ptr + row, tl.exp(m - safe) * scale_p)
     tl.store(out_ptr + N + row, -tl.sum(b_h, 0))
     tl.store(out_ptr + 2 * N + row, tl.sum(b_v, 0) / tl.maximum(V - 1, 1))
@@ -85,7 +95,9 @@ def _prob_stats(
 
 
 @on_its_device
-def prob_stats(logits: torch.Tensor, temperature: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
+def prob_stats(
+    logits: torch.Tensor, temperature: torch.Tensor, scale: float, softcap: float | None
+) -> torch.Tensor:
     """Launches one program a row.
 
     Args:
@@ -94,13 +106,25 @@ def prob_stats(logits: torch.Tensor, temperature: torch.Tensor, scale: float, so
         scale, softcap: the transform; `softcap=None` leaves it out.
 
     Returns:
-        `[4, N]` fp32: largest probability, entropy (nats), unbiased variance over the vocabulary, mass of the five largest.
+        `[4, N]` fp32: largest probability, entropy (nats), unbiased variance over the vocabulary,
+        mass of the five largest.
     """
     N, V = logits.shape
     out = torch.empty(4, N, dtype=torch.float32, device=logits.device)
     if N:
         block = min(BLOCK, max(16, triton.next_power_of_2(V)))
-        _prob_stats[(N,)](logits, temperature, out, N, V, logits.stride(0), float(scale), softcap, block, num_warps=WARPS)
+        _prob_stats[(N,)](
+            logits,
+            temperature,
+            out,
+            N,
+            V,
+            logits.stride(0),
+            float(scale),
+            softcap,
+            block,
+            num_warps=WARPS,
+        )
     return out
 
 

@@ -22,10 +22,13 @@ def row_value(ptr, value, row, kind: tl.constexpr):
 
 @triton.jit
 def temperature_and_cut(temperature, min_p):
-    """T and c = T·ln p_min, both 0 in greedy rows. Where one is NaN or out of range c is +inf: no token reaches max z + c."""
+    """T and c = T·ln p_min, both 0 in greedy rows. Where one is NaN or out of range c is +inf: no
+    token reaches max z + c."""
     greedy = temperature < GREEDY_BELOW
     usable = (temperature >= 0) & (temperature <= HOTTEST)
-    cuts = (min_p >= 0) & (min_p <= 1)  # of another shape than T where one is a number: the interpreter joins no such bools
+    cuts = (min_p >= 0) & (
+        min_p <= 1
+    )  # of another shape than T where one is a number: the interpreter joins no such bools
     c = tl.where(greedy, 0.0, temperature * tl.where(cuts, tl.log(min_p), 0.0))
     c = tl.where(usable, c, float("inf")) + tl.where(cuts, 0.0, float("inf"))
     return tl.where(usable, tl.where(greedy, 0.0, temperature), 0.0), c
@@ -37,7 +40,8 @@ def row_parameters(
 ):  # fmt: skip
     """T, c, seed, position and stream of a row, or of a block of rows."""
     T, c = temperature_and_cut(
-        row_value(temperature_ptr, temperature, row, tl.float32), row_value(min_p_ptr, min_p, row, tl.float32)
+        row_value(temperature_ptr, temperature, row, tl.float32),
+        row_value(min_p_ptr, min_p, row, tl.float32),
     )
     key = row_value(seed_ptr, seed, row, tl.int64)
     place = row_value(position_ptr, position, row, tl.int64)
@@ -46,7 +50,8 @@ def row_parameters(
 
 @triton.jit
 def load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block: tl.constexpr):
-    """fp32 logits of a tile; −inf beyond V and where the bit is 0. Full tiles load unmasked: wide for any V."""
+    """fp32 logits of a tile; −inf beyond V and where the bit is 0. Full tiles load unmasked: wide
+    for any V."""
     o_v = tile * block + tl.arange(0, block)
     p_z = z_ptr + row * stride + o_v
     if (tile + 1) * block <= V:
@@ -66,7 +71,8 @@ def finite(b_z):
 
 
 def splits_of(B: int, V: int, tile: int) -> tuple[int, int]:
-    """Splits of a row, and tiles in each: enough programs to fill the device, as few partials as that allows."""
+    """Splits of a row, and tiles in each: enough programs to fill the device, as few partials as
+    that allows."""
     tiles = triton.cdiv(V, tile)
     depth = max(1, B * tiles // PROGRAMS)
     return triton.cdiv(tiles, depth), depth

@@ -5,9 +5,11 @@
     ds = dT·T·(1 − T/T_max)      da = ds·w2·[a > 0]      dw2 = Σ_n ds·relu(a)      db2 = Σ_n ds
     dW1 = daᵀ h                  db1 = Σ_n da            dh = da W1
 
-Forward: h [N,H] and W1 [F,H] are read, T [N] is written; a program holds a [rows, units] tile of `a` and leaves one
-partial of s a row, so `[N, F]` never exists. Few rows take few units a program, so that many programs share the read of W1.
-Backward recomputes `a` the same way and writes da once; its two products are left to the vendor's GEMM.
+Forward: h [N,H] and W1 [F,H] are read, T [N] is written; a program holds a [rows, units] tile of
+    `a` and leaves one
+partial of s a row, so `[N, F]` never exists. Few rows take few units a program, so that many
+programs share the read of W1. Backward recomputes `a` the same way and writes da once; its two
+products are left to the vendor's GEMM.
 """
 
 import torch
@@ -27,8 +29,14 @@ def _hidden(
     for start in range(0, H, block_h):
         o_h = start + tl.arange(0, block_h)
         m_h = o_h < H
-        b_h = tl.load(h_ptr + o_n[:, None] * stride_h + o_h[None, :], mask=m_n[:, None] & m_h[None, :], other=0.0)
-        b_w = tl.load(w1_ptr + o_f[None, :] * H + o_h[:, None], mask=m_f[None, :] & m_h[:, None], other=0.0)
+        b_h = tl.load(
+            h_ptr + o_n[:, None] * stride_h + o_h[None, :],
+            mask=m_n[:, None] & m_h[None, :],
+            other=0.0,
+        )
+        b_w = tl.load(
+            w1_ptr + o_f[None, :] * H + o_h[:, None], mask=m_f[None, :] & m_h[:, None], other=0.0
+        )
         b_w = b_w.to(b_h.dtype)
         if upcast:
             b_a = tl.dot(b_h.to(tl.float32), b_w.to(tl.float32), b_a, input_precision=precision)
@@ -59,7 +67,23 @@ def _head_partial(
     o_f = split * units + tl.arange(0, units)
     m_n = o_n < N
     m_f = o_f < F
-    b_a = _hidden(h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, precision, upcast)
+    b_a = _hidden(
+        h_ptr,
+        w1_ptr,
+        b1_ptr,
+        o_n,
+        o_f,
+        m_n,
+        m_f,
+        H,
+        F,
+        stride_h,
+        rows,
+        units,
+        block_h,
+        precision,
+        upcast,
+    )
     b_w2 = tl.load(w2_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
     b_s = tl.sum(tl.maximum(b_a, 0.0) * b_w2[None, :], 1)
     tl.store(part_ptr + split.to(tl.int64) * N + o_n, b_s, mask=m_n)
@@ -108,7 +132,23 @@ def _head_bwd(
     o_f = tl.program_id(1) * units + tl.arange(0, units)
     m_n = o_n < N
     m_f = o_f < F
-    b_a = _hidden(h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, precision, upcast)
+    b_a = _hidden(
+        h_ptr,
+        w1_ptr,
+        b1_ptr,
+        o_n,
+        o_f,
+        m_n,
+        m_f,
+        H,
+        F,
+        stride_h,
+        rows,
+        units,
+        block_h,
+        precision,
+        upcast,
+    )
     b_w2 = tl.load(w2_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
     b_ds = tl.load(ds_ptr + o_n, mask=m_n, other=0.0)
     b_da = tl.where(b_a > 0, b_ds[:, None] * b_w2[None, :], 0.0)
@@ -118,9 +158,11 @@ def _head_bwd(
 
 
 def _tiles(N: int, dtype: torch.dtype, interpreted: bool = False) -> dict:
-    """Rows and units of a program: 16 units while rows are few, wide tiles for the matrix unit when they are many.
+    """Rows and units of a program: 16 units while rows are few, wide tiles for the matrix unit when
+    they are many.
 
-    Triton's interpreter multiplies the bit patterns of bf16, so there, and only there, the operands are widened first.
+    Triton's interpreter multiplies the bit patterns of bf16, so there, and only there, the operands
+    are widened first.
     """
     rest = {
         "precision": "ieee" if dtype == torch.float32 else "tf32",
@@ -155,7 +197,9 @@ def head_forward(
     tile = _tiles(N, hidden.dtype, not hidden.is_cuda)
     splits = triton.cdiv(F, tile["units"])
     part = torch.empty(splits, N, dtype=torch.float32, device=hidden.device)
-    _head_partial[(triton.cdiv(N, tile["rows"]), splits)](hidden, w1, b1, w2, part, N, H, F, hidden.stride(0), **tile)
+    _head_partial[(triton.cdiv(N, tile["rows"]), splits)](
+        hidden, w1, b1, w2, part, N, H, F, hidden.stride(0), **tile
+    )
     _head_finish[(triton.cdiv(N, 256),)](part, b2, T, N, splits, max_temperature, 256)
     return T
 
@@ -171,7 +215,8 @@ def head_backward(
     max_temperature: float,
     need_hidden: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dW1, db1, dw2, db2 and dh (empty unless asked for), fp32 sums returned in fp32; `grad` is dT `[N]` fp32."""
+    """dW1, db1, dw2, db2 and dh (empty unless asked for), fp32 sums returned in fp32; `grad` is dT
+    `[N]` fp32."""
     (N, H), F = hidden.shape, w1.shape[0]
     ds = grad * T * (1 - T / max_temperature)
     tile = _tiles(N, hidden.dtype, not hidden.is_cuda)
@@ -188,7 +233,14 @@ def head_backward(
 
 _IN = {"h_ptr": "*bf16", "w1_ptr": "*fp32", "b1_ptr": "*fp32", "w2_ptr": "*fp32"}
 _SIZES = {"N": "i32", "H": "i32", "F": "i32", "stride_h": "i32"}
-_BWD = {**_IN, "ds_ptr": "*fp32", "da_ptr": "*bf16", "db1_ptr": "*fp32", "dw2_ptr": "*fp32", **_SIZES}
+_BWD = {
+    **_IN,
+    "ds_ptr": "*fp32",
+    "da_ptr": "*bf16",
+    "db1_ptr": "*fp32",
+    "dw2_ptr": "*fp32",
+    **_SIZES,
+}
 AOT = [
     (_head_partial, {**_IN, "part_ptr": "*fp32", **_SIZES}, _tiles(1, torch.bfloat16), 4, 3),
     (_head_partial, {**_IN, "part_ptr": "*fp32", **_SIZES}, _tiles(4096, torch.bfloat16), 4, 3),

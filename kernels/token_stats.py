@@ -6,13 +6,14 @@
     2. _tiles   grid [⌈N/rows⌉, S]   products in tiles [rows, block] through a split of V; partial sums a row and split
     3. _merge   grid [N]             the S splits of a row, in their order: no atomics, the same bits every time
 
-Reads of w from device memory: once for all row blocks that run at the same time, since those walk through one split
-together. Writes [K, N, S] fp32 partials (K = 4, or 7 with temperatures) and twice as many int32 as rows and splits.
-fp32 operands are multiplied in fp32, not in TF32.
+Reads of w from device memory: once for all row blocks that run at the same time, since those walk
+through one split together. Writes [K, N, S] fp32 partials (K = 4, or 7 with temperatures) and twice
+as many int32 as rows and splits. fp32 operands are multiplied in fp32, not in TF32.
 
-`_tiles` comes in three variants, all with one program for a split. `POINTERS` runs anywhere. `HOPPER` fetches tiles by bulk
-copies (TMA), which leaves registers for tiles of 256 × 128, ¾ of the cache traffic, and flattens both loops, so that copies
-go on during the sums. `BLACKWELL` gives copies, products and sums to warps of their own; it needs Triton 3.7.
+`_tiles` comes in three variants, all with one program for a split. `POINTERS` runs anywhere.
+`HOPPER` fetches tiles by bulk copies (TMA), which leaves registers for tiles of 256 × 128, ¾ of the
+cache traffic, and flattens both loops, so that copies go on during the sums. `BLACKWELL` gives
+copies, products and sums to warps of their own; it needs Triton 3.7.
 """
 
 from typing import NamedTuple
@@ -30,7 +31,8 @@ DEPTH_H, WARPS, STAGES = 64, 8, 3
 
 
 class Variant(NamedTuple):
-    """Tiles and loops of `_tiles`; the scaled tile is for temperatures, whose sums need more registers."""
+    """Tiles and loops of `_tiles`; the scaled tile is for temperatures, whose sums need more
+    registers."""
 
     rows: int
     block: int
@@ -47,13 +49,28 @@ class Variant(NamedTuple):
 POINTERS = Variant(128, 128, 128, 64)
 HOPPER = Variant(256, 128, 128, 64, described=True, flatten=True)
 BLACKWELL = Variant(128, 128, 128, 64, described=True, specialize=True)
-COMPILES_SPECIALIZED = tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 7)  # 3.6.0 fails for sm_100
+COMPILES_SPECIALIZED = tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (
+    3,
+    7,
+)  # 3.6.0 fails for sm_100
 PROGRAMS = 528  # four for each multiprocessor of an H100, so that the last wave is a small part
 TARGET_BLOCK = 1024
 
 
 @triton.jit
-def _target(x_ptr, w_ptr, bias_ptr, column_ptr, out_ptr, H, x_stride, w_stride, scale, softcap, block: tl.constexpr):
+def _target(
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    column_ptr,
+    out_ptr,
+    H,
+    x_stride,
+    w_stride,
+    scale,
+    softcap,
+    block: tl.constexpr,
+):
     """out[n] = z[n, column[n]]; −inf where the column is negative."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.load(column_ptr + row)
@@ -112,7 +129,9 @@ def _tiles(
     end = tl.minimum((split + 1) * depth, tl.cdiv(V, block))
     for tile in tl.range(split * depth, end, flatten=flatten, warp_specialize=specialize):
         if described:
-            b_z = described_tile(x_ptr, w_ptr, bias_ptr, row0, tile, V, H, scale, softcap, rows, block, step, upcast)
+            b_z = described_tile(
+                x_ptr, w_ptr, bias_ptr, row0, tile, V, H, scale, softcap, rows, block, step, upcast
+            )
         else:
             b_z = product_tile(
                 x_ptr, w_ptr, bias_ptr, row0, tile, N, V, H, x_stride, w_stride, scale, softcap, rows, block, step, upcast
@@ -127,7 +146,9 @@ def _tiles(
         b_new = tl.maximum(b_max, b_top)
         b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
         b_d = tl.where(b_max == -float("inf"), 0.0, b_max - b_safe)
-        b_x = tl.maximum(b_z - b_safe[:, None], -1e5)  # e^x is 0 there at any T below 900; 0·(−inf) must not reach a sum
+        b_x = tl.maximum(
+            b_z - b_safe[:, None], -1e5
+        )  # e^x is 0 there at any T below 900; 0·(−inf) must not reach a sum
         b_e = tl.where(b_z == -float("inf"), 0.0, tl.exp(b_x))
         b_s, b_t, _ = moved(b_d, b_s, b_t, zero)
         b_s += tl.sum(b_e, 1)
@@ -214,10 +235,12 @@ def token_stats(
     Args:
         hidden: `[N, H]` bf16, fp16 or fp32, unit stride along H; no ignored rows.
         weight: `[V, H]` of the same dtype, unit stride along H.
-        column, threshold, inverse_temperature, scale, softcap: as in `kernels.logit_stats.logit_stats`, no column −2.
+        column, threshold, inverse_temperature, scale, softcap: as in
+            `kernels.logit_stats.logit_stats`, no column −2.
         bias: `[V]` or None.
         splits: parts of V; None chooses. It only changes rounding.
-        variant: `POINTERS` until the others have been measured; operands that no descriptor fits are read by pointers anyway.
+        variant: `POINTERS` until the others have been measured; operands that no descriptor fits
+            are read by pointers anyway.
 
     Returns:
         floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `torch_backend/stats_partial.py`.
@@ -231,7 +254,11 @@ def token_stats(
     floats, ints = new(K, N), new(2, N, dtype=torch.int64)
     if N == 0:
         return floats, ints
-    threshold = target_logit(hidden, weight, column, bias, scale, softcap) if threshold is None else threshold
+    threshold = (
+        target_logit(hidden, weight, column, bias, scale, softcap)
+        if threshold is None
+        else threshold
+    )
     if variant.described and not (_describable(hidden) and _describable(weight)):
         variant = POINTERS
     rows, block = variant.tile(scaled)
@@ -241,7 +268,10 @@ def token_stats(
     parts, part_ints = new(K, N, S), new(2, N, S, dtype=torch.int32)
     x, w = hidden, weight
     if variant.described:
-        x, w = TensorDescriptor.from_tensor(x, [rows, DEPTH_H]), TensorDescriptor.from_tensor(w, [block, DEPTH_H])
+        x, w = (
+            TensorDescriptor.from_tensor(x, [rows, DEPTH_H]),
+            TensorDescriptor.from_tensor(w, [block, DEPTH_H]),
+        )
     _tiles[(blocks, S)](
         x, w, bias, column, threshold, inverse_temperature, parts, part_ints,
         N, V, H, hidden.stride(0), weight.stride(0), S, depth, float(scale), softcap,
@@ -267,7 +297,8 @@ def target_logit(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """`[N]` fp32 logits of these columns; −inf where the column is negative. Arguments as in `token_stats`."""
+    """`[N]` fp32 logits of these columns; −inf where the column is negative. Arguments as in
+    `token_stats`."""
     (N, H), out = hidden.shape, torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     if N:
         block = min(TARGET_BLOCK, max(16, triton.next_power_of_2(H)))
@@ -283,8 +314,21 @@ _DATA = {
     **dict.fromkeys(("N", "V", "H", "x_stride", "w_stride", "S", "depth"), "i32"),
     "scale": "fp32",
 }
-_PARTS = {"part_ptr": "*fp32", "part_int_ptr": "*i32", "inverse_ptr": "*fp32", "float_ptr": "*fp32", "int_ptr": "*i64"}
-_DOT = {"x_ptr": "*bf16", "w_ptr": "*bf16", "column_ptr": "*i64", "out_ptr": "*fp32", "H": "i32", "x_stride": "i32"}
+_PARTS = {
+    "part_ptr": "*fp32",
+    "part_int_ptr": "*i32",
+    "inverse_ptr": "*fp32",
+    "float_ptr": "*fp32",
+    "int_ptr": "*i64",
+}
+_DOT = {
+    "x_ptr": "*bf16",
+    "w_ptr": "*bf16",
+    "column_ptr": "*i64",
+    "out_ptr": "*fp32",
+    "H": "i32",
+    "x_stride": "i32",
+}
 
 
 def _entry(variant: Variant, scaled: bool, *targets: str) -> tuple:
@@ -292,10 +336,30 @@ def _entry(variant: Variant, scaled: bool, *targets: str) -> tuple:
     rows, block = variant.tile(scaled)
     kinds = {**_DATA, "inverse_ptr": "*fp32"} if scaled else _DATA
     if variant.described:
-        kinds = {**kinds, **{f"{n}_ptr": f"tensordesc<bf16[{size},{DEPTH_H}]>" for n, size in (("x", rows), ("w", block))}}
-    fixed = {"bias_ptr": None, "softcap": None, "rows": rows, "block": block, "step": DEPTH_H, "upcast": False}
+        kinds = {
+            **kinds,
+            **{
+                f"{n}_ptr": f"tensordesc<bf16[{size},{DEPTH_H}]>"
+                for n, size in (("x", rows), ("w", block))
+            },
+        }
+    fixed = {
+        "bias_ptr": None,
+        "softcap": None,
+        "rows": rows,
+        "block": block,
+        "step": DEPTH_H,
+        "upcast": False,
+    }
     loops = dict(zip(Variant._fields[4:], variant[4:]))
-    return (_tiles, kinds, {**fixed, **loops, **({} if scaled else {"inverse_ptr": None})}, WARPS, STAGES, *targets)
+    return (
+        _tiles,
+        kinds,
+        {**fixed, **loops, **({} if scaled else {"inverse_ptr": None})},
+        WARPS,
+        STAGES,
+        *targets,
+    )
 
 
 AOT = [

@@ -2,9 +2,10 @@
 
     floor = max(τ_k, τ_p)      τ_k = the k-th largest logit      τ_p = min {v : Σ_{z_i > v} p_i < top_p · Σ_{z_i ≥ τ_k} p_i}
 
-with p ∝ e^{z/T}: temperature, then top-k, then top-p, as transformers applies them. Both are functions of a value, so ties
-stand or fall together. A bisection over the bit patterns of fp32, in their order, finds each value exactly in at most 32
-counts, and a count reads only those splits whose maximum reaches the value tried. Two bounds start it close:
+with p ∝ e^{z/T}: temperature, then top-k, then top-p, as transformers applies them. Both are
+functions of a value, so ties stand or fall together. A bisection over the bit patterns of fp32, in
+their order, finds each value exactly in at most 32 counts, and a count reads only those splits
+whose maximum reaches the value tried. Two bounds start it close:
 
     τ_k ≥ the k-th largest of the splits' maxima        τ_p ≥ max z + T·ln((1 − top_p)/V)    (all below weigh ≤ 1 − top_p)
 
@@ -37,7 +38,22 @@ def _value(key):
 
 
 @triton.jit
-def _above(z_ptr, allowed_ptr, m_ptr, row, v, m, heat, V, stride, words, S, depth, block: tl.constexpr, strict: tl.constexpr):
+def _above(
+    z_ptr,
+    allowed_ptr,
+    m_ptr,
+    row,
+    v,
+    m,
+    heat,
+    V,
+    stride,
+    words,
+    S,
+    depth,
+    block: tl.constexpr,
+    strict: tl.constexpr,
+):
     """How many logits are ≥ v (> v if strict), and Σ e^{(z − m)/T} over them."""
     count = 0
     mass = 0.0
@@ -85,28 +101,84 @@ def _threshold(
         if k > 0:
             b_sorted = tl.sort(b_max, descending=True)
             low = _key(tl.maximum(tl.max(tl.where(o_s == k - 1, b_sorted, LOWEST), 0), LOWEST))
-            n, _ = _above(z_ptr, allowed_ptr, m_ptr, row, _value(low), m, heat, V, stride, words, S, depth, block, False)
+            n, _ = _above(
+                z_ptr,
+                allowed_ptr,
+                m_ptr,
+                row,
+                _value(low),
+                m,
+                heat,
+                V,
+                stride,
+                words,
+                S,
+                depth,
+                block,
+                False,
+            )
             if n >= k:
                 while low < high:  # #{z ≥ low} ≥ k
                     middle = (low + high + 1) >> 1
                     n, _ = _above(
-                        z_ptr, allowed_ptr, m_ptr, row, _value(middle), m, heat, V, stride, words, S, depth, block, False
+                        z_ptr,
+                        allowed_ptr,
+                        m_ptr,
+                        row,
+                        _value(middle),
+                        m,
+                        heat,
+                        V,
+                        stride,
+                        words,
+                        S,
+                        depth,
+                        block,
+                        False,
                     )
                     enough = n >= k
                     low = tl.where(enough, middle, low)
                     high = tl.where(enough, high, middle - 1)
                 floor = _value(low)
         if p < 1:
-            reach = m + heat * tl.log((1 - p) / V) * 1.0001 - 1e-3  # a little lower: it is only where the search begins
+            reach = (
+                m + heat * tl.log((1 - p) / V) * 1.0001 - 1e-3
+            )  # a little lower: it is only where the search begins
             low = _key(tl.maximum(tl.maximum(reach, floor), LOWEST))
             _, total = _above(
-                z_ptr, allowed_ptr, m_ptr, row, tl.maximum(floor, LOWEST), m, heat, V, stride, words, S, depth, block, False
+                z_ptr,
+                allowed_ptr,
+                m_ptr,
+                row,
+                tl.maximum(floor, LOWEST),
+                m,
+                heat,
+                V,
+                stride,
+                words,
+                S,
+                depth,
+                block,
+                False,
             )
             high = _key(m)
             while low < high:  # Σ_{z > high} < p·total
                 middle = (low + high) >> 1
                 _, mass = _above(
-                    z_ptr, allowed_ptr, m_ptr, row, _value(middle), m, heat, V, stride, words, S, depth, block, True
+                    z_ptr,
+                    allowed_ptr,
+                    m_ptr,
+                    row,
+                    _value(middle),
+                    m,
+                    heat,
+                    V,
+                    stride,
+                    words,
+                    S,
+                    depth,
+                    block,
+                    True,
                 )
                 small = mass < p * total
                 high = tl.where(small, middle, high)
@@ -128,8 +200,8 @@ def top_k_top_p(
     allowed: torch.Tensor | None = None,
     tile: int = TILE,
 ) -> torch.Tensor:
-    """The lowest logit that top-k and top-p keep, `[B]` fp32; −inf where both are off or fewer than k are finite;
-    +inf, which no token reaches, where one is NaN or out of range.
+    """The lowest logit that top-k and top-p keep, `[B]` fp32; −inf where both are off or fewer than
+    k are finite; +inf, which no token reaches, where one is NaN or out of range.
 
     Args:
         logits: `[B, V]` any float, unit stride along V.

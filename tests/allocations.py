@@ -7,7 +7,8 @@ from autodeco_fast.generation.lazy import Lazy
 
 
 class LargestAllocation(TorchDispatchMode):
-    """The largest storage behind any result, in elements; of results with `columns` columns only, if given."""
+    """The largest storage behind any result, in elements; of results with `columns` columns only,
+    if given."""
 
     def __init__(self, columns: int | None = None):
         super().__init__()
@@ -18,6 +19,8 @@ class LargestAllocation(TorchDispatchMode):
         for o in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(o, Lazy) and o.untouched:
                 continue
-            if isinstance(o, torch.Tensor) and (self.columns is None or (o.dim() and o.shape[-1] == self.columns)):
+            if isinstance(o, torch.Tensor) and (
+                self.columns is None or (o.dim() and o.shape[-1] == self.columns)
+            ):
                 self.numel = max(self.numel, o.untyped_storage().nbytes() // o.element_size())
         return out

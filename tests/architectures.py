@@ -1,10 +1,18 @@
-"""A tiny random model of every causal architecture that transformers knows, and what is special about some of them."""
+"""A tiny random model of every causal architecture that transformers knows, and what is special
+about some of them."""
 
 import inspect
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from autodeco_fast import TemperatureHead
@@ -54,17 +62,35 @@ TINY = {
 }
 
 _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
-_DOTS3 = {"swa_q_lora_rank": 16, "swa_kv_lora_rank": 16, "swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8}
+_DOTS3 = {
+    "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 16,
+    "swa_head_dim": 16,
+    "swa_qk_nope_head_dim": 8,
+    "swa_v_head_dim": 8,
+}
 _DOTS3 |= {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4}
-_QWEN4 = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 64, "indexer_compress_ratio": 2}
+_QWEN4 = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 2,
+}
 
-# What an architecture needs besides; inner dictionaries are for the parts of a composite configuration.
+# What an architecture needs besides; inner dictionaries are for the parts of a composite
+# configuration.
 SPECIAL: dict[str, dict] = {
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1, 3]},
     "blt": {"num_hidden_layers": 4},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": _MROPE, "sliding_attention": _MROPE}},
-    "dbrx": {"attn_config": {"rope_theta": 1e4, "clip_qkv": 8}, "ffn_config": {"ffn_hidden_size": 32}},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": _MROPE, "sliding_attention": _MROPE}
+    },
+    "dbrx": {
+        "attn_config": {"rope_theta": 1e4, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 32},
+    },
     "dots3_note": {"text_config": _DOTS3, "vision_config": {"mlp_layer_types": ["dense"] * 4}},
     "dots3_note_text": _DOTS3,
     "falcon_h1": {"mamba_d_ssm": 64},
@@ -77,7 +103,11 @@ SPECIAL: dict[str, dict] = {
     "mimo_v2_flash": {"num_key_value_heads": 2, "head_dim": 12},
     "qwen4_exp": {"text_config": _QWEN4},
     "qwen4_exp_text": _QWEN4,
-    "reformer": {"attn_layers": ["local"] * 2, "axial_pos_shape": (16, 16), "axial_pos_embds_dim": (16, 16)},
+    "reformer": {
+        "attn_layers": ["local"] * 2,
+        "axial_pos_shape": (16, 16),
+        "axial_pos_embds_dim": (16, 16),
+    },
     "roc_bert": {"pronunciation_vocab_size": VOCAB, "shape_vocab_size": VOCAB},
     "xlm": {"mask_token_id": 5},  # 0, the default, is padding here
     "xlstm": {"hidden_size": 128, "chunk_size": 64},
@@ -86,13 +116,20 @@ SPECIAL: dict[str, dict] = {
     "zaya": {"num_experts_per_tok": 1},
 }
 
-# What `AutoModelForCausalLM` cannot make a model of that continues ids: why, and words of the error.
+# What `AutoModelForCausalLM` cannot make a model of that continues ids: why, and words of the
+# error.
 _DRAFTER = "a drafter: it reads the keys and values of the model it drafts for"
 _MUSIC = "the mapped class takes the decoder's configuration, not this one"
 CANNOT = {
     "gemma3n": ("its vision part needs timm; the text model is gemma3n_text", "timm"),
-    "gemma4_assistant": (_DRAFTER, "hidden_size_per_layer_input|producing a cache|shared_kv_states"),
-    "gemma4_unified_assistant": (_DRAFTER, "hidden_size_per_layer_input|producing a cache|shared_kv_states"),
+    "gemma4_assistant": (
+        _DRAFTER,
+        "hidden_size_per_layer_input|producing a cache|shared_kv_states",
+    ),
+    "gemma4_unified_assistant": (
+        _DRAFTER,
+        "hidden_size_per_layer_input|producing a cache|shared_kv_states",
+    ),
     "musicgen": (_MUSIC, "no attribute|missing"),
     "musicgen_melody": (_MUSIC, "no attribute|missing"),
 }
@@ -104,11 +141,17 @@ if transformers.__version__.startswith("5.0."):
     }
 
 # What `attach` refuses: why, and words of the error.
-UNATTACHED = {"prophetnet": ("h is of several streams, the logits of one", "which h decides is not known")}
+UNATTACHED = {
+    "prophetnet": ("h is of several streams, the logits of one", "which h decides is not known")
+}
 
-# What `generate` needs for its step to be the whole forward: attached or not, the cached step of these is another one.
-# (That of Nemotron-H and Zamba2 leaves out a clamp of the time steps; Doge's is right in later versions.)
-UNCACHED: dict[str, dict] = {name: {"use_cache": False} for name in "blt cpmant doge nemotron_h rwkv zamba2".split()}
+# What `generate` needs for its step to be the whole forward: attached or not, the cached step of
+# these is another one.
+# (That of Nemotron-H and Zamba2 leaves out a clamp of the time steps; Doge's is right in later
+# versions.)
+UNCACHED: dict[str, dict] = {
+    name: {"use_cache": False} for name in "blt cpmant doge nemotron_h rwkv zamba2".split()
+}
 UNCACHED["xlnet"] = {"use_mems": False}
 
 
@@ -121,22 +164,43 @@ def _prepared(model: PreTrainedModel, ids: torch.Tensor) -> dict:
 
 
 # Where `generate` does not feed a model the plain ids.
-_ROBERTA = ["camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"]
+_ROBERTA = [
+    "camembert",
+    "data2vec-text",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+]
 FED = {
-    **dict.fromkeys(_ROBERTA, _positions_from_zero),  # by themselves they count from pad_token_id + 1
+    **dict.fromkeys(
+        _ROBERTA, _positions_from_zero
+    ),  # by themselves they count from pad_token_id + 1
     **dict.fromkeys(["xlm", "xlnet"], _prepared),  # a token at the end that stands for the next one
 }
 
 # What training may refuse. Anything else it must take; and whatever it takes it must read rightly.
-_BERT = "bert big_bird electra ernie megatron-bert modernbert-decoder rembert roc_bert roformer".split()
+_BERT = (
+    "bert big_bird electra ernie megatron-bert modernbert-decoder rembert roc_bert roformer".split()
+)
 UNTRAINED = {
     **dict.fromkeys([*_BERT, *_ROBERTA], "layers of the LM head stand before the output embedding"),
-    **dict.fromkeys(["hyperclovax", "inkling2_text", "inkling_text", "xlstm"], "a transform under a name of its own"),
+    **dict.fromkeys(
+        ["hyperclovax", "inkling2_text", "inkling_text", "xlstm"],
+        "a transform under a name of its own",
+    ),
     "recurrent_gemma": "a transform under a name of its own",
-    **dict.fromkeys(["gemma3", "mpt"], "the configuration names a transform that the model does not apply"),
+    **dict.fromkeys(
+        ["gemma3", "mpt"], "the configuration names a transform that the model does not apply"
+    ),
     "minicpm3": "h is divided before the output embedding",
-    **dict.fromkeys(["fuyu", "llama4", "llama4_text", "mllama"], "what `base_model` gives has logits"),
-    **dict.fromkeys(["cpmant", "doge", "xlm", "xlnet"], "not causal: in a whole row, h has seen what follows"),
+    **dict.fromkeys(
+        ["fuyu", "llama4", "llama4_text", "mllama"], "what `base_model` gives has logits"
+    ),
+    **dict.fromkeys(
+        ["cpmant", "doge", "xlm", "xlnet"], "not causal: in a whole row, h has seen what follows"
+    ),
 }
 
 NAMES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(CANNOT) - set(UNATTACHED))
@@ -157,7 +221,8 @@ def _tiny_config(cls: type[PreTrainedConfig], special: dict) -> PreTrainedConfig
 
 
 def build(name: str) -> PreTrainedModel:
-    """In eval mode; next-token distributions neither flat nor one-hot; the output embedding tied to nothing."""
+    """In eval mode; next-token distributions neither flat nor one-hot; the output embedding tied to
+    nothing."""
     torch.manual_seed(0)
     config = _tiny_config(CONFIG_MAPPING[name], SPECIAL.get(name, {}))
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -177,7 +242,8 @@ def prompts(rows: int = 8, length: int = 5) -> torch.Tensor:
 
 @torch.no_grad()
 def seen(model: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What enters the output embedding in a whole forward of `ids [B, L]`, and the logits. `[B, L, H]`, `[B, L, V]`"""
+    """What enters the output embedding in a whole forward of `ids [B, L]`, and the logits.
+    `[B, L, H]`, `[B, L, V]`"""
     caught = []
 
     def catch(_, args, kwargs):
@@ -191,7 +257,8 @@ def seen(model: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def spread_head(model: PreTrainedModel) -> TemperatureHead:
-    """A random head whose temperatures on the model's own hidden states spread over most of (0, 2)."""
+    """A random head whose temperatures on the model's own hidden states spread over most of (0,
+    2)."""
     h = torch.cat([seen(model, prompts(length=length))[0][:, -1] for length in (5, 6, 8)])
     torch.manual_seed(1)
     head = TemperatureHead(h.shape[-1], intermediate_size=16)

@@ -35,7 +35,11 @@ def assert_refuses(done: Done, *words: str) -> None:
 
 def listing(folder: Path) -> dict[str, int]:
     """Every file below a folder, hidden ones too, with the time of its last change."""
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def save_tiny(folder: Path) -> Path:
@@ -47,5 +51,7 @@ def save_tiny(folder: Path) -> Path:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tiny_model("llama").bfloat16().save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<s>"
+    ).save_pretrained(folder)
     return folder

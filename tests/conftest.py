@@ -1,4 +1,5 @@
-"""Kernels run in Triton's interpreter unless a GPU is there; whatever a kernel forgets to write shows up as NaN."""
+"""Kernels run in Triton's interpreter unless a GPU is there; whatever a kernel forgets to write
+shows up as NaN."""
 
 import os
 
@@ -16,12 +17,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def _poison(t: torch.Tensor) -> torch.Tensor:
     if t.is_floating_point():
         return t.fill_(float("nan"))
-    return t if t.dtype == torch.bool or t.is_complex() else t.fill_(-77 if t.dtype.is_signed else 77)
+    return (
+        t if t.dtype == torch.bool or t.is_complex() else t.fill_(-77 if t.dtype.is_signed else 77)
+    )
 
 
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch):
-    """`torch.empty` and `torch.empty_like` return NaN (or -77) instead of whatever the memory held."""
+    """`torch.empty` and `torch.empty_like` return NaN (or -77) instead of whatever the memory
+    held."""
     for name in ("empty", "empty_like"):
         original = getattr(torch, name)
         monkeypatch.setattr(torch, name, lambda *a, _f=original, **k: _poison(_f(*a, **k)))
@@ -48,7 +52,17 @@ def scan(model, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("scanned")
     rows = write_rows(folder / "rows.jsonl", 12)
-    options = ("--model", model, "--data", rows, "--output", folder / "scan", "--rows-per-shard", 6, "--all-tokens")
+    options = (
+        "--model",
+        model,
+        "--data",
+        rows,
+        "--output",
+        folder / "scan",
+        "--rows-per-shard",
+        6,
+        "--all-tokens",
+    )
     done = command("scan", *options)
     assert done.returncode == 0, done.stderr
     return folder / "scan"

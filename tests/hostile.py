@@ -1,7 +1,8 @@
-"""What a hostile user passes: strategies for arguments of any type; the rule that a call is served or refused in one line.
+"""What a hostile user passes: strategies for arguments of any type; the rule that a call is served
+or refused in one line.
 
-`FUZZ_SECONDS=600 python -m pytest tests/test_hostile_samplers.py` looks for ten minutes in each test instead of at a
-few examples.
+`FUZZ_SECONDS=600 python -m pytest tests/test_hostile_samplers.py` looks for ten minutes in each
+test instead of at a few examples.
 """
 
 import numbers
@@ -20,15 +21,71 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 INTEGERS = [torch.int64, torch.int32, torch.int8, torch.uint8, torch.uint32, torch.uint64]
 REALS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 OTHERS = [torch.bool, torch.complex64]
-EDGES = [2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**400]
+EDGES = [
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    2**64,
+    -(2**63),
+    -(2**63) - 1,
+    10**400,
+]
 NUMBERS = [
-    *(np.float32(0.5), np.float64("nan"), np.float16(0.25), np.int64(3), np.uint8(1), np.bool_(True), np.longdouble(0.5)),
-    *(Fraction(1, 3), Fraction(10**400), Decimal("0.5"), Decimal("NaN"), Decimal("sNaN"), Decimal("1e999")),
-    *(0.0, -0.0, 1.0, 1e-45, 5e-324, 1e-3, 1e29, 2e29, 1.7e308, float("nan"), float("inf"), -float("inf")),
+    *(
+        np.float32(0.5),
+        np.float64("nan"),
+        np.float16(0.25),
+        np.int64(3),
+        np.uint8(1),
+        np.bool_(True),
+        np.longdouble(0.5),
+    ),
+    *(
+        Fraction(1, 3),
+        Fraction(10**400),
+        Decimal("0.5"),
+        Decimal("NaN"),
+        Decimal("sNaN"),
+        Decimal("1e999"),
+    ),
+    *(
+        0.0,
+        -0.0,
+        1.0,
+        1e-45,
+        5e-324,
+        1e-3,
+        1e29,
+        2e29,
+        1.7e308,
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+    ),
 ]
 _INF = float("inf")
 THINGS = [
-    *("0.5", "", "a\nb", b"1", [0.5], (1,), {}, {1}, object(), 1j, np.array(0.5), np.ones(2), np.array([]), len, range(3)),
+    *(
+        "0.5",
+        "",
+        "a\nb",
+        b"1",
+        [0.5],
+        (1,),
+        {},
+        {1},
+        object(),
+        1j,
+        np.array(0.5),
+        np.ones(2),
+        np.array([]),
+        len,
+        range(3),
+    ),
     *(torch.float32, torch.Size([2]), ..., NotImplemented, type),
 ]
 
@@ -36,7 +93,9 @@ THINGS = [
 def tensor(shape: tuple, dtype: torch.dtype, values: list[float], form: str) -> torch.Tensor:
     """A tensor of these values, repeated, in one of several forms."""
     n = int(np.prod(shape))
-    data = torch.tensor([values[i % len(values)] for i in range(max(n, 1))], dtype=torch.float64)[:n]
+    data = torch.tensor([values[i % len(values)] for i in range(max(n, 1))], dtype=torch.float64)[
+        :n
+    ]
     if dtype in INTEGERS:
         data = data.nan_to_num(0, 127, 0).clamp(0 if not dtype.is_signed else -128, 127)
     x = data.to(dtype).reshape(shape)
@@ -53,7 +112,10 @@ def tensor(shape: tuple, dtype: torch.dtype, values: list[float], form: str) -> 
 
 def tensors(B: int) -> st.SearchStrategy:
     shapes = st.sampled_from([(), (1,), (B,), (B,), (B,), (B + 1,), (B, 1), (0,)])
-    values = st.lists(st.one_of(st.floats(0.001, 1), st.sampled_from([0.0, 1.0, 2.0, -1.0, 1e30, float("nan")])), min_size=1)
+    values = st.lists(
+        st.one_of(st.floats(0.001, 1), st.sampled_from([0.0, 1.0, 2.0, -1.0, 1e30, float("nan")])),
+        min_size=1,
+    )
     forms = st.sampled_from(["plain", "plain", "strided", "expanded", "gradient", "sparse"])
     return st.builds(tensor, shapes, st.sampled_from([*REALS, *INTEGERS, *OTHERS]), values, forms)
 
@@ -62,10 +124,14 @@ def anything(B: int) -> st.SearchStrategy:
     """Numbers of any type and size, tensors of any shape, and what is neither."""
     whole = st.one_of(st.integers(-3, 5), st.sampled_from(EDGES))
     real = st.one_of(st.floats(0, 1), st.floats(0, 5), st.floats(), st.sampled_from(NUMBERS))
-    return st.one_of(st.none(), st.booleans(), whole, real, tensors(B), tensors(B), st.sampled_from(THINGS))
+    return st.one_of(
+        st.none(), st.booleans(), whole, real, tensors(B), tensors(B), st.sampled_from(THINGS)
+    )
 
 
-def logits_of(B: int, V: int, dtype: torch.dtype, form: str, breaks: list, spread: float) -> torch.Tensor:
+def logits_of(
+    B: int, V: int, dtype: torch.dtype, form: str, breaks: list, spread: float
+) -> torch.Tensor:
     z = torch.randn(B, V, generator=torch.Generator().manual_seed(V)) * spread
     for i, value in enumerate(breaks):
         if B:
@@ -109,11 +175,14 @@ def number(value: object, low: float, high: float, whole: bool) -> float | None:
 
 
 def row(value: object, B: int, low: float, high: float, whole: bool = False) -> list[float] | None:
-    """What each of B rows is asked for, as the documentation has it; None if the value must be refused."""
+    """What each of B rows is asked for, as the documentation has it; None if the value must be
+    refused."""
     if not isinstance(value, torch.Tensor):
         one = number(value, low, high, whole)
         return None if one is None else [one if whole else float(np.float32(one))] * B
-    if value.layout != torch.strided or value.dtype not in (INTEGERS if whole else [*REALS, *INTEGERS]):
+    if value.layout != torch.strided or value.dtype not in (
+        INTEGERS if whole else [*REALS, *INTEGERS]
+    ):
         return None
     if tuple(value.shape) not in ((), (1,), (B,)):
         return None
@@ -128,7 +197,8 @@ def vector(value: object, N: int) -> bool:
 
 
 def served(call: Callable, odd: set[str]) -> object | None:
-    """The result, if no argument is odd; else it must refuse, in one line that begins with the name of an odd one."""
+    """The result, if no argument is odd; else it must refuse, in one line that begins with the name
+    of an odd one."""
     if not odd:
         return call()
     try:
@@ -137,7 +207,10 @@ def served(call: Callable, odd: set[str]) -> object | None:
         text = str(error)
         assert "\n" not in text, text
         assert len(text) < 300, text
-        assert any(text.startswith((f"{name} ", f"{name}, ")) or f" and {name} must" in text for name in odd), (text, odd)
+        assert any(
+            text.startswith((f"{name} ", f"{name}, ")) or f" and {name} must" in text
+            for name in odd
+        ), (text, odd)
         return None
     raise AssertionError(f"{odd} passed: {result}")
 

@@ -1,10 +1,12 @@
-"""Real launches without a GPU: Triton's own dispatcher specialises and compiles every launch for sm_90; what it would run is
-written down instead. Tensors on the CPU say that they are on card 1 while card 0 is the current one.
+"""Real launches without a GPU: Triton's own dispatcher specialises and compiles every launch for
+sm_90; what it would run is written down instead. Tensors on the CPU say that they are on card 1
+while card 0 is the current one.
 
     python -m tests.launching        prints a line of JSON for every case of `tests/op_cases.py`
 
-Values are never computed; what is seen is which kernels compile, on which card they would run, and whether the host looked at
-a tensor: `HostWatch` refuses every read of one, and every copy of a number to the device.
+Values are never computed; what is seen is which kernels compile, on which card they would run, and
+whether the host looked at a tensor: `HostWatch` refuses every read of one, and every copy of a
+number to the device.
 """
 
 import json
@@ -66,13 +68,23 @@ def _exchange(card: int) -> int:
 class HostWatch(TorchDispatchMode):
     """Fails where the host would wait for the device."""
 
-    READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "unique", "lift_fresh")
+    READS = (
+        "_local_scalar_dense",
+        "nonzero",
+        "is_nonzero",
+        "masked_select",
+        "equal",
+        "unique",
+        "lift_fresh",
+    )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().split("::")[-1].split(".")[0]
         if name in self.READS:
             raise AssertionError(f"the host waits for the device: {func}")
-        if name in ("index", "index_put", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1]):
+        if name in ("index", "index_put", "index_put_") and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        ):
             raise AssertionError(f"the host waits for the device: {func} by a mask")
         return func(*args, **(kwargs or {}))
 
@@ -83,7 +95,10 @@ class HostWatch(TorchDispatchMode):
 
             return read
 
-        self.tensor = {n: getattr(torch.Tensor, n) for n in ("item", "tolist", "numpy", "cpu", "new_tensor", "__bool__")}
+        self.tensor = {
+            n: getattr(torch.Tensor, n)
+            for n in ("item", "tolist", "numpy", "cpu", "new_tensor", "__bool__")
+        }
         self.torch = {n: getattr(torch, n) for n in ("tensor", "as_tensor", "from_numpy")}
         for where, names in ((torch.Tensor, self.tensor), (torch, self.torch)):
             for name in names:
@@ -139,10 +154,28 @@ def main() -> None:
         one(name, lambda: call(plain), kind="numbers")
     for name in op_cases.CAPTURABLE:
         one(name, lambda: op_cases.TORCH_ONLY[name][1](plain), kind="torch")
-    for name in ("logit_stats", "token_stats, fused=True", "prob_stats", "temperature_head", "target_logits"):
+    for name in (
+        "logit_stats",
+        "token_stats, fused=True",
+        "prob_stats",
+        "temperature_head",
+        "target_logits",
+    ):
         call = op_cases.CASES[name][1]
-        print(json.dumps({"case": name, "kind": "fp64", **run(lambda: call(double), watch=False)}), flush=True)
-        print(json.dumps({"case": name, "kind": "fp64 by triton", **run(lambda: call(double, backend="triton"))}), flush=True)
+        print(
+            json.dumps({"case": name, "kind": "fp64", **run(lambda: call(double), watch=False)}),
+            flush=True,
+        )
+        print(
+            json.dumps(
+                {
+                    "case": name,
+                    "kind": "fp64 by triton",
+                    **run(lambda: call(double, backend="triton")),
+                }
+            ),
+            flush=True,
+        )
     # the control: the watch sees what it is there for
     x = torch.ones(3)
     for name, look in (

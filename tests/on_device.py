@@ -1,6 +1,8 @@
-"""Ops under test, run where the kernels run: on the GPU if there is one, else on the CPU in Triton's interpreter.
+"""Ops under test, run where the kernels run: on the GPU if there is one, else on the CPU in
+Triton's interpreter.
 
-Tests make their tensors on the CPU; the wrapper takes them to the device and the results back, gradients included.
+Tests make their tensors on the CPU; the wrapper takes them to the device and the results back,
+gradients included.
 """
 
 import functools

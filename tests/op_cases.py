@@ -26,11 +26,36 @@ def tensors(N: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tenso
             "bias": normal(V),
             "target": target,
         },
-        **{"temperature": row(0.3, 2), "min_p": row(0, 0.3), "top_p": row(0.5, 1), "top_k": ids(V), "seed": ids(1000)},
-        **{"position": ids(50), "stream": ids(50), "maximum": row(8, 9), "target_logit": row(0, 3), "loss_weight": row(0, 1)},
+        **{
+            "temperature": row(0.3, 2),
+            "min_p": row(0, 0.3),
+            "top_p": row(0.5, 1),
+            "top_k": ids(V),
+            "seed": ids(1000),
+        },
+        **{
+            "position": ids(50),
+            "stream": ids(50),
+            "maximum": row(8, 9),
+            "target_logit": row(0, 3),
+            "loss_weight": row(0, 1),
+        },
         "token_bitmask": torch.randint(-(2**31), 2**31, (N, 3), generator=g).int(),
-        **{"w1": normal(F, H), "b1": normal(F), "w2": normal(1, F), "b2": normal(1), "draw": row(0, 1), "grad": row(0, 1)},
-        **{"max_logit": row(3, 6), "stat_logit": row(0, 3), "rank": ids(4) - 1, "logsumexp": row(6, 7), "scaled": row(6, 7)},
+        **{
+            "w1": normal(F, H),
+            "b1": normal(F),
+            "w2": normal(1, F),
+            "b2": normal(1),
+            "draw": row(0, 1),
+            "grad": row(0, 1),
+        },
+        **{
+            "max_logit": row(3, 6),
+            "stat_logit": row(0, 3),
+            "rank": ids(4) - 1,
+            "logsumexp": row(6, 7),
+            "scaled": row(6, 7),
+        },
     }
 
 
@@ -40,13 +65,18 @@ def _stats(t: dict) -> af.TokenStats:
 
 
 def _partial(t: dict, **options) -> af.SamplePartial:
-    given = {name: t[name] for name in ("min_p", "seed", "position", "stream", "token_bitmask", "maximum")}
+    given = {
+        name: t[name]
+        for name in ("min_p", "seed", "position", "stream", "token_bitmask", "maximum")
+    }
     return af.sample_partial(t["logits"], t["temperature"], first_id=0, **given, **options)
 
 
 def _stats_partial(t: dict, **options) -> af.TokenStatsPartial:
     given = t["hidden"], t["weight"], t["target"], t["target_logit"]
-    return af.token_stats_partial(*given, first_id=0, bias=t["bias"], temperature=t["temperature"], **options)
+    return af.token_stats_partial(
+        *given, first_id=0, bias=t["bias"], temperature=t["temperature"], **options
+    )
 
 
 def _head(t: dict, **options) -> tuple[torch.Tensor, ...]:
@@ -107,7 +137,9 @@ CASES: dict[str, tuple[tuple[str, ...], Callable]] = {
 TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
     "sample, top-k and top-p": (  # slow in Triton's interpreter
         ("top_k", "top_p"),
-        lambda t: af.sample(t["logits"], 0.9, seed=1, top_k=t["top_k"], top_p=t["top_p"], backend="torch"),
+        lambda t: af.sample(
+            t["logits"], 0.9, seed=1, top_k=t["top_k"], top_p=t["top_p"], backend="torch"
+        ),
     ),
     "merge_partials": (
         ("temperature", "min_p"),
@@ -115,7 +147,9 @@ TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
     ),
     "merge_token_stats": (
         ("target", "temperature"),
-        lambda t: af.merge_token_stats([_stats_partial(t)], t["target"], temperature=t["temperature"]),
+        lambda t: af.merge_token_stats(
+            [_stats_partial(t)], t["target"], temperature=t["temperature"]
+        ),
     ),
     "required_temperature": (_STATS, lambda t: af.required_temperature(_stats(t), 0.1)),
     "goldilocks_mask": ((*_STATS, "draw"), lambda t: af.goldilocks_mask(_stats(t), draw=t["draw"])),
@@ -126,13 +160,25 @@ TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
     "soft_top_p_loss": (
         (*_PRODUCT, "temperature", "top_p"),
         lambda t: af.soft_top_p_loss(
-            t["hidden"], t["weight"], t["target"], t["temperature"], t["top_p"], bias=t["bias"], reduction="none"
+            t["hidden"],
+            t["weight"],
+            t["target"],
+            t["temperature"],
+            t["top_p"],
+            bias=t["bias"],
+            reduction="none",
         ),
     ),
 }
 
 
-CAPTURABLE = ("merge_partials", "merge_token_stats", "required_temperature", "goldilocks_mask", "autodeco_temperature_loss")
+CAPTURABLE = (
+    "merge_partials",
+    "merge_token_stats",
+    "required_temperature",
+    "goldilocks_mask",
+    "autodeco_temperature_loss",
+)
 
 # the same with numbers for all rows, which kernels take as arguments
 NUMBERS: dict[str, Callable] = {
@@ -140,9 +186,15 @@ NUMBERS: dict[str, Callable] = {
     "sample, all cuts": lambda t: af.sample(
         t["logits"], 0.7, min_p=0.1, top_k=5, top_p=0.9, seed=2**63, position=2**31, **_ALL
     ),
-    "sample, cuts by row": lambda t: af.sample(t["logits"], 0.7, top_k=t["top_k"], top_p=t["top_p"], seed=t["seed"]),
-    "linear_sample": lambda t: af.linear_sample(t["hidden"], t["weight"], 0.7, min_p=0.1, softcap=20.0, seed=3, fused=True),
-    "linear_sample, with logits": lambda t: af.linear_sample(t["hidden"], t["weight"], 0.7, softcap=20.0, seed=3, fused=False),
+    "sample, cuts by row": lambda t: af.sample(
+        t["logits"], 0.7, top_k=t["top_k"], top_p=t["top_p"], seed=t["seed"]
+    ),
+    "linear_sample": lambda t: af.linear_sample(
+        t["hidden"], t["weight"], 0.7, min_p=0.1, softcap=20.0, seed=3, fused=True
+    ),
+    "linear_sample, with logits": lambda t: af.linear_sample(
+        t["hidden"], t["weight"], 0.7, softcap=20.0, seed=3, fused=False
+    ),
     "sample_partial": lambda t: af.sample_partial(t["logits"], 0.7, first_id=8, seed=-1),
     "merge_partials": lambda t: af.merge_partials([_partial(t)] * 2, 0.7, min_p=0.1),
     "token_stats": lambda t: af.token_stats(t["hidden"], t["weight"], t["target"]),

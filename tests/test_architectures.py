@@ -1,4 +1,5 @@
-"""Every causal architecture of transformers: what is drawn, what a head is trained on, and what detaching leaves."""
+"""Every causal architecture of transformers: what is drawn, what a head is trained on, and what
+detaching leaves."""
 
 import math
 from importlib.util import find_spec
@@ -9,7 +10,18 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from autodeco_fast import TemperatureHead, attach, sample
 from autodeco_fast.training import base_model
-from tests.architectures import CANNOT, LEFT_OUT, NAMES, UNATTACHED, UNCACHED, UNTRAINED, build, prompts, seen, spread_head
+from tests.architectures import (
+    CANNOT,
+    LEFT_OUT,
+    NAMES,
+    UNATTACHED,
+    UNCACHED,
+    UNTRAINED,
+    build,
+    prompts,
+    seen,
+    spread_head,
+)
 
 pytestmark = pytest.mark.slow
 MIN_P, SEED, NEW = 0.1, 7, 4
@@ -71,7 +83,9 @@ def test_tokens_are_those_of_a_loop_by_hand(name, model, head):
     with attach(model, head, min_p=MIN_P):
         got = generate(name, model)
     assert torch.equal(got, drawn_by_hand(model, head))
-    assert not torch.equal(got, drawn_by_hand(model, lambda h: torch.ones(len(h))))  # the test can tell
+    assert not torch.equal(
+        got, drawn_by_hand(model, lambda h: torch.ones(len(h)))
+    )  # the test can tell
 
 
 def test_processors_see_the_logits_over_the_temperature(name, model, head):
@@ -88,14 +102,16 @@ def test_processors_see_the_logits_over_the_temperature(name, model, head):
     for ids, scores in steps:
         z, T = logits_and_temperature(model, head, ids)
         want = z / T[:, None]
-        # A cached step rounds otherwise than a whole forward: in fp32, by up to 2e-5 of the largest here.
+        # A cached step rounds otherwise than a whole forward: in fp32, by up to 2e-5 of the largest
+        # here.
         assert (scores - want).abs().max() < 1e-4 * want.abs().max()
         token = want.gather(1, got[:, ids.shape[1], None])[:, 0]
         assert (token > want.amax(1) + math.log(MIN_P) - 1e-3).all()
 
 
 def test_training_reads_the_h_that_generate_reads(name, model):
-    """At every position: what a forward of the whole row gives is what enters the output embedding after its prefix."""
+    """At every position: what a forward of the whole row gives is what enters the output embedding
+    after its prefix."""
     ids, refused = prompts()[:1], None
     try:
         base = base_model.wrap(model)
@@ -116,7 +132,11 @@ def test_training_reads_the_h_that_generate_reads(name, model):
 def state(model) -> dict:
     """All that an attachment touches, or could, but for weights."""
     hooks = {
-        path: {key: list(value) for key, value in vars(module).items() if key.endswith("_hooks") and value}
+        path: {
+            key: list(value)
+            for key, value in vars(module).items()
+            if key.endswith("_hooks") and value
+        }
         for path, module in model.named_modules()
     }
     return {

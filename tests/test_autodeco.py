@@ -29,7 +29,9 @@ def test_temperature_loss_is_the_released_one(weighting):
         T[1] = 5e-3  # clamped
     z = h @ w.T
     stats = logit_stats(z, y, temperature=T)
-    ours = autodeco_temperature_loss(T, stats, weighting=weighting, generator=torch.Generator().manual_seed(1))
+    ours = autodeco_temperature_loss(
+        T, stats, weighting=weighting, generator=torch.Generator().manual_seed(1)
+    )
     kept = learned_by_autodeco(stats, 0.6, torch.Generator().manual_seed(1))
     theirs = temperature_loss(z, T, y, kept, weighting)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
@@ -56,7 +58,9 @@ def test_temperature_gradcheck():
 
     def loss(t):
         stats = logit_stats(h @ w.T, y, temperature=t, backend="torch")
-        return autodeco_temperature_loss(t, stats, generator=torch.Generator().manual_seed(1), reduction="none")
+        return autodeco_temperature_loss(
+            t, stats, generator=torch.Generator().manual_seed(1), reduction="none"
+        )
 
     assert torch.autograd.gradcheck(loss, (T,))
 
@@ -76,7 +80,9 @@ def test_soft_top_p_gradcheck(softcap):
     h, w, y, T, P = case()
     b = torch.randn(90, dtype=torch.float64)
     options = {"bias": b, "logit_scale": 0.5, "softcap": softcap, "reduction": "none"}
-    assert torch.autograd.gradcheck(lambda t, p: soft_top_p_loss(h, w, y, t, p, **options), (T, P), atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda t, p: soft_top_p_loss(h, w, y, t, p, **options), (T, P), atol=1e-6
+    )
 
 
 def test_soft_top_p_in_fp32():
@@ -107,8 +113,16 @@ def test_prob_stats(V, spread, backend):
     z = torch.randn(6, V, generator=g) * spread
     T = torch.tensor([0.05, 0.3, 0.7, 1.0, 1.5, 2.0])
     want = joint_features(z.double(), T.double())
-    for name, got, exact in zip(("max", "entropy", "variance", "top5"), prob_stats(z, T, backend=backend), want):
-        torch.testing.assert_close(got.double(), exact.nan_to_num(), rtol=3e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    for name, got, exact in zip(
+        ("max", "entropy", "variance", "top5"), prob_stats(z, T, backend=backend), want
+    ):
+        torch.testing.assert_close(
+            got.double(),
+            exact.nan_to_num(),
+            rtol=3e-5,
+            atol=1e-6,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
 
 
 def test_prob_stats_of_ties_and_strides(backend):
@@ -133,7 +147,9 @@ def test_top_p_head(enhanced):
     h, w, _, T, _ = case(kind=torch.float32)
     features = prob_stats(h @ w.T, T.detach()) if enhanced else None
     columns = [h, T[:, None], *([f[:, None] for f in features] if enhanced else [])]
-    torch.testing.assert_close(head(h, T, features), torch.sigmoid(head.mlp(torch.cat(columns, -1)))[:, 0])
+    torch.testing.assert_close(
+        head(h, T, features), torch.sigmoid(head.mlp(torch.cat(columns, -1)))[:, 0]
+    )
     with pytest.raises(ValueError, match="features must be"):
         head(h, T, None if enhanced else prob_stats(h @ w.T, T.detach()))
 
@@ -143,14 +159,23 @@ def test_says_what_is_wrong():
     plain, scaled = logit_stats(h @ w.T, y), logit_stats(h @ w.T, y, temperature=T)
     for call, words in (
         (lambda: autodeco_temperature_loss(T, plain), "stats must be taken with temperature="),
-        (lambda: autodeco_temperature_loss(T[:3], scaled), r"temperature must be \[13\], got shape \(3,\)"),
-        (lambda: autodeco_temperature_loss(T, scaled, easy_drop=2), r"easy_drop must be in \[0, 1\], got 2"),
+        (
+            lambda: autodeco_temperature_loss(T[:3], scaled),
+            r"temperature must be \[13\], got shape \(3,\)",
+        ),
+        (
+            lambda: autodeco_temperature_loss(T, scaled, easy_drop=2),
+            r"easy_drop must be in \[0, 1\], got 2",
+        ),
         (
             lambda: autodeco_temperature_loss(T, scaled, weighting="x"),
             "weighting must be one of 'unscaled', 'scaled', None, got 'x'",
         ),
         (lambda: soft_top_p_loss(h, w, y, T, P[:2]), r"top_p must be \[13\], got shape \(2,\)"),
-        (lambda: soft_top_p_loss(h, w, y, T, P, reduction="max"), "reduction must be one of 'mean', 'sum', 'none', got 'max'"),
+        (
+            lambda: soft_top_p_loss(h, w, y, T, P, reduction="max"),
+            "reduction must be one of 'mean', 'sum', 'none', got 'max'",
+        ),
         (lambda: TopPHead(0), "hidden_size must be an integer in .1, 16777216., got 0"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -13,14 +13,17 @@ from bench import harness, model, report
 def test_variants_take_turns_and_compiled_ones_come_last():
     seen = []
     names = ("x, torch.compile", "a", "b")
-    times = harness.interleave({n: lambda n=n: seen.append(n) for n in names}, samples=3, warmup=1, burst=2)
+    times = harness.interleave(
+        {n: lambda n=n: seen.append(n) for n in names}, samples=3, warmup=1, burst=2
+    )
     assert seen == ["a", "a", "b", "b"] * 4 + ["x, torch.compile"] * 8
     assert set(times) == set(names)
     assert all(t["p20"] <= t["seconds"] <= t["p80"] for t in times.values())
 
 
 @pytest.mark.skipif(
-    harness.device() != "cpu" or not os.access("/proc/self/clear_refs", os.W_OK), reason="the resident set of a Linux process"
+    harness.device() != "cpu" or not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="the resident set of a Linux process",
 )
 def test_peak_memory_is_what_was_taken():
     assert 60e6 < harness.peak_bytes(lambda: torch.ones(16_000_000)) < 90e6

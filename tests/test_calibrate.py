@@ -1,4 +1,5 @@
-"""The conformal offset: its promise on synthetic scores and on the embedded model, what is refused."""
+"""The conformal offset: its promise on synthetic scores and on the embedded model, what is
+refused."""
 
 import json
 from pydoc_data.topics import topics
@@ -25,7 +26,8 @@ MIN_P = 1e-3  # at 0.1, 22 % of the held-out tokens need more than T = 2 of the 
 
 
 def documents(n: int, generator, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Required, predicted, document: tokens of a document share a shift; some are greedy, few out of reach."""
+    """Required, predicted, document: tokens of a document share a shift; some are greedy, few out
+    of reach."""
     length = 40
     shift = generator.normal(0, spread, n).repeat(length)
     need = np.clip(generator.gamma(1.0, 0.35, n * length) + shift, 0, None)
@@ -37,8 +39,12 @@ def test_the_quantile_is_the_one_of_the_definition():
     s = np.array([0.5, -0.25, np.inf, 0.125, -np.inf, 0.25, 0.0, 1.0, -0.5])  # n = 9
     for alpha, place in ((0.5, 5), (0.3, 7), (0.2, 8), (0.75, 3)):  # ⌈10·(1 − α)⌉
         want = np.sort(s)[place - 1]
-        assert calibrate(s, np.arange(9), alpha, LIMIT, draws=2).offset == np.clip(want, -LIMIT, LIMIT)
-    with pytest.raises(ValueError, match=r"alpha 0\.1 is out of reach: 11\.1% of the 9 tokens .* at least 0\.2000"):
+        assert calibrate(s, np.arange(9), alpha, LIMIT, draws=2).offset == np.clip(
+            want, -LIMIT, LIMIT
+        )
+    with pytest.raises(
+        ValueError, match=r"alpha 0\.1 is out of reach: 11\.1% of the 9 tokens .* at least 0\.2000"
+    ):
         calibrate(s, np.arange(9), 0.1, LIMIT)
 
 
@@ -69,10 +75,18 @@ def test_the_interval_covers_new_documents():
     for seed in range(60):
         generator = np.random.default_rng(1000 + seed)
         need, predicted, document = documents(60, generator)
-        low, high = calibrate(scores(need, predicted, LIMIT), document, 0.1, LIMIT, draws=300).coverage
+        low, high = calibrate(
+            scores(need, predicted, LIMIT), document, 0.1, LIMIT, draws=300
+        ).coverage
         need, predicted, _ = documents(60, generator)
         s = scores(need, predicted, LIMIT)
-        offset = calibrate(scores(*documents(60, np.random.default_rng(1000 + seed))[:2], LIMIT), document, 0.1, LIMIT, draws=2)
+        offset = calibrate(
+            scores(*documents(60, np.random.default_rng(1000 + seed))[:2], LIMIT),
+            document,
+            0.1,
+            LIMIT,
+            draws=2,
+        )
         inside.append(low <= (s <= offset.offset).mean() <= high)
     assert np.mean(inside) >= 0.85
 
@@ -84,7 +98,9 @@ def embedded(tmp_path_factory):
     base = base_model.load(str(EMBEDDED_MODEL), torch.bfloat16)
     tokenizer = base_model.load_tokenizer(str(EMBEDDED_MODEL))
     backwards = folder / "backwards.jsonl"
-    text = "\n".join(topics[name] for name in sorted(topics))  # the language reference, backwards: a domain of its own
+    text = "\n".join(
+        topics[name] for name in sorted(topics)
+    )  # the language reference, backwards: a domain of its own
     pieces = [text[at : at + 1500][::-1] for at in range(0, 60_000, 1500)]
     backwards.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
     common = {"model": str(EMBEDDED_MODEL), "max_length": 256}
@@ -94,13 +110,18 @@ def embedded(tmp_path_factory):
         ("backwards", str(backwards), EVERY),
     ):
         scan(ScanConfig(data=data, output=folder / name, **common, **options), base, tokenizer)
-    settings = TrainConfig(scan=folder / "train", output=folder / "head", num_train_epochs=4, min_p=MIN_P)
+    settings = TrainConfig(
+        scan=folder / "train", output=folder / "head", num_train_epochs=4, min_p=MIN_P
+    )
     train(ScanSource(Scan(folder / "train"), settings, torch.device("cpu")), settings)
     return folder
 
 
 def test_held_out_coverage_lies_within_the_interval(embedded):
-    head, tokens = TemperatureHead.from_pretrained(embedded / "head"), Scan(embedded / "held-out").load()
+    head, tokens = (
+        TemperatureHead.from_pretrained(embedded / "head"),
+        Scan(embedded / "held-out").load(),
+    )
     T, need, document = predict(head, tokens), required(tokens, MIN_P), tokens.document.numpy()
     half = np.isin(document, np.unique(document)[::2])
     assert len(np.unique(document)) > 40
@@ -112,7 +133,9 @@ def test_held_out_coverage_lies_within_the_interval(embedded):
 
 
 def test_calibrates_a_folder_and_says_how_far_it_misses(embedded, capsys):
-    calibrate_from_files(embedded / "head", embedded / "held-out", 0.05, None, [embedded / "backwards"])
+    calibrate_from_files(
+        embedded / "head", embedded / "held-out", 0.05, None, [embedded / "backwards"]
+    )
     said = capsys.readouterr().err
     record = json.loads((embedded / "head/calibration.json").read_text())
     head = TemperatureHead.from_pretrained(embedded / "head")
@@ -124,7 +147,9 @@ def test_calibrates_a_folder_and_says_how_far_it_misses(embedded, capsys):
     (there,) = record["checks"].values()
     assert f"{100 * (there - 0.95):+.1f} points from the promise" in " ".join(said.split())
     assert abs(there - 0.95) > 0.01  # another domain: nothing is promised, and it shows
-    calibrate_from_files(embedded / "head", embedded / "held-out", 0.05, None, [])  # the old offset does not count
+    calibrate_from_files(
+        embedded / "head", embedded / "held-out", 0.05, None, []
+    )  # the old offset does not count
     assert TemperatureHead.from_pretrained(embedded / "head").offset == head.offset
 
 
@@ -133,11 +158,16 @@ def test_what_does_not_fit_is_refused(tmp_path):
     folder = tmp_path / "head"
     TemperatureHead(32).save_pretrained(folder)
     TemperatureHead(8).save_pretrained(tmp_path / "narrow")
-    run = lambda head=folder, scan=scan_folder, alpha=0.4, min_p=None: calibrate_from_files(head, scan, alpha, min_p, [])  # noqa: E731
+    run = lambda head=folder, scan=scan_folder, alpha=0.4, min_p=None: calibrate_from_files(
+        head, scan, alpha, min_p, []
+    )  # noqa: E731
     before = (folder / "autodeco_config.json").read_bytes()
     for call, words in (
         (lambda: run(head=tmp_path / "narrow"), "head has width 8, scan .* was made of width 32"),
-        (lambda: run(scan=filtered), "left tokens out by difficulty: scan held-out text with --all-tokens"),
+        (
+            lambda: run(scan=filtered),
+            "left tokens out by difficulty: scan held-out text with --all-tokens",
+        ),
         (lambda: run(alpha=1.5), r"alpha must be in \(0, 1\), got 1.5"),
         (lambda: run(alpha=1e-6), "alpha 1e-06 is out of reach: .* alpha must be at least"),
         (lambda: run(min_p=2.0), r"min_p must be in \(0, 1\), got 2.0"),

@@ -21,7 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def process(*arguments: object) -> Done:
-    done = subprocess.run([sys.executable, "-m", "autodeco_fast", *map(str, arguments)], capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "autodeco_fast", *map(str, arguments)],
+        capture_output=True,
+        timeout=120,
+    )
     return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -34,7 +38,10 @@ def test_doctor_finds_everything_well():
 
 def test_a_process_says_its_version_and_what_is_wrong(tmp_path):
     assert process("--version").stdout == f"autodeco-fast {__version__}\n"
-    assert_refuses(process("train", "--output", tmp_path / "out", "--scan", tmp_path), "scan must be a folder with scan.json")
+    assert_refuses(
+        process("train", "--output", tmp_path / "out", "--scan", tmp_path),
+        "scan must be a folder with scan.json",
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -57,7 +64,16 @@ def test_usage_errors_are_one_line():
 
 def test_generate_continues_the_prompt(tmp_path):
     TemperatureHead(256).save_pretrained(tmp_path / "head")
-    options = ("--model", EMBEDDED_MODEL, "--head", tmp_path / "head", "--prompt", "def area(", "--max-new-tokens", 12)
+    options = (
+        "--model",
+        EMBEDDED_MODEL,
+        "--head",
+        tmp_path / "head",
+        "--prompt",
+        "def area(",
+        "--max-new-tokens",
+        12,
+    )
     done = command("generate", *options, "--seed", 1)
     assert done.returncode == 0, done.stderr
     assert "def area(" in done.stdout
@@ -66,9 +82,19 @@ def test_generate_continues_the_prompt(tmp_path):
 
 
 def test_generate_takes_the_heads_min_p(model, tmp_path):
-    """At Min-P near 1 only the argmax is left: the head's own cut shows, and another given cut wins."""
+    """At Min-P near 1 only the argmax is left: the head's own cut shows, and another given cut
+    wins."""
     head = TemperatureHead(32, max_temperature=50.0)
-    options = ("--model", model, "--prompt", "w5", "--max-new-tokens", 8, "--head", tmp_path / "head")
+    options = (
+        "--model",
+        model,
+        "--prompt",
+        "w5",
+        "--max-new-tokens",
+        8,
+        "--head",
+        tmp_path / "head",
+    )
     said = {}
     for cut in (0.9999, 1e-6):
         head.min_p = cut
@@ -76,7 +102,9 @@ def test_generate_takes_the_heads_min_p(model, tmp_path):
         said[cut] = {command("generate", *options, "--seed", seed).stdout for seed in range(3)}
     assert len(said[0.9999]) == 1
     assert len(said[1e-6]) == 3
-    assert {command("generate", *options, "--seed", seed, "--min-p", 0.9999).stdout for seed in range(3)} == said[0.9999]
+    assert {
+        command("generate", *options, "--seed", seed, "--min-p", 0.9999).stdout for seed in range(3)
+    } == said[0.9999]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +117,10 @@ def test_generate_takes_the_heads_min_p(model, tmp_path):
         ({"--model": "nobody/nothing"}, "model must be a folder or a hub id"),
         ({"--prompt": ""}, "prompt must hold a token of the model, got ''"),
         ({"--prompt": "w5 \udc80"}, "prompt must be Unicode, got a lone surrogate"),
-        ({"--max-new-tokens": 10**9}, "the model has 256 positions, got 1 tokens of the prompt and max_new_tokens 1000000000"),
+        (
+            {"--max-new-tokens": 10**9},
+            "the model has 256 positions, got 1 tokens of the prompt and max_new_tokens 1000000000",
+        ),
         ({"--max-new-tokens": 0}, "Invalid value for '--max-new-tokens'"),
     ],
 )
@@ -123,7 +154,9 @@ def no_more_than(size: int):
 
 
 @pytest.mark.parametrize("name", ["scan", "train", "report", "demo"])
-def test_outputs_that_cannot_be_written_are_refused_before_the_work(model, scan, head, tmp_path, monkeypatch, name):
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(
+    model, scan, head, tmp_path, monkeypatch, name
+):
     def no_work(*args, **options):
         raise AssertionError("a model was loaded, or a shard was read")
 
@@ -144,7 +177,9 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(model, scan,
     if os.geteuid() != 0:  # root writes anywhere
         cases.append((read_only, "cannot be written"))
     for output, words in cases:
-        assert_refuses(command(name, *commands_that_write(model, scan, head, rows, output)[name]), words)
+        assert_refuses(
+            command(name, *commands_that_write(model, scan, head, rows, output)[name]), words
+        )
     arguments = commands_that_write(model, scan, head, rows, tmp_path / "new" / "folder")[name]
     with no_more_than(100_000):
         assert_refuses(command(name, *arguments), "cannot be written", os.strerror(errno.ENOSPC))
@@ -155,9 +190,15 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(model, scan,
 def test_a_head_that_cannot_be_written_is_not_calibrated(scan, head, tmp_path):
     before = listing(head)
     with no_more_than(100_000):
-        assert_refuses(command("calibrate", "--head", head, "--scan", scan, "--alpha", 0.4), "head", "cannot be written")
+        assert_refuses(
+            command("calibrate", "--head", head, "--scan", scan, "--alpha", 0.4),
+            "head",
+            "cannot be written",
+        )
     assert listing(head) == before
-    assert_refuses(command("calibrate", "--head", tmp_path / "no", "--scan", scan), "head must be a folder")
+    assert_refuses(
+        command("calibrate", "--head", tmp_path / "no", "--scan", scan), "head must be a folder"
+    )
     assert not (tmp_path / "no").exists()
 
 
@@ -173,7 +214,9 @@ with output_folder(Path(sys.argv[1])):
 
 def test_two_runs_into_one_folder_cannot_both_go_on(scan, tmp_path):
     output = tmp_path / "out"
-    holder = subprocess.Popen([sys.executable, "-c", HOLDS, str(output)], stdout=subprocess.PIPE, cwd=ROOT)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(output)], stdout=subprocess.PIPE, cwd=ROOT
+    )
     try:
         assert holder.stdout.readline() == b"held\n"
         arguments = ("train", "--scan", scan, "--output", output)
@@ -188,7 +231,16 @@ def test_two_runs_into_one_folder_cannot_both_go_on(scan, tmp_path):
 
 def test_the_processes_of_one_run_share_its_folder(scan, tmp_path):
     """Only the first holds it."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "autodeco_fast"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "autodeco_fast",
+    ]
     command = [*launch, "train", "--scan", str(scan), "--output", str(tmp_path / "out")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
@@ -199,7 +251,12 @@ def test_the_processes_of_one_run_share_its_folder(scan, tmp_path):
 
 def test_train_writes_a_head_that_generates(tmp_path):
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": "import os\n", "completion": f"x = {k}\n" * 20}) + "\n" for k in range(8)))
+    data.write_text(
+        "".join(
+            json.dumps({"prompt": "import os\n", "completion": f"x = {k}\n" * 20}) + "\n"
+            for k in range(8)
+        )
+    )
     options = ("--model", EMBEDDED_MODEL, "--data", data, "--output", tmp_path / "head")
     done = command("train", *options, "--num-train-epochs", 2, "--min-p", 0.05)
     assert done.returncode == 0, done.stderr
@@ -207,7 +264,12 @@ def test_train_writes_a_head_that_generates(tmp_path):
     assert len((tmp_path / "head/metrics.jsonl").read_text().splitlines()) == 4
     assert TemperatureHead.from_pretrained(tmp_path / "head").min_p == 0.05
     prompt = ("--prompt", "x = 1", "--max-new-tokens", 4)
-    assert command("generate", "--model", EMBEDDED_MODEL, "--head", tmp_path / "head", *prompt).returncode == 0
+    assert (
+        command(
+            "generate", "--model", EMBEDDED_MODEL, "--head", tmp_path / "head", *prompt
+        ).returncode
+        == 0
+    )
     assert_refuses(command("train", *options), "holds a head already")
 
 
@@ -228,7 +290,17 @@ def test_a_rate_that_is_not_finite_is_refused(scan, tmp_path, rate):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(scan, tmp_path):
-    arguments = ("train", "--scan", scan, "--output", tmp_path / "out", "--num-train-epochs", 40, "--batch-tokens", 50)
+    arguments = (
+        "train",
+        "--scan",
+        scan,
+        "--output",
+        tmp_path / "out",
+        "--num-train-epochs",
+        40,
+        "--batch-tokens",
+        50,
+    )
     done = command(*arguments, "--learning-rate", 1e30, "--warmup-ratio", 0, "--save-steps", 1)
     assert done.returncode == 2
     assert "no head is written" in done.stderr or "must be finite" in done.stderr
@@ -247,7 +319,10 @@ def test_calibrate_stores_its_cut_and_warns_of_another(scan, head):
     assert TemperatureHead.from_pretrained(head).min_p == 1e-4
     done = command("calibrate", "--head", head, "--scan", scan, "--alpha", 0.4, "--min-p", 1e-5)
     assert done.returncode == 0, done.stderr
-    assert "warning: the head was made for Min-P 0.0001: at 1e-05 nothing was promised of it" in done.stderr
+    assert (
+        "warning: the head was made for Min-P 0.0001: at 1e-05 nothing was promised of it"
+        in done.stderr
+    )
     assert TemperatureHead.from_pretrained(head).min_p == 1e-5
     assert json.loads((head / "calibration.json").read_text())["min_p"] == 1e-5
 
@@ -257,4 +332,6 @@ def test_paths_are_not_markup(scan, tmp_path):
     done = command("train", "--scan", scan, "--output", output)
     assert done.returncode == 0, done.stderr
     assert str(output) in done.stderr
-    assert_refuses(command("train", "--scan", tmp_path / "[" / "red]", "--output", tmp_path / "out"), "[/red]")
+    assert_refuses(
+        command("train", "--scan", tmp_path / "[" / "red]", "--output", tmp_path / "out"), "[/red]"
+    )

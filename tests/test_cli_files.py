@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_heads_that_do_not_fit_or_are_broken(model, head, tmp_path):
     TemperatureHead(8).save_pretrained(tmp_path / "narrow")
     options = ("--model", model, "--prompt", "w5", "--head")
-    assert_refuses(command("generate", *options, tmp_path / "narrow"), "head has width 8", "takes 32")
+    assert_refuses(
+        command("generate", *options, tmp_path / "narrow"), "head has width 8", "takes 32"
+    )
     (head / "head.safetensors").write_bytes(b"not tensors")
     assert_refuses(command("generate", *options, head), "is not a safetensors file")
 
@@ -54,14 +56,18 @@ def deep_config(folder: Path) -> str:
     return "model must be a folder or a hub id"
 
 
-@pytest.mark.parametrize("change", [break_weights, drop_weights, lose_weights, odd_config, deep_config])
+@pytest.mark.parametrize(
+    "change", [break_weights, drop_weights, lose_weights, odd_config, deep_config]
+)
 def test_models_that_cannot_be_loaded(model, head, tmp_path, change):
     folder = shutil.copytree(model, tmp_path / "model")
     words = change(folder)
     assert_refuses(command("generate", "--model", folder, "--head", head, "--prompt", "w5"), words)
     rows = write_rows(tmp_path / "rows.jsonl", 4)
     for name in ("scan", "train"):
-        assert_refuses(command(name, "--model", folder, "--data", rows, "--output", tmp_path / "out"), words)
+        assert_refuses(
+            command(name, "--model", folder, "--data", rows, "--output", tmp_path / "out"), words
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -73,7 +79,10 @@ def test_train_reads_the_data_before_the_model(tmp_path):
     data.write_text('{"text": "a"}\n{"text": ')
     for name in ("train", "scan"):
         assert_refuses(command(name, *options, "--data", data), "rows.jsonl, line 2: not JSON")
-    assert_refuses(command("train", *options, "--data", data, "--min-p", 1.5), "min_p must be in (0, 1), got 1.5")
+    assert_refuses(
+        command("train", *options, "--data", data, "--min-p", 1.5),
+        "min_p must be in (0, 1), got 1.5",
+    )
     data.write_text('{"text": "a"}\n')
     assert_refuses(command("train", *options, "--data", data), "model must be a folder or a hub id")
     assert not (tmp_path / "out").exists()
@@ -82,11 +91,20 @@ def test_train_reads_the_data_before_the_model(tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ('{"input_ids": [3, 96], "labels": [3, 96]}', "line 2: input_ids must be in [0, 96), the model's vocabulary"),
+        (
+            '{"input_ids": [3, 96], "labels": [3, 96]}',
+            "line 2: input_ids must be in [0, 96), the model's vocabulary",
+        ),
         ('{"input_ids": [3, -1], "labels": [3, -100]}', "line 2: input_ids must be in [0, 96)"),
-        ('{"input_ids": [3, 1e3], "labels": [3, -100]}', "line 2: input_ids and labels must be lists of integers"),
+        (
+            '{"input_ids": [3, 1e3], "labels": [3, -100]}',
+            "line 2: input_ids and labels must be lists of integers",
+        ),
         ('{"text": "w3 \\ud800"}', "line 2: text must be Unicode, got a lone surrogate"),
-        ('{"messages": [{"role": "user", "content": [{"a": "\\udfff"}]}]}', "line 2: text must be Unicode"),
+        (
+            '{"messages": [{"role": "user", "content": [{"a": "\\udfff"}]}]}',
+            "line 2: text must be Unicode",
+        ),
         ("[" * 100_000, "line 2: not JSON: RecursionError"),
     ],
 )
@@ -94,7 +112,9 @@ def test_rows_that_cannot_be_used_are_named(model, tmp_path, row, words):
     data = tmp_path / "rows.jsonl"
     data.write_text('{"text": "w5 w6 w7"}\n' + row + "\n")
     for name in ("train", "scan"):
-        assert_refuses(command(name, "--model", model, "--data", data, "--output", tmp_path / "out"), words)
+        assert_refuses(
+            command(name, "--model", model, "--data", data, "--output", tmp_path / "out"), words
+        )
         assert "head.safetensors" not in str(listing(tmp_path))
 
 
@@ -105,7 +125,9 @@ def test_data_without_a_target_leaves_nothing(model, tmp_path):
         done = command(name, "--model", model, "--data", data, "--output", tmp_path / "out")
         assert done.returncode == 2
         last = done.stderr.strip().splitlines()[-1]
-        assert last == "error: data must have a target within max_length 256, none of its 2 rows has"
+        assert (
+            last == "error: data must have a target within max_length 256, none of its 2 rows has"
+        )
         assert not (tmp_path / "out").exists()
 
 
@@ -127,7 +149,9 @@ def test_a_selection_that_leaves_nothing_names_the_setting(model, scan, tmp_path
         ("train", rows, ("--eval-fraction", 0.9999), "eval_fraction 0.9999 holds out all"),
         ("train", rows, ("--eval-fraction", 0.0001), "eval_fraction 0.0001 holds out none"),
     ):
-        done = command(name, "--model", model, "--data", data, "--output", tmp_path / "out", *options)
+        done = command(
+            name, "--model", model, "--data", data, "--output", tmp_path / "out", *options
+        )
         assert done.returncode == 2, (options, done.stderr)
         assert words in done.stderr.strip().splitlines()[-1]
         assert not {"scan.json", "head.safetensors"} & {path.name for path in tmp_path.rglob("*")}
@@ -137,11 +161,17 @@ def test_a_selection_that_leaves_nothing_names_the_setting(model, scan, tmp_path
 
 def test_options_win_over_the_file(scan, tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text(f"gravity: 1e-3\nlearning_rate: 1e-3\nmax_memory: 2G\nscan: {scan}\nmin_p: 0.3\n")
+    path.write_text(
+        f"gravity: 1e-3\nlearning_rate: 1e-3\nmax_memory: 2G\nscan: {scan}\nmin_p: 0.3\n"
+    )
     done = command("train", "--config", path, "--output", tmp_path / "out", "--min-p", 0.2)
     assert done.returncode == 0, done.stderr
     settings = json.loads((tmp_path / "out/training.json").read_text())
-    assert (settings["gravity"], settings["learning_rate"], settings["max_memory"]) == (1e-3, 1e-3, 2 * 10**9)
+    assert (settings["gravity"], settings["learning_rate"], settings["max_memory"]) == (
+        1e-3,
+        1e-3,
+        2 * 10**9,
+    )
     assert settings["min_p"] == 0.2
 
 
@@ -172,15 +202,28 @@ def test_odd_yaml_is_one_line(scan, tmp_path, text, words):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     options = () if "scan:" in text else ("--scan", scan)
-    assert_refuses(command("train", "--config", path, "--output", tmp_path / "out", *options), words)
+    assert_refuses(
+        command("train", "--config", path, "--output", tmp_path / "out", *options), words
+    )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("size", ["inf", "nan", "1e400", "2X", "", "-1", "--1", "1e30"])
 def test_odd_sizes_are_one_line(model, tmp_path, size):
     rows = write_rows(tmp_path / "rows.jsonl", 2)
-    done = command("scan", "--model", model, "--data", rows, "--output", tmp_path / "out", f"--max-bytes={size}")
-    assert_refuses(done, "max_bytes" if size in ("-1", "1e30") else "a size must be a number of bytes")
+    done = command(
+        "scan",
+        "--model",
+        model,
+        "--data",
+        rows,
+        "--output",
+        tmp_path / "out",
+        f"--max-bytes={size}",
+    )
+    assert_refuses(
+        done, "max_bytes" if size in ("-1", "1e30") else "a size must be a number of bytes"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -196,14 +239,22 @@ def test_odd_sizes_are_one_line(model, tmp_path, size):
     ],
 )
 def test_odd_sweeps_are_one_line(scan, tmp_path, grid, words):
-    assert_refuses(command("train", "--scan", scan, "--output", tmp_path / "out", "--sweep", grid), words)
+    assert_refuses(
+        command("train", "--scan", scan, "--output", tmp_path / "out", "--sweep", grid), words
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_near_points_of_a_sweep_have_folders_of_their_own(scan, tmp_path):
-    done = command("train", "--scan", scan, "--output", tmp_path / "out", "--sweep", "seed=12345678,12345679")
+    done = command(
+        "train", "--scan", scan, "--output", tmp_path / "out", "--sweep", "seed=12345678,12345679"
+    )
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"seed=12345678", "seed=12345679", "sweep.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "seed=12345678",
+        "seed=12345679",
+        "sweep.json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -218,7 +269,10 @@ def test_near_points_of_a_sweep_have_folders_of_their_own(scan, tmp_path):
         (lambda m: {**m, "counts": {}}, "rows must be an integer in"),
         (lambda m: {**m, "lm_head": 3}, "lm_head must be text, got 3"),
         (lambda m: {**m, "hidden_size": 33}, "its tensors are not those of width 33"),
-        (lambda m: {k: v for k, v in m.items() if k != "format"}, "format must be an integer in [1, 1], got None"),
+        (
+            lambda m: {k: v for k, v in m.items() if k != "format"},
+            "format must be an integer in [1, 1], got None",
+        ),
     ],
 )
 def test_odd_manifests_are_one_line(scan, head, tmp_path, change, words):
@@ -250,7 +304,9 @@ def test_shards_that_hold_nan_are_refused(scan, head, tmp_path):
 
 def test_reports_of_folders_of_one_name_are_refused(scan, head, tmp_path):
     other = shutil.copytree(scan, tmp_path / "other" / scan.name)
-    done = command("report", "--head", head, "--scan", scan, "--scan", other, "--output", tmp_path / "out")
+    done = command(
+        "report", "--head", head, "--scan", scan, "--scan", other, "--output", tmp_path / "out"
+    )
     assert_refuses(done, "scans are named by their folders, which must differ, got scan, scan")
 
 
@@ -261,5 +317,7 @@ def test_demo_texts(tmp_path):
     out = ("--output", tmp_path / "out")
     assert_refuses(command("demo", "--text", one, *out), "at least 2 files", "got 1")
     assert_refuses(command("demo", "--text", one, "--text", empty, *out), "empty.txt holds no text")
-    assert_refuses(command("demo", "--text", one, "--text", tmp_path / "no", *out), "cannot be read")
+    assert_refuses(
+        command("demo", "--text", one, "--text", tmp_path / "no", *out), "cannot be read"
+    )
     assert not (tmp_path / "out").exists()

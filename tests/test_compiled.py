@@ -31,9 +31,14 @@ def test_exp():
 
 
 def test_a_score_that_is_not_looked_at_cannot_win():
-    """g ≤ −⌊log₂ u⌋ · 0.69315 at all ends of the binades, where it is closest; ln 2 rounded down would not do."""
+    """g ≤ −⌊log₂ u⌋ · 0.69315 at all ends of the binades, where it is closest; ln 2 rounded down
+    would not do."""
     ends = 2 ** np.arange(32, dtype=np.uint64)
-    r = np.unique(np.concatenate([ends - 1, ends, ends + 1, np.arange(3000), 2**32 - 1 - ends]).astype(np.uint64))
+    r = np.unique(
+        np.concatenate([ends - 1, ends, ends + 1, np.arange(3000), 2**32 - 1 - ends]).astype(
+            np.uint64
+        )
+    )
     r = r[r < 2**32]
     exponent, noise = exponent_and_noise(r, 0), exponent_and_noise(r, 1)
     assert (noise <= -exponent * draw._LN2).all()
@@ -49,7 +54,9 @@ def test_the_winner_of_all_scores(min_p):
     )
     T = np.float32(0.9)
     ids = np.arange(5003)
-    for row, token in enumerate(sample(z, 0.9, min_p=min_p, seed=8, position=5, backend="torch").token.tolist()):
+    for row, token in enumerate(
+        sample(z, 0.9, min_p=min_p, seed=8, position=5, backend="torch").token.tolist()
+    ):
         values = z[row].numpy()
         score = values + T * noise(draw.uniform_bits(8, 5, row, ids, 0))
         kept = values >= (values.max() + T * np.log(np.float32(min_p)) if min_p else -np.inf)
@@ -73,7 +80,8 @@ def test_a_nan_of_either_sign_is_seen(sign, B):
 
 
 def test_maxima_of_all_signs():
-    """Integers stand for floats there: zeros of both signs, negative rows, subnormal numbers, −inf."""
+    """Integers stand for floats there: zeros of both signs, negative rows, subnormal numbers,
+    −inf."""
     rows = [
         [-3.0, -1.5, -2.0],
         [-0.0, 0.0, -1.0],
@@ -84,7 +92,10 @@ def test_maxima_of_all_signs():
     z = torch.tensor(rows)
     stats = logit_stats(z, torch.zeros(5, dtype=torch.int64), backend="torch")
     assert torch.equal(stats.max_logit, z.amax(-1))
-    assert stats.max_logit[torch.arange(5)].tolist() == z.gather(1, stats.argmax[:, None])[:, 0].tolist()
+    assert (
+        stats.max_logit[torch.arange(5)].tolist()
+        == z.gather(1, stats.argmax[:, None])[:, 0].tolist()
+    )
     assert stats.argmax[[0, 2, 3, 4]].tolist() == [1, 0, 1, 1]
     assert stats.rank.tolist() == [2, 0, 0, 1, 2]
     torch.testing.assert_close(stats.logsumexp, z.logsumexp(-1))
@@ -177,7 +188,9 @@ def test_new_code_and_code_from_the_cache_round_alike(tmp_path):
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
 
     def run() -> str:
-        return subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=300).stdout
+        return subprocess.run(
+            command, env=env, check=True, capture_output=True, text=True, timeout=300
+        ).stdout
 
     new = run()
     assert list(tmp_path.rglob("*.nbc"))

@@ -1,4 +1,5 @@
-"""The demo on a few short texts: the same seed gives the same numbers; another model goes through the same steps."""
+"""The demo on a few short texts: the same seed gives the same numbers; another model goes through
+the same steps."""
 
 import json
 
@@ -17,7 +18,9 @@ def texts(tmp_path_factory):
     paths = []
     for k in range(4):
         path = folder / f"{k}.txt"
-        path.write_text("".join(f"def f{i}(x, y={k}):\n    return x * {i} + y\n\n\n" for i in range(60)))
+        path.write_text(
+            "".join(f"def f{i}(x, y={k}):\n    return x * {i} + y\n\n\n" for i in range(60))
+        )
         paths.append(path)
     return paths
 
@@ -32,7 +35,14 @@ def test_same_seed_same_numbers(texts, tmp_path):
     first, second = run(texts, tmp_path / "a"), run(texts, tmp_path / "b")
     assert first == second
     assert run(texts, tmp_path / "c", seed=4) != first
-    assert set(first["rows"]) >= {"fixed 0.1", "fixed 2.0", "head λ=0.05", "head λ=0.1", "head λ=0.2", "oracle T*"}
+    assert set(first["rows"]) >= {
+        "fixed 0.1",
+        "fixed 2.0",
+        "head λ=0.05",
+        "head λ=0.1",
+        "head λ=0.2",
+        "oracle T*",
+    }
     page = (tmp_path / "a/samples.html").read_text()
     assert page.count("<h2>") == 3
     assert page.count('title="T = ') > 200
@@ -53,7 +63,14 @@ def test_a_model_of_few_positions(tmp_path):
     from tests.commands import save_tiny
 
     folder = save_tiny(tmp_path / "model")
-    shape = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 1}
+    shape = {
+        "n_embd": 32,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    }
     GPT2LMHeadModel(GPT2Config(vocab_size=96, **shape)).save_pretrained(folder)
     texts = [tmp_path / name for name in "ab"]
     for path in texts:
@@ -64,9 +81,19 @@ def test_a_model_of_few_positions(tmp_path):
 def test_another_model(texts, tmp_path):
     """A softcapped one, from a folder."""
     torch.manual_seed(0)
-    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "hidden_size": 24}
-    config = Gemma2Config(vocab_size=8192, intermediate_size=32, final_logit_softcapping=5.0, **shape)
+    shape = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "hidden_size": 24,
+    }
+    config = Gemma2Config(
+        vocab_size=8192, intermediate_size=32, final_logit_softcapping=5.0, **shape
+    )
     Gemma2ForCausalLM(config).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(tmp_path / "model")
     report = run(texts, tmp_path / "out", model=str(tmp_path / "model"))
-    assert report["rows"]["fixed 1.0"]["nll"] == pytest.approx(9.0, abs=0.5)  # random weights: about ln 8192
+    assert report["rows"]["fixed 1.0"]["nll"] == pytest.approx(
+        9.0, abs=0.5
+    )  # random weights: about ln 8192

@@ -33,8 +33,12 @@ def test_the_card_holds_the_measured_numbers():
 
 
 def test_predicts_held_out_source_as_the_card_says():
-    """The first 24 windows of held-out modules: their loss is near the card's, far from the unigram's."""
-    base, tokenizer = base_model.load(str(EMBEDDED_MODEL), torch.float32), base_model.load_tokenizer(str(EMBEDDED_MODEL))
+    """The first 24 windows of held-out modules: their loss is near the card's, far from the
+    unigram's."""
+    base, tokenizer = (
+        base_model.load(str(EMBEDDED_MODEL), torch.float32),
+        base_model.load_tokenizer(str(EMBEDDED_MODEL)),
+    )
     text = "".join(text for _, text in read_split("held_out")[:6])
     ids = torch.tensor(tokenizer(text).input_ids[: 24 * 512]).view(24, 512)
     losses = [base.stats(base.hidden(row[None, :-1])[0], row[1:]) for row in ids]
@@ -49,9 +53,15 @@ def test_splits_do_not_meet():
     assert split_of("email/message.py") == "head"
     assert split_of("socket.py") == "train"
     assert split_of("test/test_json/test_decode.py") is None
-    paths = {split: {path for path, _ in read_split(split)} for split in ("train", "head", "held_out")}
+    paths = {
+        split: {path for path, _ in read_split(split)} for split in ("train", "head", "held_out")
+    }
     assert all(paths.values())
-    assert not paths["train"] & paths["head"] | paths["train"] & paths["held_out"] | paths["head"] & paths["held_out"]
+    assert (
+        not paths["train"] & paths["head"]
+        | paths["train"] & paths["held_out"]
+        | paths["head"] & paths["held_out"]
+    )
 
 
 def test_no_source_text_is_said(tmp_path):

@@ -29,7 +29,9 @@ def test_measures_follow_their_definitions():
     p = (z / T).softmax(-1)
     inside = p >= 0.1 * p.amax(-1, keepdim=True)
     at_target = lambda x: x.gather(1, t.target[:, None])[:, 0]  # noqa: E731
-    sums = evaluate.per_document_means(t, Logits(), {"x": torch.full((300,), T)}, 0.1, lambda n: None)
+    sums = evaluate.per_document_means(
+        t, Logits(), {"x": torch.full((300,), T)}, 0.1, lambda n: None
+    )
     got = evaluate.means(sums["x"])
     assert got["coverage"] == pytest.approx(at_target(inside).double().mean().item())
     assert got["temperature"] == pytest.approx(T, rel=1e-6)
@@ -43,14 +45,18 @@ def test_the_oracle_covers_whatever_can_be_reached():
     need = required_temperature(t.stats, 0.1)
     T = (need * (1 + 1e-5)).clamp(max=2.0)
     sums = evaluate.per_document_means(t, Logits(), {"oracle": T}, 0.1, lambda n: None)
-    assert evaluate.means(sums["oracle"])["coverage"] == pytest.approx((need <= 2.0).double().mean().item())
+    assert evaluate.means(sums["oracle"])["coverage"] == pytest.approx(
+        (need <= 2.0).double().mean().item()
+    )
 
 
 def test_a_fixed_temperature_ties_with_itself_and_a_better_policy_wins():
     t = tokens()
     grid = [0.2, 0.5, 1.0, 1.5, 2.0]
     need = required_temperature(t.stats, 0.1)
-    policies = {str(T): torch.full((300,), T) for T in grid} | {"oracle": (need * 1.001).clamp(max=2.0)}
+    policies = {str(T): torch.full((300,), T) for T in grid} | {
+        "oracle": (need * 1.001).clamp(max=2.0)
+    }
     sums = evaluate.per_document_means(t, Logits(), policies, 0.1, lambda n: None)
     fixed = [sums[str(T)] for T in grid]
     difference, low, high = evaluate.compare(sums["1.0"], fixed, 1, seed=0)
@@ -59,11 +65,15 @@ def test_a_fixed_temperature_ties_with_itself_and_a_better_policy_wins():
     difference, low, _ = evaluate.compare(sums["oracle"], fixed, 1, seed=0)
     assert difference > 0
     assert low > 0
-    assert evaluate.compare(sums["oracle"], fixed, 1, seed=0) == evaluate.compare(sums["oracle"], fixed, 1, seed=0)
+    assert evaluate.compare(sums["oracle"], fixed, 1, seed=0) == evaluate.compare(
+        sums["oracle"], fixed, 1, seed=0
+    )
 
 
 def test_equal_cost_is_linear_between_temperatures():
-    curve = torch.tensor([[[0.2, 0.5, 0, 0], [0.6, 1.0, 0, 0], [0.8, 2.0, 0, 0]]], dtype=torch.float64)
+    curve = torch.tensor(
+        [[[0.2, 0.5, 0, 0], [0.6, 1.0, 0, 0], [0.8, 2.0, 0, 0]]], dtype=torch.float64
+    )
     at = lambda x: evaluate.fixed_at_equal(curve, 1, torch.tensor([x], dtype=torch.float64)).item()  # noqa: E731
     assert at(0.75) == pytest.approx(0.4)
     assert at(1.5) == pytest.approx(0.7)

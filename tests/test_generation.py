@@ -27,7 +27,8 @@ every_model = pytest.mark.parametrize("name", NAMES)
 
 
 def chi_square(tokens: torch.Tensor, p: torch.Tensor) -> float:
-    """The p-value of draws `[N]` under `p [V]`, bins under 10 expected draws pooled; 0 if one has probability 0."""
+    """The p-value of draws `[N]` under `p [V]`, bins under 10 expected draws pooled; 0 if one has
+    probability 0."""
     counts, expected = torch.bincount(tokens, minlength=len(p)).double(), p * len(tokens)
     if counts[p == 0].any():
         return 0.0
@@ -46,7 +47,13 @@ def test_scores_are_the_logits_over_the_temperature(name):
     z, T = logits_and_temperature(model, head, ids)
     assert T.max() > 1.3 * T.min()
     with attach(model, head, min_p=0.0):
-        out = model.generate(ids, max_new_tokens=1, return_dict_in_generate=True, output_scores=True, output_logits=True)
+        out = model.generate(
+            ids,
+            max_new_tokens=1,
+            return_dict_in_generate=True,
+            output_scores=True,
+            output_logits=True,
+        )
     want = (z / T[:, None]).softmax(-1)
     for got in (out.scores[0], out.logits[0]):
         assert got.dtype == torch.float32
@@ -65,7 +72,9 @@ def test_tokens_follow_the_cut_softmax(name, fused):
     with attach(model, head, min_p=0.1, fused=fused):
         tokens = draws(model, ids, seed=11)
     assert chi_square(tokens, p) > 1e-3
-    assert chi_square(tokens, min_p_distribution(z[0], T[0] * 1.25, 0.1)) < 1e-6  # the test can tell
+    assert (
+        chi_square(tokens, min_p_distribution(z[0], T[0] * 1.25, 0.1)) < 1e-6
+    )  # the test can tell
     assert chi_square(tokens, min_p_distribution(z[0], T[0], 0.3)) < 1e-6
 
 
@@ -86,13 +95,22 @@ def test_inherited_settings_do_not_stack(name):
     head = tiny_head(model)
     with attach(model, head):
         want = model.generate(ids, max_new_tokens=6, seed=5)
-    own = {"temperature": 0.1, "top_k": 2, "top_p": 0.3, "min_p": 0.9, "typical_p": 0.3, "epsilon_cutoff": 0.1}
+    own = {
+        "temperature": 0.1,
+        "top_k": 2,
+        "top_p": 0.3,
+        "min_p": 0.9,
+        "typical_p": 0.3,
+        "epsilon_cutoff": 0.1,
+    }
     model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False, **own)
     with attach(model, head):
         assert torch.equal(model.generate(ids, max_new_tokens=6, seed=5), want)
         config = GenerationConfig(max_new_tokens=6)
         assert torch.equal(model.generate(ids, generation_config=config, seed=5), want)
-        unfused = model.generate(ids, generation_config=config, return_dict_in_generate=True, output_scores=True, seed=5)
+        unfused = model.generate(
+            ids, generation_config=config, return_dict_in_generate=True, output_scores=True, seed=5
+        )
     z, T = logits_and_temperature(model, head, ids)
     assert torch.equal(unfused.scores[0].isfinite(), min_p_distribution(z, T[:, None], 0.1) > 0)
     assert config.do_sample is None  # the caller's object is left alone
@@ -114,7 +132,10 @@ def test_settings_of_the_call_are_honoured():
             ({"min_p": 0.02}, min_p_distribution(z[0], T[0], 0.02)),
             ({"min_p": 0.0}, min_p_distribution(z[0], T[0], 0.0)),
             ({"temperature": 2.0}, min_p_distribution(z[0], 2 * T[0], 0.3)),
-            ({"generation_config": GenerationConfig(temperature=2.0)}, min_p_distribution(z[0], 2 * T[0], 0.3)),
+            (
+                {"generation_config": GenerationConfig(temperature=2.0)},
+                min_p_distribution(z[0], 2 * T[0], 0.3),
+            ),
         ]:
             assert chi_square(draws(model, ids, seed=2, **kwargs), want) > 1e-3
         best = set(z[0].topk(2).indices.tolist())
@@ -229,7 +250,9 @@ def test_detaching_restores_the_model_bit_for_bit(name, tmp_path):
 
     def outputs():
         torch.manual_seed(3)
-        return model.generate(ids, return_dict_in_generate=True, output_scores=True, output_logits=True, **sampled)
+        return model.generate(
+            ids, return_dict_in_generate=True, output_scores=True, output_logits=True, **sampled
+        )
 
     before = outputs()
     attachment = attach(model, tiny_head(model))
@@ -261,7 +284,8 @@ def test_errors_inside_the_block_detach():
 
 
 def test_no_logits_in_the_decode_loop(monkeypatch):
-    """With the fused sampler alone in charge, no `[B, V]` tensor is ever stored; with a processor there is."""
+    """With the fused sampler alone in charge, no `[B, V]` tensor is ever stored; with a processor
+    there is."""
     monkeypatch.setattr(linear_sample, "FUSED_BYTES", 0)  # else a CPU makes logits this small
     monkeypatch.setattr(chunked, "CHUNK", 0)
     monkeypatch.setattr(chunked, "COLUMNS", 40)  # of 96
@@ -288,6 +312,9 @@ def test_the_draw_is_the_same_with_and_without_logits(name):
 def test_someone_elses_hook_sees_logits():
     model, ids = tiny_model("llama"), prompts()
     widths = set()
-    with attach(model, tiny_head(model)), model.lm_head.register_forward_hook(lambda *a: widths.add(a[2].shape[-1])):
+    with (
+        attach(model, tiny_head(model)),
+        model.lm_head.register_forward_hook(lambda *a: widths.add(a[2].shape[-1])),
+    ):
         model.generate(ids, max_new_tokens=3, seed=0)
     assert widths == {VOCAB}

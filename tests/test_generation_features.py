@@ -1,4 +1,5 @@
-"""What else `generate` does keeps working while attached: caches, compilation, speculation, streaming, pipelines, threads."""
+"""What else `generate` does keeps working while attached: caches, compilation, speculation,
+streaming, pipelines, threads."""
 
 import threading
 
@@ -32,7 +33,11 @@ def tokenizer():
     raw = Tokenizer(BPE(vocab, []))
     raw.pre_tokenizer, raw.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", unk_token="<unk>", padding_side="left"
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        bos_token="<s>",
+        unk_token="<unk>",
+        padding_side="left",
     )
 
 
@@ -55,12 +60,15 @@ def test_static_cache(name, fused):
     model, ids = tiny_model(name), prompts()
     with attach(model, tiny_head(model), fused=fused):
         want = model.generate(ids, max_new_tokens=8, seed=3)
-        assert torch.equal(model.generate(ids, max_new_tokens=8, seed=3, cache_implementation="static"), want)
+        assert torch.equal(
+            model.generate(ids, max_new_tokens=8, seed=3, cache_implementation="static"), want
+        )
 
 
 @every_model
 def test_compiled_forward(name):
-    """The whole forward, hooks and gate included, is one graph; the gate is re-read on every call."""
+    """The whole forward, hooks and gate included, is one graph; the gate is re-read on every
+    call."""
     torch._dynamo.reset()
     model, ids = tiny_model(name), prompts()
     head = tiny_head(model)
@@ -72,14 +80,17 @@ def test_compiled_forward(name):
             scaled = compiled(ids, use_cache=False).logits
         assert torch.equal(compiled(ids, use_cache=False).logits, plain)
     _, T = logits_and_temperature(model, head, ids)
-    torch.testing.assert_close(scaled[:, -1], (plain[:, -1] / T[:, None]).float(), rtol=2e-5, atol=1e-6)
+    torch.testing.assert_close(
+        scaled[:, -1], (plain[:, -1] / T[:, None]).float(), rtol=2e-5, atol=1e-6
+    )
     with attach(model, tiny_head(model, seed=9)) as attachment, attachment.gate.opened():
         assert not torch.allclose(compiled(ids, use_cache=False).logits, scaled)
     assert torch.equal(compiled(ids, use_cache=False).logits, plain)
 
 
 def check_scores(model, head, out, start: int) -> None:
-    """Every step's scores are its logits over its temperature, cut at Min-P 0.1, and its token is among them."""
+    """Every step's scores are its logits over its temperature, cut at Min-P 0.1, and its token is
+    among them."""
     assert len(out.scores) == out.sequences.shape[1] - start
     for i, scores in enumerate(out.scores):
         z, T = logits_and_temperature(model, head, out.sequences[:, : start + i])
@@ -90,7 +101,8 @@ def check_scores(model, head, out, start: int) -> None:
 
 @every_model
 def test_prompt_lookup(name):
-    """Candidates of several tokens a forward: every position gets the temperature of its own hidden state."""
+    """Candidates of several tokens a forward: every position gets the temperature of its own hidden
+    state."""
     model, ids = tiny_model(name), prompts(1, 4).repeat(1, 3)
     head = tiny_head(model)
     asked = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 8}
@@ -118,7 +130,9 @@ def test_streamer(name, tokenizer):
     with attach(model, tiny_head(model)):
         want = model.generate(ids, max_new_tokens=8, seed=6)
         thread = threading.Thread(
-            target=model.generate, args=(ids,), kwargs={"max_new_tokens": 8, "seed": 6, "streamer": streamer}
+            target=model.generate,
+            args=(ids,),
+            kwargs={"max_new_tokens": 8, "seed": 6, "streamer": streamer},
         )
         thread.start()
         text = "".join(streamer)
@@ -132,14 +146,17 @@ def test_stop_strings(name, tokenizer):
     with attach(model, tiny_head(model)):
         free = model.generate(ids, max_new_tokens=10, seed=7)
         stop = tokenizer.decode(free[0, 8:9])
-        got = model.generate(ids, max_new_tokens=10, seed=7, stop_strings=[stop], tokenizer=tokenizer)
+        got = model.generate(
+            ids, max_new_tokens=10, seed=7, stop_strings=[stop], tokenizer=tokenizer
+        )
     assert 5 < got.shape[1] < free.shape[1]
     assert torch.equal(got[0], free[0, : got.shape[1]])
 
 
 @every_model
 def test_pipeline(name, tokenizer):
-    """The pipeline's own temperature of 0.7 does not stack on the predicted one, one given to it does."""
+    """The pipeline's own temperature of 0.7 does not stack on the predicted one, one given to it
+    does."""
     model = tiny_model(name)
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
     ids = tokenizer("abc", return_tensors="pt").input_ids
@@ -147,7 +164,9 @@ def test_pipeline(name, tokenizer):
         want = model.generate(ids, max_new_tokens=8, seed=21)
         got = pipe("abc", max_new_tokens=8, seed=21, return_tensors=True)[0]["generated_token_ids"]
         assert list(got) == want[0].tolist()
-        colder = pipe("abc", max_new_tokens=8, temperature=1e-5, return_tensors=True)[0]["generated_token_ids"]
+        colder = pipe("abc", max_new_tokens=8, temperature=1e-5, return_tensors=True)[0][
+            "generated_token_ids"
+        ]
     greedy = model.generate(ids, max_new_tokens=8, do_sample=False)
     assert list(colder) == greedy[0].tolist()
 
@@ -179,7 +198,9 @@ def test_two_threads(name):
                 barrier.wait()
                 scored.extend(model(jobs[0][0]).logits for _ in range(10))
 
-            threads = [threading.Thread(target=work, args=(k,)) for k in range(2)] + [threading.Thread(target=score)]
+            threads = [threading.Thread(target=work, args=(k,)) for k in range(2)] + [
+                threading.Thread(target=score)
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -203,7 +224,13 @@ def test_bfloat16_models_and_heads():
     model, ids = tiny_model("llama").to(torch.bfloat16), prompts()
     for dtype in (torch.float32, torch.bfloat16):
         with attach(model, tiny_head(model).to(dtype)):
-            out = model.generate(ids, max_new_tokens=2, return_dict_in_generate=True, output_scores=True, output_logits=True)
+            out = model.generate(
+                ids,
+                max_new_tokens=2,
+                return_dict_in_generate=True,
+                output_scores=True,
+                output_logits=True,
+            )
             assert out.logits[0].dtype == torch.float32
             assert model.generate(ids, max_new_tokens=3).shape == (2, 8)
 
@@ -213,6 +240,8 @@ def test_a_prompt_of_embeddings():
     model = tiny_model("llama")
     head, embeddings = tiny_head(model), model.get_input_embeddings()(prompts())
     with attach(model, head):
-        first, again = (model.generate(inputs_embeds=embeddings, max_new_tokens=5, seed=1) for _ in range(2))
+        first, again = (
+            model.generate(inputs_embeds=embeddings, max_new_tokens=5, seed=1) for _ in range(2)
+        )
     assert first.shape == (len(embeddings), 5)
     assert torch.equal(first, again)

@@ -89,7 +89,8 @@ def test_a_hook_on_the_embedding_has_its_say(name, fused):
 @every_model
 @both_paths
 def test_callbacks_find_the_model_as_it_is(name, fused):
-    """A stopping criterion, a streamer and a processor that run the model, or its `generate`, themselves."""
+    """A stopping criterion, a streamer and a processor that run the model, or its `generate`,
+    themselves."""
     model, ids = tiny_model(name), prompts(1)
     want, seen = model(ids).logits, []
 
@@ -114,7 +115,11 @@ def test_callbacks_find_the_model_as_it_is(name, fused):
     with attach(model, tiny_head(model), fused=fused):
         alone = model.generate(ids, max_new_tokens=3, seed=4)
         quiet = model.generate(ids, max_new_tokens=4, seed=1)
-        callbacks = {"stopping_criteria": [Stop()], "logits_processor": [Process()], "streamer": Stream()}
+        callbacks = {
+            "stopping_criteria": [Stop()],
+            "logits_processor": [Process()],
+            "streamer": Stream(),
+        }
         got = model.generate(ids, max_new_tokens=4, seed=1, **callbacks)
     assert len(seen) == 4 + 4 + 6
     assert all(torch.equal(z, want) for z in seen)
@@ -123,7 +128,8 @@ def test_callbacks_find_the_model_as_it_is(name, fused):
 
 
 def test_lazy_logits_are_the_logits():
-    """What a hook finds is what the embedding would have made, through views, copies and changes in place."""
+    """What a hook finds is what the embedding would have made, through views, copies and changes in
+    place."""
     model, ids = tiny_model("llama"), prompts()
     head, found = tiny_head(model), []
 
@@ -142,7 +148,9 @@ def test_lazy_logits_are_the_logits():
         assert attachment.lazy
         model.generate(ids, max_new_tokens=1, seed=0)
     array, total, nested, copied, printed = found[0]
-    torch.testing.assert_close(torch.from_numpy(array)[:, -1].double(), z / T[:, None], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.from_numpy(array)[:, -1].double(), z / T[:, None], rtol=1e-5, atol=1e-6
+    )
     assert total == pytest.approx(array.sum(), rel=1e-5)
     assert torch.equal(torch.tensor(nested), torch.from_numpy(array))
     assert torch.equal(copied, torch.from_numpy(array))
@@ -182,7 +190,9 @@ def test_a_model_that_goes_around_its_embedding_is_refused():
         def forward(self, *args, **kwargs):
             kwargs.pop("logits_to_keep", None)
             output = self.model(*args, **kwargs)
-            output["logits"] = torch.nn.functional.linear(output.last_hidden_state, self.lm_head.weight)
+            output["logits"] = torch.nn.functional.linear(
+                output.last_hidden_state, self.lm_head.weight
+            )
             return output
 
     plain = type(model)
@@ -334,7 +344,9 @@ def test_a_configuration_that_says_everything_is_honoured(fused):
         plain = model.generate(ids, max_new_tokens=6, seed=2)
         assert torch.equal(run(), plain)
         assert torch.equal(run(do_sample=False), greedy)
-        assert torch.equal(run(temperature=0.7), model.generate(ids, max_new_tokens=6, temperature=0.7, seed=2))
+        assert torch.equal(
+            run(temperature=0.7), model.generate(ids, max_new_tokens=6, temperature=0.7, seed=2)
+        )
         assert torch.equal(run(top_k=50), model.generate(ids, max_new_tokens=6, top_k=50, seed=2))
         assert torch.equal(run(top_k=1), greedy)
         assert not torch.equal(run(temperature=0.7), plain)
@@ -420,11 +432,16 @@ def test_a_prompt_with_a_seed_of_its_own_is_the_same_in_any_batch():
 @both_paths
 def test_wrong_seeds_and_streams_are_refused(noise, fused):
     model, ids = tiny_model("llama"), prompts(3)
-    with attach(model, tiny_head(model), fused=fused), pytest.raises(ValueError, match=r"seed|stream"):
+    with (
+        attach(model, tiny_head(model), fused=fused),
+        pytest.raises(ValueError, match=r"seed|stream"),
+    ):
         model.generate(ids, max_new_tokens=2, **noise)
 
 
-@pytest.mark.parametrize("asked", [{"output_scores": True, "return_dict_in_generate": True}, {"top_k": 5}])
+@pytest.mark.parametrize(
+    "asked", [{"output_scores": True, "return_dict_in_generate": True}, {"top_k": 5}]
+)
 def test_seeds_a_prompt_need_the_fused_sampler(asked):
     model, ids = tiny_model("llama"), prompts(3)
     with attach(model, tiny_head(model)), pytest.raises(ValueError, match="fused sampler"):
@@ -451,7 +468,9 @@ def test_a_peft_model_is_taken_for_the_model_inside():
     head = tiny_head(model)
     with attach(model, head):
         want = model.generate(ids, max_new_tokens=6, seed=1)
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
     with attach(wrapped, head):
         assert torch.equal(wrapped.generate(input_ids=ids, max_new_tokens=6, seed=1), want)
     attach(wrapped, head)

@@ -43,12 +43,17 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path, kind
     with torch.no_grad():
         head.mlp[0].weight[0, 0] = float(kind)
     for name in ("good", "new"):
-        with pytest.raises(ValueError, match=r"must be finite, mlp\.0\.weight holds NaN or infinite values"):
+        with pytest.raises(
+            ValueError, match=r"must be finite, mlp\.0\.weight holds NaN or infinite values"
+        ):
             head.save_pretrained(tmp_path / name)
     assert (tmp_path / "good" / WEIGHTS_NAME).read_bytes() == before
     assert not (tmp_path / "new").exists()
     save_file(head.state_dict(), tmp_path / "good" / WEIGHTS_NAME)
-    with pytest.raises(ValueError, match=r"head\.safetensors must be finite, mlp\.0\.weight holds NaN or infinite values"):
+    with pytest.raises(
+        ValueError,
+        match=r"head\.safetensors must be finite, mlp\.0\.weight holds NaN or infinite values",
+    ):
         type(head).from_pretrained(tmp_path / "good")
 
 
@@ -72,7 +77,9 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ODD.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in ODD.items() for value in values]
+)
 def test_odd_configurations_are_refused_by_name(folder, name, value):
     change(folder, **{name: value})
     with pytest.raises(ValueError, match=rf"^{name} must be ") as caught:
@@ -104,7 +111,9 @@ def test_nothing_is_allocated_for_a_configuration_that_asks_for_more_than_the_fi
     change(folder, hidden_size=30_000, intermediate_size=250_000)
     resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 10**9, hard))
     try:
-        with pytest.raises(ValueError, match=r"head weights must be .*\(250000, 30000\).*, got .*\(16, 8\)"):
+        with pytest.raises(
+            ValueError, match=r"head weights must be .*\(250000, 30000\).*, got .*\(16, 8\)"
+        ):
             TemperatureHead.from_pretrained(folder)
         with pytest.raises(RuntimeError, match="allocate memory"):  # the control
             TemperatureHead(30_000, 250_000)
@@ -127,7 +136,10 @@ def test_other_tensors_are_refused(folder):
         ({**good, "mlp.0.weight": torch.zeros(16, 9)}, "head weights must be"),
         ({**good, "more": torch.zeros(1)}, "head weights must be"),
         ({}, "head weights must be"),
-        ({**good, "mlp.0.weight": torch.zeros(16, 8, dtype=torch.int8)}, "must hold floating-point tensors, got F32, I8"),
+        (
+            {**good, "mlp.0.weight": torch.zeros(16, 8, dtype=torch.int8)},
+            "must hold floating-point tensors, got F32, I8",
+        ),
     ):
         save_file(tensors, path)
         with pytest.raises(ValueError, match=words):
@@ -145,6 +157,8 @@ def test_files_have_the_permissions_of_the_user(tmp_path):
 
 
 def test_an_unknown_hub_id_is_one_line():
-    with pytest.raises(ValueError, match="head must be a folder or a hub id like 'user/name', got 'nobody/nothing'") as caught:
+    with pytest.raises(
+        ValueError, match="head must be a folder or a hub id like 'user/name', got 'nobody/nothing'"
+    ) as caught:
         TemperatureHead.from_pretrained("nobody/nothing")
     assert "\n" not in str(caught.value)

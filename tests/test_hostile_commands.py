@@ -1,7 +1,9 @@
-"""Hostile files and options: a command serves them, or says in one line on standard error why not and returns 2; whatever it
-leaves in the output folder is whole. Anything else that is raised is a bug.
+"""Hostile files and options: a command serves them, or says in one line on standard error why not
+and returns 2; whatever it leaves in the output folder is whole. Anything else that is raised is a
+bug.
 
-`FUZZ_SECONDS=100 pytest tests/test_hostile_commands.py` goes on for so many seconds a test, on other examples every time.
+`FUZZ_SECONDS=100 pytest tests/test_hostile_commands.py` goes on for so many seconds a test, on
+other examples every time.
 """
 
 import json
@@ -37,17 +39,28 @@ def hostile(strategy, check) -> None:
         return
     start = time.monotonic()
     while time.monotonic() < start + SECONDS:
-        run = settings(max_examples=50, derandomize=False, **options)(given(strategy)(lambda example: check(example)))
+        run = settings(max_examples=50, derandomize=False, **options)(
+            given(strategy)(lambda example: check(example))
+        )
         seed(time.monotonic_ns())(run)()
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
-    """A folder with a model, rows, a scan of them in two shards, and a head; nothing is wrong with them."""
+    """A folder with a model, rows, a scan of them in two shards, and a head; nothing is wrong with
+    them."""
     folder = tmp_path_factory.mktemp("good")
     save_tiny(folder / "model")
     write_rows(folder / "rows.jsonl", 12)
-    options = ("--data", folder / "rows.jsonl", "--output", folder / "scan", "--rows-per-shard", 6, "--all-tokens")
+    options = (
+        "--data",
+        folder / "rows.jsonl",
+        "--output",
+        folder / "scan",
+        "--rows-per-shard",
+        6,
+        "--all-tokens",
+    )
     assert command("scan", "--model", folder / "model", *options).returncode == 0
     TemperatureHead(32, 8, min_p=0.05).save_pretrained(folder / "head")
     return folder
@@ -88,14 +101,22 @@ scalars = st.one_of(
     st.integers(-3, 200),
     st.sampled_from([2**31, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**30]),
     st.floats(),
-    st.sampled_from(["", " ", "1e-3", "2G", "a", "\ud800", "[red]", "32", "none", "../x", "\x00", "é\u2028"]),
+    st.sampled_from(
+        ["", " ", "1e-3", "2G", "a", "\ud800", "[red]", "32", "none", "../x", "\x00", "é\u2028"]
+    ),
 )
-values = st.recursive(scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3))
-junk = st.one_of(st.binary(max_size=40), st.sampled_from([b"", b"[" * 3000, b'{"a":' * 3000, b"\xff\xfe{}", b"9" * 5000]))
+values = st.recursive(
+    scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3)
+)
+junk = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from([b"", b"[" * 3000, b'{"a":' * 3000, b"\xff\xfe{}", b"9" * 5000]),
+)
 
 
 def odd_json(text: str, change: tuple) -> bytes:
-    """A JSON object with some of it replaced, (path of keys, value), what was below as well; or other bytes."""
+    """A JSON object with some of it replaced, (path of keys, value), what was below as well; or
+    other bytes."""
     kind, what = change
     if kind == "bytes":
         return what
@@ -115,7 +136,9 @@ def odd_json(text: str, change: tuple) -> bytes:
 
 def json_changes(paths: list[tuple[str, ...]]):
     one = st.tuples(st.sampled_from(paths), values | st.just(...))
-    return st.tuples(st.just("keys"), st.lists(one, min_size=1, max_size=2)) | st.tuples(st.just("bytes"), junk)
+    return st.tuples(st.just("keys"), st.lists(one, min_size=1, max_size=2)) | st.tuples(
+        st.just("bytes"), junk
+    )
 
 
 # What to do to a safetensors file.
@@ -134,7 +157,13 @@ def odd_tensors(path: Path, change: tuple) -> None:
         name = sorted(tensors)[int(where * len(tensors)) % len(tensors)]
         t = tensors[name]
         if kind == "value" and t.numel():
-            value = float(what) if t.is_floating_point() else int(max(min(what, 2**31 - 1), -(2**31))) if what == what else 0
+            value = (
+                float(what)
+                if t.is_floating_point()
+                else int(max(min(what, 2**31 - 1), -(2**31)))
+                if what == what
+                else 0
+            )
             t.view(-1)[int(where * t.numel()) % t.numel()] = value
         elif kind == "shape":
             tensors[name] = t[:-1] if what else t.unsqueeze(0)
@@ -148,20 +177,33 @@ def odd_tensors(path: Path, change: tuple) -> None:
 
 
 share = st.floats(0, 1, exclude_max=True)
-numbers_in_files = st.sampled_from([float("nan"), float("inf"), float("-inf"), -1.0, 0.0, 1e30, 96.0, 2.0**31])
+numbers_in_files = st.sampled_from(
+    [float("nan"), float("inf"), float("-inf"), -1.0, 0.0, 1e30, 96.0, 2.0**31]
+)
 tensor_changes = st.one_of(
     st.tuples(st.just("cut"), share, st.none()),
     st.tuples(st.just("byte"), share, st.integers(0, 255)),
     st.tuples(st.just("value"), share, numbers_in_files),
     st.tuples(st.sampled_from(["shape", "kind", "name"]), share, st.booleans()),
-    st.tuples(st.just("metadata"), share, st.none() | st.sampled_from(["", "{}", "[]", "{", '{"share": "a"}'])),
+    st.tuples(
+        st.just("metadata"),
+        share,
+        st.none() | st.sampled_from(["", "{}", "[]", "{", '{"share": "a"}']),
+    ),
 )
 
 texts = st.text(max_size=12) | st.sampled_from(["w5 w6 w7", "", "w3 " * 400, "\ud800", "\x00"])
 ids = st.lists(st.integers(0, 95) | st.sampled_from([-1, 96, 2**31, 10**30, 1.5, True]), max_size=5)
-messages = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", ""]), "content": values}), max_size=2)
+messages = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", ""]), "content": values}),
+    max_size=2,
+)
 good_rows = st.sampled_from(
-    [{"text": "w5 w6 w7"}, {"prompt": "w5", "completion": "w6"}, {"input_ids": [3, 4], "labels": [3, 4]}]
+    [
+        {"text": "w5 w6 w7"},
+        {"prompt": "w5", "completion": "w6"},
+        {"input_ids": [3, 4], "labels": [3, 4]},
+    ]
 )
 odd_rows = st.one_of(
     st.fixed_dictionaries({"text": texts | values}),
@@ -172,7 +214,9 @@ odd_rows = st.one_of(
     values,
 )
 lines = (good_rows | odd_rows).map(lambda row: json.dumps(row).encode()) | junk
-files_of_rows = st.lists(good_rows.map(lambda row: json.dumps(row).encode()) | lines, max_size=5).map(b"\n".join)
+files_of_rows = st.lists(
+    good_rows.map(lambda row: json.dumps(row).encode()) | lines, max_size=5
+).map(b"\n".join)
 
 
 def test_rows(good):
@@ -188,10 +232,34 @@ def test_rows(good):
 
 
 # Long runs are no failure, so these take small numbers, or none at all.
-_LONG = ("num-train-epochs", "max-steps", "gradient-accumulation-steps", "save-steps", "diagnostics")
+_LONG = (
+    "num-train-epochs",
+    "max-steps",
+    "gradient-accumulation-steps",
+    "save-steps",
+    "diagnostics",
+)
 option_values = st.sampled_from(
     [
-        *("0", "1", "-1", "2", "0.5", "1e-3", "inf", "nan", "-inf", "1e400", "1e30", "1e-320", "", " ", "x", "٣", "1_000"),
+        *(
+            "0",
+            "1",
+            "-1",
+            "2",
+            "0.5",
+            "1e-3",
+            "inf",
+            "nan",
+            "-inf",
+            "1e400",
+            "1e30",
+            "1e-320",
+            "",
+            " ",
+            "x",
+            "٣",
+            "1_000",
+        ),
         *(
             str(2**31),
             str(2**63 - 1),
@@ -207,14 +275,50 @@ option_values = st.sampled_from(
         ),
     ]
 )
-small_values = st.sampled_from(["0", "1", "-1", "2", "0.5", "inf", "nan", "", "x", str(2**63), str(-(2**63) - 1)])
+small_values = st.sampled_from(
+    ["0", "1", "-1", "2", "0.5", "inf", "nan", "", "x", str(2**63), str(-(2**63) - 1)]
+)
 _TRAIN = (
-    *("objective", "min-p", "gravity", "power", "max-length", "per-device-train-batch-size", "batch-tokens", "learning-rate"),
-    *("lr-scheduler-type", "warmup-ratio", "max-rank", "trivial-prob", "easy-fraction", "eval-fraction", "eval-steps"),
-    *("early-stopping-patience", "save-total-limit", "max-memory", "report-to", "seed", "sweep", *_LONG),
+    *(
+        "objective",
+        "min-p",
+        "gravity",
+        "power",
+        "max-length",
+        "per-device-train-batch-size",
+        "batch-tokens",
+        "learning-rate",
+    ),
+    *(
+        "lr-scheduler-type",
+        "warmup-ratio",
+        "max-rank",
+        "trivial-prob",
+        "easy-fraction",
+        "eval-fraction",
+        "eval-steps",
+    ),
+    *(
+        "early-stopping-patience",
+        "save-total-limit",
+        "max-memory",
+        "report-to",
+        "seed",
+        "sweep",
+        *_LONG,
+    ),
 )
 _SCAN = (
-    *("max-length", "batch-tokens", "rows-per-shard", "max-bytes", "max-rank", "trivial-prob", "easy-fraction", "seed"),
+    *(
+        "max-length",
+        "batch-tokens",
+        "rows-per-shard",
+        "max-bytes",
+        "max-rank",
+        "trivial-prob",
+        "easy-fraction",
+        "seed",
+    ),
     *("split", "data"),
 )
 _OTHERS = {
@@ -224,7 +328,13 @@ _OTHERS = {
 }
 
 _OPTIONS = {
-    **{"scan": _SCAN, "train": _TRAIN, "scanned": _TRAIN, "calibrate": ("alpha", "min-p"), "report": ("min-p", "model")},
+    **{
+        "scan": _SCAN,
+        "train": _TRAIN,
+        "scanned": _TRAIN,
+        "calibrate": ("alpha", "min-p"),
+        "report": ("min-p", "model"),
+    },
     "generate": ("min-p", "seed", "max-new-tokens", "prompt"),
 }
 
@@ -232,10 +342,17 @@ _OPTIONS = {
 def options_of(names: tuple[str, ...]):
     def value(name: str):
         if name == "sweep":
-            axis = st.tuples(st.sampled_from(["gravity", "min_p", "seed", "power", ""]), st.lists(option_values, max_size=2))
-            return st.lists(axis.map(lambda e: f"{e[0]}={','.join(e[1])}"), max_size=2).map(" ".join)
+            axis = st.tuples(
+                st.sampled_from(["gravity", "min_p", "seed", "power", ""]),
+                st.lists(option_values, max_size=2),
+            )
+            return st.lists(axis.map(lambda e: f"{e[0]}={','.join(e[1])}"), max_size=2).map(
+                " ".join
+            )
         if name in ("objective", "lr-scheduler-type"):
-            return option_values | st.sampled_from(["autodeco_joint", "autodeco_temperature", "constant"])
+            return option_values | st.sampled_from(
+                ["autodeco_joint", "autodeco_temperature", "constant"]
+            )
         return small_values if name in _LONG else option_values
 
     one = st.sampled_from(names).flatmap(lambda name: st.tuples(st.just(name), value(name)))
@@ -245,12 +362,38 @@ def options_of(names: tuple[str, ...]):
 def arguments_of(name: str, good: Path, head: Path, output: Path) -> list:
     """Of a command that would be served; "scanned" trains from a scan."""
     given = {
-        "scan": ["scan", "--model", good / "model", "--data", good / "rows.jsonl", "--output", output],
-        "train": ["train", "--model", good / "model", "--data", good / "rows.jsonl", "--output", output],
+        "scan": [
+            "scan",
+            "--model",
+            good / "model",
+            "--data",
+            good / "rows.jsonl",
+            "--output",
+            output,
+        ],
+        "train": [
+            "train",
+            "--model",
+            good / "model",
+            "--data",
+            good / "rows.jsonl",
+            "--output",
+            output,
+        ],
         "scanned": ["train", "--scan", good / "scan", "--output", output],
         "calibrate": ["calibrate", "--head", head, "--scan", good / "scan", "--alpha", "0.4"],
         "report": ["report", "--head", head, "--scan", good / "scan", "--output", output],
-        "generate": ["generate", "--model", good / "model", "--head", head, "--prompt", "w5", "--max-new-tokens", "2"],
+        "generate": [
+            "generate",
+            "--model",
+            good / "model",
+            "--head",
+            head,
+            "--prompt",
+            "w5",
+            "--max-new-tokens",
+            "2",
+        ],
     }
     return given[name]
 
@@ -263,8 +406,14 @@ def test_options(good):
             before = (head / CONFIG_NAME).read_bytes()
             given = [f"--{option}={value}" for option, value in options]
             done = command(*arguments_of(name, good, head, output), *given)
-            only_served = () if "sweep" in dict(options) else (CONFIG_NAME,)  # a sweep keeps the heads of points before
-            held(done, head if name == "calibrate" else output, () if name == "calibrate" else only_served)
+            only_served = (
+                () if "sweep" in dict(options) else (CONFIG_NAME,)
+            )  # a sweep keeps the heads of points before
+            held(
+                done,
+                head if name == "calibrate" else output,
+                () if name == "calibrate" else only_served,
+            )
             if done.returncode:
                 assert (head / CONFIG_NAME).read_bytes() == before
 
@@ -277,10 +426,25 @@ def test_settings_in_yaml(good):
         with TemporaryDirectory() as folder:
             path, output = Path(folder, "run.yaml"), Path(folder, "out")
             path.write_bytes(text)
-            held(command("train", "--scan", good / "scan", "--output", output, "--config", path), output, (CONFIG_NAME,))
+            held(
+                command("train", "--scan", good / "scan", "--output", output, "--config", path),
+                output,
+                (CONFIG_NAME,),
+            )
 
     names = [name.replace("-", "_") for name in _TRAIN if name not in (*_LONG, "sweep")]
-    special = ["", "~", "2024-01-01", "[1]", "{a: 1}", "!!bool b", "&a [*a]", "yes", "'1e-3'", "1:30"]
+    special = [
+        "",
+        "~",
+        "2024-01-01",
+        "[1]",
+        "{a: 1}",
+        "!!bool b",
+        "&a [*a]",
+        "yes",
+        "'1e-3'",
+        "1:30",
+    ]
     written = option_values | st.sampled_from(special)
     keys = st.sampled_from([*names, "2", "", "[a]", "? b"])
     entry = st.tuples(keys, written).map(lambda e: f"{e[0]}: {e[1]}")
@@ -288,7 +452,14 @@ def test_settings_in_yaml(good):
     hostile(text | junk, check)
 
 
-HEAD_PATHS = [("hidden_size",), ("intermediate_size",), ("max_temperature",), ("offset",), ("min_p",), ("more",)]
+HEAD_PATHS = [
+    ("hidden_size",),
+    ("intermediate_size",),
+    ("max_temperature",),
+    ("offset",),
+    ("min_p",),
+    ("more",),
+]
 
 
 def test_heads(good):
@@ -307,11 +478,24 @@ def test_heads(good):
                 assert (head / CONFIG_NAME).read_bytes() == before
 
     names = st.sampled_from(["generate", "calibrate", "calibrate", "report"])
-    hostile(st.tuples(names, st.none() | json_changes(HEAD_PATHS), st.none() | tensor_changes), check)
+    hostile(
+        st.tuples(names, st.none() | json_changes(HEAD_PATHS), st.none() | tensor_changes), check
+    )
 
 
 MANIFEST_PATHS = [
-    *[(name,) for name in ("format", "settings", "revision", "hidden_size", "lm_head", "tokenizer", "data")],
+    *[
+        (name,)
+        for name in (
+            "format",
+            "settings",
+            "revision",
+            "hidden_size",
+            "lm_head",
+            "tokenizer",
+            "data",
+        )
+    ],
     *[(name,) for name in ("share", "shards", "kept", "counts")],
     *[("settings", name) for name in ("model", "all_tokens", "seed", "max_rank")],
     *[("counts", name) for name in ("rows", "seen", "trivial")],
@@ -340,7 +524,10 @@ def test_scans(good):
                 assert (head / CONFIG_NAME).read_bytes() == before
 
     names = st.sampled_from(["scanned", "calibrate", "report", "scan"])
-    hostile(st.tuples(names, st.none() | json_changes(MANIFEST_PATHS), st.none() | tensor_changes), check)
+    hostile(
+        st.tuples(names, st.none() | json_changes(MANIFEST_PATHS), st.none() | tensor_changes),
+        check,
+    )
 
 
 def test_the_rule_would_tell(tmp_path):

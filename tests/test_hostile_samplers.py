@@ -1,4 +1,5 @@
-"""A hostile user of the samplers, statistics and losses: every call is served as the fp64 reference, or refused in one line."""
+"""A hostile user of the samplers, statistics and losses: every call is served as the fp64
+reference, or refused in one line."""
 
 import math
 
@@ -55,11 +56,25 @@ ORDINARY = {
 def sampler_calls(draw, widths=(1, 4, 37, 300)):
     """(B, logits or hidden, options) of a call, most of whose arguments are ordinary."""
     B, V = draw(st.integers(0, 3)), draw(st.sampled_from(widths))
-    dtype = draw(mostly(st.sampled_from(REALS[:1] + REALS[2:]), st.sampled_from([torch.float64, torch.int64, torch.bool])))
+    dtype = draw(
+        mostly(
+            st.sampled_from(REALS[:1] + REALS[2:]),
+            st.sampled_from([torch.float64, torch.int64, torch.bool]),
+        )
+    )
     z = logits_of(B, V, dtype, draw(FORMS), draw(st.one_of(st.just([]), BREAKS)), draw(SPREADS))
-    odd = st.one_of(st.sampled_from(THINGS), st.none(), st.just(z[0] if B else z[:, :0]), st.just(z.detach().to_sparse()))
+    odd = st.one_of(
+        st.sampled_from(THINGS),
+        st.none(),
+        st.just(z[0] if B else z[:, :0]),
+        st.just(z.detach().to_sparse()),
+    )
     logits = draw(mostly(st.just(z), odd))
-    names = ["temperature", "seed", *draw(st.sets(st.sampled_from([n for n in RANGES if n not in ("temperature", "seed")])))]
+    names = [
+        "temperature",
+        "seed",
+        *draw(st.sets(st.sampled_from([n for n in RANGES if n not in ("temperature", "seed")]))),
+    ]
     return B, logits, {name: draw(mostly(ORDINARY[name], anything(B))) for name in names}
 
 
@@ -82,7 +97,8 @@ def asked_of(options: dict, B: int) -> tuple[dict, set[str]]:
 
 
 def lowest_kept(x: torch.Tensor, T: float, min_p: float, top_k: int, top_p: float) -> float:
-    """The lowest logit of a row that top-k, then top-p, then Min-P keep: by logits, which differ where T makes p's equal."""
+    """The lowest logit of a row that top-k, then top-p, then Min-P keep: by logits, which differ
+    where T makes p's equal."""
     z = x[x > -INF].sort(descending=True).values
     z = z[z >= z[min(top_k or len(z), len(z)) - 1]]
     weight = ((z - z[0]) / T).exp()
@@ -92,7 +108,8 @@ def lowest_kept(x: torch.Tensor, T: float, min_p: float, top_k: int, top_p: floa
 
 
 def check_draws(z: torch.Tensor, asked: dict, out, error: float = 0.0) -> None:
-    """Each token is one of the kept, none of the kept scores more; status and status alone tells of broken rows."""
+    """Each token is one of the kept, none of the kept scores more; status and status alone tells of
+    broken rows."""
     z = z.detach().double()
     for b in range(len(z)):
         x, T = z[b], asked["temperature"][b]
@@ -112,11 +129,14 @@ def check_draws(z: torch.Tensor, asked: dict, out, error: float = 0.0) -> None:
             np.int64(np.uint64(asked["seed"][b] % 2**64).astype(np.int64)), np.int64(asked["position"][b]),
             np.int64(asked["stream"][b]), np.arange(len(x)), 0,
         )  # fmt: skip
-        u = ((torch.from_numpy(bits.astype(np.int64)).double() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
+        u = ((torch.from_numpy(bits.astype(np.int64)).double() + 0.5) * 2.0**-32).clamp(
+            max=1 - 2.0**-24
+        )
         score = x - T * (-torch.log1p(-u)).log()
         slack = error + 5e-6 * max(abs(top), 25 * T, 1e-30)
         cuts = [
-            (asked["min_p"][b] * f, int(asked["top_k"][b]), asked["top_p"][b] / f) for f in (1 + slack / T, 1 / (1 + slack / T))
+            (asked["min_p"][b] * f, int(asked["top_k"][b]), asked["top_p"][b] / f)
+            for f in (1 + slack / T, 1 / (1 + slack / T))
         ]
         sure, maybe = (x >= lowest_kept(x, T, *cut) for cut in cuts)
         assert x[token] >= min(float(x[maybe].min()), top) - slack
@@ -143,7 +163,11 @@ def test_sample(backend):
             odd = {"logits"}
         elif len(logits) != B:
             return
-        kinds = {"return_logprob": True, "return_kept": True, "return_full_logprob": True} if "top_k" in options else {}
+        kinds = (
+            {"return_logprob": True, "return_kept": True, "return_full_logprob": True}
+            if "top_k" in options
+            else {}
+        )
         out = served(lambda: af.sample(logits, **options, **kinds, backend=backend), odd)
         if out is not None:
             assert out.token.shape == out.status.shape == (B,)
@@ -171,13 +195,17 @@ def test_linear_sample(backend):
     def check(given):
         (B, _, options), product = given
         hidden = torch.randn(B, 8, generator=torch.Generator().manual_seed(B))
-        weight = product.pop("weight", torch.randn(20, 8, generator=torch.Generator().manual_seed(9)))
+        weight = product.pop(
+            "weight", torch.randn(20, 8, generator=torch.Generator().manual_seed(9))
+        )
         options = {n: v for n, v in options.items() if n not in ("top_k", "top_p")}
         asked, odd = asked_of(options, B)
         scale, cap = product.get("logit_scale", 1.0), product.get("softcap")
         limits = {"logit_scale": (-HIGHEST, HIGHEST), "softcap": (TINY, 1e30)}
         odd |= {
-            n for n, v in (("logit_scale", scale), ("softcap", cap)) if v is not None and number(v, *limits[n], False) is None
+            n
+            for n, v in (("logit_scale", scale), ("softcap", cap))
+            if v is not None and number(v, *limits[n], False) is None
         }
         odd |= {"logit_scale"} & {n for n in product if product[n] is None}
         bias = product.get("bias")
@@ -186,7 +214,9 @@ def test_linear_sample(backend):
             odd |= {"bias"}
         if not (isinstance(weight, torch.Tensor) and weight.shape == (20, 8)):
             odd |= {"weight"}
-        out = served(lambda: af.linear_sample(hidden, weight, **product, **options, backend=backend), odd)
+        out = served(
+            lambda: af.linear_sample(hidden, weight, **product, **options, backend=backend), odd
+        )
         if out is None:
             return
         scale, cap = float(scale), None if cap is None else float(cap)
@@ -197,13 +227,22 @@ def test_linear_sample(backend):
             if (z.isfinite().all() and z.abs().max() > 1e-30) or not scale:
                 check_draws(z, asked, out, error=1e-5 * float(z.abs().max()) + 1e-6 * abs(scale))
 
-    search(st.tuples(sampler_calls(), products), check, 100 if DEVICE == "cpu" and backend == "torch" else 12)
+    search(
+        st.tuples(sampler_calls(), products),
+        check,
+        100 if DEVICE == "cpu" and backend == "torch" else 12,
+    )
 
 
 @st.composite
 def stats_calls(draw):
     N, V = draw(st.integers(0, 3)), draw(st.sampled_from([1, 5, 40]))
-    target = torch.tensor([draw(mostly(st.integers(0, V - 1), st.sampled_from([-100, -1, V, 2**40]))) for _ in range(N)])
+    target = torch.tensor(
+        [
+            draw(mostly(st.integers(0, V - 1), st.sampled_from([-100, -1, V, 2**40])))
+            for _ in range(N)
+        ]
+    )
     target = draw(mostly(st.just(target.long()), anything(N)))
     T = mostly(st.just(torch.linspace(0.2, 1.7, N)), anything(N))
     options = draw(
@@ -218,7 +257,10 @@ def stats_calls(draw):
             },
         )
     )
-    rest = {"fused": draw(st.sampled_from([True, False, None])), "chunk_bytes": draw(mostly(st.integers(1, 999), anything(N)))}
+    rest = {
+        "fused": draw(st.sampled_from([True, False, None])),
+        "chunk_bytes": draw(mostly(st.integers(1, 999), anything(N))),
+    }
     return N, V, target, options, rest, draw(FORMS)
 
 
@@ -232,9 +274,17 @@ def stats_odd(N: int, V: int, target, options: dict) -> set[str]:
         fits = dense and target.shape == (N,) and target.dtype == torch.int64
         if not fits or not all(0 <= y < V or y == ignore for y in target.tolist()):
             odd.add("target")
-    for name, low, high in (("min_p", 0, 1), ("logit_scale", -HIGHEST, HIGHEST), ("softcap", TINY, 1e30)):
+    for name, low, high in (
+        ("min_p", 0, 1),
+        ("logit_scale", -HIGHEST, HIGHEST),
+        ("softcap", TINY, 1e30),
+    ):
         value = options.get(name)
-        if name in options and number(value, low, high, False) is None and (value is not None or name == "logit_scale"):
+        if (
+            name in options
+            and number(value, low, high, False) is None
+            and (value is not None or name == "logit_scale")
+        ):
             odd.add(name)
     T = options.get("temperature")
     if T is not None and not vector(T, N):
@@ -246,7 +296,10 @@ def stats_odd(N: int, V: int, target, options: dict) -> set[str]:
 
 def check_stats(stats, x, target, options: dict, error: float) -> None:
     """Against fp64 where numbers stay in the range of fp32."""
-    scale, cap = (float(options[n]) if options.get(n) is not None else d for n, d in (("logit_scale", 1.0), ("softcap", None)))
+    scale, cap = (
+        float(options[n]) if options.get(n) is not None else d
+        for n, d in (("logit_scale", 1.0), ("softcap", None))
+    )
     if abs(scale) > 1e4 or abs(scale) < 1e-4 or (cap is not None and cap < 1e-2):
         return
     T, min_p = options.get("temperature"), options.get("min_p")
@@ -263,12 +316,16 @@ def check_stats(stats, x, target, options: dict, error: float) -> None:
         assert ((got.detach().double() - exact)[fine].abs() <= step).all(), name
         if name.startswith("scaled"):
             assert got[odd_T & (y != -100)].isnan().all(), name
-    assert stats.rank.tolist() == [-1 if ignored else r for ignored, r in zip(y == -100, stats.rank.tolist())]
+    assert stats.rank.tolist() == [
+        -1 if ignored else r for ignored, r in zip(y == -100, stats.rank.tolist())
+    ]
     assert (stats.rank[y != -100] >= 0).all()
     if stats.kept is not None and T is not None and min_p:
         z = x.double() * scale
         z = z if cap is None else cap * torch.tanh(z / cap)
-        raw = torch.where(options["temperature"].detach() < 1e-3, 0.0, options["temperature"].detach().double())
+        raw = torch.where(
+            options["temperature"].detach() < 1e-3, 0.0, options["temperature"].detach().double()
+        )
         cut = z.amax(-1) + raw * math.log(float(min_p))
         low, high = ((z >= (cut + d)[:, None]).sum(-1) for d in (size * 1e-5, -size * 1e-5))
         fine = ~odd_T & (y != -100)
@@ -292,11 +349,16 @@ def test_logit_stats(backend):
 def test_token_stats(backend):
     def check(given):
         N, V, target, options, rest, form = given
-        h, w = logits_of(N, 8, torch.float32, form, [], 1.0), logits_of(V, 8, torch.float32, form, [], 1.0)
+        h, w = (
+            logits_of(N, 8, torch.float32, form, [], 1.0),
+            logits_of(V, 8, torch.float32, form, [], 1.0),
+        )
         odd = stats_odd(N, V, target, options)
         if number(rest["chunk_bytes"], 1, 2**63 - 1, True) is None:
             odd.add("chunk_bytes")
-        stats = served(lambda: af.token_stats(h, w, target, **options, **rest, backend=backend), odd)
+        stats = served(
+            lambda: af.token_stats(h, w, target, **options, **rest, backend=backend), odd
+        )
         if stats is not None:
             check_stats(stats, h.detach().double() @ w.detach().double().T, target, options, 1e-5)
 
@@ -320,7 +382,8 @@ def test_losses(backend):
         "weight": mostly(st.just(torch.tensor([1.0, 0.5, 2.0])), anything(N)),
     }
     T = mostly(
-        st.just(torch.tensor([0.3, 0.9, 1.7])), st.one_of(anything(N), st.just(tensor((3,), torch.float32, [0.4], "strided")))
+        st.just(torch.tensor([0.3, 0.9, 1.7])),
+        st.one_of(anything(N), st.just(tensor((3,), torch.float32, [0.4], "strided"))),
     )
 
     def check(given):
@@ -331,40 +394,70 @@ def test_losses(backend):
         weight = options.get("weight")
         if weight is not None and not vector(weight, N):
             odd.add("weight")
-        for name, low, high in (("min_p", 5e-324, 1 - 2**-53), ("gravity", 0, HIGHEST), ("max_temperature", TINY, HIGHEST)):
+        for name, low, high in (
+            ("min_p", 5e-324, 1 - 2**-53),
+            ("gravity", 0, HIGHEST),
+            ("max_temperature", TINY, HIGHEST),
+        ):
             if name in options and number(options[name], low, high, False) is None:
                 odd.add(name)
-        for name, choices in (("power", (1, 2)), ("unreachable", ("drop", "clip")), ("reduction", ("mean", "sum", "none"))):
+        for name, choices in (
+            ("power", (1, 2)),
+            ("unreachable", ("drop", "clip")),
+            ("reduction", ("mean", "sum", "none")),
+        ):
             value = options.get(name, choices[0])
             if not isinstance(value, str | int) or value not in choices:
                 odd.add(name)
-        if backend == "triton" and vector(temperature, N) and temperature.dtype == torch.float64 and not odd:
+        if (
+            backend == "triton"
+            and vector(temperature, N)
+            and temperature.dtype == torch.float64
+            and not odd
+        ):
             odd.add("backend='triton'")
-        loss = served(lambda: af.min_p_hinge_loss(temperature, given_stats, **options, backend=backend), odd)
+        loss = served(
+            lambda: af.min_p_hinge_loss(temperature, given_stats, **options, backend=backend), odd
+        )
         if loss is None:
             return
         T = temperature.detach().double()
         w = torch.ones(3) if weight is None else weight.detach().double()
-        need = (stats.max_logit - stats.target_logit).double() / -math.log(float(options.get("min_p", 0.1)))
+        need = (stats.max_logit - stats.target_logit).double() / -math.log(
+            float(options.get("min_p", 0.1))
+        )
         largest, gravity, power = (
             float(options.get("max_temperature", 2.0)),
             float(options.get("gravity", 0.1)),
             options.get("power", 1),
         )
-        if not (1e-30 < largest < 1e30 and gravity < 1e30 and T.abs().max() < 1e10 and w.abs().max() < 1e10):
+        if not (
+            1e-30 < largest < 1e30
+            and gravity < 1e30
+            and T.abs().max() < 1e10
+            and w.abs().max() < 1e10
+        ):
             return
         clip = options.get("unreachable", "drop") == "clip"
         if ((need - largest).abs() < 1e-5 * need).any() or (need > 1e30).any():
             return
         kept = torch.ones(3, dtype=torch.bool) if clip else need <= largest
-        rows = torch.where(kept, w * ((need.clamp(max=largest) - T).clamp(min=0) ** power + gravity * T), 0.0)
+        rows = torch.where(
+            kept, w * ((need.clamp(max=largest) - T).clamp(min=0) ** power + gravity * T), 0.0
+        )
         mass = torch.where(kept, w, 0.0).sum()
         how = options.get("reduction", "mean")
         want = rows if how == "none" else rows.sum() / (mass if how == "mean" and mass > 0 else 1)
-        torch.testing.assert_close(loss.double(), want, rtol=1e-4, atol=1e-4 * float(rows.abs().max() + 1e-3))
+        torch.testing.assert_close(
+            loss.double(), want, rtol=1e-4, atol=1e-4 * float(rows.abs().max() + 1e-3)
+        )
 
     given_stats = mostly(st.just(stats), anything(N))
-    search(st.tuples(T, st.fixed_dictionaries({}, optional=hinge), given_stats), check, 120 if backend == "torch" else 60)
+    search(
+        st.tuples(T, st.fixed_dictionaries({}, optional=hinge), given_stats),
+        check,
+        120 if backend == "torch" else 60,
+    )
 
 
 def test_the_other_losses():
@@ -373,8 +466,14 @@ def test_the_other_losses():
     stats = af.token_stats(h, w, y, temperature=torch.ones(N))
     unit = (0, 1, False)
     calls = {
-        "easy_drop": (lambda v: af.autodeco_temperature_loss(torch.ones(N), stats, easy_drop=v), unit),
-        "steepness": (lambda v: af.soft_top_p_loss(h, w, y, torch.ones(N), torch.ones(N), steepness=v), (0, HIGHEST, False)),
+        "easy_drop": (
+            lambda v: af.autodeco_temperature_loss(torch.ones(N), stats, easy_drop=v),
+            unit,
+        ),
+        "steepness": (
+            lambda v: af.soft_top_p_loss(h, w, y, torch.ones(N), torch.ones(N), steepness=v),
+            (0, HIGHEST, False),
+        ),
         "chunk_bytes": (
             lambda v: af.soft_top_p_loss(h, w, y, torch.ones(N), torch.ones(N), chunk_bytes=v),
             (1, 2**63 - 1, True),

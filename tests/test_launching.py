@@ -1,4 +1,5 @@
-"""Launches go through Triton's dispatcher, compile for sm_90, run on the card of their tensors, and are not waited for."""
+"""Launches go through Triton's dispatcher, compile for sm_90, run on the card of their tensors, and
+are not waited for."""
 
 import json
 import os
@@ -53,7 +54,9 @@ def runs() -> dict[tuple[str, str], dict]:
 
 def assert_launched(run: dict, kernels: list[str]) -> None:
     assert run["error"] is None, run["error"]
-    assert run["launched"] == [[name, 1] for name in kernels]  # on the card of the tensors, not on the current one
+    assert run["launched"] == [
+        [name, 1] for name in kernels
+    ]  # on the card of the tensors, not on the current one
     assert run["current"] == 0
 
 
@@ -77,7 +80,9 @@ def test_a_wait_would_be_seen(runs):
     """The control."""
     controls = {case: run["error"] for (case, kind), run in runs.items() if kind == "control"}
     assert set(controls) == {"item", "bool", "mask", "nonzero", "tensor", "numpy"}
-    assert all("the host waits for the device" in (error or "") for error in controls.values()), controls
+    assert all("the host waits for the device" in (error or "") for error in controls.values()), (
+        controls
+    )
 
 
 def test_fp64_goes_to_the_torch_backend(runs):
@@ -87,7 +92,11 @@ def test_fp64_goes_to_the_torch_backend(runs):
         assert (run["error"], run["launched"]) == (None, []), case
         forced = runs[case, "fp64 by triton"]
         assert forced["launched"] == []
-        assert forced["error"].rstrip().endswith("backend='triton' takes bfloat16, float16 or float32, got float64")
+        assert (
+            forced["error"]
+            .rstrip()
+            .endswith("backend='triton' takes bfloat16, float16 or float32, got float64")
+        )
 
 
 def test_the_guard_is_the_tensor_s_card(monkeypatch):

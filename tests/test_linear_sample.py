@@ -1,4 +1,5 @@
-"""`linear_sample` against masked Gumbel-max on fp64 logits, against `sample`, and for what it holds in memory."""
+"""`linear_sample` against masked Gumbel-max on fp64 logits, against `sample`, and for what it holds
+in memory."""
 
 import pytest
 import torch
@@ -25,14 +26,20 @@ def exact(h, w, b=None, scale=1.0, softcap=None):
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
-@pytest.mark.parametrize("B, H, V", [(1, 40, 500), (5, 72, 999), (17, 64, 200), (70, 32, 130), (512, 8, 70)])
-@pytest.mark.parametrize("transform", [{}, {"logit_scale": 0.5, "softcap": 3.0}], ids=["plain", "transformed"])
+@pytest.mark.parametrize(
+    "B, H, V", [(1, 40, 500), (5, 72, 999), (17, 64, 200), (70, 32, 130), (512, 8, 70)]
+)
+@pytest.mark.parametrize(
+    "transform", [{}, {"logit_scale": 0.5, "softcap": 3.0}], ids=["plain", "transformed"]
+)
 @pytest.mark.parametrize("min_p", [0.0, 0.1, 0.6])
 def test_token_for_token(B, H, V, transform, min_p, backend):
     h, w, b = case(B, H, V)
     b = b if transform else None
     T = torch.linspace(0, 2, B) if B > 1 else torch.tensor([1.3])
-    out = linear_sample(h, w, T, bias=b, **transform, min_p=min_p, seed=5, position=2, fused=True, backend=backend)
+    out = linear_sample(
+        h, w, T, bias=b, **transform, min_p=min_p, seed=5, position=2, fused=True, backend=backend
+    )
     z = exact(h, w, b, transform.get("logit_scale", 1.0), transform.get("softcap"))
     want, margin = reference(z, T, min_p, 5, 2)
     clear = margin > 1e-4
@@ -44,13 +51,16 @@ def test_token_for_token(B, H, V, transform, min_p, backend):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype, backend):
-    """Drawn tokens are kept by the exact logits, up to their rounding; greedy rows take a maximum."""
+    """Drawn tokens are kept by the exact logits, up to their rounding; greedy rows take a
+    maximum."""
     h, w, _ = case(12, 48, 300, dtype)
     T = torch.tensor([0.0, 0.7, 1.0, 2.0]).repeat(3)
     out = linear_sample(h, w, T, min_p=0.2, seed=3, fused=True, backend=backend)
     z = exact(h, w)
     gap = z.amax(-1) - z.gather(1, out.token[:, None])[:, 0]
-    rounding = 0.05 if backend == "torch" else 1e-3  # the torch backend rounds logits of about 8 to `dtype`
+    rounding = (
+        0.05 if backend == "torch" else 1e-3
+    )  # the torch backend rounds logits of about 8 to `dtype`
     assert (gap <= T * torch.tensor(5.0).log() + rounding).all()
 
 
@@ -60,7 +70,10 @@ def test_does_not_depend_on_the_splits():
     run = on_device(kernel)
     h, w, _ = case(33, 24, 700)
     T = torch.rand(33, generator=torch.Generator().manual_seed(0)) * 2
-    results = [run(h, w, None, 1.0, None, T, 0.4, 7, 0, None, splits=s)["token"].tolist() for s in (1, 2, 5, 11)]
+    results = [
+        run(h, w, None, 1.0, None, T, 0.4, 7, 0, None, splits=s)["token"].tolist()
+        for s in (1, 2, 5, 11)
+    ]
     assert results[0] == results[1] == results[2] == results[3]
 
 
@@ -69,7 +82,9 @@ def test_does_not_depend_on_the_chunks(monkeypatch):
 
     h, w, _ = case(40, 24, 700)
     T = torch.rand(40, generator=torch.Generator().manual_seed(0)) * 2
-    run = lambda: torch_backend.linear_sample(h, w, None, 1.0, None, T, 0.4, 7, 0, None, want=("full_logprob",))  # noqa: E731
+    run = lambda: torch_backend.linear_sample(
+        h, w, None, 1.0, None, T, 0.4, 7, 0, None, want=("full_logprob",)
+    )  # noqa: E731
     whole = run()
     monkeypatch.setattr(torch_backend, "CHUNK", 0)
     monkeypatch.setattr(torch_backend, "COLUMNS", 100)
@@ -86,15 +101,24 @@ def _store_logits(
     tile = tl.program_id(0)
     if backwards:
         tile = tl.num_programs(0) - 1 - tile
-    b_z = kernel_logits(x_ptr, w_ptr, None, 0, tile, B, V, H, H, H, 1.0, None, rows, block, step, upcast)
+    b_z = kernel_logits(
+        x_ptr, w_ptr, None, 0, tile, B, V, H, H, H, 1.0, None, rows, block, step, upcast
+    )
     o_b, o_v = tl.arange(0, rows)[:, None], tile * block + tl.arange(0, block)[None, :]
     tl.store(z_ptr + o_b * V + o_v, b_z, mask=(o_b < B) & (o_v < V))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_tile_multiplied_again_is_the_same_bit_for_bit(dtype):
-    """What the second look relies on: the logits depend on tile shape and order along H, not on pipeline or program."""
-    from autodeco_fast.kernels.linear_sample import BLOCK, DEPTH_H, SETTLE_STAGES, STAGES, tile_shape
+    """What the second look relies on: the logits depend on tile shape and order along H, not on
+    pipeline or program."""
+    from autodeco_fast.kernels.linear_sample import (
+        BLOCK,
+        DEPTH_H,
+        SETTLE_STAGES,
+        STAGES,
+        tile_shape,
+    )
 
     h, w, _ = (t.to(DEVICE) for t in case(40, 200, 300, dtype))
     rows, warps = tile_shape(40)
@@ -102,7 +126,9 @@ def test_a_tile_multiplied_again_is_the_same_bit_for_bit(dtype):
     for z, stages, backwards in ((first, STAGES, False), (again, SETTLE_STAGES, True)):
         shape = rows, BLOCK, DEPTH_H, dtype == torch.bfloat16 and DEVICE == "cpu"
         options = {"num_warps": warps, "num_stages": stages}
-        _store_logits[(triton.cdiv(300, BLOCK),)](h, w, z, 40, 300, 200, *shape, backwards, **options)
+        _store_logits[(triton.cdiv(300, BLOCK),)](
+            h, w, z, 40, 300, 200, *shape, backwards, **options
+        )
     assert torch.equal(first, again)
     torch.testing.assert_close(first.double().cpu(), exact(h.cpu(), w.cpu()), rtol=0, atol=1e-4)
 
@@ -119,8 +145,14 @@ def test_small_logits_are_made_and_large_ones_are_not():
 def test_full_logprob(backend):
     h, w, _ = case(6, 16, 300)
     T = torch.tensor([0.0, 0.4, 0.7, 1.0, 1.5, 2.0])
-    out = linear_sample(h, w, T, min_p=0.1, seed=1, return_full_logprob=True, fused=True, backend=backend)
-    p = (exact(h, w) / T.clamp(min=1e-3)[:, None]).log_softmax(-1).gather(1, out.token[:, None])[:, 0]
+    out = linear_sample(
+        h, w, T, min_p=0.1, seed=1, return_full_logprob=True, fused=True, backend=backend
+    )
+    p = (
+        (exact(h, w) / T.clamp(min=1e-3)[:, None])
+        .log_softmax(-1)
+        .gather(1, out.token[:, None])[:, 0]
+    )
     torch.testing.assert_close(out.full_logprob[1:].double(), p[1:], rtol=0, atol=2e-5)
     assert out.full_logprob[0] == 0
 
@@ -161,14 +193,19 @@ def test_never_holds_all_logits():
 
 def test_compiles_without_a_break():
     h, w, _ = case(3, 8, 100)
-    call = lambda a, b: autodeco_fast.linear_sample(a, b, 0.7, min_p=0.1, seed=4, backend="torch").token  # noqa: E731
+    call = lambda a, b: (
+        autodeco_fast.linear_sample(a, b, 0.7, min_p=0.1, seed=4, backend="torch").token
+    )  # noqa: E731
     assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(h, w), call(h, w))
 
 
 def test_says_what_is_wrong():
     h, w, b = case(2, 8, 20)
     for arguments, words in (
-        ((h, w[:, :7]), r"hidden and weight must be \[N, H\] and \[V, H\], got shapes \(2, 8\) and \(20, 7\)"),
+        (
+            (h, w[:, :7]),
+            r"hidden and weight must be \[N, H\] and \[V, H\], got shapes \(2, 8\) and \(20, 7\)",
+        ),
         ((h, w.bfloat16()), "weight must have the dtype of hidden"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -27,7 +27,11 @@ def reference(x, y, scale=1.0, softcap=None, T=None, min_p=None):
     out = [z.amax(-1), z.argmax(-1), z_y, lse, rank, entropy]
     if T is not None:
         q = (z / T[:, None]).log_softmax(-1)
-        out += [T, (z / T[:, None]).logsumexp(-1), -torch.where(q > -torch.inf, q.exp() * q, 0.0).sum(-1)]
+        out += [
+            T,
+            (z / T[:, None]).logsumexp(-1),
+            -torch.where(q > -torch.inf, q.exp() * q, 0.0).sum(-1),
+        ]
     if min_p is not None:
         out.append((z >= (z.amax(-1) + T * math.log(min_p))[:, None]).sum(-1))
     ignored = y == IGNORE
@@ -40,7 +44,9 @@ def assert_matches(stats, expected, scale_of_values=1.0):
     eps = 2e-6 * max(1.0, scale_of_values)
     for name, got, want in zip(stats._fields, stats, expected):
         if got.is_floating_point():
-            torch.testing.assert_close(got.double(), want, rtol=0, atol=eps * 4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                got.double(), want, rtol=0, atol=eps * 4, msg=lambda m, n=name: f"{n}: {m}"
+            )
         else:
             assert got.tolist() == want.tolist(), name
 
@@ -66,7 +72,9 @@ def test_transform_comes_before_the_padding_mask(softcap, scale, backend):
     x, y = make(4, 37, spread=20)
     expected = reference(x, y, scale, softcap)
     stats = logit_stats(x, y, logit_scale=scale, softcap=softcap, backend=backend)
-    for got, want in zip(stats[3:6:2], expected[3:6:2]):  # logsumexp, entropy: softcapped values tie in fp32
+    for got, want in zip(
+        stats[3:6:2], expected[3:6:2]
+    ):  # logsumexp, entropy: softcapped values tie in fp32
         torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5)
 
 
@@ -92,7 +100,9 @@ def test_gradient_of_the_temperature():
     run = lambda t: logit_stats(x.double(), y, temperature=t, backend="torch")[7:9]  # noqa: E731
     assert torch.autograd.gradcheck(run, (T,))
     low = torch.full((4,), 1e-3, dtype=torch.float64, requires_grad=True)  # clamped: no gradient
-    (gradient,) = torch.autograd.grad(logit_stats(x.double(), y, temperature=low).scaled_logsumexp.sum(), low)
+    (gradient,) = torch.autograd.grad(
+        logit_stats(x.double(), y, temperature=low).scaled_logsumexp.sum(), low
+    )
     assert not gradient.any()
 
 
@@ -120,15 +130,22 @@ def test_extreme_equal_and_minus_inf(backend):
     assert stats.argmax.tolist() == [0, 0, 17, 3]
     assert stats.rank.tolist() == [0, 0, 0, 0]
     log_v = torch.tensor(70.0).log()
-    torch.testing.assert_close(stats.entropy, torch.stack([log_v, log_v, log_v * 0, log_v * 0]), rtol=0, atol=1e-5)
-    torch.testing.assert_close(stats.logsumexp, torch.tensor([log_v, 1e4 + log_v, 2.0, 1e4]), rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        stats.entropy, torch.stack([log_v, log_v, log_v * 0, log_v * 0]), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        stats.logsumexp, torch.tensor([log_v, 1e4 + log_v, 2.0, 1e4]), rtol=0, atol=2e-3
+    )
 
 
 def test_all_ignored_and_no_rows(backend):
     x, _ = make(3, 11)
     stats = logit_stats(x, torch.full((3,), IGNORE), backend=backend)
     assert stats.rank.tolist() == [-1, -1, -1]
-    assert all(not s.any() for s in (stats.max_logit, stats.argmax, stats.target_logit, stats.logsumexp, stats.entropy))
+    assert all(
+        not s.any()
+        for s in (stats.max_logit, stats.argmax, stats.target_logit, stats.logsumexp, stats.entropy)
+    )
     assert logit_stats(x[:0], torch.zeros(0, dtype=torch.long), backend=backend).rank.shape == (0,)
 
 
@@ -141,7 +158,12 @@ def test_strided_rows(backend):
 
 
 @settings(max_examples=25)
-@given(st.integers(1, 6), st.integers(1, 700), st.sampled_from([0.1, 3.0, 30.0]), st.sampled_from(["torch", "triton"]))
+@given(
+    st.integers(1, 6),
+    st.integers(1, 700),
+    st.sampled_from([0.1, 3.0, 30.0]),
+    st.sampled_from(["torch", "triton"]),
+)
 def test_any_shape(N, V, spread, backend):
     x, y = make(N, V, spread=spread)
     assert_matches(logit_stats(x, y, backend=backend), reference(x, y), 5 * spread)
@@ -149,7 +171,9 @@ def test_any_shape(N, V, spread, backend):
 
 def test_compiles_without_a_break():
     x, y = make(3, 50)
-    compiled = torch.compile(lambda a, b: logit_stats(a, b, backend="torch"), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda a, b: logit_stats(a, b, backend="torch"), fullgraph=True, backend="aot_eager"
+    )
     assert_matches(compiled(x, y), reference(x, y), 20)
 
 
@@ -158,6 +182,8 @@ def test_says_what_is_wrong():
     with pytest.raises(ValueError, match=r"target must be \[3\] int64, got \(2,\)"):
         logit_stats(x, y[:2])
     with pytest.raises(ValueError, match=r"target ids must be in \[0, 50\) or -100, got 50"):
-        autodeco_fast.logit_stats(x, torch.tensor([0, 50, 1]))  # checked on CPUs; elsewhere it would need a sync
+        autodeco_fast.logit_stats(
+            x, torch.tensor([0, 50, 1])
+        )  # checked on CPUs; elsewhere it would need a sync
     with pytest.raises(ValueError, match=r"softcap must be in \(0, 1e30\], or None, got 0"):
         logit_stats(x, y, softcap=0.0)

@@ -44,7 +44,14 @@ def test_value_and_gradient(N, power, unreachable, reduction, weighted, backend)
     weight = torch.rand(N, generator=g) if weighted else None
     upstream = torch.rand(N if reduction == "none" else (), generator=g)
     ours, exact = T.clone().requires_grad_(), T.double().requires_grad_()
-    options = dict(min_p=0.1, gravity=0.2, power=power, unreachable=unreachable, weight=weight, reduction=reduction)
+    options = dict(
+        min_p=0.1,
+        gravity=0.2,
+        power=power,
+        unreachable=unreachable,
+        weight=weight,
+        reduction=reduction,
+    )
     loss = min_p_hinge_loss(ours, stats_of(gap, rank), **options, backend=backend)
     want = reference(exact, gap, rank, **options)
     torch.testing.assert_close(loss.double(), want, rtol=3e-6, atol=1e-6)
@@ -76,13 +83,17 @@ def test_gradcheck():
     T = (torch.rand(8, dtype=torch.float64) * 2).requires_grad_()
     stats = stats_of(torch.rand(8) * 4)
     for power in (1, 2):
-        assert torch.autograd.gradcheck(lambda t, p=power: min_p_hinge_loss(t, stats, power=p, backend="torch"), T)
+        assert torch.autograd.gradcheck(
+            lambda t, p=power: min_p_hinge_loss(t, stats, power=p, backend="torch"), T
+        )
 
 
 def test_compiles_without_a_break():
     stats = stats_of(torch.rand(8))
     T = torch.rand(8, requires_grad=True)
-    compiled = torch.compile(lambda t: min_p_hinge_loss(t, stats, backend="torch"), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda t: min_p_hinge_loss(t, stats, backend="torch"), fullgraph=True, backend="aot_eager"
+    )
     compiled(T).backward()
     torch.testing.assert_close(compiled(T), min_p_hinge_loss(T, stats))
 
@@ -100,7 +111,14 @@ def test_required_temperature_keeps_the_target():
 
 def test_goldilocks():
     rank = torch.tensor([-1, 0, 0, 5, 200])
-    stats = TokenStats(*torch.zeros(4, 5)[:1], rank, torch.tensor([0.0, -0.01, -2.0, -3.0, -9.0]), torch.zeros(5), rank, rank)
+    stats = TokenStats(
+        *torch.zeros(4, 5)[:1],
+        rank,
+        torch.tensor([0.0, -0.01, -2.0, -3.0, -9.0]),
+        torch.zeros(5),
+        rank,
+        rank,
+    )
     assert goldilocks_mask(stats, easy_fraction=0.0).tolist() == [False, False, True, True, False]
     assert goldilocks_mask(stats, easy_fraction=1.0).tolist() == [False, True, True, True, False]
 

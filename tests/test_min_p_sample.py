@@ -1,4 +1,5 @@
-"""`sample` against masked Gumbel-max in fp64 on the same integers, and against the distribution it claims."""
+"""`sample` against masked Gumbel-max in fp64 on the same integers, and against the distribution it
+claims."""
 
 import numba
 import numpy as np
@@ -40,7 +41,9 @@ def reference(logits, T, min_p, seed, position=0, **cuts):
     g = -(-torch.log1p(-u)).log()
     T = T.double()[:, None]
     greedy = T < 1e-3
-    kept = torch.where(greedy, z == z.amax(-1, keepdim=True), kept_set(z, T[:, 0].clamp(min=1e-3), min_p, **cuts))
+    kept = torch.where(
+        greedy, z == z.amax(-1, keepdim=True), kept_set(z, T[:, 0].clamp(min=1e-3), min_p, **cuts)
+    )
     score = torch.where(kept, z + torch.where(greedy, 0.0, T) * g, -float("inf"))
     best = score.topk(min(2, V), -1).values
     return score.argmax(-1), best[:, 0] - best[:, -1] if V > 1 else torch.ones(B)
@@ -66,10 +69,14 @@ def test_philox_known_answers():
 
 
 def test_one_philox_serves_four_ids():
-    """Their integers are its four words; other seeds, positions, streams and domains have others."""
+    """Their integers are its four words; other seeds, positions, streams and domains have
+    others."""
     words = lambda *key: [int(x) for x in philox4x32(*key)]  # noqa: E731
     assert uniform_bits(-7, 3, 5, np.arange(4, 8), 0).tolist() == words(-7, 1, 3, 5, 0)
-    assert uniform_bits(5, 2**32 - 1, 0, np.array([151935]), 0).tolist() == words(5, 151935 // 4, 2**32 - 1, 0, 0)[3:]
+    assert (
+        uniform_bits(5, 2**32 - 1, 0, np.array([151935]), 0).tolist()
+        == words(5, 151935 // 4, 2**32 - 1, 0, 0)[3:]
+    )
     others = [(5, 3, 5, 0), (-7, 4, 5, 0), (-7, 3, 6, 0), (-7, 3, 5, 1)]
     assert len({int(uniform_bits(*key[:3], 4, key[3])) for key in [(-7, 3, 5, 0), *others]}) == 5
 
@@ -93,11 +100,18 @@ def test_large_vocabularies(V):
 
 
 @settings(max_examples=25)
-@given(st.integers(1, 5), st.integers(1, 3000), st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from(["torch", "triton"]))
+@given(
+    st.integers(1, 5),
+    st.integers(1, 3000),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from(["torch", "triton"]),
+)
 def test_any_shape(B, V, min_p, backend):
     z = torch.randn(B, V, generator=torch.Generator().manual_seed(B * V))
     T = torch.linspace(0.1, 2.0, B)
-    assert_same_tokens(sample(z, T, min_p=min_p, seed=V, backend=backend).token, *reference(z, T, min_p, V))
+    assert_same_tokens(
+        sample(z, T, min_p=min_p, seed=V, backend=backend).token, *reference(z, T, min_p, V)
+    )
 
 
 def test_logprob_and_kept(backend):
@@ -110,8 +124,12 @@ def test_logprob_and_kept(backend):
     q = torch.where(kept, p, 0.0)
     q /= q.sum(-1, keepdim=True)
     assert out.kept.tolist() == kept.sum(-1).tolist()
-    torch.testing.assert_close(out.logprob.double(), q.gather(1, out.token[:, None])[:, 0].log(), rtol=0, atol=1e-5)
-    torch.testing.assert_close(out.full_logprob.double(), p.gather(1, out.token[:, None])[:, 0].log(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        out.logprob.double(), q.gather(1, out.token[:, None])[:, 0].log(), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        out.full_logprob.double(), p.gather(1, out.token[:, None])[:, 0].log(), rtol=0, atol=1e-5
+    )
     plain = sample(z, T, min_p=0.05, seed=1, backend=backend)
     assert torch.equal(plain.token, out.token)
     assert plain.logprob is plain.kept is plain.full_logprob is None
@@ -121,11 +139,19 @@ def test_does_not_depend_on_the_batch(backend):
     z = torch.randn(6, 1500)
     seeds = torch.arange(6) + 100
     together = sample(z, 1.0, min_p=0.01, seed=seeds, backend=backend).token
-    alone = torch.cat([sample(z[i : i + 1], 1.0, min_p=0.01, seed=seeds[i : i + 1], backend=backend).token for i in range(6)])
+    alone = torch.cat(
+        [
+            sample(z[i : i + 1], 1.0, min_p=0.01, seed=seeds[i : i + 1], backend=backend).token
+            for i in range(6)
+        ]
+    )
     padded = torch.nn.functional.pad(z, (0, 700), value=-float("inf"))
     assert torch.equal(together, alone)
     assert torch.equal(together, sample(padded, 1.0, min_p=0.01, seed=seeds, backend=backend).token)
-    assert torch.equal(together.flip(0), sample(z.flip(0), 1.0, min_p=0.01, seed=seeds.flip(0), backend=backend).token)
+    assert torch.equal(
+        together.flip(0),
+        sample(z.flip(0), 1.0, min_p=0.01, seed=seeds.flip(0), backend=backend).token,
+    )
 
 
 def test_does_not_depend_on_the_tile():
@@ -134,7 +160,10 @@ def test_does_not_depend_on_the_tile():
     run = on_device(min_p_sample)
     z, B = torch.randn(3, 1000), 3
     rows = [torch.ones(B), torch.full((B,), 0.05), *(torch.full((B,), k) for k in (7, 0, 0))]
-    tokens = [run(z, *rows, tile=tile, splits=splits)["token"] for tile, splits in ((128, None), (128, 3), (128, 1), (1024, 1))]
+    tokens = [
+        run(z, *rows, tile=tile, splits=splits)["token"]
+        for tile, splits in ((128, None), (128, 3), (128, 1), (1024, 1))
+    ]
     assert all(torch.equal(tokens[0], t) for t in tokens[1:])
 
 
@@ -145,7 +174,16 @@ def test_broken_rows_are_reported_and_leave_others_alone(backend):
     z[1, 6] = float("inf")
     z[2] = -float("inf")
     z[3] = float("nan")
-    out = sample(z, 1.0, min_p=0.1, seed=2, backend=backend, return_kept=True, return_logprob=True, return_full_logprob=True)
+    out = sample(
+        z,
+        1.0,
+        min_p=0.1,
+        seed=2,
+        backend=backend,
+        return_kept=True,
+        return_logprob=True,
+        return_full_logprob=True,
+    )
     assert out.status.tolist() == [1, 2, 4, 5, 0, 0]
     assert ((out.token >= 0) & (out.token < 300)).all()
     assert out.kept[2:4].tolist() == [0, 0]
@@ -156,12 +194,17 @@ def test_broken_rows_are_reported_and_leave_others_alone(backend):
 def test_half_precision_and_ties(backend):
     z = torch.randn(4, 700).bfloat16()
     T = torch.full((4,), 0.8)
-    assert_same_tokens(sample(z, T, min_p=0.1, seed=3, backend=backend).token, *reference(z, T, 0.1, 3))
+    assert_same_tokens(
+        sample(z, T, min_p=0.1, seed=3, backend=backend).token, *reference(z, T, 0.1, 3)
+    )
     assert sample(torch.zeros(2, 50), 0.0, seed=0, backend=backend).token.tolist() == [0, 0]
 
 
-def p_value(kind: str, T: float, min_p: float, believed_T: float, believed_min_p: float, draws: int = 40_000) -> float:
-    """Chi-square of `draws` draws against softmax(z/T) cut at Min-P; ids are pooled to at least 20 expected draws."""
+def p_value(
+    kind: str, T: float, min_p: float, believed_T: float, believed_min_p: float, draws: int = 40_000
+) -> float:
+    """Chi-square of `draws` draws against softmax(z/T) cut at Min-P; ids are pooled to at least 20
+    expected draws."""
     g = torch.Generator().manual_seed(0)
     z = {"peaked": 6.0, "normal": 2.0, "flat": 0.1}[kind] * torch.randn(1, 300, generator=g)
     token = sample(z.expand(draws, -1), T, min_p=min_p, seed=17).token
@@ -200,7 +243,10 @@ def far_tail_hits(draws: int) -> int:
     z = torch.full((1, 200_001), -18.0)
     z[0, 0] = 0.0
     rows = z.expand(500, -1).contiguous()
-    return sum(int((sample(rows, 1.0, seed=seed, backend="torch").token > 0).sum()) for seed in range(draws // 500))
+    return sum(
+        int((sample(rows, 1.0, seed=seed, backend="torch").token > 0).sum())
+        for seed in range(draws // 500)
+    )
 
 
 def far_tail_hits_of(largest_noise, draws: int, generator: np.random.Generator) -> int:
@@ -210,7 +256,8 @@ def far_tail_hits_of(largest_noise, draws: int, generator: np.random.Generator) 
 
 
 def test_far_tail_and_its_controls():
-    """The tail holds 200000·e^−18 / (1 + 200000·e^−18) = 0.003037 of the mass: of 20,000 draws 60.7, and 5 σ is 39."""
+    """The tail holds 200000·e^−18 / (1 + 200000·e^−18) = 0.003037 of the mass: of 20,000 draws
+    60.7, and 5 σ is 39."""
     n, generator = 200_000, np.random.default_rng(0)
     exact = lambda v: np.log(n) - np.log(-np.log(v))  # noqa: E731  # the largest of n is a Gumbel moved by ln n
     capped = lambda v: np.minimum(exact(v), 16.6)  # noqa: E731  # where a 24-bit uniform ends
@@ -221,8 +268,11 @@ def test_far_tail_and_its_controls():
 
 @pytest.mark.parametrize("kind", ["peaked", "normal", "flat"])
 def test_other_samplers_keep_the_same(kind):
-    """transformers' warpers and vLLM's rule (p ≥ min_p · max p of softmax(z/T)) cut where `sample` does."""
-    z = {"peaked": 6.0, "normal": 2.0, "flat": 0.1}[kind] * torch.randn(4, 500, generator=torch.Generator().manual_seed(3))
+    """transformers' warpers and vLLM's rule (p ≥ min_p · max p of softmax(z/T)) cut where `sample`
+    does."""
+    z = {"peaked": 6.0, "normal": 2.0, "flat": 0.1}[kind] * torch.randn(
+        4, 500, generator=torch.Generator().manual_seed(3)
+    )
     for T, min_p in ((0.3, 0.1), (1.0, 0.05), (1.7, 0.5)):
         out = sample(z, T, min_p=min_p, seed=0, return_kept=True)
         warped = MinPLogitsWarper(min_p)(None, TemperatureLogitsWarper(T)(None, z.clone()))
@@ -239,14 +289,19 @@ def exact_gumbel(r: np.ndarray) -> np.ndarray:
 
 
 def test_the_tail_of_the_noise_is_exact():
-    """Large noise comes from small integers; there fp32 must not round the steps between them away."""
-    r = np.concatenate([np.arange(20_000), np.arange(0, 2**32, 99_991), 2**32 - 1 - np.arange(500)]).astype(np.uint32)
+    """Large noise comes from small integers; there fp32 must not round the steps between them
+    away."""
+    r = np.concatenate(
+        [np.arange(20_000), np.arange(0, 2**32, 99_991), 2**32 - 1 - np.arange(500)]
+    ).astype(np.uint32)
     ours = gumbel(r)
     error = np.abs(ours - exact_gumbel(r))
     assert error[r < 0.9 * 2**32].max() < 4e-6
     assert error.max() < 0.05  # u near 1: noise about −2, which wins nothing
     assert ours.max() > 22.8
-    assert len(np.unique(ours[:20_000])) > 19_000  # neighbours that differ by less than an fp32 step may meet
+    assert (
+        len(np.unique(ours[:20_000])) > 19_000
+    )  # neighbours that differ by less than an fp32 step may meet
     naive = -np.log(-np.log1p(-((r >> 8).astype(np.float64) + 0.5) * 2.0**-24))
     assert np.abs(naive - exact_gumbel(r)).max() > 1  # the control: 24 bits
 
@@ -292,7 +347,11 @@ def test_a_graph_reads_its_parameters_when_it_is_replayed():
 
 def test_compiles_without_a_break():
     z = torch.randn(3, 100)
-    compiled = torch.compile(lambda a: sample(a, 0.7, min_p=0.1, seed=4, backend="torch"), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda a: sample(a, 0.7, min_p=0.1, seed=4, backend="torch"),
+        fullgraph=True,
+        backend="aot_eager",
+    )
     assert torch.equal(compiled(z).token, sample(z, 0.7, min_p=0.1, seed=4).token)
 
 
@@ -302,7 +361,11 @@ def test_compiles_without_a_break():
         (torch.zeros(3), {}, r"logits must be \[B, V\]"),
         (torch.zeros(1, 3), {"min_p": 1.5}, r"min_p must be in \[0, 1\], got 1.5"),
         (torch.zeros(1, 3).long(), {}, "logits must be bfloat16"),
-        (torch.zeros(2, 3), {"position": torch.zeros(3).long()}, r"position must be a scalar or \[2\]"),
+        (
+            torch.zeros(2, 3),
+            {"position": torch.zeros(3).long()},
+            r"position must be a scalar or \[2\]",
+        ),
         (torch.zeros(2, 3), {"backend": "cuda"}, "backend must be None"),
     ],
 )

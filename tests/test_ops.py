@@ -1,4 +1,5 @@
-"""Every registered op under `torch.library.opcheck`: schema, fake tensors, autograd and tracing, on both backends."""
+"""Every registered op under `torch.library.opcheck`: schema, fake tensors, autograd and tracing, on
+both backends."""
 
 import pytest
 import torch
@@ -28,15 +29,25 @@ ids = lambda n: full(n, 3, torch.int64)  # noqa: E731
 
 
 def cases(dtype: torch.dtype) -> dict:
-    """name → the op, and what makes its arguments; logits, hidden states and weights in this dtype."""
+    """name → the op, and what makes its arguments; logits, hidden states and weights in this
+    dtype."""
     x = lambda *shape, grad=False: rand(*shape, grad=grad, dtype=dtype)  # noqa: E731
     product = lambda: (x(5, 8), x(40, 8))  # noqa: E731
     heads = lambda: [x(*shape, grad=True) for shape in ((16, 8), (16,), (16,), (1,))]  # noqa: E731
     numbers = [0.0, 0.1, 1.0], [7, 0, -1, 0]
     return {
-        "logit_stats": (logit_stats._logit_stats, lambda: (x(5, 40), ids(5), None, rand(5), 1.0, None)),
-        "token_stats": (token_stats._token_stats, lambda: (*product(), ids(5), None, rand(5), x(40), 0.5, 30.0, 0)),
-        "token_stats, chunked": (token_stats._token_stats, lambda: (*product(), ids(5), rand(5), None, None, 1.0, None, 320)),
+        "logit_stats": (
+            logit_stats._logit_stats,
+            lambda: (x(5, 40), ids(5), None, rand(5), 1.0, None),
+        ),
+        "token_stats": (
+            token_stats._token_stats,
+            lambda: (*product(), ids(5), None, rand(5), x(40), 0.5, 30.0, 0),
+        ),
+        "token_stats, chunked": (
+            token_stats._token_stats,
+            lambda: (*product(), ids(5), rand(5), None, None, 1.0, None, 320),
+        ),
         "prob_stats": (prob_stats._prob_stats, lambda: (x(5, 40), rand(5), 0.5, None)),
         **{
             f"min_p_sample, {want or 'token'}": (
@@ -48,12 +59,24 @@ def cases(dtype: torch.dtype) -> dict:
         **{
             f"linear_sample, full={full_}": (
                 linear_sample._linear_sample,
-                lambda f=full_: (*product(), None, 1.0, None, [full(5, 0.7), *[None] * 4], [0.0, 0.1], [7, 0, -1], f),
+                lambda f=full_: (
+                    *product(),
+                    None,
+                    1.0,
+                    None,
+                    [full(5, 0.7), *[None] * 4],
+                    [0.0, 0.1],
+                    [7, 0, -1],
+                    f,
+                ),
             )
             for full_ in (True, False)
         },
         "temperature_head": (temperature_head._head, lambda: (x(5, 8), *heads(), 2.0)),
-        "temperature_head, hidden states too": (temperature_head._head, lambda: (x(5, 8, grad=True), *heads(), 2.0)),
+        "temperature_head, hidden states too": (
+            temperature_head._head,
+            lambda: (x(5, 8, grad=True), *heads(), 2.0),
+        ),
         "min_p_hinge": (
             min_p_hinge.min_p_hinge,
             lambda: (rand(5, grad=True), rand(5), ids(5), rand(5), 0.4, 0.1, 1, 2.0, False),

@@ -1,4 +1,5 @@
-"""The package works in place, editable and from a wheel, and never claims the top-level names `kernels` or `training`."""
+"""The package works in place, editable and from a wheel, and never claims the top-level names
+`kernels` or `training`."""
 
 import json
 import os
@@ -18,7 +19,12 @@ def run(code: str, *, cwd: Path = ROOT, path: tuple[Path, ...] = ()) -> str:
     if path:
         env["PYTHONPATH"] = os.pathsep.join(map(str, path))
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -28,7 +34,9 @@ def run(code: str, *, cwd: Path = ROOT, path: tuple[Path, ...] = ()) -> str:
 def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     source = tmp_path_factory.mktemp("source") / "tree"  # setuptools writes build/ beside setup.py
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for name in filter(None, tracked.split("\0")):
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +44,17 @@ def wheel(tmp_path_factory) -> Path:
             target.symlink_to(os.readlink(ROOT / name))
         elif (ROOT / name).exists():
             target.write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(out),
+        str(source),
+    ]
     subprocess.run(command, check=True, timeout=600)
     return next(out.glob("*.whl"))
 
@@ -55,9 +73,19 @@ def test_wheel_holds_real_files_below_one_package(wheel):
 
 
 def test_a_distribution_named_kernels_keeps_its_name(wheel, tmp_path):
-    """Hugging Face's `kernels`, here a stub, wins the name even from the repository root, where a folder `kernels/` lies."""
+    """Hugging Face's `kernels`, here a stub, wins the name even from the repository root, where a
+    folder `kernels/` lies."""
     site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(site),
+    ]
     subprocess.run([*install, str(wheel)], check=True, timeout=300)
     (site / "kernels").mkdir()
     (site / "kernels" / "__init__.py").write_text("STUB = True\n")

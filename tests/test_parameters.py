@@ -1,4 +1,5 @@
-"""What the samplers take as parameters: numbers and tensors of any type, checked on a CPU, reported by status 8 elsewhere."""
+"""What the samplers take as parameters: numbers and tensors of any type, checked on a CPU, reported
+by status 8 elsewhere."""
 
 import decimal
 import fractions
@@ -45,8 +46,14 @@ def samplers(z: torch.Tensor, backend: str | None = None):
     both = {"seed": 3, "backend": backend}
     yield "sample", lambda T=0.9, **o: sample(z, T, **{**both, **o}).token
     for fused in (True, False):
-        yield "linear_sample", lambda T=0.9, f=fused, **o: linear_sample(z, eye, T, fused=f, **{**both, **o}).token
-    yield "sample_partial", lambda T=0.9, **o: sample_partial(z, T, first_id=0, **{**both, **o}).token
+        yield (
+            "linear_sample",
+            lambda T=0.9, f=fused, **o: linear_sample(z, eye, T, fused=f, **{**both, **o}).token,
+        )
+    yield (
+        "sample_partial",
+        lambda T=0.9, **o: sample_partial(z, T, first_id=0, **{**both, **o}).token,
+    )
 
 
 def takes(sampler: str, name: str) -> bool:
@@ -63,12 +70,16 @@ def test_none_cuts_nothing(name, backend):
     assert torch.equal(merge_partials([part], 0.9, min_p=None)[0], sample(z, 0.9, seed=3).token)
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, fractions.Fraction, decimal.Decimal, torch.tensor])
+@pytest.mark.parametrize(
+    "kind", [np.float16, np.float32, np.float64, fractions.Fraction, decimal.Decimal, torch.tensor]
+)
 def test_any_real_number(kind, backend):
     z = logits(3, 40)
     for _, draw in samplers(z, backend):
         assert torch.equal(draw(kind(0.5), min_p=kind(0.25)), draw(0.5, min_p=0.25))
-    assert torch.equal(sample(z, 1.0, top_p=kind(0.75), seed=3).token, sample(z, 1.0, top_p=0.75, seed=3).token)
+    assert torch.equal(
+        sample(z, 1.0, top_p=kind(0.75), seed=3).token, sample(z, 1.0, top_p=0.75, seed=3).token
+    )
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, np.uint64, torch.tensor])
@@ -77,7 +88,9 @@ def test_any_integer(kind, backend):
     for _, draw in samplers(z, backend):
         given = [{"position": of(5), "stream": of(7), "seed": of(9)} for of in (kind, int)]
         assert torch.equal(draw(kind(2), **given[0]), draw(2.0, **given[1]))
-    assert torch.equal(sample(z, 1.0, top_k=kind(3), seed=3).token, sample(z, 1.0, top_k=3, seed=3).token)
+    assert torch.equal(
+        sample(z, 1.0, top_k=kind(3), seed=3).token, sample(z, 1.0, top_k=3, seed=3).token
+    )
 
 
 @on_cpu
@@ -95,7 +108,11 @@ def test_values_out_of_range_are_refused(name, value, form, backend):
     }[form]
     for sampler, draw in samplers(z, backend):
         if takes(sampler, name):
-            one_line(lambda d=draw: d(**{"T" if name == "temperature" else name: given}), f"{name} must be in ", "got ")
+            one_line(
+                lambda d=draw: d(**{"T" if name == "temperature" else name: given}),
+                f"{name} must be in ",
+                "got ",
+            )
     if name in ("temperature", "min_p"):
         part = sample_partial(z, 0.9, first_id=0, seed=3)
         T, min_p = (given, 0.1) if name == "temperature" else (0.9, given)
@@ -106,12 +123,21 @@ def test_names_the_value_and_the_range():
     z, T = logits(3), torch.tensor([0.5, NAN, 0.5])
     one_line(lambda: sample(z, T, seed=0), "temperature must be in [0, 1e29], got nan")
     one_line(lambda: sample(z, 1.0, min_p=1.5, seed=0), "min_p must be in [0, 1], got 1.5")
-    one_line(lambda: sample(z, 1.0, top_p=torch.tensor(0.0), seed=0), "top_p must be in (0, 1], got 0.0")
-    one_line(lambda: sample(z, 1.0, top_k=10**5000, seed=0), "top_k must be in [0, 2**31), got a number of thousands of digits")
-    one_line(lambda: sample(z, fractions.Fraction(10**400), seed=0), "temperature must be in [0, 1e29]")
+    one_line(
+        lambda: sample(z, 1.0, top_p=torch.tensor(0.0), seed=0), "top_p must be in (0, 1], got 0.0"
+    )
+    one_line(
+        lambda: sample(z, 1.0, top_k=10**5000, seed=0),
+        "top_k must be in [0, 2**31), got a number of thousands of digits",
+    )
+    one_line(
+        lambda: sample(z, fractions.Fraction(10**400), seed=0), "temperature must be in [0, 1e29]"
+    )
 
 
-@pytest.mark.parametrize("name", ["temperature", "min_p", "top_p", "top_k", "position", "stream", "seed"])
+@pytest.mark.parametrize(
+    "name", ["temperature", "min_p", "top_p", "top_k", "position", "stream", "seed"]
+)
 def test_what_is_no_number_is_refused(name):
     z = logits(3)
     wrong = [
@@ -127,7 +153,11 @@ def test_what_is_no_number_is_refused(name):
         torch.ones(3).to_sparse(),
     ]
     wrong += [] if name in ("top_k", "top_p", "min_p", "stream") else [None]
-    wrong += [torch.ones(3), 1.0, np.float32(1), decimal.Decimal(1)] if name not in ("temperature", "min_p", "top_p") else []
+    wrong += (
+        [torch.ones(3), 1.0, np.float32(1), decimal.Decimal(1)]
+        if name not in ("temperature", "min_p", "top_p")
+        else []
+    )
     for value in wrong:
         options = {"temperature": 0.9, "seed": 3, name: value}
         one_line(lambda o=options: sample(z, **o), f"{name} must be ")
@@ -148,7 +178,9 @@ def below(name: str, z: torch.Tensor, backend: str, want: tuple[str, ...]):
         from autodeco_fast.kernels.linear_sample import linear_sample as call
     else:
         from autodeco_fast.torch_backend.linear_sample import linear_sample as call
-    return lambda T, min_p: on_device(call)(z, torch.eye(z.shape[1]), None, 1.0, None, T, min_p, 5, 2, None, want=want)
+    return lambda T, min_p: on_device(call)(
+        z, torch.eye(z.shape[1]), None, 1.0, None, T, min_p, 5, 2, None, want=want
+    )
 
 
 @pytest.mark.parametrize("sampler", ["sample", "linear_sample"])
@@ -157,7 +189,9 @@ def test_rows_that_nobody_looked_at_get_status_8(sampler, name, backend):
     values = WRONG[name]
     if sampler == "linear_sample" and name in ("top_p", "top_k"):
         pytest.skip("makes the logits")
-    values = values[:2] if backend == "triton" and name in ("top_p", "top_k") else values  # slow in the interpreter
+    values = (
+        values[:2] if backend == "triton" and name in ("top_p", "top_k") else values
+    )  # slow in the interpreter
     B = 3 * len(values) + 1
     z, broken = logits(B, 60), {}
     if sampler == "sample":  # in a product one NaN makes a row of them
@@ -169,7 +203,9 @@ def test_rows_that_nobody_looked_at_get_status_8(sampler, name, backend):
     if name in ("top_p", "top_k"):
         rows |= {"top_p": torch.full((B,), 0.9), "top_k": torch.full((B,), 20)}
     want = ("logprob", "kept", "full_logprob") if sampler == "sample" else ("full_logprob",)
-    run = lambda r: below(sampler, z, backend, want)(r["temperature"], r["min_p"], **dict(list(r.items())[2:]))  # noqa: E731
+    run = lambda r: below(sampler, z, backend, want)(
+        r["temperature"], r["min_p"], **dict(list(r.items())[2:])
+    )  # noqa: E731
     clean = run(rows)
     assert clean["status"].tolist() == [broken.get(i, 0) for i in range(B)]
     rows[name][odd] = torch.tensor(values, dtype=rows[name].dtype)
@@ -180,7 +216,9 @@ def test_rows_that_nobody_looked_at_get_status_8(sampler, name, backend):
         assert torch.equal(got[~odd], clean[key][~odd]), key
         if key != "status":
             assert got[odd].tolist() == [0] * len(values), key
-    assert out["status"][odd].tolist() == [9 if broken and i == 0 else 8 for i in range(len(values))]
+    assert out["status"][odd].tolist() == [
+        9 if broken and i == 0 else 8 for i in range(len(values))
+    ]
 
 
 def test_the_bounds_are_those_of_the_host(backend):
@@ -191,7 +229,9 @@ def test_the_bounds_are_those_of_the_host(backend):
     z = logits(7, 60)
     out = below("sample", z, backend, ())(T, min_p)
     assert out["status"].tolist() == [0, 0, 8, 8, 0, 8, 8]
-    top_p = torch.tensor([1.0, float(torch.finfo(torch.float32).tiny), step(1, 2), 0.0, 1.0, 1.0, 1.0])
+    top_p = torch.tensor(
+        [1.0, float(torch.finfo(torch.float32).tiny), step(1, 2), 0.0, 1.0, 1.0, 1.0]
+    )
     top_k = torch.tensor([0, 2**31 - 1, 1, 1, 2**31, -1, 1])
     out = below("sample", z, backend, ())(torch.ones(7), torch.zeros(7), top_p=top_p, top_k=top_k)
     assert out["status"].tolist() == [0, 0, 8, 8, 8, 8, 0]
@@ -203,7 +243,10 @@ def test_a_maximum_that_is_none(known, backend):
     out = below("sample", z, backend, ("partial",))(torch.ones(2), torch.full((2,), 0.1), known=eye)
     assert out["status"].tolist() == [8, 0]
     if DEVICE == "cpu":
-        one_line(lambda: sample_partial(z, 1.0, first_id=0, seed=0, maximum=eye), f"maximum must be below inf, got {known}")
+        one_line(
+            lambda: sample_partial(z, 1.0, first_id=0, seed=0, maximum=eye),
+            f"maximum must be below inf, got {known}",
+        )
 
 
 def test_compiled_rows_are_not_looked_at():
@@ -211,7 +254,11 @@ def test_compiled_rows_are_not_looked_at():
     call = lambda T: sample(z, T, min_p=0.1, seed=4, backend="torch")  # noqa: E731
     out = torch.compile(call, fullgraph=True, backend="aot_eager")(T)
     assert out.status.tolist() == [0, 8, 0]
-    assert out.token.tolist() == [*call(torch.tensor([0.9, 0.5, 0.9])).token[:1].tolist(), 0, out.token[2].item()]
+    assert out.token.tolist() == [
+        *call(torch.tensor([0.9, 0.5, 0.9])).token[:1].tolist(),
+        0,
+        out.token[2].item(),
+    ]
 
 
 # Seeds
@@ -219,7 +266,10 @@ def test_compiled_rows_are_not_looked_at():
 
 def test_one_rule_for_seeds(backend):
     z = logits(3, 40)
-    assert [check_seed(s) for s in (0, -(2**63), 2**63 - 1, 2**63, 2**64 - 1, np.uint64(2**64 - 1), np.int8(-3))] == [
+    assert [
+        check_seed(s)
+        for s in (0, -(2**63), 2**63 - 1, 2**63, 2**64 - 1, np.uint64(2**64 - 1), np.int8(-3))
+    ] == [
         *(0, -(2**63), 2**63 - 1, -(2**63), -1, -1, -3),
     ]
     for _, draw in samplers(z, backend):
@@ -229,10 +279,15 @@ def test_one_rule_for_seeds(backend):
         for seed in (2**64, -(2**63) - 1, 10**30):
             one_line(lambda d=draw, s=seed: d(seed=s), "seed must be in [-2**63, 2**64), got ")
         for seed in (1.0, "1", True, None, np.float32(1), np.bool_(True), [1], 1j):
-            one_line(lambda d=draw, s=seed: d(seed=s), "seed must be an integer in [-2**63, 2**64), got ")
+            one_line(
+                lambda d=draw, s=seed: d(seed=s), "seed must be an integer in [-2**63, 2**64), got "
+            )
         for seed in (torch.ones(3), torch.ones(3, dtype=torch.bool)):
             one_line(lambda d=draw, s=seed: d(seed=s), "seed must be integers, got ")
-        one_line(lambda d=draw: d(seed=torch.zeros(2, dtype=torch.int64)), "seed must be a scalar or [3], got shape (2,)")
+        one_line(
+            lambda d=draw: d(seed=torch.zeros(2, dtype=torch.int64)),
+            "seed must be a scalar or [3], got shape (2,)",
+        )
 
 
 # Autograd and transforms
@@ -246,7 +301,11 @@ def test_draws_under_autograd(backend):
         token = draw(T, min_p=T * 0.1)
         assert not token.requires_grad
         assert torch.equal(token, draw(T.detach(), min_p=T.detach() * 0.1))
-    compiled = torch.compile(lambda z: sample(z, head(z), seed=3, backend="torch").token, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda z: sample(z, head(z), seed=3, backend="torch").token,
+        fullgraph=True,
+        backend="aot_eager",
+    )
     assert torch.equal(compiled(z.clone().requires_grad_()), sample(z, T, seed=3).token)
     part = sample_partial(z, T, first_id=0, seed=3)
     assert torch.equal(merge_partials([part], T)[0], sample(z, T, seed=3).token)
@@ -258,37 +317,56 @@ def public_ops() -> dict:
     stats = autodeco_fast.logit_stats(torch.randn(4, 20), y, temperature=ones)
     head = TemperatureHead(8).requires_grad_(False)
     part = autodeco_fast.sample_partial(torch.randn(4, 8), 1.0, first_id=0, seed=0)
-    stats_part = autodeco_fast.token_stats_partial(torch.randn(4, 8), w, y, ones, first_id=0, temperature=ones)
+    stats_part = autodeco_fast.token_stats_partial(
+        torch.randn(4, 8), w, y, ones, first_id=0, temperature=ones
+    )
     return {
         "sample": lambda x: sample(x, 1.0, seed=0, return_logprob=True).logprob,
-        "temperature of sample": lambda x: sample(torch.ones(4, 8), x[:, 0], seed=0, return_logprob=True).logprob,
+        "temperature of sample": lambda x: (
+            sample(torch.ones(4, 8), x[:, 0], seed=0, return_logprob=True).logprob
+        ),
         "linear_sample": lambda x: linear_sample(x, w, 1.0, seed=0, return_logprob=True).logprob,
         "sample_partial": lambda x: sample_partial(x, 1.0, first_id=0, seed=0).score,
         "merge_partials": lambda x: merge_partials([part], x[:, 0])[0],
         "logit_stats": lambda x: autodeco_fast.logit_stats(x, y).logsumexp,
         "token_stats": lambda x: autodeco_fast.token_stats(x, w, y).logsumexp,
         "target_logits": lambda x: autodeco_fast.target_logits(x, w, y, first_id=0),
-        "token_stats_partial": lambda x: autodeco_fast.token_stats_partial(x, w, y, ones, first_id=0).floats[0],
-        "merge_token_stats": lambda x: autodeco_fast.merge_token_stats([stats_part], y, temperature=x[:, 0]).logsumexp,
+        "token_stats_partial": lambda x: autodeco_fast.token_stats_partial(
+            x, w, y, ones, first_id=0
+        ).floats[0],
+        "merge_token_stats": lambda x: (
+            autodeco_fast.merge_token_stats([stats_part], y, temperature=x[:, 0]).logsumexp
+        ),
         "prob_stats": lambda x: autodeco_fast.prob_stats(x, ones).entropy,
         "TemperatureHead": head,
-        "min_p_hinge_loss": lambda x: autodeco_fast.min_p_hinge_loss(x[:, 0], stats, unreachable="clip", reduction="none"),
-        "autodeco_temperature_loss": lambda x: autodeco_fast.autodeco_temperature_loss(x[:, 0], stats, reduction="none"),
-        "soft_top_p_loss": lambda x: autodeco_fast.soft_top_p_loss(torch.ones(4, 8), w, y, x[:, 0], x[:, 1], reduction="none"),
+        "min_p_hinge_loss": lambda x: autodeco_fast.min_p_hinge_loss(
+            x[:, 0], stats, unreachable="clip", reduction="none"
+        ),
+        "autodeco_temperature_loss": lambda x: autodeco_fast.autodeco_temperature_loss(
+            x[:, 0], stats, reduction="none"
+        ),
+        "soft_top_p_loss": lambda x: autodeco_fast.soft_top_p_loss(
+            torch.ones(4, 8), w, y, x[:, 0], x[:, 1], reduction="none"
+        ),
     }
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", public_ops())
 def test_transforms_are_refused(name):
-    """Where they would give a wrong derivative, batch or constant without a word, or fail in many."""
+    """Where they would give a wrong derivative, batch or constant without a word, or fail in
+    many."""
     op, x = public_ops()[name], torch.rand(4, 8)
     run = lambda x: op(x).float().sum()  # noqa: E731
     words = "autodeco_fast cannot run under torch.vmap"
     one_line(lambda: torch.vmap(run)(x[None].expand(3, -1, -1)), words, error=RuntimeError)
     one_line(lambda: torch.func.grad(run)(x), words, error=RuntimeError)
     one_line(lambda: torch.func.jvp(run, (x,), (x,)), words, error=RuntimeError)
-    one_line(lambda: torch.jit.trace(run, x), "autodeco_fast cannot be traced by torch.jit.trace", error=RuntimeError)
+    one_line(
+        lambda: torch.jit.trace(run, x),
+        "autodeco_fast cannot be traced by torch.jit.trace",
+        error=RuntimeError,
+    )
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, x)
         one_line(lambda: run(dual), words, error=RuntimeError)

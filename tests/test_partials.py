@@ -1,4 +1,5 @@
-"""A vocabulary split over ranks: merged draws are those of the whole; a merge that skips the second look is caught."""
+"""A vocabulary split over ranks: merged draws are those of the whole; a merge that skips the second
+look is caught."""
 
 import itertools
 
@@ -30,7 +31,9 @@ def shards(z: torch.Tensor, n: int):
 def test_merged_draws_are_those_of_the_whole(ranks, backend):
     z, T, options = case(256 if backend == "torch" else 64)  # the interpreter runs a program a row
     want = whole(z, T, **options, backend=backend).token
-    draw = lambda **more: [part_of(x, T, first_id=a, **options, **more, backend=backend) for a, x in shards(z, ranks)]  # noqa: E731
+    draw = lambda **more: [
+        part_of(x, T, first_id=a, **options, **more, backend=backend) for a, x in shards(z, ranks)
+    ]  # noqa: E731
     parts = draw()
     token, still_open = merged(parts, T, min_p=0.4)
     assert torch.equal(token[~still_open], want[~still_open])
@@ -47,7 +50,10 @@ def test_merged_draws_are_those_of_the_whole(ranks, backend):
 
 def test_a_known_maximum_needs_one_round(backend):
     z, T, options = case(64)
-    parts = [part_of(x, T, first_id=a, **options, maximum=z.amax(-1), backend=backend) for a, x in shards(z, 3)]
+    parts = [
+        part_of(x, T, first_id=a, **options, maximum=z.amax(-1), backend=backend)
+        for a, x in shards(z, 3)
+    ]
     token, still_open = merged(parts, T, min_p=0.4)
     assert not still_open.any()
     assert torch.equal(token, whole(z, T, **options, backend=backend).token)

@@ -12,7 +12,11 @@ def test_python_examples_run(tmp_path):
     model = ROOT / "autodeco_fast/demo/model"
     TemperatureHead(256).save_pretrained(tmp_path / "head")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    code = "\n".join(blocks).replace("path/to/model", str(model)).replace("path/to/head", str(tmp_path / "head"))
+    code = (
+        "\n".join(blocks)
+        .replace("path/to/model", str(model))
+        .replace("path/to/head", str(tmp_path / "head"))
+    )
     scope: dict = {}
     exec(code, scope)
     assert scope["tokens"].shape[1] > scope["inputs"]["input_ids"].shape[1]

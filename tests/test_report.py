@@ -13,7 +13,9 @@ from autodeco_fast.training.report_data import CLASSES, classes_of
 from tests.test_calibrate import embedded  # noqa: F401
 
 FIGURES = ["v-curve", "reliability", "cost", "difficulty", "classes"]
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,9 @@ def report(embedded) -> Path:  # noqa: F811
 
 def test_is_one_page_and_its_figures(report):
     page = (report / "report.html").read_text()
-    assert sorted(p.name for p in report.iterdir()) == sorted(["report.html", *(f"{name}.png" for name in FIGURES)])
+    assert sorted(p.name for p in report.iterdir()) == sorted(
+        ["report.html", *(f"{name}.png" for name in FIGURES)]
+    )
     assert re.findall(r'<figure id="([\w-]+)"', page) == FIGURES
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing from elsewhere
     assert page.count("<pre>") == 8
@@ -44,7 +48,13 @@ def opened(page: str, width: int, folder: Path) -> tuple[dict, str]:
     """What the page looks like from inside a headless browser, and what the browser said."""
     path = folder / "page.html"
     path.write_text(page.replace("</body>", PROBE + "</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+    ]
     flags += [
         "--disable-component-update",
         "--disable-sync",
@@ -53,13 +63,16 @@ def opened(page: str, width: int, folder: Path) -> tuple[dict, str]:
     ]
     command = [BROWSER, *flags, f"--window-size={width},900", "--dump-dom", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return json.loads(re.search(r"<title>(.*?)</title>", done.stdout, re.S)[1].replace("&quot;", '"')), done.stderr
+    return json.loads(
+        re.search(r"<title>(.*?)</title>", done.stdout, re.S)[1].replace("&quot;", '"')
+    ), done.stderr
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium found")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_opens_in_a_browser(report, width, tmp_path):
-    """Every figure is decoded, nothing is wider than the screen but what scrolls, the console is silent."""
+    """Every figure is decoded, nothing is wider than the screen but what scrolls, the console is
+    silent."""
     seen, said = opened((report / "report.html").read_text(), width, tmp_path)
     assert len(seen["figures"]) == len(FIGURES)
     assert all(natural > 500 for natural in seen["figures"])
@@ -80,4 +93,12 @@ def test_the_browser_would_tell(tmp_path):
 
 def test_classes_of_tokens():
     names = [CLASSES[i] for i in classes_of(["\n    ", " def", "ine", "42", " 7", "):", " a+b"])]
-    assert names == ["space", "word start", "inside a word", "number", "number", "punctuation", "other"]
+    assert names == [
+        "space",
+        "word start",
+        "inside a word",
+        "number",
+        "number",
+        "punctuation",
+        "other",
+    ]

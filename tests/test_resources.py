@@ -1,4 +1,5 @@
-"""Every kernel compiles for every target, without spills and with the instructions that were meant. Needs no GPU."""
+"""Every kernel compiles for every target, without spills and with the instructions that were meant.
+Needs no GPU."""
 
 import json
 import os
@@ -27,7 +28,9 @@ if not COMPILES_SPECIALIZED:
 
 def run(*command: str) -> str:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -63,26 +66,42 @@ def test_a_spill_would_be_seen():
         entry = (hungry, {"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32"}, {"block": 16384}, 1, 1)
         print(all(compile_one(entry, target)["spills"] > 0 for target in ("sm_80", "sm_90", "sm_100", "gfx942")))
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:  # Triton reads a kernel's source from its file
+    with tempfile.NamedTemporaryFile(
+        "w", suffix=".py"
+    ) as file:  # Triton reads a kernel's source from its file
         file.write(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + textwrap.dedent(code))
         file.flush()
         assert run(file.name) == "True\n"
 
 
 def test_large_head_uses_the_matrix_unit(rows):
-    wide = [r for r in rows if r["kernel"] == "temperature_head.head_partial" and "rows=64" in r["config"]]
+    wide = [
+        r
+        for r in rows
+        if r["kernel"] == "temperature_head.head_partial" and "rows=64" in r["config"]
+    ]
     family = {r["target"]: r["matrix"] for r in wide}
     assert family == {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
 
 
-@pytest.mark.parametrize("kernel, config", [("linear_sample.tiles", "rows=64"), ("token_stats.tiles", "rows=128")])
+@pytest.mark.parametrize(
+    "kernel, config", [("linear_sample.tiles", "rows=64"), ("token_stats.tiles", "rows=128")]
+)
 def test_fused_products_use_the_matrix_unit(kernel, config, rows):
-    family = {(r["target"], r["matrix"]) for r in rows if r["kernel"] == kernel and config in r["config"]}
-    assert family == {("sm_80", "mma.sync"), ("sm_90", "wgmma"), ("sm_100", "tcgen05"), ("gfx942", "mfma")}
+    family = {
+        (r["target"], r["matrix"]) for r in rows if r["kernel"] == kernel and config in r["config"]
+    }
+    assert family == {
+        ("sm_80", "mma.sync"),
+        ("sm_90", "wgmma"),
+        ("sm_100", "tcgen05"),
+        ("gfx942", "mfma"),
+    }
 
 
 def test_variants_of_the_streaming_statistics(rows):
-    """Hopper's and Blackwell's fetch tiles by bulk copies (TMA), Blackwell's in warps of their own."""
+    """Hopper's and Blackwell's fetch tiles by bulk copies (TMA), Blackwell's in warps of their
+    own."""
     tiles = [r for r in rows if r["kernel"] == "token_stats.tiles"]
     for config, target, copies in (
         ("block=128, rows=128", "sm_90", "asynchronous"),
@@ -92,7 +111,9 @@ def test_variants_of_the_streaming_statistics(rows):
         ("block=64, rows=128, described=True, specialize=True", "sm_100", "bulk, own warps"),
     ):
         expected = [copies] if target != "sm_100" or COMPILES_SPECIALIZED else []
-        assert [r["copies"] for r in tiles if (r["config"], r["target"]) == (config, target)] == expected
+        assert [
+            r["copies"] for r in tiles if (r["config"], r["target"]) == (config, target)
+        ] == expected
 
 
 def test_logits_are_read_in_wide_words(rows):

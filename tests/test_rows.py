@@ -8,10 +8,11 @@ from transformers import AutoTokenizer
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.training.rows import IGNORED, encode, encode_all, read_rows
 
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>\n{% endif %}"
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>\n{% endif %}"
+USER, REPLY = (
+    {"role": "user", "content": "name a number"},
+    {"role": "assistant", "content": "seven"},
 )
-USER, REPLY = {"role": "user", "content": "name a number"}, {"role": "assistant", "content": "seven"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,10 @@ def test_only_the_completion_is_learned_from(tokenizer):
 
 def test_every_message_of_the_assistant_is_learned_from(tokenizer):
     assert learned(tokenizer, {"messages": [USER, REPLY]}) == "seven\n"
-    assert learned(tokenizer, {"messages": [USER, REPLY, USER, {**REPLY, "content": "eight"}]}) == "seven\neight\n"
+    assert (
+        learned(tokenizer, {"messages": [USER, REPLY, USER, {**REPLY, "content": "eight"}]})
+        == "seven\neight\n"
+    )
     assert encode(tokenizer, {"messages": [USER]}, 1000) is None
 
 
@@ -58,14 +62,19 @@ def test_a_template_that_drops_earlier_thoughts_teaches_no_other_message(tokeniz
 
 
 def test_tokenised_rows_are_taken_as_they_are(tokenizer):
-    assert encode(tokenizer, {"input_ids": [5, 6, 7, 8], "labels": [5, -100, 7, 8]}, 3) == ([5, 6, 7], [-100, -100, 7])
+    assert encode(tokenizer, {"input_ids": [5, 6, 7, 8], "labels": [5, -100, 7, 8]}, 3) == (
+        [5, 6, 7],
+        [-100, -100, 7],
+    )
 
 
 def test_rows_without_targets_are_left_out(tokenizer):
     row = {"prompt": "import os, sys, re", "completion": " # done"}
     assert encode(tokenizer, row, 3) is None
     assert len(encode_all(tokenizer, [row, {"text": "a b c d"}], 3)) == 1
-    with pytest.raises(ValueError, match="data must have a target within max_length 3, none of its 1 rows has"):
+    with pytest.raises(
+        ValueError, match="data must have a target within max_length 3, none of its 1 rows has"
+    ):
         encode_all(tokenizer, [row], 3)
 
 
@@ -75,7 +84,12 @@ def test_a_chat_needs_a_template():
 
 
 def test_reads_every_format(tmp_path):
-    rows = [{"text": "a"}, {"messages": [USER]}, {"prompt": "a", "completion": "b"}, {"input_ids": [1], "labels": [1]}]
+    rows = [
+        {"text": "a"},
+        {"messages": [USER]},
+        {"prompt": "a", "completion": "b"},
+        {"input_ids": [1], "labels": [1]},
+    ]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n\n".join(map(json.dumps, rows)))
     assert read_rows(path) == rows
@@ -87,15 +101,30 @@ def test_reads_every_format(tmp_path):
         ('{"text": "a"', "line 2: not JSON"),
         ("\xff", "line 2: not JSON"),
         ("[1]", "line 2: a row must be a JSON object, got list"),
-        ('{"question": "a", "answer": "b"}', r"line 2: unknown keys \['answer', 'question'\].*prompt\+completion"),
+        (
+            '{"question": "a", "answer": "b"}',
+            r"line 2: unknown keys \['answer', 'question'\].*prompt\+completion",
+        ),
         ('{"text": "a", "id": 3}', r"line 2: unknown keys \['id', 'text'\]"),
         ('{"text": 3}', "line 2: text must be a string, got int"),
         ('{"messages": []}', "line 2: messages must be"),
         ('{"messages": [{"role": "user"}]}', "line 2: messages must be"),
-        ('{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}', "line 2: prompt and completion must both"),
-        ('{"input_ids": [1, 2], "labels": [1]}', "line 2: input_ids and labels must be equally long, got 2 and 1"),
-        ('{"input_ids": [1, 2], "labels": [1, 3]}', "line 2: labels must repeat input_ids or be -100"),
-        ('{"input_ids": [1.5], "labels": [1]}', "line 2: input_ids and labels must be lists of integers"),
+        (
+            '{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}',
+            "line 2: prompt and completion must both",
+        ),
+        (
+            '{"input_ids": [1, 2], "labels": [1]}',
+            "line 2: input_ids and labels must be equally long, got 2 and 1",
+        ),
+        (
+            '{"input_ids": [1, 2], "labels": [1, 3]}',
+            "line 2: labels must repeat input_ids or be -100",
+        ),
+        (
+            '{"input_ids": [1.5], "labels": [1]}',
+            "line 2: input_ids and labels must be lists of integers",
+        ),
     ],
 )
 def test_bad_rows_are_named_by_file_and_line(tmp_path, line, words):

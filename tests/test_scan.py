@@ -36,7 +36,9 @@ def test_holds_what_the_model_says(tmp_path):
     base = base_model.wrap(tiny_model("llama"))
     scan = Scan(make_scan(tmp_path, base=base))
     tokens = scan.load()
-    rows = [json.loads(line)["input_ids"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)["input_ids"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()
+    ]
     assert len(scan) == sum(len(ids) - 1 for ids in rows) == scan.manifest["counts"]["seen"]
     assert scan.manifest["counts"]["rows"] == 30 and len(scan.paths) == 8  # noqa: PT018
     at = 0
@@ -49,9 +51,13 @@ def test_holds_what_the_model_says(tmp_path):
         z = base.model(torch.tensor([ids])).logits[0, :-1].float()
         z_y = z.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
         torch.testing.assert_close(part.gap, z.amax(-1) - z_y, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(part.target_prob, (z_y - z.logsumexp(-1)).exp(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            part.target_prob, (z_y - z.logsumexp(-1)).exp(), rtol=1e-4, atol=1e-6
+        )
         assert part.rank.tolist() == (z > z_y[:, None]).sum(-1).tolist()
-        torch.testing.assert_close(part.hidden.float(), base.hidden(torch.tensor([ids]))[0, :-1], rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(
+            part.hidden.float(), base.hidden(torch.tensor([ids]))[0, :-1], rtol=1e-2, atol=1e-2
+        )
 
 
 def test_size_is_what_was_promised(tmp_path):
@@ -66,7 +72,9 @@ def test_the_mix(tmp_path):
     everything = Scan(make_scan(tmp_path, "all")).load()
     scan = Scan(make_scan(tmp_path, "some", all_tokens=False, easy_fraction=0.5, **limits))
     counts, bucket = scan.manifest["counts"], difficulty(everything.stats(), **limits)
-    assert [counts[n] for n in ("trivial", "middle", "impossible")] == [int((bucket == i).sum()) for i in range(3)]
+    assert [counts[n] for n in ("trivial", "middle", "impossible")] == [
+        int((bucket == i).sum()) for i in range(3)
+    ]
     assert counts["kept_middle"] == counts["middle"]
     assert 0 < counts["kept_trivial"] < counts["trivial"]
     assert len(scan) == counts["kept_middle"] + counts["kept_trivial"]
@@ -87,7 +95,9 @@ def test_a_byte_budget_is_kept(tmp_path):
 
 
 def test_does_not_depend_on_the_batches(tmp_path):
-    a, b = (Scan(make_scan(tmp_path, str(size), batch_tokens=size, **HALF)).load() for size in (20, 500))
+    a, b = (
+        Scan(make_scan(tmp_path, str(size), batch_tokens=size, **HALF)).load() for size in (20, 500)
+    )
     assert torch.equal(a.document, b.document)
     assert torch.equal(a.position, b.position)
     torch.testing.assert_close(a.gap, b.gap, rtol=1e-4, atol=1e-5)
@@ -96,7 +106,11 @@ def test_does_not_depend_on_the_batches(tmp_path):
 def test_batches_are_full_and_of_one_length():
     rows = [(i, Row([1] * length, [1] * length)) for i, length in enumerate([3, 9, 4, 9, 3, 2, 30])]
     batches = list(batches_by_length(rows, 18))
-    assert [[len(row.input_ids) for _, row in batch] for batch in batches] == [[30], [9, 9], [4, 3, 3, 2]]
+    assert [[len(row.input_ids) for _, row in batch] for batch in batches] == [
+        [30],
+        [9, 9],
+        [4, 3, 3, 2],
+    ]
 
 
 KILLED = """
@@ -125,8 +139,12 @@ KILLED = """
 def test_survives_being_killed(tmp_path, budget):
     whole = Scan(make_scan(tmp_path, "whole", **HALF, max_bytes=budget))
     for shards in (2, 3):  # twice; the second time some are there already
-        code = textwrap.dedent(KILLED).format(root=str(ROOT), shards=shards, folder=str(tmp_path), budget=budget, half=HALF)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        code = textwrap.dedent(KILLED).format(
+            root=str(ROOT), shards=shards, folder=str(tmp_path), budget=budget, half=HALF
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == -signal.SIGKILL, done.stderr
         with pytest.raises(ValueError, match="is not finished: run the same"):
             Scan(tmp_path / "killed")
@@ -139,7 +157,13 @@ def test_survives_being_killed(tmp_path, budget):
 def test_finished_shards_are_not_made_again(tmp_path):
     folder = make_scan(tmp_path)
     (folder / "scan.json").write_text(
-        json.dumps({k: v for k, v in read_manifest(folder).items() if k not in ("counts", "share", "shards", "kept")})
+        json.dumps(
+            {
+                k: v
+                for k, v in read_manifest(folder).items()
+                if k not in ("counts", "share", "shards", "kept")
+            }
+        )
     )
     shard_path(folder, 3).unlink()
     before = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
@@ -166,19 +190,32 @@ def test_two_processes_make_the_same_scan(tmp_path):
         accelerator.end_training()
         """)
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     two = Scan(tmp_path / "two")
     assert two.manifest["counts"] == one.manifest["counts"]
     assert torch.equal(two.load().position, one.load().position)
-    torch.testing.assert_close(two.load().gap, one.load().gap, rtol=1e-4, atol=1e-5)  # other numbers of threads
+    torch.testing.assert_close(
+        two.load().gap, one.load().gap, rtol=1e-4, atol=1e-5
+    )  # other numbers of threads
 
 
 def test_hidden_states_that_are_nan_are_counted_and_dropped(tmp_path):
     base = base_model.wrap(tiny_model("llama"))
-    rows = [json.loads(line)["input_ids"] for line in write_rows(tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)["input_ids"]
+        for line in write_rows(tmp_path / "rows.jsonl").read_text().splitlines()
+    ]
     bad = rows[0][0]
     base.model.get_input_embeddings().weight[bad] = float("nan")
     scan = Scan(make_scan(tmp_path, base=base))
@@ -193,7 +230,10 @@ def test_what_cannot_be_continued_is_refused(tmp_path):
         ({"seed": 1}, "holds a scan with seed 0, not 1"),
         ({"tokenizer": Vocabulary("x")}, "holds a scan of another tokenizer"),
         ({"base": base_model.wrap(tiny_model("granite"))}, "holds a scan of another lm_head"),
-        ({"data": write_rows(tmp_path / "others.jsonl", seed=1)}, "holds a scan (of another data|with data)"),
+        (
+            {"data": write_rows(tmp_path / "others.jsonl", seed=1)},
+            "holds a scan (of another data|with data)",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             make_scan(tmp_path, **options)
@@ -241,7 +281,9 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("autodeco_fast.training.scan_store.save_file", full)
-    with pytest.raises(ValueError, match=r"cannot write .*shard-000000\.safetensors.*No space left"):
+    with pytest.raises(
+        ValueError, match=r"cannot write .*shard-000000\.safetensors.*No space left"
+    ):
         make_scan(tmp_path)
     assert not list((tmp_path / "scan").glob("*.tmp"))
 
@@ -254,7 +296,15 @@ def test_an_empty_selection_names_the_filter(tmp_path, likely):
             z = base.model(torch.tensor([[first]])).logits[0, -1]
             target = int(z.argmax() if likely else z.argmin())
             file.write(json.dumps({"input_ids": [first, target], "labels": [-100, target]}) + "\n")
-    folder = make_scan(tmp_path, base=base, data=path, all_tokens=False, max_rank=50, trivial_prob=0.0, easy_fraction=0.0)
+    folder = make_scan(
+        tmp_path,
+        base=base,
+        data=path,
+        all_tokens=False,
+        max_rank=50,
+        trivial_prob=0.0,
+        easy_fraction=0.0,
+    )
     filter_ = "easy_fraction" if likely else "max_rank"
     with pytest.raises(ValueError, match=f"holds no token: {filter_} dropped all 6 targets"):
         Scan(folder)
@@ -263,7 +313,10 @@ def test_an_empty_selection_names_the_filter(tmp_path, likely):
 def test_datasets_are_read_by_name(tmp_path, monkeypatch):
     import types
 
-    rows = [json.loads(line) | {"other": 1} for line in write_rows(tmp_path / "rows.jsonl", 5).read_text().splitlines()]
+    rows = [
+        json.loads(line) | {"other": 1}
+        for line in write_rows(tmp_path / "rows.jsonl", 5).read_text().splitlines()
+    ]
     asked = []
 
     def load_dataset(name, split, streaming):
@@ -275,5 +328,7 @@ def test_datasets_are_read_by_name(tmp_path, monkeypatch):
     assert asked == [("somebody/something", "dev", True)]
     assert scan.manifest["counts"]["rows"] == 5
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match="data must be a JSONL file or a dataset's name, got 'nowhere'"):
+    with pytest.raises(
+        ValueError, match="data must be a JSONL file or a dataset's name, got 'nowhere'"
+    ):
         make_scan(tmp_path, "other", data="nowhere")

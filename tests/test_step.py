@@ -1,4 +1,5 @@
-"""A head's training step: equal to AutoDeco's released step and to plain autograd, whatever the batches."""
+"""A head's training step: equal to AutoDeco's released step and to plain autograd, whatever the
+batches."""
 
 import math
 
@@ -25,7 +26,9 @@ def case(N=40, H=16, V=120, seed=0):
     y[::3] = lm_head(hidden).argmax(-1)[::3]
     y[::5] = IGNORE
     torch.manual_seed(seed)
-    heads = nn.ModuleDict({"temp_head": TemperatureHead(H, 8), "top_p_head": TopPHead(H, intermediate_size=8)})
+    heads = nn.ModuleDict(
+        {"temp_head": TemperatureHead(H, 8), "top_p_head": TopPHead(H, intermediate_size=8)}
+    )
     for p in heads.parameters():
         nn.init.normal_(p, std=0.3)
     return hidden, y, lm_head, heads
@@ -60,7 +63,9 @@ def test_is_the_released_step(joint):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", [MinPHinge(easy_fraction=0.5), AutoDecoTemperature(), AutoDecoJoint()])
+@pytest.mark.parametrize(
+    "objective", [MinPHinge(easy_fraction=0.5), AutoDecoTemperature(), AutoDecoJoint()]
+)
 def test_batches_change_nothing(objective):
     """Means are over the tokens of the whole step, not means of the batches' means."""
     hidden, y, lm_head, heads = case()
@@ -98,13 +103,17 @@ def test_hidden_states_get_no_gradient():
 def test_scale_and_softcap_of_the_base_are_used():
     hidden, y, lm_head, heads = case()
     base = BaseModel(None, lm_head.weight, None, 0.5, 3.0)
-    step, seen = training_step(hidden, y, base, heads["temp_head"], MinPHinge(max_rank=120, easy_fraction=1.0))
+    step, seen = training_step(
+        hidden, y, base, heads["temp_head"], MinPHinge(max_rank=120, easy_fraction=1.0)
+    )
     z = 3.0 * torch.tanh(0.5 * hidden @ lm_head.weight.T / 3.0)
     gap = z.amax(-1) - z.gather(1, y.clamp(min=0)[:, None])[:, 0]
     need = gap / -math.log(0.1)
     kept = (y >= 0) & (need <= 2)
     T = seen.temperature
-    assert step.means()["hinge"] == pytest.approx(((need - T).relu() + 0.1 * T)[kept].mean().item(), rel=1e-5)
+    assert step.means()["hinge"] == pytest.approx(
+        ((need - T).relu() + 0.1 * T)[kept].mean().item(), rel=1e-5
+    )
 
 
 def test_never_holds_all_logits():
@@ -117,13 +126,20 @@ def test_never_holds_all_logits():
         assert seen.numel <= limit
 
 
-@pytest.mark.parametrize("objective", [MinPHinge(), AutoDecoTemperature(), AutoDecoJoint(chunk_bytes=20 * 120 * 4)])
+@pytest.mark.parametrize(
+    "objective", [MinPHinge(), AutoDecoTemperature(), AutoDecoJoint(chunk_bytes=20 * 120 * 4)]
+)
 def test_compiles_without_a_break(objective):
     hidden, y, lm_head, heads = case()
-    head, draw = heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"], torch.rand(40)
+    head, draw = (
+        heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"],
+        torch.rand(40),
+    )
     loss = lambda h, t, d: sum(term[0] for term in objective(h, t, lm_head, head, d).terms.values())  # noqa: E731
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(hidden, y, draw), loss(hidden, y, draw))
-    ours, eager = (torch.autograd.grad(f(hidden, y, draw), head.parameters()) for f in (compiled, loss))
+    ours, eager = (
+        torch.autograd.grad(f(hidden, y, draw), head.parameters()) for f in (compiled, loss)
+    )
     for a, b in zip(ours, eager):
         torch.testing.assert_close(a, b)

@@ -1,4 +1,5 @@
-"""Every tensor argument of every op, strided and expanded, gives what it gives when contiguous; and rows may be none."""
+"""Every tensor argument of every op, strided and expanded, gives what it gives when contiguous; and
+rows may be none."""
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ ALL = {**CASES, **TORCH_ONLY}
 
 
 def strided(x: torch.Tensor) -> torch.Tensor:
-    """The same values, every second element of a store whose others are large, or 0 for integers."""
+    """The same values, every second element of a store whose others are large, or 0 for
+    integers."""
     store = torch.full((*x.shape, 2), 77 if x.is_floating_point() else 0, dtype=x.dtype)
     store[..., 0] = x
     return store[..., 0]
@@ -37,7 +39,9 @@ def agree(call, odd: dict, plain: dict, name: str, **options) -> None:
     got, want = (flat(on_device(call)(t, **options)) for t in (odd, plain))
     assert len(got) == len(want) > 0
     for a, b in zip(got, want):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            a, b, rtol=1e-5, atol=1e-5, equal_nan=True, msg=lambda m: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize(("op", "name"), ARGUMENTS)
@@ -46,11 +50,18 @@ def test_strided_arguments(op, name, backend):
     views = [strided, expanded] + [transposed] * (t[name].dim() == 2)
     for view in views:
         odd, plain = with_one(t, name, view)
-        assert view is strided or name in ("b2", "w2") or not odd[name].is_contiguous() or odd[name].dim() == 1
+        assert (
+            view is strided
+            or name in ("b2", "w2")
+            or not odd[name].is_contiguous()
+            or odd[name].dim() == 1
+        )
         agree(call, odd, plain, f"{name} {view.__name__}", backend=backend)
 
 
-@pytest.mark.parametrize(("op", "name"), [(op, name) for op, (names, _) in TORCH_ONLY.items() for name in names])
+@pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op, (names, _) in TORCH_ONLY.items() for name in names]
+)
 def test_strided_arguments_of_what_has_one_backend(op, name):
     t, call = tensors(3), TORCH_ONLY[op][1]
     for view in [strided, expanded] + [transposed] * (t[name].dim() == 2):
@@ -78,4 +89,7 @@ def test_no_rows_where_there_is_one_backend(op):
 @pytest.mark.parametrize("op", CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_one_row_in_half_precision(op, dtype, backend):
-    assert all(x.shape[-1:] != (0,) for x in flat(on_device(CASES[op][1])(tensors(1, dtype), backend=backend)))
+    assert all(
+        x.shape[-1:] != (0,)
+        for x in flat(on_device(CASES[op][1])(tensors(1, dtype), backend=backend))
+    )

@@ -26,7 +26,9 @@ def reference(h, w1, b1, w2, b2):
     return 2.0 * torch.sigmoid(torch.relu(h @ w1.T + b1) @ w2[0] + b2)
 
 
-@pytest.mark.parametrize("N, H, F", [(1, 8, 16), (5, 33, 20), (70, 64, 256), (130, 100, 70), (0, 8, 16)])
+@pytest.mark.parametrize(
+    "N, H, F", [(1, 8, 16), (5, 33, 20), (70, 64, 256), (130, 100, 70), (0, 8, 16)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_forward(N, H, F, dtype, backend):
     args = make(N, H, F, dtype)
@@ -64,14 +66,18 @@ def test_rows_too_many_to_keep_the_hidden_layer(dtype):
     T = temperature_head(*whole, backend="torch")
     (T * weights).sum().backward()
     for rows in (slice(0, 1000), slice(1000, N)):
-        (temperature_head(parts[0][rows], *parts[1:], backend="torch") * weights[rows]).sum().backward()
+        (
+            temperature_head(parts[0][rows], *parts[1:], backend="torch") * weights[rows]
+        ).sum().backward()
     for a, b in zip(whole[1:], parts[1:]):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_expanded_gradient(backend):
     args = [a.requires_grad_() for a in make(6, 8, 16)]
-    temperature_head(*args, backend=backend).sum().backward()  # the gradient is one number, expanded
+    temperature_head(
+        *args, backend=backend
+    ).sum().backward()  # the gradient is one number, expanded
     exact = [a.detach().double().requires_grad_() for a in args]
     reference(*exact).sum().backward()
     torch.testing.assert_close(args[1].grad.double(), exact[1].grad, rtol=1e-5, atol=1e-6)
@@ -83,11 +89,15 @@ def test_gradcheck():
 
 
 @settings(max_examples=15)
-@given(st.integers(1, 80), st.integers(1, 40), st.integers(1, 40), st.sampled_from(["torch", "triton"]))
+@given(
+    st.integers(1, 80), st.integers(1, 40), st.integers(1, 40), st.sampled_from(["torch", "triton"])
+)
 def test_any_shape(N, H, F, backend):
     args = make(N, H, F)
     exact = reference(*(a.double() for a in args))
-    torch.testing.assert_close(temperature_head(*args, backend=backend).double(), exact, rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        temperature_head(*args, backend=backend).double(), exact, rtol=0, atol=2e-6
+    )
 
 
 def test_any_leading_shape_and_strides(backend):
@@ -111,7 +121,12 @@ def test_starts_in_the_middle_and_names_its_parameters():
     head = TemperatureHead(8)
     assert head(torch.randn(3, 8)).tolist() == [1.0, 1.0, 1.0]
     shapes = {name: tuple(p.shape) for name, p in head.named_parameters()}
-    assert shapes == {"mlp.0.weight": (256, 8), "mlp.0.bias": (256,), "mlp.2.weight": (1, 256), "mlp.2.bias": (1,)}
+    assert shapes == {
+        "mlp.0.weight": (256, 8),
+        "mlp.0.bias": (256,),
+        "mlp.2.weight": (1, 256),
+        "mlp.2.bias": (1,),
+    }
 
 
 def test_offset_moves_and_clips():
@@ -126,7 +141,10 @@ def test_round_trip(tmp_path):
     again = TemperatureHead.from_pretrained(tmp_path / "a")
     h = torch.randn(4, 8)
     assert torch.equal(head(h), again(h))
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["autodeco_config.json", "head.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "autodeco_config.json",
+        "head.safetensors",
+    ]
 
 
 def test_says_what_is_wrong(tmp_path):

@@ -1,4 +1,5 @@
-"""Statistics of an LM head's product: both designs, both backends, split vocabularies, weights that are refused."""
+"""Statistics of an LM head's product: both designs, both backends, split vocabularies, weights that
+are refused."""
 
 import itertools
 import subprocess
@@ -54,7 +55,13 @@ def test_matches_fp64(N, H, V, softcap, bias, fused, backend):
 
 
 @settings(max_examples=20)
-@given(st.integers(1, 140), st.integers(1, 40), st.integers(1, 400), st.sampled_from(["torch", "triton"]), st.booleans())
+@given(
+    st.integers(1, 140),
+    st.integers(1, 40),
+    st.integers(1, 400),
+    st.sampled_from(["torch", "triton"]),
+    st.booleans(),
+)
 def test_any_shape(N, H, V, backend, fused):
     h, w, _, y = case(N, H, V)
     stats = token_stats(h, w, y, fused=fused, backend=backend)
@@ -77,7 +84,10 @@ def test_splits_only_change_rounding():
 
     h, w, _, y = (t.to(DEVICE) for t in case(9, 16, 2000))
     column = y.clamp(min=0)
-    results = [direct(h, w, column, None, torch.full((9,), 2.0, device=DEVICE), None, 1.0, None, splits=s) for s in (1, 3, 7)]
+    results = [
+        direct(h, w, column, None, torch.full((9,), 2.0, device=DEVICE), None, 1.0, None, splits=s)
+        for s in (1, 3, 7)
+    ]
     for floats, ints in results[1:]:
         assert torch.equal(ints, results[0][1])
         torch.testing.assert_close(floats, results[0][0], rtol=1e-5, atol=1e-5)
@@ -85,11 +95,13 @@ def test_splits_only_change_rounding():
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(
-    "N, H, V, dtype", [(5, 64, 300, torch.bfloat16), (300, 72, 130, torch.float16), (40, 200, 700, torch.bfloat16)]
+    "N, H, V, dtype",
+    [(5, 64, 300, torch.bfloat16), (300, 72, 130, torch.float16), (40, 200, 700, torch.bfloat16)],
 )
 @pytest.mark.parametrize("name, capability", [("HOPPER", 9), ("BLACKWELL", 10)])
 def test_variants_of_the_kernel(name, capability, N, H, V, dtype, scaled):
-    """Tensor descriptors, other tiles and flattened loops say what pointers say; so do operands no descriptor fits."""
+    """Tensor descriptors, other tiles and flattened loops say what pointers say; so do operands no
+    descriptor fits."""
     from autodeco_fast.kernels import token_stats as kernel
     from tests.on_device import DEVICE
 
@@ -126,9 +138,15 @@ def test_a_variant_that_this_triton_cannot_compile_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("fused", [True, False, None])
 def test_never_holds_all_logits(fused):
-    h, w, y = torch.randn(600, 8), torch.randn(20000, 8), torch.zeros(600, dtype=torch.long)  # 12 million logits
+    h, w, y = (
+        torch.randn(600, 8),
+        torch.randn(20000, 8),
+        torch.zeros(600, dtype=torch.long),
+    )  # 12 million logits
     with LargestAllocation() as seen:
-        autodeco_fast.token_stats(h, w, y, temperature=torch.ones(600), fused=fused, chunk_bytes=4 << 20)
+        autodeco_fast.token_stats(
+            h, w, y, temperature=torch.ones(600), fused=fused, chunk_bytes=4 << 20
+        )
     from autodeco_fast.torch_backend.logit_stats import TILE
 
     assert seen.numel <= (TILE if fused is not False else 1 << 20)
@@ -161,16 +179,24 @@ def test_a_split_vocabulary_merges_exactly(R, fused, backend):
     T = torch.linspace(0.3, 2.0, N).requires_grad_()
     common = {"logit_scale": 0.7, "softcap": 20.0, "backend": backend}
     cut = [(w[s], b[s], s.start) for s in shards(V, R)]
-    logit = torch.stack([target_logits(h, part, y, bias=bias, first_id=at, **common) for part, bias, at in cut]).amax(0)
+    logit = torch.stack(
+        [target_logits(h, part, y, bias=bias, first_id=at, **common) for part, bias, at in cut]
+    ).amax(0)
     one = {"temperature": T.detach(), "fused": fused, "chunk_bytes": 900, **common}
-    parts = [token_stats_partial(h, part, y, logit, bias=bias, first_id=at, **one) for part, bias, at in cut]
+    parts = [
+        token_stats_partial(h, part, y, logit, bias=bias, first_id=at, **one)
+        for part, bias, at in cut
+    ]
     merged = merge_token_stats(parts[::-1], y, temperature=T)
     whole = token_stats(h, w, y, bias=b, **{**one, "temperature": T})
     assert merged.argmax.tolist() == whole.argmax.tolist()
     assert merged.rank.tolist() == whole.rank.tolist()
     for ours, theirs in zip(merged[:9], whole[:9]):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=2e-6)
-    gradients = [torch.autograd.grad(s.scaled_logsumexp.sum() + s.scaled_entropy.sum(), T)[0] for s in (merged, whole)]
+    gradients = [
+        torch.autograd.grad(s.scaled_logsumexp.sum() + s.scaled_entropy.sum(), T)[0]
+        for s in (merged, whole)
+    ]
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
 
@@ -200,8 +226,17 @@ def test_a_real_group_of_two_processes(tmp_path):
         dist.destroy_process_group()
         """)
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent.parent)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script),
+    ]
+    done = subprocess.run(
+        launch, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent.parent
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -209,13 +244,28 @@ def test_says_what_is_wrong():
     h, w, _, y = case(3, 4, 5)
     stats = lambda *a, **k: autodeco_fast.token_stats(*a, **k)  # noqa: E731
     for call, words in (
-        (lambda: stats(h, w.bfloat16(), y), "weight must have the dtype of hidden, got torch.bfloat16 and torch.float32"),
-        (lambda: stats(h, torch.zeros(5, 4, dtype=torch.int8), y), "weight must be a floating-point tensor, got torch.int8"),
-        (lambda: stats(h, torch.zeros(0), y), r"hidden and weight must be \[N, H\] and \[V, H\]"),  # a ZeRO-3 placeholder
-        (lambda: stats(h, w, y, temperature=torch.ones(2)), r"temperature must be \[3\], got shape \(2,\)"),
+        (
+            lambda: stats(h, w.bfloat16(), y),
+            "weight must have the dtype of hidden, got torch.bfloat16 and torch.float32",
+        ),
+        (
+            lambda: stats(h, torch.zeros(5, 4, dtype=torch.int8), y),
+            "weight must be a floating-point tensor, got torch.int8",
+        ),
+        (
+            lambda: stats(h, torch.zeros(0), y),
+            r"hidden and weight must be \[N, H\] and \[V, H\]",
+        ),  # a ZeRO-3 placeholder
+        (
+            lambda: stats(h, w, y, temperature=torch.ones(2)),
+            r"temperature must be \[3\], got shape \(2,\)",
+        ),
         (lambda: stats(h, w, y, min_p=0.1), "min_p needs a temperature"),
         (lambda: stats(h, w, y, chunk_bytes=0), r"chunk_bytes must be in \[1, 2\*\*63\), got 0"),
-        (lambda: stats(h, w, torch.tensor([0, 5, 1])), r"target ids must be in \[0, 5\) or -100, got 5"),
+        (
+            lambda: stats(h, w, torch.tensor([0, 5, 1])),
+            r"target ids must be in \[0, 5\) or -100, got 5",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             call()
@@ -230,7 +280,10 @@ def test_a_sharded_weight_is_refused_by_name():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         sharded = distribute_tensor(w, init_device_mesh("cpu", (1,)), [Shard(0)])
-        with pytest.raises(ValueError, match=r"weight must be a plain tensor, got a DTensor: pass weight.full_tensor\(\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"weight must be a plain tensor, got a DTensor: pass weight.full_tensor\(\)",
+        ):
             autodeco_fast.token_stats(h, sharded, y)
     finally:
         dist.barrier()

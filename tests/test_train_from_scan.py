@@ -31,7 +31,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def config(tmp_path, name="out", **options) -> TrainConfig:
-    everything = {"scan": tmp_path / "scan", "batch_tokens": 50, "max_rank": 2**31 - 1, "easy_fraction": 1.0}
+    everything = {
+        "scan": tmp_path / "scan",
+        "batch_tokens": 50,
+        "max_rank": 2**31 - 1,
+        "easy_fraction": 1.0,
+    }
     return TrainConfig(output=tmp_path / name, **{**everything, **options})
 
 
@@ -65,7 +70,9 @@ def test_a_scan_teaches_what_text_teaches(tmp_path):
     head, metrics = run(tmp_path, batch_tokens=10**6)
     online = train(OnlineSource(base, data, settings), settings)
     for a, b in zip(head.parameters(), online.parameters()):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # the scan keeps hidden states in bf16
+        torch.testing.assert_close(
+            a, b, rtol=1e-3, atol=1e-4
+        )  # the scan keeps hidden states in bf16
     assert metrics[0]["target_tokens"] == sum(len(r.input_ids) - 1 for r in data)
 
 
@@ -107,7 +114,9 @@ def test_memory_stays_within_the_limit(tmp_path, monkeypatch):
 
 def test_order_differs_by_epoch_and_seed(tmp_path):
     make_scan(tmp_path)
-    probe = type("Probe", (), {"from_stats": staticmethod(lambda hidden, stats, head, draw: stats.max_logit)})
+    probe = type(
+        "Probe", (), {"from_stats": staticmethod(lambda hidden, stats, head, draw: stats.max_logit)}
+    )
 
     def first(seed, epoch):
         settings = config(tmp_path, seed=seed)
@@ -160,9 +169,15 @@ def test_resume_is_exact(tmp_path, early):
         if step >= len(metrics):
             continue
         code = textwrap.dedent(KILLED).format(
-            root=str(ROOT), folder=str(tmp_path), step=step, during_save=during_save, options=options
+            root=str(ROOT),
+            folder=str(tmp_path),
+            step=step,
+            during_save=during_save,
+            options=options,
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == -signal.SIGKILL, done.stderr
     resumed, again = run(tmp_path, "killed", resume=True, **options)
     assert equal(resumed, whole)
@@ -187,9 +202,19 @@ def test_resume_of_two_processes_is_exact(tmp_path):
                 **{{k: v for k, v in LONG.items()}})
             """)
         )
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            str(script),
+        ]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment).returncode
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env=environment
+        ).returncode
 
     assert launch("whole", 0, False) == 0
     assert launch("killed", 5, False) != 0
@@ -226,7 +251,9 @@ def test_stops_early_and_keeps_the_best(tmp_path):
     from autodeco_fast.training.loop import held_out_loss
 
     objective = MinPHinge(max_rank=2**31 - 1, easy_fraction=1.0)
-    assert held_out_loss(measure_on, head, objective, Accelerator()) == pytest.approx(losses[best], rel=1e-6)
+    assert held_out_loss(measure_on, head, objective, Accelerator()) == pytest.approx(
+        losses[best], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("objective", ["autodeco_temperature", "autodeco_joint"])
@@ -257,7 +284,12 @@ def test_settings_from_yaml(tmp_path):
 
 def test_the_grid_of_a_sweep(tmp_path):
     points = sweep(config(tmp_path), ["gravity=0.02,0.05 min_p=0.1", "power=1,2"])
-    assert [list(point.values()) for point, _ in points] == [[0.02, 0.1, 1], [0.02, 0.1, 2], [0.05, 0.1, 1], [0.05, 0.1, 2]]
+    assert [list(point.values()) for point, _ in points] == [
+        [0.02, 0.1, 1],
+        [0.02, 0.1, 2],
+        [0.05, 0.1, 1],
+        [0.05, 0.1, 2],
+    ]
     assert len({settings.output for _, settings in points}) == 4
     for entry, words in (
         ("gravity", "sweep must be like"),
@@ -270,8 +302,18 @@ def test_the_grid_of_a_sweep(tmp_path):
 
 @pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1, 10**13])
 def test_any_seed_of_64_bits_will_do(tmp_path, seed):
-    head, metrics = run(tmp_path, seed=seed, easy_fraction=0.5, trivial_prob=0.0, eval_fraction=0.3, eval_steps=1)
-    again, _ = run(tmp_path, "again", seed=seed, easy_fraction=0.5, trivial_prob=0.0, eval_fraction=0.3, eval_steps=1)
+    head, metrics = run(
+        tmp_path, seed=seed, easy_fraction=0.5, trivial_prob=0.0, eval_fraction=0.3, eval_steps=1
+    )
+    again, _ = run(
+        tmp_path,
+        "again",
+        seed=seed,
+        easy_fraction=0.5,
+        trivial_prob=0.0,
+        eval_fraction=0.3,
+        eval_steps=1,
+    )
     assert equal(head, again)
     assert metrics
 
@@ -281,7 +323,13 @@ def test_checkpoints_that_hold_nonsense_are_refused(tmp_path):
     (tmp_path / "out/autodeco_config.json").unlink()
     newest = checkpoints.newest(tmp_path / "out")
     state = json.loads((newest / checkpoints.STATE).read_text())
-    for text in ("[]", "{", "{}", json.dumps({**state, "step": "4"}), json.dumps({**state, "best_loss": None})):
+    for text in (
+        "[]",
+        "{",
+        "{}",
+        json.dumps({**state, "step": "4"}),
+        json.dumps({**state, "best_loss": None}),
+    ):
         (newest / checkpoints.STATE).write_text(text)
         with pytest.raises(ValueError, match=f"{newest.name} is not a checkpoint of this head"):
             run(tmp_path, resume=True, **LONG)
@@ -307,7 +355,9 @@ def test_metrics_are_reported(tmp_path, monkeypatch):
     make_scan(tmp_path)
     settings = config(tmp_path, report_to="tensorboard")
     monkeypatch.setattr(tracking, "get_available_trackers", list)
-    with pytest.raises(ValueError, match="report_to names trackers that are not installed: tensorboard"):
+    with pytest.raises(
+        ValueError, match="report_to names trackers that are not installed: tensorboard"
+    ):
         train_from_files(settings, [])
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Remembers)
@@ -338,7 +388,9 @@ def test_a_sweep_tabulates_every_point(tmp_path, capsys):
     shutil.rmtree(folder)
     shutil.rmtree(tmp_path / "out")
     train_from_files(settings, ["gravity=0.05,0.5"])
-    assert "which need the scanned model: model must be a folder" in " ".join(capsys.readouterr().err.split())
+    assert "which need the scanned model: model must be a folder" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -346,10 +398,19 @@ def test_a_sweep_tabulates_every_point(tmp_path, capsys):
     [
         ({"scan": None}, "give either scan, or both model and data"),
         ({"model": "m"}, "scan holds what model and data would give"),
-        ({"objective": "autodeco_joint"}, "objective autodeco_joint needs logits at the predicted temperature"),
-        ({"objective": "x"}, "objective must be one of min_p_hinge, autodeco_temperature, autodeco_joint, got 'x'"),
+        (
+            {"objective": "autodeco_joint"},
+            "objective autodeco_joint needs logits at the predicted temperature",
+        ),
+        (
+            {"objective": "x"},
+            "objective must be one of min_p_hinge, autodeco_temperature, autodeco_joint, got 'x'",
+        ),
         ({"early_stopping_patience": 2}, "early_stopping_patience needs eval_fraction"),
-        ({"lr_scheduler_type": "linear"}, "lr_scheduler_type must be one of cosine, constant, got 'linear'"),
+        (
+            {"lr_scheduler_type": "linear"},
+            "lr_scheduler_type must be one of cosine, constant, got 'linear'",
+        ),
     ],
 )
 def test_settings_are_checked(tmp_path, options, words):

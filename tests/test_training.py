@@ -32,7 +32,9 @@ def rows(n: int, length: int = 12) -> list[Row]:
 
 def config(tmp_path, name="out", **options) -> TrainConfig:
     everything = {"max_rank": VOCAB, "easy_fraction": 1.0}
-    return TrainConfig(model="", data=tmp_path / "no", output=tmp_path / name, **{**everything, **options})
+    return TrainConfig(
+        model="", data=tmp_path / "no", output=tmp_path / name, **{**everything, **options}
+    )
 
 
 def run(tmp_path, name="out", data=None, **options) -> tuple[TemperatureHead, list[dict]]:
@@ -40,7 +42,9 @@ def run(tmp_path, name="out", data=None, **options) -> tuple[TemperatureHead, li
     source = OnlineSource(base_model.wrap(tiny_model("llama")), data or rows(16), settings)
     learn, measure_on = source.split()
     head = train(learn, settings, measure_on=measure_on)
-    return head, [json.loads(line) for line in (settings.output / METRICS_NAME).read_text().splitlines()]
+    return head, [
+        json.loads(line) for line in (settings.output / METRICS_NAME).read_text().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -49,11 +53,15 @@ def test_sees_what_the_output_embedding_sees(name):
     base = base_model.wrap(model)
     ids = torch.randint(3, VOCAB, (1, 7))
     caught = []
-    with model.get_output_embeddings().register_forward_pre_hook(lambda _, args: caught.append(args[0])):
+    with model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: caught.append(args[0])
+    ):
         want = model(ids).logits[0].float()
     assert torch.equal(base.hidden(ids), caught[0])
     torch.testing.assert_close(base.logits(base.hidden(ids)[0]), want, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(base.stats(base.hidden(ids)[0], ids[0]).logsumexp, want.logsumexp(-1))
+    torch.testing.assert_close(
+        base.stats(base.hidden(ids)[0], ids[0]).logsumexp, want.logsumexp(-1)
+    )
     base.verify(ids)
 
 
@@ -91,7 +99,8 @@ def test_a_cap_of_another_name_is_applied(cap):
 
 
 def test_hidden_states_changed_before_the_embedding_are_refused():
-    """As MiniCPM3 does, which divides them: its logits agree, but `generate` would show the head another h."""
+    """As MiniCPM3 does, which divides them: its logits agree, but `generate` would show the head
+    another h."""
     torch.manual_seed(0)
     config = MiniCPM3Config(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
@@ -107,7 +116,9 @@ def test_heads_that_are_more_than_their_weight_are_refused():
         head.base_layer = head.weight
 
     def quantised(head):
-        head.weight = torch.nn.Parameter(torch.zeros(VOCAB, 32, dtype=torch.int8), requires_grad=False)
+        head.weight = torch.nn.Parameter(
+            torch.zeros(VOCAB, 32, dtype=torch.int8), requires_grad=False
+        )
 
     def elsewhere(head):
         head.weight = torch.nn.Parameter(torch.zeros(0), requires_grad=False)
@@ -137,7 +148,9 @@ def test_the_processes_share_a_step(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "_sums", lambda head, objective, numbers, epoch: numbers)
     seen = []
     for step in range(source.steps_per_epoch(2)):
-        shares = [[batch(None, None) for batch in source.batches(0, step, rank, 2)] for rank in range(2)]
+        shares = [
+            [batch(None, None) for batch in source.batches(0, step, rank, 2)] for rank in range(2)
+        ]
         assert all(len(batch) <= 2 for share in shares for batch in share)
         seen.append(sorted(i for share in shares for batch in share for i in batch))
     assert [len(step) for step in seen] == [8, 8, 5]
@@ -153,14 +166,26 @@ def test_two_processes_do_what_one_does(tmp_path):
         "from tests.test_training import run\n"
         f"run(Path({str(tmp_path)!r}), 'two', per_device_train_batch_size=4)\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     one, metrics = run(tmp_path, "one", per_device_train_batch_size=8)
-    for a, b in zip(one.parameters(), TemperatureHead.from_pretrained(tmp_path / "two").parameters()):
+    for a, b in zip(
+        one.parameters(), TemperatureHead.from_pretrained(tmp_path / "two").parameters()
+    ):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    lines = [json.loads(line) for line in (tmp_path / "two" / METRICS_NAME).read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "two" / METRICS_NAME).read_text().splitlines()
+    ]
     assert [m["kept_tokens"] for m in lines] == [m["kept_tokens"] for m in metrics]
     assert [m["loss"] for m in lines] == pytest.approx([m["loss"] for m in metrics], rel=1e-5)
 
@@ -168,8 +193,15 @@ def test_two_processes_do_what_one_does(tmp_path):
 def test_learns_the_quantile(tmp_path):
     """With gravity λ, 1 − λ of the reachable tokens end inside the cut."""
     for gravity in (0.1, 0.4):
-        options = {"gravity": gravity, "min_p": 0.03, "num_train_epochs": 120, "learning_rate": 2e-3}
-        _, metrics = run(tmp_path, f"g{gravity}", data=rows(256), per_device_train_batch_size=256, **options)
+        options = {
+            "gravity": gravity,
+            "min_p": 0.03,
+            "num_train_epochs": 120,
+            "learning_rate": 2e-3,
+        }
+        _, metrics = run(
+            tmp_path, f"g{gravity}", data=rows(256), per_device_train_batch_size=256, **options
+        )
         assert abs(metrics[-1]["coverage"] - (1 - gravity)) < 0.08
         assert metrics[-1]["loss"] < metrics[0]["loss"]
 
@@ -177,7 +209,9 @@ def test_learns_the_quantile(tmp_path):
 def test_writes_a_head_and_a_line_a_step(tmp_path):
     head, metrics = run(tmp_path, num_train_epochs=2)
     assert [m["step"] for m in metrics] == list(range(1, 9))
-    assert sum(m["target_tokens"] for m in metrics) == 2 * sum(len(r.input_ids) - 2 for r in rows(16))
+    assert sum(m["target_tokens"] for m in metrics) == 2 * sum(
+        len(r.input_ids) - 2 for r in rows(16)
+    )
     loaded = TemperatureHead.from_pretrained(tmp_path / "out")
     for a, b in zip(head.parameters(), loaded.parameters()):
         assert torch.equal(a, b)
@@ -187,13 +221,21 @@ def test_writes_a_head_and_a_line_a_step(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_head(tmp_path):
-    heads = [run(tmp_path, name, easy_fraction=0.5, trivial_prob=0.0, seed=seed)[0] for name, seed in zip("abc", (1, 1, 2))]
-    same = [all(torch.equal(a, b) for a, b in zip(heads[0].parameters(), h.parameters())) for h in heads[1:]]
+    heads = [
+        run(tmp_path, name, easy_fraction=0.5, trivial_prob=0.0, seed=seed)[0]
+        for name, seed in zip("abc", (1, 1, 2))
+    ]
+    same = [
+        all(torch.equal(a, b) for a, b in zip(heads[0].parameters(), h.parameters()))
+        for h in heads[1:]
+    ]
     assert same == [True, False]
 
 
 def test_nothing_to_learn_from_is_said(tmp_path):
-    with pytest.raises(ValueError, match="no token was left to learn from: easy_fraction 0 dropped all 2 targets"):
+    with pytest.raises(
+        ValueError, match="no token was left to learn from: easy_fraction 0 dropped all 2 targets"
+    ):
         run(tmp_path, max_rank=0, trivial_prob=0.0, easy_fraction=0.0)
     assert not (tmp_path / "out/autodeco_config.json").exists()
 
@@ -212,7 +254,10 @@ def test_learning_rate_warms_up_and_ends():
     [
         ({"min_p": 1.0}, r"min_p must be in \(0, 1\), got 1.0"),
         ({"gravity": -1}, "gravity must be ≥ 0, got -1"),
-        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
+        (
+            {"per_device_train_batch_size": 0},
+            "per_device_train_batch_size must be at least 1, got 0",
+        ),
         ({"easy_fraction": 2.0}, r"easy_fraction must be in \[0, 1\], got 2.0"),
     ],
 )

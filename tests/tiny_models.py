@@ -42,18 +42,30 @@ def _qwen3():
 
 
 def _gemma2():
-    config = Gemma2Config(hidden_size=36, final_logit_softcapping=3.0, query_pre_attn_scalar=8, **_SHAPE)
+    config = Gemma2Config(
+        hidden_size=36, final_logit_softcapping=3.0, query_pre_attn_scalar=8, **_SHAPE
+    )
     return Gemma2ForCausalLM(config)
 
 
 def _granite():
-    return GraniteForCausalLM(GraniteConfig(hidden_size=32, logits_scaling=4.0, embedding_multiplier=3.0, **_SHAPE))
+    return GraniteForCausalLM(
+        GraniteConfig(hidden_size=32, logits_scaling=4.0, embedding_multiplier=3.0, **_SHAPE)
+    )
 
 
 def _gpt2():
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
     model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCAB, n_embd=33, n_layer=2, n_head=3, n_positions=256, tie_word_embeddings=False, **special)
+        GPT2Config(
+            vocab_size=VOCAB,
+            n_embd=33,
+            n_layer=2,
+            n_head=3,
+            n_positions=256,
+            tie_word_embeddings=False,
+            **special,
+        )
     )
     model.lm_head = torch.nn.Linear(33, VOCAB, bias=True)  # an odd width, and a bias as in Phi
     return model
@@ -97,7 +109,9 @@ def prompts(rows: int = 2, length: int = 5, seed: int = 1) -> torch.Tensor:
 def logits_and_temperature(model, head, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The last position's logits `[B, V]` and T `[B]` in fp64, by hand from a plain forward."""
     seen = []
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
     z = model(ids).logits[:, -1].double()
     handle.remove()
     h = seen[0][:, -1].double()

@@ -1,4 +1,5 @@
-"""A frozen base model seen from its output embedding: what enters it, and how logits follow from that.
+"""A frozen base model seen from its output embedding: what enters it, and how logits follow from
+that.
 
 z = softcap·tanh(logit_scale·(h Wᵀ + b) / softcap)          (no softcap: no tanh)
 """
@@ -12,7 +13,8 @@ from autodeco_fast import TokenStats, token_stats
 from autodeco_fast.errors import foreign
 from autodeco_fast.ops.checks import check_plain
 
-# Where configurations keep a linear factor of the logits, and their cap. `verify` finds what is missing here.
+# Where configurations keep a linear factor of the logits, and their cap. `verify` finds what is
+# missing here.
 _MULTIPLIED_BY, _DIVIDED_BY = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
 _CAPPED_AT = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _ENLARGED_TO = 256.0
@@ -20,7 +22,8 @@ _ENLARGED_TO = 256.0
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A model of transformers with its output transform; `verify` says whether that was read correctly."""
+    """A model of transformers with its output transform; `verify` says whether that was read
+    correctly."""
 
     model: torch.nn.Module
     weight: torch.Tensor  # [V, H]
@@ -34,19 +37,26 @@ class BaseModel:
         return self.model.get_input_embeddings().weight.shape[0]
 
     def row_length(self, wanted: int) -> int:
-        """How long a row is at most where `wanted` is asked for: no longer than the model has positions."""
+        """How long a row is at most where `wanted` is asked for: no longer than the model has
+        positions."""
         return row_length(wanted, positions(self.model.config))
 
     @torch.inference_mode()
-    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def hidden(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What enters the output embedding. [B, L] → [B, L, H]
 
         Raises:
             ValueError: if the model inside does not return it.
         """
-        output = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        output = self.model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        )
         if not hasattr(output, "last_hidden_state"):
-            raise ValueError(f"{type(self.model).__name__} does not show what enters its output embedding")
+            raise ValueError(
+                f"{type(self.model).__name__} does not show what enters its output embedding"
+            )
         return output.last_hidden_state
 
     def stats(self, hidden: torch.Tensor, target: torch.Tensor) -> TokenStats:
@@ -57,34 +67,49 @@ class BaseModel:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, H] → [N, V] fp32."""
-        z = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float() * self.logit_scale
+        z = (
+            torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+            * self.logit_scale
+        )
         return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
 
     @torch.inference_mode()
     def verify(self, input_ids: torch.Tensor) -> None:
-        """Runs the whole model on one row of ids and compares what it does with what this class does.
+        """Runs the whole model on one row of ids and compares what it does with what this class
+        does.
 
-        Then once more, with what enters the output embedding so enlarged on its way that a cap or a scale that we do not know
-        of shows, however small the logits of these ids are.
+        Then once more, with what enters the output embedding so enlarged on its way that a cap or a
+        scale that we do not know of shows, however small the logits of these ids are.
 
         Raises:
-            ValueError: if `hidden` is not what enters the output embedding, `logits` not what the model makes of it, or hidden
-                states depend on what follows.
+            ValueError: if `hidden` is not what enters the output embedding, `logits` not what the
+                model makes of it, or hidden states depend on what follows.
         """
         name = type(self.model).__name__
         entered, theirs = self._watched(input_ids)
         if not _alike(self.hidden(input_ids)[0], entered):
-            raise ValueError(f"{name} changes hidden states before its output embedding in a way that is not supported")
+            raise ValueError(
+                f"{name} changes hidden states before its output embedding in a way that is not "
+                "supported"
+            )
         prefix = self.hidden(input_ids[:, : (input_ids.shape[1] + 1) // 2])[0].float()
-        if (entered[: len(prefix)].float() - prefix).norm() > 0.05 * prefix.norm():  # more than roundings in bf16
-            raise ValueError(f"{name} is not causal: in a whole row its hidden states have seen the tokens they predict")
+        if (
+            entered[: len(prefix)].float() - prefix
+        ).norm() > 0.05 * prefix.norm():  # more than roundings in bf16
+            raise ValueError(
+                f"{name} is not causal: in a whole row its hidden states have seen the tokens they "
+                "predict"
+            )
         factor = max(1.0, _ENLARGED_TO / theirs.abs().max().item())
         entered, theirs = self._watched(input_ids, factor)
         if not _alike(self.logits(entered * factor), theirs):
             raise ValueError(f"{name} transforms its logits in a way that is not supported")
 
-    def _watched(self, input_ids: torch.Tensor, factor: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """What enters the output embedding, `[L, H]`, and the logits `[L, V]` that the model makes of `factor` times it."""
+    def _watched(
+        self, input_ids: torch.Tensor, factor: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What enters the output embedding, `[L, H]`, and the logits `[L, V]` that the model makes
+        of `factor` times it."""
         entered = []
 
         def watch(_, args):
@@ -98,7 +123,10 @@ class BaseModel:
             handle.remove()
         if len(entered) != 1:
             name = type(self.model).__name__
-            raise ValueError(f"{name} makes its logits without its output embedding: heads cannot be trained for it")
+            raise ValueError(
+                f"{name} makes its logits without its output embedding: heads cannot be trained "
+                "for it"
+            )
         return entered[0][0], logits
 
 
@@ -114,17 +142,24 @@ def wrap(model) -> BaseModel:
     """Freezes a causal language model and reads its output transform from its configuration.
 
     Raises:
-        ValueError: for an LM head that is missing, adapted, quantised, sharded or offloaded: its weight is not all of it.
+        ValueError: for an LM head that is missing, adapted, quantised, sharded or offloaded: its
+            weight is not all of it.
     """
     model.eval().requires_grad_(False)
     embedding = model.get_output_embeddings()
     if embedding is None:
         raise ValueError(f"{type(model).__name__} has no output embedding")
     if hasattr(embedding, "base_layer"):
-        raise ValueError("the LM head carries an adapter (LoRA): merge it first, for example with model.merge_and_unload()")
+        raise ValueError(
+            "the LM head carries an adapter (LoRA): merge it first, for example with "
+            "model.merge_and_unload()"
+        )
     check_plain(embedding.weight)
     if embedding.weight.is_meta or embedding.weight.numel() == 0:
-        raise ValueError("the LM head's weight is not on this device: it is offloaded, or another process holds it")
+        raise ValueError(
+            "the LM head's weight is not on this device: it is offloaded, or another process holds "
+            "it"
+        )
     config = model.config.get_text_config()
     scale = 1.0
     for key in _MULTIPLIED_BY:
@@ -132,7 +167,9 @@ def wrap(model) -> BaseModel:
     for key in _DIVIDED_BY:
         scale /= getattr(config, key, None) or 1.0
     softcap = next((cap for key in _CAPPED_AT if (cap := getattr(config, key, None))), None)
-    return BaseModel(model, embedding.weight.detach(), getattr(embedding, "bias", None), scale, softcap)
+    return BaseModel(
+        model, embedding.weight.detach(), getattr(embedding, "bias", None), scale, softcap
+    )
 
 
 _FOUND = "model must be a folder or a hub id of a causal language model, got {!r}"
@@ -201,7 +238,8 @@ def load_causal_lm(name: str, **options):
     """The model of a folder or hub id, with all of its weights.
 
     Raises:
-        ValueError: if there is none, or weights are missing, which transformers would draw at random.
+        ValueError: if there is none, or weights are missing, which transformers would draw at
+            random.
     """
     with foreign(_FOUND.format(name)):
         from transformers import AutoModelForCausalLM
@@ -211,14 +249,21 @@ def load_causal_lm(name: str, **options):
         before = logging.get_verbosity()
         logging.set_verbosity_error()  # it prints a table of what we say in a line
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                name, output_loading_info=True, **options
+            )
         finally:
             logging.set_verbosity(before)
     if info["missing_keys"]:
-        raise ValueError(f"model {name!r} lacks {len(info['missing_keys'])} of its weights: {min(info['missing_keys'])} …")
+        raise ValueError(
+            f"model {name!r} lacks {len(info['missing_keys'])} of its weights: "
+            f"{min(info['missing_keys'])} …"
+        )
     if info["unexpected_keys"]:
         unused = f"{len(info['unexpected_keys'])} tensors that {type(model).__name__} does not use"
-        warnings.warn(f"model {name!r} has {unused}: {min(info['unexpected_keys'])} …", stacklevel=2)
+        warnings.warn(
+            f"model {name!r} has {unused}: {min(info['unexpected_keys'])} …", stacklevel=2
+        )
     return model
 
 

@@ -1,9 +1,11 @@
-"""Checkpoints of a training run: folders `checkpoint-<step>` that are whole or not there, and hold all that a resume needs.
+"""Checkpoints of a training run: folders `checkpoint-<step>` that are whole or not there, and hold
+all that a resume needs.
 
     head.safetensors, optimizer.safetensors    parameters, and AdamW's moments by parameter name
     state.json                                 step, and what early stopping knows; best.safetensors if it has a best head
 
-Order, draws and the learning rate are functions of seed and step, so no generator's state has to be kept.
+Order, draws and the learning rate are functions of seed and step, so no generator's state has to be
+kept.
 """
 
 import json
@@ -22,7 +24,12 @@ from autodeco_fast.errors import line, read_json_object
 from autodeco_fast.files import atomic_write, write_text
 from autodeco_fast.values import require, whole
 
-HEAD, OPTIMIZER, BEST, STATE = "head.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
+HEAD, OPTIMIZER, BEST, STATE = (
+    "head.safetensors",
+    "optimizer.safetensors",
+    "best.safetensors",
+    "state.json",
+)
 
 
 @dataclass
@@ -37,7 +44,9 @@ class Progress:
 
 def _numbered(output: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    folders = [p for p in output.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    folders = [
+        p for p in output.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()
+    ]
     return sorted(folders, key=lambda p: int(p.name.removeprefix("checkpoint-")))
 
 
@@ -75,7 +84,11 @@ def save(
     draft = output / f".checkpoint-{progress.step}.{os.getpid()}.tmp"
     draft.mkdir(parents=True)
     try:
-        tensors = {HEAD: tensors_of(head), OPTIMIZER: _moments(head, optimizer), **({} if best is None else {BEST: best})}
+        tensors = {
+            HEAD: tensors_of(head),
+            OPTIMIZER: _moments(head, optimizer),
+            **({} if best is None else {BEST: best}),
+        }
         for name, part in tensors.items():
             atomic_write(draft / name, lambda path, part=part: save_file(part, path))
         write_text(draft / STATE, json.dumps(asdict(progress)))
@@ -88,7 +101,9 @@ def save(
         shutil.rmtree(old)
 
 
-def load(folder: Path, head: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, torch.Tensor] | None]:
+def load(
+    folder: Path, head: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, torch.Tensor] | None]:
     """Puts a checkpoint into head and optimizer; returns where the run was, and its best head.
 
     Raises:
@@ -100,10 +115,17 @@ def load(folder: Path, head: nn.Module, optimizer: torch.optim.Optimizer) -> tup
         for name, parameter in head.named_parameters():
             keys = [key for key in moments if key.rpartition(".")[0] == name]
             state = {key.rpartition(".")[2]: moments[key] for key in keys}
-            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+            optimizer.state[parameter] = {
+                k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
+            }
         best = load_file(folder / BEST) if (folder / BEST).exists() else None
         return _progress(read_json_object(folder / STATE)), best
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:  # RuntimeError: tensors of another head
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # RuntimeError: tensors of another head
         raise ValueError(f"{folder} is not a checkpoint of this head: {line(error)}") from None
 
 
@@ -112,5 +134,9 @@ def _progress(state: dict) -> Progress:
     if sorted(state) != sorted(names):
         raise ValueError(f"{STATE} must have the keys {sorted(names)}, got {sorted(state)}")
     best = state["best_loss"]
-    require(isinstance(best, float), "best_loss", best, "a number")  # infinite before the first measurement
-    return Progress(**{n: best if n == "best_loss" else whole(n, state[n], 0, 2**63 - 1) for n in names})
+    require(
+        isinstance(best, float), "best_loss", best, "a number"
+    )  # infinite before the first measurement
+    return Progress(
+        **{n: best if n == "best_loss" else whole(n, state[n], 0, 2**63 - 1) for n in names}
+    )

@@ -1,4 +1,5 @@
-"""Settings of a scan and of a training run, checked when made. Imports nothing heavy: the command line shows the defaults."""
+"""Settings of a scan and of a training run, checked when made. Imports nothing heavy: the command
+line shows the defaults."""
 
 import types
 import typing
@@ -23,7 +24,9 @@ def size(text: str) -> int:
     try:
         return int(float(number) * factor)
     except (ValueError, OverflowError):  # not a number; infinite
-        raise ValueError(f"a size must be a number of bytes like 500M or 2G, got {text!r}") from None
+        raise ValueError(
+            f"a size must be a number of bytes like 500M or 2G, got {text!r}"
+        ) from None
 
 
 def _kinds(field) -> tuple[type, bool]:
@@ -33,7 +36,8 @@ def _kinds(field) -> tuple[type, bool]:
 
 
 def _check_types(settings) -> None:
-    """Every integer an integer of 64 bits, every float finite, everything else what it says; numbers become Python's.
+    """Every integer an integer of 64 bits, every float finite, everything else what it says;
+    numbers become Python's.
 
     Raises:
         ValueError: naming the setting.
@@ -70,11 +74,15 @@ class ScanConfig:
         data: a JSONL file (see `training/rows.py` for its rows), or a name for `datasets`.
         output: folder for the scan; one that was begun with the same settings is continued.
         split: of a dataset that is named.
-        max_length: tokens of a row at most, and never more than the model has positions; what is beyond is cut off.
+        max_length: tokens of a row at most, and never more than the model has positions; what is
+            beyond is cut off.
         batch_tokens: tokens of a forward pass, padding included.
-        rows_per_shard: rows whose tokens share a file; what is lost, at most, when a scan is killed.
-        max_bytes: of all shards together; a random part of the tokens is kept where it is exceeded. 0: no limit.
-        all_tokens: keep every token instead of a selection by difficulty: to calibrate and to report on.
+        rows_per_shard: rows whose tokens share a file; what is lost, at most, when a scan is
+            killed.
+        max_bytes: of all shards together; a random part of the tokens is kept where it is exceeded.
+            0: no limit.
+        all_tokens: keep every token instead of a selection by difficulty: to calibrate and to
+            report on.
         max_rank, trivial_prob, easy_fraction: which tokens to keep, see `goldilocks_mask`.
         seed: of what is kept.
     """
@@ -113,7 +121,8 @@ class TrainConfig:
         min_p: of the cut the head will be used with, in (0, 1).
         gravity: λ, the share of reference tokens allowed to fall outside the cut, ≥ 0.
         power: of the hinge, 1 or 2.
-        max_length: tokens of a row at most, and never more than the model has positions; what is beyond is cut off.
+        max_length: tokens of a row at most, and never more than the model has positions; what is
+            beyond is cut off.
         num_train_epochs: passes over the data.
         max_steps: stop after this many optimizer steps; 0 for no limit.
         per_device_train_batch_size: rows a process runs at once.
@@ -122,15 +131,18 @@ class TrainConfig:
         learning_rate: AdamW's, at the end of the warm-up.
         lr_scheduler_type: cosine (to zero) or constant, after the warm-up.
         warmup_ratio: share of the steps that warm up.
-        max_rank, trivial_prob, easy_fraction: which tokens to learn from, see `goldilocks_mask`; a scan's tokens are selected
-            already, and are all taken unless these say less.
+        max_rank, trivial_prob, easy_fraction: which tokens to learn from, see `goldilocks_mask`; a
+            scan's tokens are selected already, and are all taken unless these say less.
         eval_fraction: share of the documents held out to measure the loss on; 0 for none.
         eval_steps: steps between such measurements.
-        early_stopping_patience: measurements without a better loss after which training stops, the best head is kept; 0: never.
+        early_stopping_patience: measurements without a better loss after which training stops, the
+            best head is kept; 0: never.
         save_steps: steps between checkpoints; 0 for none.
         save_total_limit: newest checkpoints that are kept.
-        max_memory: bytes that a scan's tokens may take in a process, besides what training itself takes; 0 for no limit.
-        diagnostics: tokens a step of which `diagnostics.jsonl` records T, T* and whether the cut held; 0 for none.
+        max_memory: bytes that a scan's tokens may take in a process, besides what training itself
+            takes; 0 for no limit.
+        diagnostics: tokens a step of which `diagnostics.jsonl` records T, T* and whether the cut
+            held; 0 for none.
         report_to: trackers of accelerate (tensorboard, wandb …), separated by commas; "none".
         resume: continue from the newest checkpoint in `output`.
         seed: of the head's weights, the order of the data and the choice of trivial tokens.
@@ -179,8 +191,19 @@ class TrainConfig:
         require(0 <= self.warmup_ratio <= 1, "warmup_ratio", self.warmup_ratio, "in [0, 1]")
         require(0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "in [0, 1)")
         for name, choices in (("objective", OBJECTIVES), ("lr_scheduler_type", SCHEDULES)):
-            require(getattr(self, name) in choices, name, getattr(self, name), "one of " + ", ".join(choices))
-        for name in ("max_steps", "early_stopping_patience", "save_steps", "max_memory", "diagnostics"):
+            require(
+                getattr(self, name) in choices,
+                name,
+                getattr(self, name),
+                "one of " + ", ".join(choices),
+            )
+        for name in (
+            "max_steps",
+            "early_stopping_patience",
+            "save_steps",
+            "max_memory",
+            "diagnostics",
+        ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "≥ 0")
         for name in (
             *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -192,9 +215,14 @@ class TrainConfig:
         if self.scan is not None and (self.model is not None or self.data is not None):
             raise ValueError("scan holds what model and data would give: leave those out")
         if self.scan is not None and self.objective != "min_p_hinge":
-            raise ValueError(f"objective {self.objective} needs logits at the predicted temperature: give model and data")
+            raise ValueError(
+                f"objective {self.objective} needs logits at the predicted temperature: give model "
+                "and data"
+            )
         if self.early_stopping_patience and not self.eval_fraction:
-            raise ValueError("early_stopping_patience needs eval_fraction, the share of documents to measure on")
+            raise ValueError(
+                "early_stopping_patience needs eval_fraction, the share of documents to measure on"
+            )
 
 
 def _from_text(name: str, kind: type, text: str) -> object:
@@ -225,24 +253,36 @@ def from_yaml(path: Path) -> dict:
     values = {} if values is None else values
     known = {field.name: _kinds(field)[0] for field in fields(TrainConfig)}
     if not isinstance(values, dict):
-        raise ValueError(f"config {path} must map names of settings to values, got {type(values).__name__}")
+        raise ValueError(
+            f"config {path} must map names of settings to values, got {type(values).__name__}"
+        )
     if not set(values) <= set(known):
         unknown = sorted(repr(name) for name in set(values) - set(known))
-        raise ValueError(f"config {path} must map names of settings to values, got {', '.join(unknown)}")
-    return {name: _from_text(name, known[name], v) if isinstance(v, str) else v for name, v in values.items()}
+        raise ValueError(
+            f"config {path} must map names of settings to values, got {', '.join(unknown)}"
+        )
+    return {
+        name: _from_text(name, known[name], v) if isinstance(v, str) else v
+        for name, v in values.items()
+    }
 
 
 def _folder_name(point: dict[str, float]) -> str:
     """Short where that says it all: gravity=0.05_seed=12345678."""
-    exact = {name: f"{value:g}" if float(f"{value:g}") == value else repr(value) for name, value in point.items()}
+    exact = {
+        name: f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        for name, value in point.items()
+    }
     return "_".join(f"{name}={value}" for name, value in exact.items())
 
 
 def sweep(config: TrainConfig, grid: list[str]) -> list[tuple[dict[str, float], TrainConfig]]:
-    """The settings of every point of a grid like `["gravity=0.05,0.1", "min_p=0.1,0.2"]`, each with a folder of its own.
+    """The settings of every point of a grid like `["gravity=0.05,0.1", "min_p=0.1,0.2"]`, each with
+    a folder of its own.
 
     Raises:
-        ValueError: for an entry of another form or name, a setting or a value that is there twice, or one out of range.
+        ValueError: for an entry of another form or name, a setting or a value that is there twice,
+            or one out of range.
     """
     kinds = {field.name: _kinds(field)[0] for field in fields(TrainConfig)}
     axes = {}
@@ -250,7 +290,9 @@ def sweep(config: TrainConfig, grid: list[str]) -> list[tuple[dict[str, float], 
         name, _, values = entry.partition("=")
         kind = kinds.get(name)
         if kind not in (int, float) or not values:
-            raise ValueError(f"sweep must be like gravity=0.05,0.1 with a numeric setting, got {entry!r}")
+            raise ValueError(
+                f"sweep must be like gravity=0.05,0.1 with a numeric setting, got {entry!r}"
+            )
         if name in axes:
             raise ValueError(f"sweep must name a setting once, got {name} twice")
         try:
@@ -258,7 +300,12 @@ def sweep(config: TrainConfig, grid: list[str]) -> list[tuple[dict[str, float], 
         except ValueError:
             raise ValueError(f"sweep must list numbers for {name}, got {values!r}") from None
         if len(set(axes[name])) < len(axes[name]):
-            raise ValueError(f"sweep must list a value once, two points would share a folder: {entry}")
+            raise ValueError(
+                f"sweep must list a value once, two points would share a folder: {entry}"
+            )
     points = [dict(zip(axes, values)) for values in product(*axes.values())]
     checked = [(point, replace(config, **point)) for point in points]
-    return [(point, replace(settings, output=config.output / _folder_name(point))) for point, settings in checked]
+    return [
+        (point, replace(settings, output=config.output / _folder_name(point)))
+        for point, settings in checked
+    ]

@@ -1,12 +1,14 @@
-"""The conformal offset: how much warmer a head must be for the reference token to survive the cut 1 − α of the time.
+"""The conformal offset: how much warmer a head must be for the reference token to survive the cut 1
+− α of the time.
 
 Over calibration tokens with required temperature T* and predicted T̂ let
 
     s = T* − T̂;    +∞ where T* > T_max: no temperature reaches the token;    −∞ where T* = 0: every temperature does
 
-and q the ⌈(n + 1)(1 − α)⌉-th smallest. A token is covered at `clip(T̂ + q, 0, T_max)` exactly if s ≤ q, so a new token that is
-exchangeable with these is covered with probability ≥ 1 − α (split conformal prediction). Tokens of one document resemble each
-other, so documents, not tokens, are resampled for intervals.
+and q the ⌈(n + 1)(1 − α)⌉-th smallest. A token is covered at `clip(T̂ + q, 0, T_max)` exactly if s
+≤ q, so a new token that is exchangeable with these is covered with probability ≥ 1 − α (split
+conformal prediction). Tokens of one document resemble each other, so documents, not tokens, are
+resampled for intervals.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ class Offset:
 
     alpha: float
     offset: float
-    coverage: tuple[float, float]  # 95 % interval of the coverage on as many new documents of the same kind
+    coverage: tuple[
+        float, float
+    ]  # 95 % interval of the coverage on as many new documents of the same kind
     offset_interval: tuple[float, float]  # 95 %
     tokens: int
     documents: int
@@ -46,7 +50,12 @@ def smallest_alpha(s: np.ndarray) -> float:
 
 
 def calibrate(
-    s: np.ndarray, document: np.ndarray, alpha: float, max_temperature: float, seed: int = 0, draws: int = DRAWS
+    s: np.ndarray,
+    document: np.ndarray,
+    alpha: float,
+    max_temperature: float,
+    seed: int = 0,
+    draws: int = DRAWS,
 ) -> Offset:
     """The offset for α, with intervals from a bootstrap over documents.
 
@@ -66,7 +75,8 @@ def calibrate(
     rank = int(_rank(len(s), alpha))
     if rank > len(s) or s[rank - 1] == np.inf:
         raise ValueError(
-            f"alpha {alpha:g} is out of reach: {(s == np.inf).mean():.1%} of the {len(s):,} tokens need more than temperature "
+            f"alpha {alpha:g} is out of reach: {(s == np.inf).mean():.1%} of the {len(s):,} tokens "
+            "need more than temperature "
             f"{max_temperature:g}; alpha must be at least {reachable:.4f}"
         )
     names, document = np.unique(document, return_inverse=True)
@@ -74,7 +84,9 @@ def calibrate(
     generator = np.random.default_rng(seed)
     offsets, coverages = np.empty(draws), np.empty(draws)
     for i in range(draws):
-        ours, theirs = (generator.multinomial(len(names), np.full(len(names), 1 / len(names))) for _ in range(2))
+        ours, theirs = (
+            generator.multinomial(len(names), np.full(len(names), 1 / len(names))) for _ in range(2)
+        )
         mass = ours[document].cumsum()
         at = min(int(mass.searchsorted(_rank(mass[-1], alpha))), len(s) - 1)
         offsets[i] = s[at]
@@ -84,9 +96,19 @@ def calibrate(
     clip = lambda q: float(np.clip(q, -max_temperature, max_temperature))  # noqa: E731
     interval = lambda x: tuple(float(v) for v in np.quantile(x, (0.025, 0.975), method="nearest"))  # noqa: E731
     low, high = interval(offsets)
-    return Offset(alpha, clip(s[rank - 1]), interval(coverages), (clip(low), clip(high)), len(s), len(names), reachable)
+    return Offset(
+        alpha,
+        clip(s[rank - 1]),
+        interval(coverages),
+        (clip(low), clip(high)),
+        len(s),
+        len(names),
+        reachable,
+    )
 
 
-def coverage(required: np.ndarray, predicted: np.ndarray, offset: float, max_temperature: float) -> float:
+def coverage(
+    required: np.ndarray, predicted: np.ndarray, offset: float, max_temperature: float
+) -> float:
     """Share of tokens whose required temperature is reached at `clip(T̂ + offset, 0, T_max)`."""
     return float((required <= np.clip(predicted + offset, 0.0, max_temperature)).mean())

@@ -1,4 +1,5 @@
-"""What a temperature policy buys on reference text: coverage, temperature, kept-set size and likelihood, per document.
+"""What a temperature policy buys on reference text: coverage, temperature, kept-set size and
+likelihood, per document.
 
 Over tokens with logits z, reference y and temperature T:
 
@@ -30,9 +31,15 @@ class Tokens:
 
 @torch.inference_mode()
 def collect(
-    base: BaseModel, tokenizer, texts: list[str], window: int, per_document: int, tick: Callable[[int], None]
+    base: BaseModel,
+    tokenizer,
+    texts: list[str],
+    window: int,
+    per_document: int,
+    tick: Callable[[int], None],
 ) -> Tokens:
-    """Runs the base model once over windows of the documents, keeping hidden states instead of logits.
+    """Runs the base model once over windows of the documents, keeping hidden states instead of
+    logits.
 
     Args:
         texts: one string a document.
@@ -46,7 +53,9 @@ def collect(
     hidden, target, document = [], [], []
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     for index, text in enumerate(texts):
-        ids = ([] if start is None else [start]) + tokenizer(text[: 8 * per_document], add_special_tokens=False).input_ids
+        ids = ([] if start is None else [start]) + tokenizer(
+            text[: 8 * per_document], add_special_tokens=False
+        ).input_ids
         ids = ids[: per_document + 1]
         for at in range(0, len(ids) - 1, window):
             piece = torch.tensor(ids[at : at + window + 1])
@@ -61,7 +70,9 @@ def collect(
     return Tokens(h, y, torch.cat(document), base.stats(h, y))
 
 
-def fit_head(tokens: Tokens, *, gravity: float, min_p: float, seed: int, epochs: int = 6, batch: int = 2048) -> TemperatureHead:
+def fit_head(
+    tokens: Tokens, *, gravity: float, min_p: float, seed: int, epochs: int = 6, batch: int = 2048
+) -> TemperatureHead:
     """Trains a head for a Min-P cut on cached hidden states: AdamW, cosine to zero."""
     torch.manual_seed(seed)
     head = TemperatureHead(tokens.hidden.shape[1], min_p=min_p)
@@ -81,7 +92,11 @@ def fit_head(tokens: Tokens, *, gravity: float, min_p: float, seed: int, epochs:
 
 @torch.inference_mode()
 def per_document_means(
-    tokens: Tokens, base: BaseModel, policies: dict[str, torch.Tensor], min_p: float, tick: Callable[[int], None]
+    tokens: Tokens,
+    base: BaseModel,
+    policies: dict[str, torch.Tensor],
+    min_p: float,
+    tick: Callable[[int], None],
 ) -> dict[str, torch.Tensor]:
     """Sums of the four measures by document, from one pass over the logits.
 
@@ -121,7 +136,8 @@ def means(sums: torch.Tensor) -> dict[str, float]:
 
 
 def fixed_at_equal(fixed: torch.Tensor, axis: int, value: torch.Tensor) -> torch.Tensor:
-    """Coverage on the fixed-temperature curve where measure `axis` equals `value`, linear between its points.
+    """Coverage on the fixed-temperature curve where measure `axis` equals `value`, linear between
+    its points.
 
     Args:
         fixed: `[draws, temperatures, 4]` measures, growing along `axis`.
@@ -138,7 +154,8 @@ def fixed_at_equal(fixed: torch.Tensor, axis: int, value: torch.Tensor) -> torch
 def compare(
     head: torch.Tensor, fixed: list[torch.Tensor], axis: int, seed: int, draws: int = 1000
 ) -> tuple[float, float, float]:
-    """Coverage of a head minus that of the best fixed temperature at equal measure `axis`, with a 95 % bootstrap interval.
+    """Coverage of a head minus that of the best fixed temperature at equal measure `axis`, with a
+    95 % bootstrap interval.
 
     Documents are drawn with replacement, `draws` times.
     """
@@ -146,7 +163,9 @@ def compare(
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(documents, (draws, documents), generator=generator)
     picks = torch.cat([torch.arange(documents)[None], picks])  # the first row is the sample itself
-    counts = torch.zeros(draws + 1, documents, dtype=torch.float64).scatter_add_(1, picks, torch.ones_like(picks).double())
+    counts = torch.zeros(draws + 1, documents, dtype=torch.float64).scatter_add_(
+        1, picks, torch.ones_like(picks).double()
+    )
 
     def resampled(sums: torch.Tensor) -> torch.Tensor:
         total = counts @ sums
@@ -159,8 +178,11 @@ def compare(
     return difference[0].item(), low, high
 
 
-def v_curve(tokens: Tokens, temperature: torch.Tensor, min_p: float, bins: int = 20) -> list[tuple[float, float, float]]:
-    """(mean gap, mean predicted T, mean required T) in quantile bins of the gap; T* ≤ 2 only, gap 0 apart."""
+def v_curve(
+    tokens: Tokens, temperature: torch.Tensor, min_p: float, bins: int = 20
+) -> list[tuple[float, float, float]]:
+    """(mean gap, mean predicted T, mean required T) in quantile bins of the gap; T* ≤ 2 only, gap 0
+    apart."""
     gap = tokens.stats.max_logit - tokens.stats.target_logit
     need = required_temperature(tokens.stats, min_p)
     order = gap.argsort()

@@ -1,4 +1,5 @@
-"""Coverage, temperature, kept-set size and likelihood of policies on a scan's tokens: their logits are made again."""
+"""Coverage, temperature, kept-set size and likelihood of policies on a scan's tokens: their logits
+are made again."""
 
 import torch
 
@@ -27,7 +28,11 @@ def scanned_model(scan: Scan, model: str | None = None) -> BaseModel:
 
 def sample(tokens: ScanTokens) -> torch.Tensor:
     """Indices of at most `SAMPLE` tokens, always the same."""
-    return torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
+    return (
+        torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))[:SAMPLE]
+        .sort()
+        .values
+    )
 
 
 def policy_means(
@@ -37,13 +42,18 @@ def policy_means(
     hidden, target = tokens.hidden.to(base.weight.dtype), tokens.target.long()
     _, document = torch.unique(tokens.document, return_inverse=True)
     sums = per_document_means(
-        Tokens(hidden, target, document, base.stats(hidden, target)), base, policies, min_p, lambda n: None
+        Tokens(hidden, target, document, base.stats(hidden, target)),
+        base,
+        policies,
+        min_p,
+        lambda n: None,
     )
     return {name: means(value) for name, value in sums.items()}
 
 
 def of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str, float]]:
-    """Coverage, mean temperature, kept-set size and the oracle's kept-set size of heads, each at its Min-P.
+    """Coverage, mean temperature, kept-set size and the oracle's kept-set size of heads, each at
+    its Min-P.
 
     Raises:
         ValueError: if the scanned model is not there any more.

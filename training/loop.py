@@ -1,8 +1,9 @@
 """The thin training loop: tokens from a source, an objective, AdamW on the head.
 
-Every process takes its share of a step's tokens and adds up gradients of *summed* losses (`training/step.py`), so neither
-accumulation nor the number of processes changes what is computed. A step depends on seed, step number and parameters alone,
-so a run that was killed and resumed ends in the same bits.
+Every process takes its share of a step's tokens and adds up gradients of *summed* losses
+(`training/step.py`), so neither accumulation nor the number of processes changes what is computed.
+A step depends on seed, step number and parameters alone, so a run that was killed and resumed ends
+in the same bits.
 """
 
 import json
@@ -26,7 +27,11 @@ from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature
 from autodeco_fast.training.sources import Source
 from autodeco_fast.training.step import Seen, Step, differentiate
 
-METRICS_NAME, SETTINGS_NAME, DIAGNOSTICS_NAME = "metrics.jsonl", "training.json", "diagnostics.jsonl"
+METRICS_NAME, SETTINGS_NAME, DIAGNOSTICS_NAME = (
+    "metrics.jsonl",
+    "training.json",
+    "diagnostics.jsonl",
+)
 
 
 def objective_of(config: TrainConfig):
@@ -55,17 +60,28 @@ def save_heads(head: nn.Module, folder: Path) -> None:
 
 
 class Totals:
-    """Sums over a step's tokens, `[7]`: learned from, targets, T, T* and covered of the learned ones, impossible, trivial."""
+    """Sums over a step's tokens, `[7]`: learned from, targets, T, T* and covered of the learned
+    ones, impossible, trivial."""
 
     def __init__(self):
         self.values = torch.zeros(7, dtype=torch.float64)
 
     def add(self, seen: Seen, config: TrainConfig) -> None:
-        need, T, learned = required_temperature(seen.stats, config.min_p), seen.temperature, seen.learned
+        need, T, learned = (
+            required_temperature(seen.stats, config.min_p),
+            seen.temperature,
+            seen.learned,
+        )
         inside = lambda x: torch.where(learned, x, 0.0).sum()  # noqa: E731
         bucket = difficulty(seen.stats, max_rank=config.max_rank, trivial_prob=config.trivial_prob)
         sums = (
-            *(learned.sum(), (seen.stats.rank >= 0).sum(), inside(T), inside(need), (learned & (need <= T)).sum()),
+            *(
+                learned.sum(),
+                (seen.stats.rank >= 0).sum(),
+                inside(T),
+                inside(need),
+                (learned & (need <= T)).sum(),
+            ),
             *((bucket == IMPOSSIBLE).sum(), (bucket == TRIVIAL).sum()),
         )
         self.values += torch.stack([s.double().cpu() for s in sums])
@@ -84,7 +100,11 @@ class Totals:
     def means(self) -> dict[str, float]:
         kept, targets, *sums = self.values.tolist()[:5]
         names = ("temperature", "required_temperature", "coverage")
-        return {**{n: s / max(kept, 1) for n, s in zip(names, sums)}, "kept_tokens": int(kept), "target_tokens": int(targets)}
+        return {
+            **{n: s / max(kept, 1) for n, s in zip(names, sums)},
+            "kept_tokens": int(kept),
+            "target_tokens": int(targets),
+        }
 
 
 def learning_rate(step: int, steps: int, warmup_ratio: float, schedule: str = "cosine") -> float:
@@ -94,12 +114,15 @@ def learning_rate(step: int, steps: int, warmup_ratio: float, schedule: str = "c
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
-    return 0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * (step - warmup) / max(1, steps - warmup))))
+    return 0.5 + 0.5 * float(
+        torch.cos(torch.tensor(torch.pi * (step - warmup) / max(1, steps - warmup)))
+    )
 
 
 @torch.no_grad()
 def held_out_loss(source: Source, head: nn.Module, objective, accelerator) -> float:
-    """The objective's terms added up, each a mean over the held-out tokens, split over the processes."""
+    """The objective's terms added up, each a mean over the held-out tokens, split over the
+    processes."""
     rank, world = accelerator.process_index, accelerator.num_processes
     parameters = list(head.parameters())[:1]
     total = Step.zero(objective.names, parameters)
@@ -128,8 +151,8 @@ def train(
         on_step: called with a step's metrics, in the main process.
 
     Raises:
-        ValueError: if `config.output` holds a head already, a loss or a weight is not finite, or no step kept a token. No head
-            is written then.
+        ValueError: if `config.output` holds a head already, a loss or a weight is not finite, or no
+            step kept a token. No head is written then.
     """
     from accelerate import Accelerator
 
@@ -147,7 +170,10 @@ def check_output(config: TrainConfig) -> None:
     if (config.output / CONFIG_NAME).exists():
         raise ValueError(f"output {str(config.output)!r} holds a head already; name another folder")
     if checkpoints.newest(config.output) and not config.resume:
-        raise ValueError(f"output {str(config.output)!r} holds checkpoints; give --resume to continue, or another folder")
+        raise ValueError(
+            f"output {str(config.output)!r} holds checkpoints; give --resume to continue, or "
+            "another folder"
+        )
 
 
 class _Run:
@@ -159,7 +185,9 @@ class _Run:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.head = new_head(config, source.hidden_size).to(source.device)
         self.objective = objective_of(config)
-        self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=config.learning_rate, weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(
+            self.head.parameters(), lr=config.learning_rate, weight_decay=0.01
+        )
         self.progress, self.best = Progress(), None
         self.totals = Totals()  # of all steps
 
@@ -172,19 +200,32 @@ class _Run:
         if folder is not None:
             self.progress, self.best = checkpoints.load(folder, self.head, self.optimizer)
             progress = self.progress
-        log = _Log(config, self.source.identity(), progress.step) if self.accelerator.is_main_process else None
+        log = (
+            _Log(config, self.source.identity(), progress.step)
+            if self.accelerator.is_main_process
+            else None
+        )
         self.on_start(steps, progress.step)
         while progress.step < steps and not self._out_of_patience():
             metrics = self._step(*divmod(progress.step, per_epoch), steps, log)
             progress.kept_tokens += metrics["kept_tokens"]
             progress.step += 1
-            if self.measure_on is not None and (progress.step % config.eval_steps == 0 or progress.step == steps):
+            if self.measure_on is not None and (
+                progress.step % config.eval_steps == 0 or progress.step == steps
+            ):
                 metrics["eval_loss"] = self._measure()
             if log:
                 log.write(metrics)
                 self.on_step(metrics)
             if config.save_steps and progress.step % config.save_steps == 0 and log:
-                checkpoints.save(config.output, self.head, self.optimizer, progress, self.best, config.save_total_limit)
+                checkpoints.save(
+                    config.output,
+                    self.head,
+                    self.optimizer,
+                    progress,
+                    self.best,
+                    config.save_total_limit,
+                )
         if not progress.kept_tokens:
             raise ValueError(f"no token was left to learn from: {self.totals.why_nothing(config)}")
         if self.best is not None and config.early_stopping_patience:
@@ -211,10 +252,13 @@ class _Run:
         if not math.isfinite(sum(losses.values())):
             found = ", ".join(f"{name} {value:g}" for name, value in losses.items())
             raise ValueError(
-                f"the loss must be finite, got {found} at step {self.progress.step + 1}: no head is written; "
+                f"the loss must be finite, got {found} at step {self.progress.step + 1}: no head "
+                "is written; "
                 f"learning_rate {config.learning_rate:g} may be too high, or hidden states are NaN"
             )
-        rate = config.learning_rate * learning_rate(self.progress.step, steps, config.warmup_ratio, config.lr_scheduler_type)
+        rate = config.learning_rate * learning_rate(
+            self.progress.step, steps, config.warmup_ratio, config.lr_scheduler_type
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total.assign(parameters)
@@ -244,12 +288,19 @@ class _Run:
 
 
 class _Log:
-    """`training.json`, `metrics.jsonl` and `diagnostics.jsonl`: whole lines, none beyond the step a resume begins at."""
+    """`training.json`, `metrics.jsonl` and `diagnostics.jsonl`: whole lines, none beyond the step a
+    resume begins at."""
 
     def __init__(self, config: TrainConfig, identity: dict[str, str], done: int):
         self.started = time.perf_counter()
-        self.metrics, self.diagnostics = config.output / METRICS_NAME, config.output / DIAGNOSTICS_NAME
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+        self.metrics, self.diagnostics = (
+            config.output / METRICS_NAME,
+            config.output / DIAGNOSTICS_NAME,
+        )
+        settings = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(config).items()
+        }
         settings |= identity
         write_text(config.output / SETTINGS_NAME, json.dumps(settings, indent=1) + "\n")
         for path in (self.metrics, *([self.diagnostics] if config.diagnostics else [])):
@@ -257,7 +308,11 @@ class _Log:
 
     @staticmethod
     def _until(path: Path, done: int) -> list[str]:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if done and path.exists() else []
+        lines = (
+            path.read_text(encoding="utf-8").splitlines(keepends=True)
+            if done and path.exists()
+            else []
+        )
         return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
 
     def write(self, metrics: dict) -> None:
@@ -265,7 +320,8 @@ class _Log:
         self._append(self.metrics, [metrics])
 
     def diagnose(self, step: int, seen: Seen, config: TrainConfig) -> None:
-        """The first few tokens of a batch: predicted and required temperature, and whether the cut held."""
+        """The first few tokens of a batch: predicted and required temperature, and whether the cut
+        held."""
         need, T = required_temperature(seen.stats, config.min_p), seen.temperature
         rows = zip(*(x[: config.diagnostics].tolist() for x in (T, need, need <= T, seen.learned)))
         names = ("temperature", "required_temperature", "covered", "learned")

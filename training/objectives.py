@@ -1,7 +1,8 @@
-"""What a head is trained for. An objective makes sums of losses over tokens from hidden states; means come later, over a step.
+"""What a head is trained for. An objective makes sums of losses over tokens from hidden states;
+means come later, over a step.
 
-Called with hidden states, targets, the LM head, the head, and `draw [N]`, uniform in [0, 1), which decides what is left out at
-random (None draws with torch).
+Called with hidden states, targets, the LM head, the head, and `draw [N]`, uniform in [0, 1), which
+decides what is left out at random (None draws with torch).
 
     MinPHinge              the required temperature, softly                 (λ-quantile, see `min_p_hinge_loss`)
     AutoDecoTemperature    AutoDeco's temperature loss
@@ -28,13 +29,17 @@ from autodeco_fast.autodeco_losses import learned_by_autodeco
 from autodeco_fast.ops.soft_top_p import soft_top_p_rows
 from autodeco_fast.torch_backend.logit_stats import multiply
 
-CHUNK_BYTES = 64 << 20  # of the logits that the joint objective makes at a time; fewer rows make a slow product
+CHUNK_BYTES = (
+    64 << 20
+)  # of the logits that the joint objective makes at a time; fewer rows make a slow product
 
 
 class Sums(NamedTuple):
     """Losses summed over some tokens, with what else is known of them."""
 
-    terms: dict[str, tuple[torch.Tensor, torch.Tensor]]  # name → (sum with its graph, number of tokens in it)
+    terms: dict[
+        str, tuple[torch.Tensor, torch.Tensor]
+    ]  # name → (sum with its graph, number of tokens in it)
     temperature: torch.Tensor  # [N] predicted
     stats: TokenStats  # [N]
     learned: torch.Tensor  # bool [N]: the tokens in the first term
@@ -65,7 +70,9 @@ class MinPHinge:
         stats = token_stats(hidden, lm_head.weight, target, **head_options(lm_head))
         return self.from_stats(hidden, stats, head, draw)
 
-    def from_stats(self, hidden, stats: TokenStats, head: nn.Module, draw: torch.Tensor | None) -> Sums:
+    def from_stats(
+        self, hidden, stats: TokenStats, head: nn.Module, draw: torch.Tensor | None
+    ) -> Sums:
         """The same where the statistics are known."""
         selected = goldilocks_mask(
             stats,
@@ -75,7 +82,12 @@ class MinPHinge:
             draw=draw,
         )
         T, limit = head(hidden), head.max_temperature
-        options = {"min_p": self.min_p, "gravity": self.gravity, "power": self.power, "max_temperature": limit}
+        options = {
+            "min_p": self.min_p,
+            "gravity": self.gravity,
+            "power": self.power,
+            "max_temperature": limit,
+        }
         chosen = stats._replace(rank=torch.where(selected, stats.rank, -1))
         loss = min_p_hinge_loss(T, chosen, **options, unreachable=self.unreachable, reduction="sum")
         if self.unreachable == "drop":
@@ -101,13 +113,16 @@ class AutoDecoTemperature:
         """The same where the statistics at T are known."""
         learned = learned_by_autodeco(stats, self.easy_drop, draw=draw)
         chosen = stats._replace(rank=torch.where(learned, stats.rank, -1))
-        loss = autodeco_temperature_loss(T, chosen, easy_drop=0.0, weighting=self.weighting, reduction="sum")
+        loss = autodeco_temperature_loss(
+            T, chosen, easy_drop=0.0, weighting=self.weighting, reduction="sum"
+        )
         return Sums({"temperature": (loss, learned.sum())}, T.detach(), stats, learned)
 
 
 @dataclass(frozen=True)
 class AutoDecoJoint:
-    """AutoDeco's two losses for two heads, `nn.ModuleDict(temp_head=…, top_p_head=…)`, from one product with the LM head.
+    """AutoDeco's two losses for two heads, `nn.ModuleDict(temp_head=…, top_p_head=…)`, from one
+    product with the LM head.
 
     A chunk of logits serves the statistics, the top-p head's features and the sort.
     """
@@ -119,7 +134,9 @@ class AutoDecoJoint:
     steepness: float = 30.0
     chunk_bytes: int = CHUNK_BYTES
 
-    def __call__(self, hidden, target, lm_head, head: nn.ModuleDict, draw: torch.Tensor | None) -> Sums:
+    def __call__(
+        self, hidden, target, lm_head, head: nn.ModuleDict, draw: torch.Tensor | None
+    ) -> Sums:
         weight, options = lm_head.weight.detach(), head_options(lm_head)
         bias, transform = options.pop("bias"), options
         T = head["temp_head"](hidden)
@@ -136,7 +153,12 @@ class AutoDecoJoint:
             features = prob_stats(logits, heat.detach(), **transform) if enhanced else None
             top_p = head["top_p_head"](h, heat.detach(), features)
             column = torch.where(y < 0, -2, y)
-            soft = {"bias": None, "steepness": self.steepness, "chunk_bytes": self.chunk_bytes, **transform}
+            soft = {
+                "bias": None,
+                "steepness": self.steepness,
+                "chunk_bytes": self.chunk_bytes,
+                **transform,
+            }
             losses.append(soft_top_p_rows(logits, None, column, heat, top_p, **soft).sum())
         stats = TokenStats(*(None if f[0] is None else torch.cat(f) for f in zip(*parts)))
         first = AutoDecoTemperature(self.easy_drop, self.weighting).from_stats(T, stats, draw)

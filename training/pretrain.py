@@ -2,10 +2,11 @@
 
     python -m autodeco_fast.training.pretrain --output DIR --steps 1000 --seed 0
 
-A byte-level BPE tokenizer of 8192 tokens, then a Llama of 5 layers and width 256 (tied embeddings), on random windows of the
-`train` split of `stdlib_corpus`. fp32 master weights, bf16 products, Muon for the matrices and AdamW for the rest, linear
-warm-up and decay. Ends with the held-out loss beside a unigram and an interpolated trigram model of the same tokens, written
-into the model's card.
+A byte-level BPE tokenizer of 8192 tokens, then a Llama of 5 layers and width 256 (tied embeddings),
+on random windows of the `train` split of `stdlib_corpus`. fp32 master weights, bf16 products, Muon
+for the matrices and AdamW for the rest, linear warm-up and decay. Ends with the held-out loss
+beside a unigram and an interpolated trigram model of the same tokens, written into the model's
+card.
 """
 
 import argparse
@@ -30,7 +31,8 @@ _WORDS = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|[\r\n]+ *|\s+"
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which a line break and the indentation after it can be one token; id 0 ends a document."""
+    """Byte-level BPE in which a line break and the indentation after it can be one token; id 0 ends
+    a document."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -40,10 +42,16 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        pad_token=END,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -83,7 +91,10 @@ def train(model: LlamaForCausalLM, ids: np.ndarray, steps: int, seed: int) -> No
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda s: min((s + 1) / WARMUP, max(0.0, 1 - s / steps))) for o in optimizers
+        torch.optim.lr_scheduler.LambdaLR(
+            o, lambda s: min((s + 1) / WARMUP, max(0.0, 1 - s / steps))
+        )
+        for o in optimizers
     ]
     rng = np.random.default_rng(seed)
     rows = np.arange(WINDOW + 1)
@@ -94,7 +105,9 @@ def train(model: LlamaForCausalLM, ids: np.ndarray, steps: int, seed: int) -> No
         batch = torch.from_numpy(ids[starts[:, None] + rows])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=batch[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+        loss = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), batch[:, 1:].flatten()
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules):
@@ -110,7 +123,8 @@ def train(model: LlamaForCausalLM, ids: np.ndarray, steps: int, seed: int) -> No
 
 @torch.inference_mode()
 def held_out_nats(model: LlamaForCausalLM, ids: np.ndarray) -> float:
-    """Mean negative log-likelihood in nats a token over consecutive windows, the first token of each given."""
+    """Mean negative log-likelihood in nats a token over consecutive windows, the first token of
+    each given."""
     total, count = 0.0, 0
     for start in range(0, len(ids) - 1, WINDOW):
         batch = torch.from_numpy(ids[start : start + WINDOW + 1])[None]
@@ -121,12 +135,15 @@ def held_out_nats(model: LlamaForCausalLM, ids: np.ndarray) -> float:
 
 
 def ngram_nats(train_ids: np.ndarray, ids: np.ndarray) -> dict[str, float]:
-    """Held-out nats a token of a unigram (add-one) and of a trigram interpolated with it (absolute discount 0.75)."""
+    """Held-out nats a token of a unigram (add-one) and of a trigram interpolated with it (absolute
+    discount 0.75)."""
     discount = 0.75
 
     def backed_off(order: int, lower: np.ndarray) -> np.ndarray:
         """p_order(next | order-1 tokens before) at every position of `ids` from `order - 1` on."""
-        key = lambda x: sum(x[k : len(x) - order + 1 + k] * VOCAB ** (order - 1 - k) for k in range(order))  # noqa: E731
+        key = lambda x: sum(
+            x[k : len(x) - order + 1 + k] * VOCAB ** (order - 1 - k) for k in range(order)
+        )  # noqa: E731
         grams, counts = np.unique(key(train_ids), return_counts=True)
         contexts, first, types = np.unique(grams // VOCAB, return_index=True, return_counts=True)
         totals = np.add.reduceat(counts, first)
@@ -142,13 +159,18 @@ def ngram_nats(train_ids: np.ndarray, ids: np.ndarray) -> dict[str, float]:
             find(contexts, types, gram // VOCAB),
         )
         seen = np.maximum(total, 1)
-        return np.where(total > 0, np.maximum(n - discount, 0) / seen + discount * kinds / seen * lower, lower)
+        return np.where(
+            total > 0, np.maximum(n - discount, 0) / seen + discount * kinds / seen * lower, lower
+        )
 
     frequency = np.bincount(train_ids, minlength=VOCAB) + 1.0
     unigram = (frequency / frequency.sum())[ids]
     bigram = backed_off(2, unigram[1:])
     trigram = backed_off(3, bigram[1:])
-    return {"unigram": float(-np.log(unigram[1:]).mean()), "trigram": float(-np.log(trigram).mean())}
+    return {
+        "unigram": float(-np.log(unigram[1:]).mean()),
+        "trigram": float(-np.log(trigram).mean()),
+    }
 
 
 CARD = """---
@@ -177,7 +199,9 @@ The model's windows are {window} tokens with no context carried over.
 """
 
 
-def write_model(output: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict) -> None:
+def write_model(
+    output: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict
+) -> None:
     """Writes the folder under a temporary name, then puts it in place."""
     draft = output.with_name(output.name + f".tmp{os.getpid()}")
     model.to(torch.bfloat16).save_pretrained(draft)
@@ -202,7 +226,11 @@ def main() -> None:
     ids, held_ids = encode(tokenizer, texts), encode(tokenizer, held_out)
     held_bytes = sum(len(text.encode()) for text in held_out)
     model = build_model(args.seed)
-    print(f"{model.num_parameters():,} parameters, {len(ids):,} training tokens, {len(held_ids):,} held out", flush=True)
+    print(
+        f"{model.num_parameters():,} parameters, {len(ids):,} training tokens, {len(held_ids):,} "
+        "held out",
+        flush=True,
+    )
     train(model, ids, args.steps, args.seed)
 
     nats = {**ngram_nats(ids, held_ids), "model": held_out_nats(model, held_ids)}

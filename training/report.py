@@ -1,4 +1,5 @@
-"""`autodeco-fast report`: one self-contained page and its figures, of a head on one scan or several."""
+"""`autodeco-fast report`: one self-contained page and its figures, of a head on one scan or
+several."""
 
 import base64
 import html
@@ -9,7 +10,13 @@ from autodeco_fast.files import atomic_write, output_folder, write_text
 from autodeco_fast.training import report_data as data
 from autodeco_fast.training import report_figures as figures
 from autodeco_fast.training.base_model import load_tokenizer
-from autodeco_fast.training.calibrate import CALIBRATION_NAME, check_every_token, check_fits, cut_of, training_settings
+from autodeco_fast.training.calibrate import (
+    CALIBRATION_NAME,
+    check_every_token,
+    check_fits,
+    cut_of,
+    training_settings,
+)
 from autodeco_fast.training.conformal import coverage
 from autodeco_fast.training.kept import SAMPLE, scanned_model
 from autodeco_fast.training.scan_store import Scan
@@ -52,7 +59,9 @@ def _shaded(passage: list[tuple[str, float]], limit: float) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    line = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"  # noqa: E731
+    line = lambda cells, tag: (
+        "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+    )  # noqa: E731
     return f'<div class="scroll"><table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
 
 
@@ -62,24 +71,34 @@ def _summary(domains: list[data.Domain], limit: float) -> str:
         reached = (d.required <= limit).mean()
         covered = coverage(d.required, d.temperature, 0.0, limit)
         numbers = f"{len(d.tokens):,}", f"{len(set(d.document.tolist())):,}"
-        rows.append([d.name, *numbers, f"{covered:.1%}", f"{d.temperature.mean():.3f}", f"{reached:.1%}"])
+        rows.append(
+            [d.name, *numbers, f"{covered:.1%}", f"{d.temperature.mean():.3f}", f"{reached:.1%}"]
+        )
     return _table(["text", "tokens", "documents", "coverage", "mean T", "reachable at T_max"], rows)
 
 
-def report_from_files(head_folder: Path, scans: list[Path], output: Path, model: str | None, min_p: float | None) -> None:
-    """Writes `report.html` and its figures as PNG files to `output`. Scans are named by their folders.
+def report_from_files(
+    head_folder: Path, scans: list[Path], output: Path, model: str | None, min_p: float | None
+) -> None:
+    """Writes `report.html` and its figures as PNG files to `output`. Scans are named by their
+    folders.
 
     Raises:
-        ValueError: for a head, scans or a model that do not belong together, or an output that cannot be written.
+        ValueError: for a head, scans or a model that do not belong together, or an output that
+            cannot be written.
     """
     names = [folder.resolve().name for folder in scans]
     if len(set(names)) < len(names):
-        raise ValueError(f"scans are named by their folders, which must differ, got {', '.join(names)}")
+        raise ValueError(
+            f"scans are named by their folders, which must differ, got {', '.join(names)}"
+        )
     with output_folder(output):
         _report(head_folder, dict(zip(names, scans)), output, model, min_p)
 
 
-def _report(head_folder: Path, scans: dict[str, Path], output: Path, model: str | None, min_p: float | None) -> None:
+def _report(
+    head_folder: Path, scans: dict[str, Path], output: Path, model: str | None, min_p: float | None
+) -> None:
     head, settings = TemperatureHead.from_pretrained(head_folder), training_settings(head_folder)
     opened = [Scan(folder) for folder in scans.values()]
     for scan in opened:
@@ -105,30 +124,34 @@ def _page(head, settings, head_folder, domains, base, tokenizer, min_p, output) 
         "v-curve": (
             figures.v_curves(curves, min_p),
             "V-curve",
-            "Predicted temperature against the model's own gap between its best token and the reference. A head that knew the "
+            "Predicted temperature against the model's own gap between its best token and the "
+            "reference. A head that knew the "
             "gap would follow the dashed line.",
         ),
         "reliability": (
             figures.reliability(data.reliability(first, domains[1:], limit), trained),
             "Reliability",
-            f"The offset is calibrated on every second document of {first.name} and measured on the rest"
-            + (", and on the other text, where nothing is promised." if many else "."),
+            f"The offset is calibrated on every second document of {first.name} and measured on "
+            "the rest" + (", and on the other text, where nothing is promised." if many else "."),
         ),
         "cost": (
             figures.costs({d.name: data.costs(d, base, head, min_p) for d in domains}),
             "What coverage costs",
-            f"Coverage against the tokens inside the cut, on {SAMPLE:,} tokens at most. The head's line shifts its "
+            f"Coverage against the tokens inside the cut, on {SAMPLE:,} tokens at most. The head's "
+            "line shifts its "
             "temperatures by a constant. Up and to the left is better.",
         ),
         "difficulty": (
             figures.temperatures(first, limit),
             "Temperature by difficulty",
-            "Trivial: the argmax is right and has more than 90 %; impossible: more than 100 tokens rank above the reference.",
+            "Trivial: the argmax is right and has more than 90 %; impossible: more than 100 tokens "
+            "rank above the reference.",
         ),
         "classes": (
             figures.by_class(first, classes),
             "Temperature by kind of token",
-            "Medians and quartiles by the reference token's text; whiskers from 5 to 95 %; below the names, the tokens.",
+            "Medians and quartiles by the reference token's text; whiskers from 5 to 95 %; below "
+            "the names, the tokens.",
         ),
     }
     for name, (png, title, caption) in drawn.items():
@@ -137,7 +160,11 @@ def _page(head, settings, head_folder, domains, base, tokenizer, min_p, output) 
     for d in domains:
         parts.append(f"<h2>{html.escape(d.name)}, shaded by temperature</h2>")
         parts += [_shaded(p, limit) for p in data.passages(d, tokenizer, PASSAGES, PASSAGE_TOKENS)]
-    offset = f", offset {head.offset:+.3f} (see {CALIBRATION_NAME})" if head.offset else ", not calibrated"
+    offset = (
+        f", offset {head.offset:+.3f} (see {CALIBRATION_NAME})"
+        if head.offset
+        else ", not calibrated"
+    )
     facts = f"Head {head_folder.name}{offset}. Min-P {min_p:g}; temperatures up to {limit:g}."
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '

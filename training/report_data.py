@@ -46,8 +46,11 @@ def domain(name: str, scan: Scan, head: TemperatureHead, min_p: float) -> Domain
     return Domain(name, tokens, raw, T, required(tokens, min_p), bucket)
 
 
-def v_curve(d: Domain, min_p: float, limit: float, bins: int = 24) -> list[tuple[float, float, float, float]]:
-    """(mean gap, 20 %, mean, 80 % of T̂) in quantile bins of the gap, T* within reach; tokens with gap 0 are the first bin."""
+def v_curve(
+    d: Domain, min_p: float, limit: float, bins: int = 24
+) -> list[tuple[float, float, float, float]]:
+    """(mean gap, 20 %, mean, 80 % of T̂) in quantile bins of the gap, T* within reach; tokens with
+    gap 0 are the first bin."""
     order = np.argsort(d.required, kind="stable")
     order = order[d.required[order] <= limit]
     zero = int((d.required[order] == 0).sum())
@@ -61,8 +64,11 @@ def v_curve(d: Domain, min_p: float, limit: float, bins: int = 24) -> list[tuple
     ]  # fmt: skip
 
 
-def reliability(ours: Domain, others: Sequence[Domain], limit: float) -> dict[str, list[tuple[float, float]]]:
-    """(1 − α, measured coverage): calibrated on every second document of the first, measured on its rest and on the others."""
+def reliability(
+    ours: Domain, others: Sequence[Domain], limit: float
+) -> dict[str, list[tuple[float, float]]]:
+    """(1 − α, measured coverage): calibrated on every second document of the first, measured on its
+    rest and on the others."""
     half = np.isin(ours.document, np.unique(ours.document)[::2])
     s = scores(ours.required, ours.raw, limit)
     curves: dict[str, list[tuple[float, float]]] = {d.name: [] for d in (ours, *others)}
@@ -71,14 +77,19 @@ def reliability(ours: Domain, others: Sequence[Domain], limit: float) -> dict[st
             offset = calibrate(s[half], ours.document[half], alpha, limit, draws=2).offset
         except ValueError:  # out of reach
             continue
-        curves[ours.name].append((1 - alpha, coverage(ours.required[~half], ours.raw[~half], offset, limit)))
+        curves[ours.name].append(
+            (1 - alpha, coverage(ours.required[~half], ours.raw[~half], offset, limit))
+        )
         for d in others:
             curves[d.name].append((1 - alpha, coverage(d.required, d.raw, offset, limit)))
     return curves
 
 
-def costs(d: Domain, base: BaseModel, head: TemperatureHead, min_p: float) -> dict[str, dict[str, float]]:
-    """Coverage, temperature, kept-set size and nll of fixed temperatures, the head at several shifts, and the oracle."""
+def costs(
+    d: Domain, base: BaseModel, head: TemperatureHead, min_p: float
+) -> dict[str, dict[str, float]]:
+    """Coverage, temperature, kept-set size and nll of fixed temperatures, the head at several
+    shifts, and the oracle."""
     picks = sample(d.tokens)
     T = torch.from_numpy(d.temperature)[picks]
     limit = head.max_temperature

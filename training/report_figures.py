@@ -15,7 +15,9 @@ def _figure(columns: int, width: float = 7.0, height: float = 4.4):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * (1 if columns == 1 else 0.85 * columns), height), layout="constrained")
+    figure = Figure(
+        figsize=(width * (1 if columns == 1 else 0.85 * columns), height), layout="constrained"
+    )
     FigureCanvasAgg(figure)
     axes = np.atleast_1d(figure.subplots(1, columns, sharey=True))
     for a in axes:
@@ -36,7 +38,9 @@ def v_curves(curves: dict[str, list], min_p: float) -> bytes:
     for a, (name, curve), colour in zip(axes, curves.items(), _COLOURS):
         gap, low, mean, high = zip(*curve)
         a.plot(gap, [g / -math.log(min_p) for g in gap], "--", color=FIXED, label="required T*")
-        a.fill_between(gap, low, high, color=colour, alpha=0.2, lw=0, label="20 to 80 % of predictions")
+        a.fill_between(
+            gap, low, high, color=colour, alpha=0.2, lw=0, label="20 to 80 % of predictions"
+        )
         a.plot(gap, mean, "D-", ms=4, color=colour, label="predicted T, mean")
         a.set(title=name, xlabel="gap  z_max − z_y  (nats)")
         a.legend(frameon=False)
@@ -44,8 +48,11 @@ def v_curves(curves: dict[str, list], min_p: float) -> bytes:
     return _png(figure)
 
 
-def reliability(curves: dict[str, list[tuple[float, float]]], trained: tuple[float, float] | None) -> bytes:
-    """Promised against measured coverage; `trained` is 1 − λ and the coverage of the head as it is."""
+def reliability(
+    curves: dict[str, list[tuple[float, float]]], trained: tuple[float, float] | None
+) -> bytes:
+    """Promised against measured coverage; `trained` is 1 − λ and the coverage of the head as it
+    is."""
     figure, (a,) = _figure(1)
     low = min((x for curve in curves.values() for point in curve for x in point), default=0.5)
     a.plot([low, 1], [low, 1], "--", color=FIXED, lw=1, label="as promised")
@@ -65,10 +72,26 @@ def costs(tables: dict[str, dict[str, dict[str, float]]]) -> bytes:
     for a, (name, rows) in zip(axes, tables.items()):
         for prefix, style, colour in (("fixed", "o-", FIXED), ("head", "D-", HEAD)):
             line = [r for key, r in rows.items() if key.startswith(prefix)]
-            a.plot([r["kept"] for r in line], [r["coverage"] for r in line], style, ms=4, color=colour, label=prefix)
+            a.plot(
+                [r["kept"] for r in line],
+                [r["coverage"] for r in line],
+                style,
+                ms=4,
+                color=colour,
+                label=prefix,
+            )
         now = rows["head +0"]
-        a.plot(now["kept"], now["coverage"], "D", ms=9, mfc="none", color=HEAD, label="head as it is")
-        a.plot(rows["oracle"]["kept"], rows["oracle"]["coverage"], "*", ms=13, color=ORACLE, label="oracle T*")
+        a.plot(
+            now["kept"], now["coverage"], "D", ms=9, mfc="none", color=HEAD, label="head as it is"
+        )
+        a.plot(
+            rows["oracle"]["kept"],
+            rows["oracle"]["coverage"],
+            "*",
+            ms=13,
+            color=ORACLE,
+            label="oracle T*",
+        )
         a.set(title=name, xlabel="mean tokens inside the Min-P cut", xscale="log")
         a.legend(frameon=False, loc="lower right")
     axes[0].set_ylabel("coverage of the reference token")

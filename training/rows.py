@@ -32,7 +32,9 @@ class Row(NamedTuple):
 
 
 def _ids(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    return isinstance(value, list) and all(
+        isinstance(v, int) and not isinstance(v, bool) for v in value
+    )
 
 
 def _chat(value: object) -> bool:
@@ -114,11 +116,13 @@ def is_local(data: str) -> bool:
 
 
 def stream_rows(data: str, split: str, vocabulary: int | None = None) -> Iterator[dict]:
-    """Rows of a JSONL file, of the Python standard library's text (`stdlib:head`, `stdlib:held_out`), or of a dataset by its
-    name, streamed; columns that no format has are left out.
+    """Rows of a JSONL file, of the Python standard library's text (`stdlib:head`,
+    `stdlib:held_out`), or of a dataset by its name, streamed; columns that no format has are left
+    out.
 
     Raises:
-        ValueError: as `iter_rows`; if `data` is neither, `datasets` is not installed, or a row fits no format.
+        ValueError: as `iter_rows`; if `data` is neither, `datasets` is not installed, or a row fits
+            no format.
     """
     if is_local(data):
         yield from iter_rows(Path(data), vocabulary)
@@ -132,7 +136,8 @@ def stream_rows(data: str, split: str, vocabulary: int | None = None) -> Iterato
         from datasets import load_dataset
     except ImportError:
         raise ValueError(
-            f"data must be a JSONL file or a dataset's name, got {data!r}, which is no file; names need `pip install datasets`"
+            f"data must be a JSONL file or a dataset's name, got {data!r}, which is no file; names "
+            "need `pip install datasets`"
         ) from None
     unreadable = f"data must be a JSONL file or a dataset's name, got {data!r}, of which split {split!r} cannot be read"
     with foreign(unreadable):
@@ -158,14 +163,16 @@ def _template(tokenizer, messages: list[dict], prompt: bool = False) -> list[int
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template, which rows with messages need")
     with foreign("the tokenizer's chat template does not take the messages"):
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False))
+        return list(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
+        )
 
 
 def _chat_row(tokenizer, messages: list[dict], learned: Iterator[int]) -> Row:
     """The messages numbered `learned` are targets.
 
-    A message's tokens are those between the longest prefixes that the whole chat shares with the chat up to it (with the
-    generation prompt) and with the chat that ends with it.
+    A message's tokens are those between the longest prefixes that the whole chat shares with the
+    chat up to it (with the generation prompt) and with the chat that ends with it.
     """
     ids = _template(tokenizer, messages)
     labels = [IGNORED] * len(ids)
@@ -201,19 +208,22 @@ def _encoded(tokenizer, row: dict) -> Row:
 
 
 def encode(tokenizer, row: dict, max_length: int, vocabulary: int | None = None) -> Row | None:
-    """Tokenises a checked row; None if nothing is left to learn from. The first token is never a target.
+    """Tokenises a checked row; None if nothing is left to learn from. The first token is never a
+    target.
 
     Args:
         vocabulary: of the model; not looked at if None.
 
     Raises:
-        ValueError: for a chat without a chat template, one that the template does not take, or a tokenizer whose ids are not
-            the model's.
+        ValueError: for a chat without a chat template, one that the template does not take, or a
+            tokenizer whose ids are not the model's.
     """
     ids, labels = _encoded(tokenizer, row)
     ids, labels = list(ids[:max_length]), [IGNORED, *labels[1:max_length]]
     if vocabulary is not None and ids and max(ids) >= vocabulary:
-        raise ValueError(f"the tokenizer makes id {max(ids)} of a row, the model's vocabulary has {vocabulary}")
+        raise ValueError(
+            f"the tokenizer makes id {max(ids)} of a row, the model's vocabulary has {vocabulary}"
+        )
     return Row(ids, labels) if any(y != IGNORED for y in labels) else None
 
 
@@ -222,13 +232,19 @@ def nothing_to_learn(rows: int, max_length: int) -> str:
     return f"data must have a target within max_length {max_length}, none of its {rows} rows has"
 
 
-def encode_all(tokenizer, rows: list[dict], max_length: int, vocabulary: int | None = None) -> list[Row]:
+def encode_all(
+    tokenizer, rows: list[dict], max_length: int, vocabulary: int | None = None
+) -> list[Row]:
     """Tokenises checked rows; those without a target are left out.
 
     Raises:
         ValueError: as `encode`, or if none is left.
     """
-    encoded = [row for row in (encode(tokenizer, row, max_length, vocabulary) for row in rows) if row is not None]
+    encoded = [
+        row
+        for row in (encode(tokenizer, row, max_length, vocabulary) for row in rows)
+        if row is not None
+    ]
     if not encoded:
         raise ValueError(nothing_to_learn(len(rows), max_length))
     return encoded

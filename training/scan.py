@@ -1,8 +1,10 @@
-"""The scan: one forward pass of the frozen model over the data, of which everything a head learns from is written down.
+"""The scan: one forward pass of the frozen model over the data, of which everything a head learns
+from is written down.
 
-Work is cut into blocks of `rows_per_shard` rows, dealt out to the processes; a block becomes one shard, whole or not at all,
-and carries its own counts. So a scan that was killed continues where it was: blocks that are there are not done again, and
-nothing is counted twice. What is kept at random is decided by numbers that belong to the token (`training/draws.py`).
+Work is cut into blocks of `rows_per_shard` rows, dealt out to the processes; a block becomes one
+shard, whole or not at all, and carries its own counts. So a scan that was killed continues where it
+was: blocks that are there are not done again, and nothing is counted twice. What is kept at random
+    is decided by numbers that belong to the token (`training/draws.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -47,8 +49,11 @@ def pad(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     )
 
 
-def batches_by_length(rows: list[tuple[int, Row]], batch_tokens: int) -> Iterator[list[tuple[int, Row]]]:
-    """Batches of rows of about the same length, at most `batch_tokens` with padding; one row at least."""
+def batches_by_length(
+    rows: list[tuple[int, Row]], batch_tokens: int
+) -> Iterator[list[tuple[int, Row]]]:
+    """Batches of rows of about the same length, at most `batch_tokens` with padding; one row at
+    least."""
     batch: list[tuple[int, Row]] = []
     for item in sorted(rows, key=lambda item: -len(item[1].input_ids)):
         if batch and len(batch[0][1].input_ids) * (len(batch) + 1) > batch_tokens:
@@ -68,22 +73,33 @@ def _bucket(stats: TokenStats, config: ScanConfig) -> torch.Tensor:
     return difficulty(stats, max_rank=config.max_rank, trivial_prob=config.trivial_prob)
 
 
-def _kept(bucket: torch.Tensor, draw: torch.Tensor, config: ScanConfig, share: float) -> torch.Tensor:
-    """All of the middle, `easy_fraction` of the trivial, none of the impossible, or all tokens; of these, a share."""
+def _kept(
+    bucket: torch.Tensor, draw: torch.Tensor, config: ScanConfig, share: float
+) -> torch.Tensor:
+    """All of the middle, `easy_fraction` of the trivial, none of the impossible, or all tokens; of
+    these, a share."""
     if config.all_tokens:
         return (bucket >= 0) & (draw < share)
-    return ((bucket == MIDDLE) & (draw < share)) | ((bucket == TRIVIAL) & (draw < share * config.easy_fraction))
+    return ((bucket == MIDDLE) & (draw < share)) | (
+        (bucket == TRIVIAL) & (draw < share * config.easy_fraction)
+    )
 
 
 @torch.inference_mode()
 def scan_batch(
-    base: BaseModel, batch: list[tuple[int, Row]], config: ScanConfig, share: float, counts: dict[str, int]
+    base: BaseModel,
+    batch: list[tuple[int, Row]],
+    config: ScanConfig,
+    share: float,
+    counts: dict[str, int],
 ) -> ScanTokens:
     """The tokens of some rows that are kept; adds to the counts."""
     device = base.weight.device
     ids, mask, labels = (t.to(device) for t in pad([row for _, row in batch]))
     wanted = labels[:, 1:] != IGNORED
-    document = torch.tensor([number for number, _ in batch], device=device)[:, None].expand(wanted.shape)[wanted]
+    document = torch.tensor([number for number, _ in batch], device=device)[:, None].expand(
+        wanted.shape
+    )[wanted]
     position = torch.arange(1, ids.shape[1], device=device).expand(wanted.shape)[wanted]
     hidden, target = base.hidden(ids, mask)[:, :-1][wanted], labels[:, 1:][wanted]
     stats = base.stats(hidden, target)
@@ -96,7 +112,14 @@ def scan_batch(
         counts[name] += int((bucket == value).sum())
     _count_kept(counts, bucket, kept)
     probability = (stats.target_logit - stats.logsumexp).exp()
-    rows = hidden.bfloat16(), stats.max_logit - stats.target_logit, probability, stats.entropy, stats.rank, target
+    rows = (
+        hidden.bfloat16(),
+        stats.max_logit - stats.target_logit,
+        probability,
+        stats.entropy,
+        stats.rank,
+        target,
+    )
     floats, integers = rows[:4], (*rows[4:], document, position)
     return ScanTokens(*(x[kept].cpu() for x in floats), *(x[kept].int().cpu() for x in integers))
 
@@ -141,19 +164,23 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
         "hidden_size": base.weight.shape[1],
         "lm_head": lm_head_fingerprint(base),
         "tokenizer": fingerprint(repr(vocabulary).encode()),
-        "data": fingerprint(Path(config.data).read_bytes()) if Path(config.data).is_file() else config.data,
+        "data": fingerprint(Path(config.data).read_bytes())
+        if Path(config.data).is_file()
+        else config.data,
     }
     if (config.output / MANIFEST).exists():
         found = read_manifest(config.output)
         for name, value in manifest.items():
             if name != "settings" and found.get(name) != value:
                 raise ValueError(
-                    f"output {str(config.output)!r} holds a scan of another {name}: {found.get(name)}, not {value}"
+                    f"output {str(config.output)!r} holds a scan of another {name}: "
+                    f"{found.get(name)}, not {value}"
                 )
         for name, value in settings.items():
             if found["settings"].get(name) != value:
                 raise ValueError(
-                    f"output {str(config.output)!r} holds a scan with {name} {found['settings'].get(name)}, not {value}"
+                    f"output {str(config.output)!r} holds a scan with {name} "
+                    f"{found['settings'].get(name)}, not {value}"
                 )
         return found
     return manifest
@@ -177,7 +204,8 @@ def scan(
 
     Args:
         accelerator: one of `accelerate`, for several processes.
-        on_rows: called with the numbers of rows and of new tokens, whenever this process has come further.
+        on_rows: called with the numbers of rows and of new tokens, whenever this process has come
+            further.
 
     Raises:
         ValueError: for data, settings or shards that cannot be used, by name.
@@ -201,7 +229,9 @@ def scan(
         if path.exists():
             on_rows(len(block), 0)
         else:
-            _make_shard(path, number * config.rows_per_shard, block, base, tokenizer, config, share, on_rows)
+            _make_shard(
+                path, number * config.rows_per_shard, block, base, tokenizer, config, share, on_rows
+            )
         _, found, n = read_facts(path, hidden_size)
         mine.append(path)
         held += n
@@ -221,10 +251,21 @@ def scan(
     return read_manifest(config.output)
 
 
-def _make_shard(path: Path, first: int, block: list[dict], base, tokenizer, config: ScanConfig, share: float, on_rows) -> None:
+def _make_shard(
+    path: Path,
+    first: int,
+    block: list[dict],
+    base,
+    tokenizer,
+    config: ScanConfig,
+    share: float,
+    on_rows,
+) -> None:
     counts = dict.fromkeys(COUNTS, 0) | {"rows": len(block)}
     length = base.row_length(config.max_length)
-    encoded = [(first + i, encode(tokenizer, row, length, base.vocabulary)) for i, row in enumerate(block)]
+    encoded = [
+        (first + i, encode(tokenizer, row, length, base.vocabulary)) for i, row in enumerate(block)
+    ]
     rows = [(number, row) for number, row in encoded if row is not None]
     H = base.weight.shape[1]
     none = torch.zeros(0)

@@ -1,11 +1,12 @@
-"""A scan on disk: what a frozen model says of every token worth learning from, in shards of safetensors.
+"""A scan on disk: what a frozen model says of every token worth learning from, in shards of
+safetensors.
 
     scan.json                    settings, fingerprints, and once it is finished the counts
     shard-000012.safetensors     rows 12·rows_per_shard … of the data; a file that is there is whole
 
-A shard holds, for its n tokens: hidden [n, H] bf16; gap, target_prob, entropy [n] fp32; rank, target, document, position
-[n] int32: 2·H + 28 bytes a token. Its header holds counts. `document` is the row's number in the data. The same scan makes
-the same bytes.
+A shard holds, for its n tokens: hidden [n, H] bf16; gap, target_prob, entropy [n] fp32; rank,
+target, document, position [n] int32: 2·H + 28 bytes a token. Its header holds counts. `document` is
+the row's number in the data. The same scan makes the same bytes.
 """
 
 import hashlib
@@ -26,7 +27,17 @@ from autodeco_fast.values import SEEDS, finite, require, whole
 MANIFEST = "scan.json"
 _FACTS = "scan"  # the one key of a shard's metadata: safetensors writes several in any order
 FIELDS = ("gap", "target_prob", "entropy", "rank", "target", "document", "position")
-COUNTS = ("rows", "seen", "not_finite", "trivial", "middle", "impossible", "kept_trivial", "kept_middle", "kept_impossible")
+COUNTS = (
+    "rows",
+    "seen",
+    "not_finite",
+    "trivial",
+    "middle",
+    "impossible",
+    "kept_trivial",
+    "kept_middle",
+    "kept_impossible",
+)
 
 
 @dataclass
@@ -49,7 +60,8 @@ class ScanTokens:
         return ScanTokens(*(getattr(self, name)[index] for name in ("hidden", *FIELDS)))
 
     def stats(self) -> TokenStats:
-        """As of logits whose target is 0: gaps, ranks and probabilities are what losses look at. argmax is not known: −1."""
+        """As of logits whose target is 0: gaps, ranks and probabilities are what losses look at.
+        argmax is not known: −1."""
         zero = torch.zeros_like(self.gap)
         log_p = self.target_prob.clamp(min=1e-38).log()
         unknown = torch.full_like(self.rank, -1).long()
@@ -57,7 +69,9 @@ class ScanTokens:
 
     @staticmethod
     def cat(parts: list["ScanTokens"]) -> "ScanTokens":
-        return ScanTokens(*(torch.cat([getattr(p, name) for p in parts]) for name in ("hidden", *FIELDS)))
+        return ScanTokens(
+            *(torch.cat([getattr(p, name) for p in parts]) for name in ("hidden", *FIELDS))
+        )
 
     @staticmethod
     def in_order(parts: list["ScanTokens"]) -> "ScanTokens":
@@ -99,7 +113,9 @@ def write_shard(path: Path, tokens: ScanTokens, counts: dict[str, int], share: f
     tensors = {name: getattr(tokens, name).cpu().contiguous() for name in ("hidden", *FIELDS)}
     facts = {**{name: counts[name] for name in COUNTS}, "share": share}
     try:
-        atomic_write(path, lambda draft: save_file(tensors, draft, metadata={_FACTS: json.dumps(facts)}))
+        atomic_write(
+            path, lambda draft: save_file(tensors, draft, metadata={_FACTS: json.dumps(facts)})
+        )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot write {path}: {error}") from None
 
@@ -118,7 +134,9 @@ def read_facts(path: Path, hidden_size: int) -> tuple[dict[str, int], float, int
         metadata = file.metadata() or {}
         shapes = {name: file.get_slice(name).get_shape() for name in ("hidden", *FIELDS)}
         kinds = [file.get_slice(name).get_dtype() for name in ("hidden", *FIELDS)]
-        facts = json.loads(metadata[_FACTS]) if _FACTS in metadata else metadata  # apart before there was one key
+        facts = (
+            json.loads(metadata[_FACTS]) if _FACTS in metadata else metadata
+        )  # apart before there was one key
         counts, share = {name: int(facts[name]) for name in COUNTS}, float(facts["share"])
     n = shapes["gap"][0] if len(shapes["gap"]) == 1 else -1
     want = {"hidden": [n, hidden_size], **{name: [n] for name in FIELDS}}
@@ -143,7 +161,9 @@ def read_shard(path: Path, rows: slice = slice(None)) -> ScanTokens:
     return tokens
 
 
-def read_fields(path: Path, names: tuple[str, ...], rows: slice = slice(None)) -> list[torch.Tensor]:
+def read_fields(
+    path: Path, names: tuple[str, ...], rows: slice = slice(None)
+) -> list[torch.Tensor]:
     """Some fields of a shard's tokens; raises as `read_shard`."""
     with foreign(_unreadable(path)), safe_open(path, "pt") as file:
         return [file.get_slice(name)[rows] for name in names]
@@ -182,7 +202,12 @@ def _check_manifest(manifest: dict) -> None:
     settings = manifest.get("settings")
     require(isinstance(settings, dict), "settings", settings, "an object")
     _is_text(settings, "model")
-    require(isinstance(settings.get("all_tokens"), bool), "all_tokens", settings.get("all_tokens"), "true or false")
+    require(
+        isinstance(settings.get("all_tokens"), bool),
+        "all_tokens",
+        settings.get("all_tokens"),
+        "true or false",
+    )
     whole("seed", settings.get("seed"), *SEEDS)
     if "counts" not in manifest:
         return
@@ -192,7 +217,9 @@ def _check_manifest(manifest: dict) -> None:
         whole(name, counts.get(name), 0, 2**63 - 1)
     for name in ("shards", "kept"):
         whole(name, manifest.get(name), 0, 2**63 - 1)
-    require(0 < finite("share", manifest.get("share")) <= 1, "share", manifest.get("share"), "in (0, 1]")
+    require(
+        0 < finite("share", manifest.get("share")) <= 1, "share", manifest.get("share"), "in (0, 1]"
+    )
 
 
 def discard(folder: Path, shards: int) -> None:
@@ -211,7 +238,10 @@ class Scan:
     def __init__(self, folder: Path):
         self.folder, self.manifest = folder, read_manifest(folder)
         if "counts" not in self.manifest:
-            raise ValueError(f"scan {str(folder)!r} is not finished: run the same `autodeco-fast scan` again to continue it")
+            raise ValueError(
+                f"scan {str(folder)!r} is not finished: run the same `autodeco-fast scan` again to "
+                "continue it"
+            )
         self.hidden_size = self.manifest["hidden_size"]
         self.paths, self.sizes = [], []
         for number in range(self.manifest["shards"]):

@@ -1,7 +1,9 @@
-"""Where a training step's tokens come from: the base model running over rows of text, or a scan of it.
+"""Where a training step's tokens come from: the base model running over rows of text, or a scan of
+it.
 
-A source says how many steps an epoch has and yields a step's micro-batches, each a function of head and objective that
-returns sums. Order and draws depend on seed, epoch and the token alone, not on the number of processes or what came before.
+A source says how many steps an epoch has and yields a step's micro-batches, each a function of head
+and objective that returns sums. Order and draws depend on seed, epoch and the token alone, not on
+the number of processes or what came before.
 """
 
 import functools
@@ -21,8 +23,10 @@ from autodeco_fast.training.scan import DRAWS_EPOCH, draws_of, lm_head_fingerpri
 from autodeco_fast.training.scan_store import Scan, ScanTokens, read_fields, read_shard
 
 Batch = Callable[[nn.Module, Callable[..., Sums]], Sums]
-# A group is held as it is read, joined, put in order and taken by a step, and the allocator keeps some of what was freed.
-# With 5, memory grows by less than the limit in bench/scan.py (its rows with max_memory, less the one of 1 MB).
+# A group is held as it is read, joined, put in order and taken by a step, and the allocator keeps
+# some of what was freed.
+# With 5, memory grows by less than the limit in bench/scan.py (its rows with max_memory, less the
+# one of 1 MB).
 _COPIES = 5
 _HELD_OUT_EPOCH = DRAWS_EPOCH - 1
 
@@ -34,13 +38,15 @@ class Source(Protocol):
     device: torch.device
 
     def identity(self) -> dict[str, str]:
-        """Fingerprints of lm_head and tokenizer, and of the data as trained_on, as far as they are known."""
+        """Fingerprints of lm_head and tokenizer, and of the data as trained_on, as far as they are
+        known."""
         ...
 
     def steps_per_epoch(self, world: int) -> int: ...
 
     def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
-        """The micro-batches that process `rank` of `world` runs in a step; none if nothing is left for it."""
+        """The micro-batches that process `rank` of `world` runs in a step; none if nothing is left
+        for it."""
         ...
 
 
@@ -62,20 +68,31 @@ def _check_split(learned: int, measured: int, fraction: float) -> None:
     """
     if fraction and not (learned and measured):
         what = "none" if learned else "all"
-        raise ValueError(f"eval_fraction {fraction:g} holds out {what} of the data's documents: change it, or the seed")
+        raise ValueError(
+            f"eval_fraction {fraction:g} holds out {what} of the data's documents: change it, or "
+            "the seed"
+        )
 
 
 class OnlineSource:
     """Rows of text through the base model; nothing is kept."""
 
-    def __init__(self, base: BaseModel, rows: list[Row], config: TrainConfig, documents: list[int] | None = None):
+    def __init__(
+        self,
+        base: BaseModel,
+        rows: list[Row],
+        config: TrainConfig,
+        documents: list[int] | None = None,
+    ):
         self.base, self.rows, self.config = base, rows, config
         self.documents = list(range(len(rows))) if documents is None else documents
         self.hidden_size, self.device = base.weight.shape[1], base.weight.device
 
     def split(self) -> "tuple[OnlineSource, OnlineSource | None]":
         """What to learn from, and what to measure on, if anything."""
-        out = held_out(torch.tensor(self.documents), self.config.eval_fraction, self.config.seed).tolist()
+        out = held_out(
+            torch.tensor(self.documents), self.config.eval_fraction, self.config.seed
+        ).tolist()
         part = lambda want: OnlineSource(  # noqa: E731
             self.base,
             [row for row, o in zip(self.rows, out) if o == want],
@@ -92,7 +109,11 @@ class OnlineSource:
         return -(-len(self.rows) // self._width(world))
 
     def _width(self, world: int) -> int:
-        return self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps * world
+        return (
+            self.config.per_device_train_batch_size
+            * self.config.gradient_accumulation_steps
+            * world
+        )
 
     def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
         width, size = self._width(world), self.config.per_device_train_batch_size
@@ -100,13 +121,19 @@ class OnlineSource:
         mine = order[step * width : (step + 1) * width][rank::world]
         for at in range(0, len(mine), size):
             numbers = mine[at : at + size]
-            yield lambda head, objective, numbers=numbers: self._sums(head, objective, numbers, epoch)
+            yield lambda head, objective, numbers=numbers: self._sums(
+                head, objective, numbers, epoch
+            )
 
-    def _sums(self, head: nn.Module, objective: Callable[..., Sums], numbers: list[int], epoch: int) -> Sums:
+    def _sums(
+        self, head: nn.Module, objective: Callable[..., Sums], numbers: list[int], epoch: int
+    ) -> Sums:
         ids, mask, labels = (t.to(self.device) for t in pad([self.rows[i] for i in numbers]))
         wanted = labels[:, 1:] != IGNORED
         hidden = self.base.hidden(ids, mask)[:, :-1][wanted].to(self.base.weight.dtype)  # [N, H]
-        document = torch.tensor([self.documents[i] for i in numbers], device=self.device)[:, None].expand(wanted.shape)[wanted]
+        document = torch.tensor([self.documents[i] for i in numbers], device=self.device)[
+            :, None
+        ].expand(wanted.shape)[wanted]
         position = torch.arange(1, ids.shape[1], device=self.device).expand(wanted.shape)[wanted]
         draw = uniform(self.config.seed, epoch, document, position)
         return objective(hidden, labels[:, 1:][wanted], self.base, head, draw)
@@ -121,23 +148,31 @@ class Piece(NamedTuple):
 
 
 class ScanSource:
-    """A scan's tokens, shuffled. Where they are more than `max_memory` holds, pieces of shards are shuffled, and tokens within
-    as many pieces as fit.
+    """A scan's tokens, shuffled. Where they are more than `max_memory` holds, pieces of shards are
+    shuffled, and tokens within as many pieces as fit.
     """
 
-    def __init__(self, scan: Scan, config: TrainConfig, device: torch.device, measure: bool = False):
+    def __init__(
+        self, scan: Scan, config: TrainConfig, device: torch.device, measure: bool = False
+    ):
         self.scan, self.config, self.device, self.measure = scan, config, device, measure
         self.hidden_size = scan.hidden_size
         self.share, self.seed = scan.manifest["share"], scan.manifest["settings"]["seed"]
         token_bytes = 2 * self.hidden_size + 28
-        self.limit = max(1, config.max_memory // (_COPIES * token_bytes)) if config.max_memory else len(scan)
-        self.pieces = [piece for path, n in zip(scan.paths, scan.sizes) for piece in self._cut(path, n)]
+        self.limit = (
+            max(1, config.max_memory // (_COPIES * token_bytes)) if config.max_memory else len(scan)
+        )
+        self.pieces = [
+            piece for path, n in zip(scan.paths, scan.sizes) for piece in self._cut(path, n)
+        ]
         self._held: tuple[tuple[int, int], ScanTokens] | None = None
 
     def _cut(self, path: Path, n: int) -> Iterator[Piece]:
         """A shard in pieces of which several fit into memory."""
         size = n if n <= self.limit else max(1, self.limit // 4)
-        wanted = self._wanted(*read_fields(path, ("document",))) if self.config.eval_fraction else None
+        wanted = (
+            self._wanted(*read_fields(path, ("document",))) if self.config.eval_fraction else None
+        )
         for at in range(0, n, size):
             rows = slice(at, min(at + size, n))
             yield Piece(path, rows, rows.stop - at if wanted is None else int(wanted[rows].sum()))
@@ -158,7 +193,11 @@ class ScanSource:
 
     def identity(self) -> dict[str, str]:
         found = self.scan.manifest
-        return {"lm_head": found["lm_head"], "tokenizer": found["tokenizer"], "trained_on": found["data"]}
+        return {
+            "lm_head": found["lm_head"],
+            "tokenizer": found["tokenizer"],
+            "trained_on": found["data"],
+        }
 
     def steps_per_epoch(self, world: int) -> int:
         return -(-len(self) // (self.config.batch_tokens * world))
@@ -182,7 +221,9 @@ class ScanSource:
             tokens = []
             for piece in pieces:
                 read = read_shard(piece.path, piece.rows)
-                tokens.append(read.rows(self._wanted(read.document)) if self.config.eval_fraction else read)
+                tokens.append(
+                    read.rows(self._wanted(read.document)) if self.config.eval_fraction else read
+                )
             whole = ScanTokens.cat(tokens) if len(tokens) > 1 else tokens[0]
             del tokens
             order = _order(len(whole), self.config.seed, epoch * 1_000_003 + number)
@@ -203,6 +244,10 @@ class ScanSource:
             begin += size
 
     def _sums(self, head: nn.Module, objective, tokens: ScanTokens) -> Sums:
-        tokens = ScanTokens(*(getattr(tokens, name).to(self.device) for name in ScanTokens.__dataclass_fields__))
-        draw = draws_of(tokens.document, tokens.position, self.seed) / self.share  # what the scan kept stays kept
+        tokens = ScanTokens(
+            *(getattr(tokens, name).to(self.device) for name in ScanTokens.__dataclass_fields__)
+        )
+        draw = (
+            draws_of(tokens.document, tokens.position, self.seed) / self.share
+        )  # what the scan kept stays kept
         return objective.from_stats(tokens.hidden, tokens.stats(), head, draw)

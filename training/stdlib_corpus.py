@@ -1,9 +1,9 @@
 """The Python standard library's own source text, split by module into train / head / held-out.
 
-Every Python installation carries this text, so the embedded model, the demo and its report need no download. A module is
-the first component of a file's path (`email/message.py` belongs to `email`), and the split is a fixed list of names:
-whatever is in neither list is training text. A test file that names a head or held-out module (`test_argparse.py`,
-`test_json/`) is left out altogether.
+Every Python installation carries this text, so the embedded model, the demo and its report need no
+download. A module is the first component of a file's path (`email/message.py` belongs to `email`),
+and the split is a fixed list of names: whatever is in neither list is training text. A test file
+that names a head or held-out module (`test_argparse.py`, `test_json/`) is left out altogether.
 """
 
 import re
@@ -11,17 +11,24 @@ import sysconfig
 from pathlib import Path
 
 HEAD = frozenset(
-    "base64 bdb cmd codecs concurrent contextlib copy dataclasses difflib dis email enum functools getpass glob "
+    "base64 bdb cmd codecs concurrent contextlib copy dataclasses difflib dis email enum functools "
+    "getpass glob "
     "graphlib hashlib html http imaplib inspect ipaddress urllib wsgiref xmlrpc zoneinfo".split()
 )
 HELD_OUT = frozenset(
-    "argparse ast calendar configparser csv doctest fractions gzip heapq json logging mailbox optparse pathlib pdb "
-    "plistlib pprint queue random sched shelve shlex smtplib socketserver statistics string tempfile textwrap timeit "
+    "argparse ast calendar configparser csv doctest fractions gzip heapq json logging mailbox "
+    "optparse pathlib pdb "
+    "plistlib pprint queue random sched shelve shlex smtplib socketserver statistics string "
+    "tempfile textwrap timeit "
     "tomllib trace uuid weakref webbrowser zipfile".split()
 )
 # Tables and generated text: long, dull, and unlike the code people write.
-_TABLES = re.compile(r"^(encodings/(?!__init__|aliases|idna|punycode)|pydoc_data/|_sysconfigdata|site-packages/|__phello__)")
-_TEST = re.compile(r"^(test|idlelib/idle_test|unittest/test|distutils/tests|lib2to3/tests|ctypes/test|tkinter/test)/")
+_TABLES = re.compile(
+    r"^(encodings/(?!__init__|aliases|idna|punycode)|pydoc_data/|_sysconfigdata|site-packages/|__phello__)"
+)
+_TEST = re.compile(
+    r"^(test|idlelib/idle_test|unittest/test|distutils/tests|lib2to3/tests|ctypes/test|tkinter/test)/"
+)
 _LONGEST = 400_000  # bytes; longer files are data
 
 

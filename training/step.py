@@ -1,8 +1,10 @@
-"""One training step of a head: forward, statistics, losses, backward; summed over micro-batches and processes, then a mean.
+"""One training step of a head: forward, statistics, losses, backward; summed over micro-batches and
+processes, then a mean.
 
-A term's gradient is divided by the tokens of the whole step that enter the term, once, at the end. So neither accumulation
-nor the number of processes changes what is computed. The base model's activations are not kept: its hidden states come in
-without a graph, and the statistics' gradients are closed forms of row moments.
+A term's gradient is divided by the tokens of the whole step that enter the term, once, at the end.
+So neither accumulation nor the number of processes changes what is computed. The base model's
+activations are not kept: its hidden states come in without a graph, and the statistics' gradients
+are closed forms of row moments.
 """
 
 from collections.abc import Callable, Iterable
@@ -38,14 +40,24 @@ class Step:
     def zero(names: Iterable[str], parameters: list[nn.Parameter]) -> "Step":
         """A step without tokens."""
         none = torch.zeros((), device=parameters[0].device)
-        return Step({name: Term(none, none.long(), [torch.zeros_like(p) for p in parameters]) for name in names})
+        return Step(
+            {
+                name: Term(none, none.long(), [torch.zeros_like(p) for p in parameters])
+                for name in names
+            }
+        )
 
     def __add__(self, other: "Step") -> "Step":
         return Step({name: term + other.terms[name] for name, term in self.terms.items()})
 
     def reduce(self, add: Callable[[torch.Tensor], torch.Tensor]) -> "Step":
         """Sums over processes: `add` takes a tensor and returns its sum over all of them."""
-        return Step({n: Term(add(t.loss), add(t.tokens), [add(g) for g in t.gradients]) for n, t in self.terms.items()})
+        return Step(
+            {
+                n: Term(add(t.loss), add(t.tokens), [add(g) for g in t.gradients])
+                for n, t in self.terms.items()
+            }
+        )
 
     def assign(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sets `.grad` to the gradient of the sum of the terms' means."""
@@ -60,7 +72,8 @@ class Step:
 
 @dataclass
 class Seen:
-    """What was predicted for the tokens of a micro-batch, for metrics and diagnostics; `[N]` each."""
+    """What was predicted for the tokens of a micro-batch, for metrics and diagnostics; `[N]`
+    each."""
 
     temperature: torch.Tensor
     stats: TokenStats
@@ -72,7 +85,9 @@ def differentiate(sums: Sums, parameters: list[nn.Parameter]) -> tuple[Step, See
     terms = {}
     for i, (name, (loss, tokens)) in enumerate(sums.terms.items()):
         if loss.requires_grad:
-            found = torch.autograd.grad(loss, parameters, retain_graph=i + 1 < len(sums.terms), allow_unused=True)
+            found = torch.autograd.grad(
+                loss, parameters, retain_graph=i + 1 < len(sums.terms), allow_unused=True
+            )
         else:
             found = [None] * len(parameters)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
@@ -89,7 +104,8 @@ def training_step(
     objective: Callable[..., Sums],
     draw: torch.Tensor | None = None,
 ) -> tuple[Step, Seen]:
-    """Forward and backward of a head on some tokens. `step.assign(head.parameters())` makes the gradient an optimizer takes.
+    """Forward and backward of a head on some tokens. `step.assign(head.parameters())` makes the
+    gradient an optimizer takes.
 
     Args:
         hidden: `[N, H]` what enters the output embedding; no gradient goes there.

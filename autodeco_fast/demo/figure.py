@@ -7,15 +7,42 @@ from autodeco_fast.files import atomic_write
 _HEAD, _FIXED, _ORACLE = "#c2410c", "#475569", "#0f766e"
 
 
-def _cost(axes, rows: dict, fixed: tuple, gravities: tuple, measure: str, label: str, names: str) -> None:
-    """Coverage of every policy against one measure; `names` is the side of the dots on which λ stands."""
+def _cost(
+    axes, rows: dict, fixed: tuple, gravities: tuple, measure: str, label: str, names: str
+) -> None:
+    """Coverage of every policy against one measure; `names` is the side of the dots on which λ
+    stands."""
     line = [rows[f"fixed {T:.1f}"] for T in fixed]
-    axes.plot([r[measure] for r in line], [r["coverage"] for r in line], "o-", ms=3, color=_FIXED, label="fixed T")
+    axes.plot(
+        [r[measure] for r in line],
+        [r["coverage"] for r in line],
+        "o-",
+        ms=3,
+        color=_FIXED,
+        label="fixed T",
+    )
     dots = [rows[f"head λ={g}"] for g in gravities]
-    axes.plot([r[measure] for r in dots], [r["coverage"] for r in dots], "D-", ms=6, color=_HEAD, label="head")
+    axes.plot(
+        [r[measure] for r in dots],
+        [r["coverage"] for r in dots],
+        "D-",
+        ms=6,
+        color=_HEAD,
+        label="head",
+    )
     for gravity, r in zip(gravities, dots):
-        place = {"xytext": (8, -4), "ha": "left"} if names == "right" else {"xytext": (-8, 3), "ha": "right"}
-        axes.annotate(f"λ={gravity}", (r[measure], r["coverage"]), textcoords="offset points", fontsize=8, **place)
+        place = (
+            {"xytext": (8, -4), "ha": "left"}
+            if names == "right"
+            else {"xytext": (-8, 3), "ha": "right"}
+        )
+        axes.annotate(
+            f"λ={gravity}",
+            (r[measure], r["coverage"]),
+            textcoords="offset points",
+            fontsize=8,
+            **place,
+        )
     oracle = rows["oracle T*"]
     axes.plot(oracle[measure], oracle["coverage"], "*", ms=13, color=_ORACLE, label="oracle T*")
     axes.set_xlabel(label)
@@ -29,7 +56,8 @@ def draw(path: Path, rows: dict, curve: list, fixed: tuple, gravities: tuple) ->
 
     Args:
         rows: policy → measures.
-        curve: (mean gap, predicted T, required T) by bin, for λ = 0.1; empty if no reference token is within reach.
+        curve: (mean gap, predicted T, required T) by bin, for λ = 0.1; empty if no reference token
+            is within reach.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -28,9 +28,13 @@ PROMPT_TOKENS, NEW_TOKENS = 96, 96
 def read_texts(text: list[Path] | None) -> tuple[list[str], list[str]]:
     """Training and held-out documents."""
     if text is None:
-        return tuple([content for _, content in read_split(split)] for split in ("head", "held_out"))
+        return tuple(
+            [content for _, content in read_split(split)] for split in ("head", "held_out")
+        )
     if len(text) < 2:
-        raise ValueError(f"text must be at least 2 files (half train the head, half test it), got {len(text)}")
+        raise ValueError(
+            f"text must be at least 2 files (half train the head, half test it), got {len(text)}"
+        )
     contents = []
     for path in text:
         try:
@@ -44,9 +48,15 @@ def read_texts(text: list[Path] | None) -> tuple[list[str], list[str]]:
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """Markdown, one policy a line."""
-    lines = ["| temperature | coverage | mean T | kept tokens | nats a token |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| temperature | coverage | mean T | kept tokens | nats a token |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, row in rows.items():
-        lines.append(f"| {name} | {row['coverage']:.4f} | {row['temperature']:.3f} | {row['kept']:.2f} | {row['nll']:.3f} |")
+        lines.append(
+            f"| {name} | {row['coverage']:.4f} | {row['temperature']:.3f} | {row['kept']:.2f} | "
+            f"{row['nll']:.3f} |"
+        )
     return "\n".join(lines)
 
 
@@ -64,18 +74,24 @@ def run(output: Path, text: list[Path] | None, model: str | None, seed: int) -> 
         _run(output, train_texts, test_texts, model, seed)
 
 
-def _run(output: Path, train_texts: list[str], test_texts: list[str], model: str | None, seed: int) -> None:
+def _run(
+    output: Path, train_texts: list[str], test_texts: list[str], model: str | None, seed: int
+) -> None:
     console = Console()
     name = str(EMBEDDED_MODEL) if model is None else model
     tokenizer, base = base_model.load_tokenizer(name), base_model.load(name, torch.float32)
     window = base.row_length(WINDOW)
     base.verify(torch.tensor([tokenizer(train_texts[0][:500]).input_ids[:window]]))
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console
+    )
     with bar:
         task = bar.add_task("base model, training text", total=len(train_texts))
         advance = partial(bar.advance, task)
         train = evaluate.collect(base, tokenizer, train_texts, window, TRAIN_TOKENS, advance)
-        bar.update(task, description="base model, held-out text", total=len(test_texts), completed=0)
+        bar.update(
+            task, description="base model, held-out text", total=len(test_texts), completed=0
+        )
         test = evaluate.collect(base, tokenizer, test_texts, window, TEST_TOKENS, advance)
         bar.update(task, description="training the heads", total=len(GRAVITIES), completed=0)
         heads = {}
@@ -86,7 +102,9 @@ def _run(output: Path, train_texts: list[str], test_texts: list[str], model: str
             predicted = {gravity: head(test.hidden) for gravity, head in heads.items()}
         policies = {f"fixed {T:.1f}": torch.full((len(test.target),), T) for T in FIXED}
         policies |= {f"head λ={gravity}": T for gravity, T in predicted.items()}
-        policies["oracle T*"] = required_temperature(test.stats, MIN_P).mul(1 + 1e-5).clamp(max=2.0)  # past its own rounding
+        policies["oracle T*"] = (
+            required_temperature(test.stats, MIN_P).mul(1 + 1e-5).clamp(max=2.0)
+        )  # past its own rounding
         bar.update(task, description="comparing temperatures", total=len(test.target), completed=0)
         sums = evaluate.per_document_means(test, base, policies, MIN_P, advance)
 
@@ -96,23 +114,44 @@ def _run(output: Path, train_texts: list[str], test_texts: list[str], model: str
     for gravity in GRAVITIES:
         name = f"head λ={gravity}"
         for axis, label in ((1, "mean temperature"), (2, "kept-set size")):
-            comparisons[f"{name}, equal {label}"] = result = evaluate.compare(sums[name], fixed, axis, seed)
+            comparisons[f"{name}, equal {label}"] = result = evaluate.compare(
+                sums[name], fixed, axis, seed
+            )
             sentences.append(verdict(name, label, result))
     curve = evaluate.v_curve(test, predicted[0.1], MIN_P)
     facts = (
-        f"{len(train.target):,} training tokens; {len(test.target):,} held-out tokens of {len(test_texts)} documents; "
+        f"{len(train.target):,} training tokens; {len(test.target):,} held-out tokens of "
+        f"{len(test_texts)} documents; "
         f"Min-P {MIN_P}; interval: bootstrap over documents."
     )
     markdown = "\n".join([table(rows), "", *sentences, "", facts])
     console.print(Markdown(markdown))
 
     new = min(NEW_TOKENS, window // 2)
-    samples = continue_prompt(base, tokenizer, heads[0.1], test_texts[0], MIN_P, seed, min(PROMPT_TOKENS, window - new), new)
+    samples = continue_prompt(
+        base,
+        tokenizer,
+        heads[0.1],
+        test_texts[0],
+        MIN_P,
+        seed,
+        min(PROMPT_TOKENS, window - new),
+        new,
+    )
     show(console, samples)
-    report = {"rows": rows, "comparisons": comparisons, "v_curve": curve, "seed": seed, "min_p": MIN_P, "facts": facts}
+    report = {
+        "rows": rows,
+        "comparisons": comparisons,
+        "v_curve": curve,
+        "seed": seed,
+        "min_p": MIN_P,
+        "facts": facts,
+    }
     write_text(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_text(output / "table.md", markdown + "\n")
     write_html(output / "samples.html", samples)
     draw(output / "figure.png", rows, curve, FIXED, GRAVITIES)
     heads[0.1].save_pretrained(output / "head")
-    console.print(f"written to {output}: table.md, figure.png, samples.html, report.json, head/", markup=False)
+    console.print(
+        f"written to {output}: table.md, figure.png, samples.html, report.json, head/", markup=False
+    )

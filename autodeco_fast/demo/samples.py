@@ -1,4 +1,5 @@
-"""One prompt, continued greedily, at T = 1 and adaptively, every token shaded by the temperature the head gives it."""
+"""One prompt, continued greedily, at T = 1 and adaptively, every token shaded by the temperature
+the head gives it."""
 
 import html
 from dataclasses import dataclass
@@ -24,12 +25,23 @@ class Sample:
 
 
 def continue_prompt(
-    base: BaseModel, tokenizer, head: TemperatureHead, text: str, min_p: float, seed: int, prompt_tokens: int, new_tokens: int
+    base: BaseModel,
+    tokenizer,
+    head: TemperatureHead,
+    text: str,
+    min_p: float,
+    seed: int,
+    prompt_tokens: int,
+    new_tokens: int,
 ) -> list[Sample]:
     """Continues the beginning of `text` in the three ways."""
     model = base.model
     ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids[:prompt_tokens]])
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+    options = {
+        "attention_mask": torch.ones_like(ids),
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": new_tokens,
+    }
     torch.manual_seed(seed)
     out = {
         "greedy": model.generate(ids, do_sample=False, **options),
@@ -60,7 +72,9 @@ def show(console: Console, samples: list[Sample]) -> None:
         line = Text()
         for piece, temperature in zip(sample.pieces, sample.temperatures):
             line.append(piece, style=f"black on rgb({','.join(map(str, _colour(temperature)))})")
-        console.print(f"\n[bold]{sample.title}[/bold]  (shaded by predicted temperature: white 0, orange 2)")
+        console.print(
+            f"\n[bold]{sample.title}[/bold]  (shaded by predicted temperature: white 0, orange 2)"
+        )
         console.print(line, highlight=False)
 
 

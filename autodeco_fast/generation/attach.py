@@ -1,12 +1,13 @@
 """`attach(model, head)`: a model whose `generate` draws every token at its own temperature.
 
-The model's class is switched to a subclass whose decoding loops open the gate (gate.py): inside them, and only there, the
-logits that leave the model are divided by `T(h)`. In transformers' sampling loop our draw is appended as the last logits
-processor; where nobody else looks at the logits they are never made (lazy.py). Its noise depends on (seed, position, stream)
-alone.
+The model's class is switched to a subclass whose decoding loops open the gate (gate.py): inside
+them, and only there, the logits that leave the model are divided by `T(h)`. In transformers'
+sampling loop our draw is appended as the last logits processor; where nobody else looks at the
+logits they are never made (lazy.py). Its noise depends on (seed, position, stream) alone.
 
-What the fused sampler cannot serve (scores or logits asked for, speculative decoding, watermarks, top-k and the like set in
-the call) runs on scaled logits with transformers' own sampling step. What neither can serve raises.
+What the fused sampler cannot serve (scores or logits asked for, speculative decoding, watermarks,
+top-k and the like set in the call) runs on scaled logits with transformers' own sampling step. What
+neither can serve raises.
 """
 
 import copy
@@ -28,40 +29,68 @@ from autodeco_fast.heads import DEFAULT_MIN_P
 
 
 def _refuse_batching(self, *args, **kwargs):
-    raise ValueError("continuous batching cannot be used while a temperature head is attached; detach() first")
+    raise ValueError(
+        "continuous batching cannot be used while a temperature head is attached; detach() first"
+    )
 
 
 def _attached_class(base: type, attachment: "Attachment") -> type:
     """A subclass of the model's class, under its name, whose `generate` is adaptive."""
     gate = attachment.gate
 
-    def generate(self, inputs=None, generation_config=None, *args, seed=None, stream=None, **kwargs):
-        """`generate` of the model's class with a predicted temperature; see `autodeco_fast.attach` for `seed` and `stream`."""
+    def generate(
+        self, inputs=None, generation_config=None, *args, seed=None, stream=None, **kwargs
+    ):
+        """`generate` of the model's class with a predicted temperature; see `autodeco_fast.attach`
+        for `seed` and `stream`."""
         base_generate = super(cls, self).generate
         if gate.open:  # a candidate generator asking the same model
             return base_generate(inputs, generation_config, *args, **kwargs)
         caller = sys._getframe(1)
-        return attachment.generate(base_generate, inputs, generation_config, args, seed, stream, kwargs, caller)
+        return attachment.generate(
+            base_generate, inputs, generation_config, args, seed, stream, kwargs, caller
+        )
 
     def adaptive(decode, draws: bool):
-        """A decoding loop of the model's class with the gate open; `draws`: the fused sampler may take its last step."""
+        """A decoding loop of the model's class with the gate open; `draws`: the fused sampler may
+        take its last step."""
 
         @functools.wraps(decode)  # `generate` reads its parameters
         def run(
-            self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, streamer=None, **kwargs
+            self,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            synced_gpus=False,
+            streamer=None,
+            **kwargs,
         ):
             call, processors, config = gate.call, logits_processor, generation_config
             if gate.open or call is None:
-                return decode(self, input_ids, processors, stopping_criteria, config, synced_gpus, streamer, **kwargs)
+                return decode(
+                    self,
+                    input_ids,
+                    processors,
+                    stopping_criteria,
+                    config,
+                    synced_gpus,
+                    streamer,
+                    **kwargs,
+                )
             fused = draws and call.fused
             if fused:
                 call.sampled = True
                 processors = [*processors, loop.FusedDraw(call, input_ids, config, kwargs)]
                 config = copy.copy(config)
                 config.do_sample = False
-            processors, criteria, streamer = loop.paused(gate, processors, stopping_criteria, streamer)
+            processors, criteria, streamer = loop.paused(
+                gate, processors, stopping_criteria, streamer
+            )
             with gate.opened(lazy=fused and attachment.lazy):
-                return decode(self, input_ids, processors, criteria, config, synced_gpus, streamer, **kwargs)
+                return decode(
+                    self, input_ids, processors, criteria, config, synced_gpus, streamer, **kwargs
+                )
 
         return run
 
@@ -82,7 +111,11 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         "__deepcopy__": __deepcopy__,
         "__reduce_ex__": __reduce_ex__,
     }
-    for name in ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager"):
+    for name in (
+        "generate_batch",
+        "init_continuous_batching",
+        "continuous_batching_context_manager",
+    ):
         if hasattr(base, name):
             body[name] = _refuse_batching
     cls = type(base.__name__, (base,), body)
@@ -99,7 +132,9 @@ class Attachment:
         self.embedding = model.get_output_embeddings()
         known = getattr(head, "min_p", None)
         self._known_min_p = known
-        self.min_p = float(min_p if min_p is not None else DEFAULT_MIN_P if known is None else known)
+        self.min_p = float(
+            min_p if min_p is not None else DEFAULT_MIN_P if known is None else known
+        )
         self._warned = False
         self._warn_of(self.min_p)
         device = self.embedding.weight.device
@@ -120,7 +155,8 @@ class Attachment:
         if self._known_min_p is not None and min_p != self._known_min_p and not self._warned:
             self._warned = True
             warnings.warn(
-                f"min_p={min_p:g}, but the head was trained for {self._known_min_p:g}: its coverage no longer holds",
+                f"min_p={min_p:g}, but the head was trained for {self._known_min_p:g}: its "
+                "coverage no longer holds",
                 stacklevel=4,
             )
 
@@ -131,18 +167,23 @@ class Attachment:
 
     @torch.no_grad()
     def _try(self) -> None:
-        """A forward of two tokens as the decoding loop runs it, with lazy logits if it runs with them.
+        """A forward of two tokens as the decoding loop runs it, with lazy logits if it runs with
+        them.
 
-        A model that cannot run on ids alone is not refused: every forward of `generate` is checked all the same.
+        A model that cannot run on ids alone is not refused: every forward of `generate` is checked
+        all the same.
 
         Raises:
-            ValueError: if logits leave the model whose hidden state did not pass its output embedding.
+            ValueError: if logits leave the model whose hidden state did not pass its output
+                embedding.
         """
         if self.embedding.weight.is_meta:
             return
         token = getattr(self.model.config.get_text_config(), "bos_token_id", None)
         token = token if isinstance(token, int) and 0 <= token < len(self.embedding.weight) else 0
-        ids = torch.full((1, 2), token, device=getattr(self.model, "device", self.embedding.weight.device))
+        ids = torch.full(
+            (1, 2), token, device=getattr(self.model, "device", self.embedding.weight.device)
+        )
         devices = {p.device for p in self.model.parameters() if p.is_cuda}
         with torch.random.fork_rng(list(devices)):  # dropout, in a model that is being trained
             for self.lazy in (True, False):
@@ -153,7 +194,9 @@ class Attachment:
                     return
                 except Unscaled:
                     raise
-                except Exception:  # whatever a model raises that asks for more than ids, or looks at storage
+                except (
+                    Exception
+                ):  # whatever a model raises that asks for more than ids, or looks at storage
                     continue
 
     @property
@@ -169,7 +212,10 @@ class Attachment:
         if not self.attached:
             return
         if type(self.model) not in (self._class, self._base):
-            raise RuntimeError(f"the class of the model was changed after attach(), to {type(self.model)}: undo that first")
+            raise RuntimeError(
+                f"the class of the model was changed after attach(), to {type(self.model)}: undo "
+                "that first"
+            )
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -186,10 +232,23 @@ class Attachment:
         ours = {handle.id for handle in self._handles}
         return plain_copy(self.model, self._base, [self.model, self.embedding], ours, memo)
 
-    def generate(self, base_generate, inputs, config: GenerationConfig | None, args, seed, stream, kwargs, caller):
+    def generate(
+        self,
+        base_generate,
+        inputs,
+        config: GenerationConfig | None,
+        args,
+        seed,
+        stream,
+        kwargs,
+        caller,
+    ):
         """One call of the attached model's `generate`."""
         if self.model.get_output_embeddings() is not self.embedding:
-            raise RuntimeError("the model's output embedding was replaced after attach(): detach() and attach again")
+            raise RuntimeError(
+                "the model's output embedding was replaced after attach(): detach() and attach "
+                "again"
+            )
         own = self.model.generation_config or GenerationConfig()
         p = plan(own, config, kwargs, min_p=self.min_p, fused=self.fused, caller=caller)
         if not p.sample:
@@ -199,48 +258,62 @@ class Attachment:
         stream = None if stream is None else loop.streams(stream)
         several = stream is not None or isinstance(seed, torch.Tensor)
         if several and not p.fused:
-            raise ValueError("seed a prompt and stream need the fused sampler, which cannot serve this call")
+            raise ValueError(
+                "seed a prompt and stream need the fused sampler, which cannot serve this call"
+            )
         with ExitStack() as stack:
             if p.fused and seed is None:
                 seed = int(torch.randint(0, 2**63 - 1, ()))
             elif not p.fused and seed is not None:
                 device = self.embedding.weight.device
-                stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+                stack.enter_context(
+                    torch.random.fork_rng([device] if device.type == "cuda" else [])
+                )
                 torch.manual_seed(seed)
             call = Call(p.fused, p.min_p, seed, stream)
             with self.gate.called(call):
                 output = base_generate(inputs, p.generation_config, *args, **p.kwargs)
         if p.fused and not call.sampled:
-            raise RuntimeError(f"{self._base.__name__}.generate did not run _sample; attach with fused=False")
+            raise RuntimeError(
+                f"{self._base.__name__}.generate did not run _sample; attach with fused=False"
+            )
         loop.check_status(call)
         return output
 
 
-def attach(model: GenerationMixin, head: nn.Module, *, min_p: float | None = None, fused: bool = True) -> Attachment:
+def attach(
+    model: GenerationMixin, head: nn.Module, *, min_p: float | None = None, fused: bool = True
+) -> Attachment:
     """Makes `model.generate` adaptive: every token is drawn from `softmax(z / T(h))` cut at Min-P.
 
     While attached, `generate`
-    * samples unless `do_sample=False` is passed, which is plain greedy decoding of the model itself;
-    * takes `seed=`: an integer, or one a prompt, under which a prompt's text is the same alone and in any batch. Under one
-      integer the noise of a row depends on its number in the batch: row 1 alone draws as row 0. Without a seed
-      `torch.manual_seed` fixes the output;
-    * takes `stream=`: an integer, or one a row (prompts × num_return_sequences), in place of the row's number;
-    * ignores the temperature, top-k, top-p and other cuts that the model's generation configuration or a pipeline
-      brings, and honours those passed in the call: a temperature multiplies the predicted one, a `min_p` replaces the
-      attached one;
-    * raises ValueError for beams, guidance, sequence biases, contrastive, DoLa, constrained and custom decoding, and
-      continuous batching; RuntimeError, at its end, if a row held NaN, inf or nothing that is not masked.
+    * samples unless `do_sample=False` is passed, which is plain greedy decoding of the model
+    itself; * takes `seed=`: an integer, or one a prompt, under which a prompt's text is the same
+    alone and in any batch. Under one
+      integer the noise of a row depends on its number in the batch: row 1 alone draws as row 0.
+      Without a seed `torch.manual_seed` fixes the output;
+    * takes `stream=`: an integer, or one a row (prompts × num_return_sequences), in place of the
+    row's number; * ignores the temperature, top-k, top-p and other cuts that the model's generation
+    configuration or a pipeline
+      brings, and honours those passed in the call: a temperature multiplies the predicted one, a
+      `min_p` replaces the attached one;
+    * raises ValueError for beams, guidance, sequence biases, contrastive, DoLa, constrained and
+    custom decoding, and
+      continuous batching; RuntimeError, at its end, if a row held NaN, inf or nothing that is not
+      masked.
 
-    Logits processors see scaled logits, as do `output_scores` and `output_logits`. A row with T < 1e-3 is greedy. Forwards of
-    your own, in a stopping criterion or a streamer too, return the model's own logits. Copies, pickles and saved folders of
-    an attached model are those of the model alone. With `seed=`, calls that the fused sampler cannot serve seed torch's
-    default generator, which threads share, and put its state back.
+    Logits processors see scaled logits, as do `output_scores` and `output_logits`. A row with T <
+    1e-3 is greedy. Forwards of your own, in a stopping criterion or a streamer too, return the
+    model's own logits. Copies, pickles and saved folders of an attached model are those of the
+    model alone. With `seed=`, calls that the fused sampler cannot serve seed torch's default
+    generator, which threads share, and put its state back.
 
     Args:
-        model: a causal language model of transformers, or a PeftModel around one. Two tokens are run through it.
+        model: a causal language model of transformers, or a PeftModel around one. Two tokens are
+            run through it.
         head: predicts `T [...]` from `h [..., H]`; moved to the model's device.
-        min_p: in [0, 1]; 0 cuts nothing. None takes the one that the head was trained for, 0.1 if it does not know; another
-            one warns.
+        min_p: in [0, 1]; 0 cuts nothing. None takes the one that the head was trained for, 0.1 if
+            it does not know; another one warns.
         fused: False keeps transformers' own sampling step throughout.
 
     Returns:
@@ -248,13 +321,15 @@ def attach(model: GenerationMixin, head: nn.Module, *, min_p: float | None = Non
 
     Raises:
         TypeError: if `model` cannot generate.
-        ValueError: if a head is attached already, the widths differ, the model is no decoder, its logits are not made by its
-            output embedding, or `min_p` is out of range.
+        ValueError: if a head is attached already, the widths differ, the model is no decoder, its
+            logits are not made by its output embedding, or `min_p` is out of range.
     """
     inside = getattr(model, "get_base_model", None)  # of a PeftModel
     model = inside() if callable(inside) else model
     if not isinstance(model, GenerationMixin):
-        raise TypeError(f"attach() needs a transformers model that generates, got {type(model).__name__}")
+        raise TypeError(
+            f"attach() needs a transformers model that generates, got {type(model).__name__}"
+        )
     if hasattr(type(model), "_autodeco_attachment"):
         raise ValueError("a temperature head is attached to this model already; detach() it first")
     if min_p is not None and not (isinstance(min_p, Real) and 0.0 <= min_p <= 1.0):
@@ -266,13 +341,17 @@ def attach(model: GenerationMixin, head: nn.Module, *, min_p: float | None = Non
         raise ValueError(f"{type(model).__name__} has no output embedding")
     width = getattr(embedding, "in_features", None) or embedding.weight.shape[-1]
     if width != head.hidden_size:
-        raise ValueError(f"the head reads hidden states of width {head.hidden_size}, the model's have {width}")
+        raise ValueError(
+            f"the head reads hidden states of width {head.hidden_size}, the model's have {width}"
+        )
     return Attachment(model, head, min_p, fused)
 
 
 def detach(model: GenerationMixin) -> None:
     """Takes the head off a model; nothing happens if none is attached."""
     inside = getattr(model, "get_base_model", None)
-    attachment = getattr(type(inside() if callable(inside) else model), "_autodeco_attachment", None)
+    attachment = getattr(
+        type(inside() if callable(inside) else model), "_autodeco_attachment", None
+    )
     if attachment is not None:
         attachment.detach()

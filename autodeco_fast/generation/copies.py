@@ -5,19 +5,29 @@ from collections import OrderedDict
 
 from torch import nn
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+)
 
 
-def plain_copy(model: nn.Module, base: type, modules: list[nn.Module], ours: set[int], memo: dict) -> nn.Module:
-    """`copy.deepcopy(model, memo)` as an instance of `base`, without the hooks whose ids are in `ours` on `modules`.
+def plain_copy(
+    model: nn.Module, base: type, modules: list[nn.Module], ours: set[int], memo: dict
+) -> nn.Module:
+    """`copy.deepcopy(model, memo)` as an instance of `base`, without the hooks whose ids are in
+    `ours` on `modules`.
 
-    What the memo knows is not copied: so hooks are left out by giving the copies' tables in advance, and nothing of the
-    original has to change meanwhile.
+    What the memo knows is not copied: so hooks are left out by giving the copies' tables in
+    advance, and nothing of the original has to change meanwhile.
     """
     for module in modules:
         for name in _HOOKS:
             table = getattr(module, name)
-            memo[id(table)] = OrderedDict((key, copy.deepcopy(hook, memo)) for key, hook in table.items() if key not in ours)
+            memo[id(table)] = OrderedDict(
+                (key, copy.deepcopy(hook, memo)) for key, hook in table.items() if key not in ours
+            )
     new = base.__new__(base)
     memo[id(model)] = new
     new.__dict__.update(copy.deepcopy(model.__dict__, memo))
@@ -25,6 +35,7 @@ def plain_copy(model: nn.Module, base: type, modules: list[nn.Module], ours: set
 
 
 def shared_tensors(model: nn.Module) -> dict:
-    """A memo under which a copy shares all parameters and buffers, as a pickle of the original would hold them."""
+    """A memo under which a copy shares all parameters and buffers, as a pickle of the original
+    would hold them."""
     tensors = [*model.parameters(), *model.buffers()]
     return {id(t): t for t in tensors}

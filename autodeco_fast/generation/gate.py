@@ -1,4 +1,5 @@
-"""The hooks that divide a model's logits by the predicted temperature, and the gate that lets them act.
+"""The hooks that divide a model's logits by the predicted temperature, and the gate that lets them
+act.
 
 A forward of the attached model's decoding loop goes through three hooks:
 
@@ -6,7 +7,8 @@ A forward of the attached model's decoding loop goes through three hooks:
     read    on the embedding  h is what enters it: T(h); the product stays lazy if the sampler will make it
     leave   on the model      z = the logits, whatever scale or cap they went through: z / T(h)
 
-Dividing where the logits leave the model asks nothing of what stands in between. A forward that did not go through `read`
+Dividing where the logits leave the model asks nothing of what stands in between. A forward that did
+not go through `read`
 raises: its logits would not be scaled.
 """
 
@@ -38,7 +40,8 @@ class Call:
 
 
 class Gate(threading.local):
-    """Open while the decoding loop of the attached model runs in this thread; every thread has its own.
+    """Open while the decoding loop of the attached model runs in this thread; every thread has its
+    own.
 
     A thread-local rather than a ContextVar: `torch.compile` traces it and guards on it.
     """
@@ -72,7 +75,8 @@ class Gate(threading.local):
         return self._changed(open=True, lazy=lazy, temperatures=[])
 
     def paused(self):
-        """Somebody else's code runs inside the loop: its forwards are the model's own, its `generate` is a call of its own."""
+        """Somebody else's code runs inside the loop: its forwards are the model's own, its
+        `generate` is a call of its own."""
         return self._changed(open=False, lazy=False, call=None, temperatures=[])
 
 
@@ -100,7 +104,10 @@ def install(model: nn.Module, embedding: nn.Module, head: nn.Module, gate: Gate)
         if not (gate.open and gate.temperatures):
             return None
         if gate.temperatures[-1] is not None:
-            raise Unscaled(f"{name} runs its output embedding more than once a forward: which h decides is not known")
+            raise Unscaled(
+                f"{name} runs its output embedding more than once a forward: which h decides is "
+                "not known"
+            )
         hidden = args[0] if args else next(iter(kwargs.values()))
         gate.temperatures[-1] = predicted(head, hidden)
         if gate.lazy and args and lazy.can_stay_lazy(embedding, hidden):
@@ -113,7 +120,10 @@ def install(model: nn.Module, embedding: nn.Module, head: nn.Module, gate: Gate)
         temperature = gate.temperatures.pop()
         logits = output[0] if isinstance(output, tuple) else output.logits
         if temperature is None:
-            raise Unscaled(f"{name} makes its logits without its output embedding: they cannot be scaled by T(h)")
+            raise Unscaled(
+                f"{name} makes its logits without its output embedding: they cannot be scaled by "
+                "T(h)"
+            )
         if temperature.shape != logits.shape[:-1]:
             shapes = f"{tuple(temperature.shape)} hidden states and {tuple(logits.shape[:-1])} rows of logits"
             raise Unscaled(f"{name} has {shapes} in a forward: which h decides is not known")

@@ -1,10 +1,12 @@
 """Tensors that are made when something looks at them.
 
-While the fused sampler draws, nobody need see the `[B, V]` logits: `linear_sample` draws from what enters the output
-embedding. So the embedding gets its input as `_Handed`, whose product is a `LazyLogits`: a tensor of the logits' shape, dtype
-and device that remembers how they would be made. Taking the last position, a copy in fp32 and the division by T keep it
-lazy; any other operation (a hook that bans tokens, a softcap, another processor) makes the values and goes on with them, in
-place where it acts in place. Nothing therefore has to be known about what stands between the embedding and the sampler.
+While the fused sampler draws, nobody need see the `[B, V]` logits: `linear_sample` draws from what
+enters the output embedding. So the embedding gets its input as `_Handed`, whose product is a
+`LazyLogits`: a tensor of the logits' shape, dtype and device that remembers how they would be made.
+Taking the last position, a copy in fp32 and the division by T keep it lazy; any other operation (a
+hook that bans tokens, a softcap, another processor) makes the values and goes on with them, in
+place where it acts in place. Nothing therefore has to be known about what stands between the
+embedding and the sampler.
 """
 
 import torch
@@ -95,7 +97,12 @@ class LazyLogits(Lazy):
             view: (logits, operation, arguments) of which these are a view.
         """
         super().__init__()
-        self.hidden, self.embedding, self.temperature, self._view = hidden, embedding, temperature, view
+        self.hidden, self.embedding, self.temperature, self._view = (
+            hidden,
+            embedding,
+            temperature,
+            view,
+        )
 
     @property
     def untouched(self) -> bool:
@@ -118,7 +125,11 @@ class LazyLogits(Lazy):
             asked = {name: value for name, value in kwargs.items() if value is not None}
             dtype, device = asked.pop("dtype", self.dtype), asked.pop("device", self.device)
             asked.pop("non_blocking", None)
-            if asked or torch.device(device) != self.device or dtype not in (self.dtype, torch.float32):
+            if (
+                asked
+                or torch.device(device) != self.device
+                or dtype not in (self.dtype, torch.float32)
+            ):
                 return None
             return LazyLogits(self.hidden, self.embedding, self.temperature, dtype)
         if func in (_aten.alias.default, _aten.detach.default):
@@ -130,12 +141,16 @@ class LazyLogits(Lazy):
             return None if dim == self.dim() - 1 else self._viewed(func, (dim, *args[2:]))
         return None
 
-    def _is_whole(self, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> bool:
+    def _is_whole(
+        self, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    ) -> bool:
         return not start and (end is None or end >= self.shape[dim]) and step == 1
 
     def _viewed(self, func, args: tuple) -> "LazyLogits":
         T = None if self.temperature is None else func(self.temperature, *args)
-        return LazyLogits(func(self.hidden, *args), self.embedding, T, self.dtype, (self, func, args))
+        return LazyLogits(
+            func(self.hidden, *args), self.embedding, T, self.dtype, (self, func, args)
+        )
 
 
 class OneHot(Lazy):
@@ -160,7 +175,8 @@ class OneHot(Lazy):
 
 
 class _Handed(torch.Tensor):
-    """What enters the output embedding: a tensor as it was, but that its product with that weight stays lazy."""
+    """What enters the output embedding: a tensor as it was, but that its product with that weight
+    stays lazy."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -168,7 +184,11 @@ class _Handed(torch.Tensor):
         if func is torch.nn.functional.linear and isinstance(args[0], _Handed):
             hidden, weight, *bias = args
             embedding = hidden.embedding
-            if weight is embedding.weight and (not bias or bias[0] is embedding.bias) and not kwargs:
+            if (
+                weight is embedding.weight
+                and (not bias or bias[0] is embedding.bias)
+                and not kwargs
+            ):
                 return LazyLogits(hidden.source, embedding)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)

@@ -1,12 +1,17 @@
 """Inside transformers' decoding loop: our draw, and other people's callbacks.
 
-Processors, stopping criteria and streamers may call the model themselves, or its `generate`. While they run the gate is
-paused, so they find the model as it is.
+Processors, stopping criteria and streamers may call the model themselves, or its `generate`. While
+they run the gate is paused, so they find the model as it is.
 """
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from autodeco_fast.generation.gate import Call, Gate
@@ -52,26 +57,34 @@ class _PausedStreamer(BaseStreamer):
             self.streamer.end()
 
 
-def paused(gate: Gate, processors, criteria, streamer) -> tuple[LogitsProcessorList, StoppingCriteriaList, BaseStreamer | None]:
+def paused(
+    gate: Gate, processors, criteria, streamer
+) -> tuple[LogitsProcessorList, StoppingCriteriaList, BaseStreamer | None]:
     """The same callbacks, the gate paused while they run."""
     processors, criteria = _PausedProcessors(processors), _PausedCriteria(criteria)
     processors.gate = criteria.gate = gate
     return processors, criteria, None if streamer is None else _PausedStreamer(streamer, gate)
 
 
-def _first_position(input_ids: torch.Tensor, config: GenerationConfig, kwargs: dict) -> int | torch.Tensor:
-    """The number of real tokens in each row of the prompt, ids or embeddings: noise does not depend on left padding."""
+def _first_position(
+    input_ids: torch.Tensor, config: GenerationConfig, kwargs: dict
+) -> int | torch.Tensor:
+    """The number of real tokens in each row of the prompt, ids or embeddings: noise does not depend
+    on left padding."""
     mask, embeddings = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
     if mask is not None and mask.dim() == 2:
         return mask.to(input_ids.device).sum(1)
-    length = getattr(config, "_mask_length", None)  # where transformers drops a mask that masks nothing
+    length = getattr(
+        config, "_mask_length", None
+    )  # where transformers drops a mask that masks nothing
     if length is None:
         length = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
     return length
 
 
 def _integers(name: str, value, check) -> int | torch.Tensor:
-    """An integer, or a tensor of several, from whatever holds them; each checked where it is not on a GPU."""
+    """An integer, or a tensor of several, from whatever holds them; each checked where it is not on
+    a GPU."""
     if isinstance(value, torch.Tensor) and value.device.type != "cpu" and value.dim():
         if value.dtype.is_floating_point or value.dtype == torch.bool:
             raise ValueError(f"{name} must be integers, got {value.dtype}")
@@ -94,19 +107,23 @@ def streams(stream) -> int | torch.Tensor:
 
 def _one_a(what: str, name: str, value: torch.Tensor, n: int, device: torch.device) -> torch.Tensor:
     if value.shape != (n,):
-        raise ValueError(f"{name} must be an integer or {n}, one a {what}, got shape {tuple(value.shape)}")
+        raise ValueError(
+            f"{name} must be an integer or {n}, one a {what}, got shape {tuple(value.shape)}"
+        )
     return value.to(device)
 
 
 def _noise(call: Call, rows: int, per_prompt: int, device: torch.device) -> tuple:
     """Seed and stream as `sample` takes them: numbers, or one a row.
 
-    Under one seed the stream is the row. Under a seed a prompt it is the sequence's number among those of its prompt, so that
-    a prompt's text does not depend on what it is batched with.
+    Under one seed the stream is the row. Under a seed a prompt it is the sequence's number among
+    those of its prompt, so that a prompt's text does not depend on what it is batched with.
     """
     seed, stream = call.seed, call.stream
     if isinstance(seed, torch.Tensor):
-        seed = _one_a("prompt", "seed", seed, rows // per_prompt, device).repeat_interleave(per_prompt)
+        seed = _one_a("prompt", "seed", seed, rows // per_prompt, device).repeat_interleave(
+            per_prompt
+        )
         if stream is None:
             stream = torch.arange(per_prompt, device=device).repeat(rows // per_prompt)
     if isinstance(stream, torch.Tensor):
@@ -115,16 +132,24 @@ def _noise(call: Call, rows: int, per_prompt: int, device: torch.device) -> tupl
 
 
 class FusedDraw(LogitsProcessor):
-    """Last in the list: draws the token and returns scores whose maximum it is, so that the argmax that follows takes it."""
+    """Last in the list: draws the token and returns scores whose maximum it is, so that the argmax
+    that follows takes it."""
 
     def __init__(self, call: Call, input_ids: torch.Tensor, config: GenerationConfig, kwargs: dict):
         self.call, self.length = call, input_ids.shape[1]
         self.start = _first_position(input_ids, config, kwargs)
-        self.seed, self.stream = _noise(call, len(input_ids), config.num_return_sequences or 1, input_ids.device)
+        self.seed, self.stream = _noise(
+            call, len(input_ids), config.num_return_sequences or 1, input_ids.device
+        )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         call, position = self.call, self.start + (input_ids.shape[1] - self.length)
-        noise = {"seed": self.seed, "stream": self.stream, "position": position, "min_p": call.min_p}
+        noise = {
+            "seed": self.seed,
+            "stream": self.stream,
+            "position": position,
+            "min_p": call.min_p,
+        }
         try:
             out = self._drawn(scores, noise)
         except ValueError as error:  # seed and stream are checked: it is the temperature
@@ -137,7 +162,9 @@ class FusedDraw(LogitsProcessor):
         if isinstance(scores, LazyLogits) and scores.untouched:
             weight, bias = scores.embedding.weight, scores.embedding.bias
             return linear_sample(scores.hidden, weight, scores.temperature, bias=bias, **noise)
-        return sample(scores, 1.0, **noise)  # at temperature 1, scaled logits are the logits at T, and so is their cut
+        return sample(
+            scores, 1.0, **noise
+        )  # at temperature 1, scaled logits are the logits at T, and so is their cut
 
 
 def check_status(call: Call) -> None:

@@ -1,4 +1,5 @@
-"""What a call of `generate` on an attached model chose, what it merely inherits, and what is refused."""
+"""What a call of `generate` on an attached model chose, what it merely inherits, and what is
+refused."""
 
 import copy
 import sys
@@ -25,19 +26,37 @@ _FILLED_IN = GenerationConfig._get_default_generation_params()
 _REFUSED: dict[str, tuple[Any, str]] = {
     "num_beams": (lambda v: v > 1, "beam search does not sample from softmax(z/T)"),
     "num_beam_groups": (lambda v: v > 1, "beam search does not sample from softmax(z/T)"),
-    "guidance_scale": (lambda v: v != 1, "guidance mixes the logits of two forwards with different temperatures"),
-    "sequence_bias": (bool, "a bias added to logits does not commute with dividing them by a temperature"),
+    "guidance_scale": (
+        lambda v: v != 1,
+        "guidance mixes the logits of two forwards with different temperatures",
+    ),
+    "sequence_bias": (
+        bool,
+        "a bias added to logits does not commute with dividing them by a temperature",
+    ),
     "penalty_alpha": (bool, "contrastive search does not sample"),
-    "dola_layers": (lambda v: True, "DoLa contrasts logits of other layers, which the head does not know"),
+    "dola_layers": (
+        lambda v: True,
+        "DoLa contrasts logits of other layers, which the head does not know",
+    ),
     "constraints": (bool, "constrained beam search does not sample from softmax(z/T)"),
     "force_words_ids": (bool, "constrained beam search does not sample from softmax(z/T)"),
-    "assistant_early_exit": (lambda v: True, "the head does not know the hidden states of other layers"),
+    "assistant_early_exit": (
+        lambda v: True,
+        "the head does not know the hidden states of other layers",
+    ),
     "use_mtp": (bool, "the head does not know the hidden states of multi-token prediction layers"),
     "custom_generate": (lambda v: True, "a decoding loop of its own would drop the sampler"),
     "cache_implementation": (lambda v: v == "paged", "continuous batching is not supported"),
 }
 # Asked for in a call, these need transformers' own sampling step on scaled logits.
-_UNFUSED = ("output_scores", "output_logits", "prompt_lookup_num_tokens", "assistant_model", "watermarking_config")
+_UNFUSED = (
+    "output_scores",
+    "output_logits",
+    "prompt_lookup_num_tokens",
+    "assistant_model",
+    "watermarking_config",
+)
 
 
 @dataclass
@@ -67,18 +86,31 @@ class Brought:
             return cls()
         given = dict(getattr(pipeline, "_generate_kwargs", {}))
         while caller is not None and caller.f_locals.get("self") is pipeline:
-            given |= caller.f_locals.get("forward_params", {})  # of Pipeline.forward: what its user passed
+            given |= caller.f_locals.get(
+                "forward_params", {}
+            )  # of Pipeline.forward: what its user passed
             caller = caller.f_back
         defaults = getattr(pipeline, "_default_generation_config", None)
         values = {name: getattr(defaults, name, None) for name in ("do_sample", *NEUTRAL)}
         return cls(
             config=getattr(pipeline, "generation_config", None),
-            values={name: value for name, value in values.items() if value is not None and name not in given},
+            values={
+                name: value
+                for name, value in values.items()
+                if value is not None and name not in given
+            },
         )
 
 
-def _chosen(name: str, kwargs: dict, config: GenerationConfig | None, own: GenerationConfig, brought: Brought) -> Any:
-    """The value this call itself chose for a sampling setting; None if it is inherited or has no effect."""
+def _chosen(
+    name: str,
+    kwargs: dict,
+    config: GenerationConfig | None,
+    own: GenerationConfig,
+    brought: Brought,
+) -> Any:
+    """The value this call itself chose for a sampling setting; None if it is inherited or has no
+    effect."""
     value = kwargs.get(name)
     inherited = [brought.values[name]] if name in brought.values else []
     if value in inherited:
@@ -93,7 +125,9 @@ def _chosen(name: str, kwargs: dict, config: GenerationConfig | None, own: Gener
     return None if value == NEUTRAL[name] else value
 
 
-def _asks_for_greedy(kwargs: dict, config: GenerationConfig | None, own: GenerationConfig, brought: Brought) -> bool:
+def _asks_for_greedy(
+    kwargs: dict, config: GenerationConfig | None, own: GenerationConfig, brought: Brought
+) -> bool:
     """Whether this call itself says `do_sample=False`."""
     asked = kwargs.get("do_sample")
     if asked is None and config is not None and config is not own:
@@ -115,7 +149,8 @@ def plan(
 
     Args:
         own: the model's generation configuration; its sampling settings are ignored.
-        config, kwargs: what the caller passed. A sampling setting in `config` equal to the model's own is inherited.
+        config, kwargs: what the caller passed. A sampling setting in `config` equal to the model's
+            own is inherited.
         min_p, fused: as attached.
         caller: the frame that called `generate`; what a pipeline brings is told by it.
 
@@ -132,7 +167,9 @@ def plan(
     for name, (is_set, why) in _REFUSED.items():
         value = effective(name)
         if value is not None and is_set(value):
-            raise ValueError(f"{name} cannot be used while a temperature head is attached: {why}; detach() first")
+            raise ValueError(
+                f"{name} cannot be used while a temperature head is attached: {why}; detach() first"
+            )
 
     brought = Brought.by(caller)
     if _asks_for_greedy(kwargs, config, own, brought):
@@ -154,6 +191,11 @@ def plan(
     config = copy.deepcopy(config)
     for name, value in settings.items():
         setattr(config, name, value)
-    # An unset entry would be filled from the model's configuration; only an argument can say "none".
-    unset = {name: None for name, value in settings.items() if value is None and getattr(own, name) is not None}
+    # An unset entry would be filled from the model's configuration; only an argument can say
+    # "none".
+    unset = {
+        name: None
+        for name, value in settings.items()
+        if value is None and getattr(own, name) is not None
+    }
     return Plan(True, fused, min_p, config, kwargs | unset)

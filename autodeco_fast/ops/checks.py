@@ -14,13 +14,23 @@ from autodeco_fast.torch_backend.compiled import first_outside
 from autodeco_fast.values import SEEDS
 
 ALL_FLOATS = (*FLOATS, torch.float64)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+_INTEGERS = (
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 _NUMBERS = (numbers.Real, Decimal, torch.SymInt, torch.SymFloat)
 _WHOLE = (numbers.Integral, torch.SymInt)
 
 
 class Interval(NamedTuple):
-    """The values a parameter may have: `low ≤ x ≤ high`, and how that is written where an end is open."""
+    """The values a parameter may have: `low ≤ x ≤ high`, and how that is written where an end is
+    open."""
 
     low: float
     high: float
@@ -29,11 +39,16 @@ class Interval(NamedTuple):
 
 PROBABILITY = Interval(0.0, 1.0, "[0, 1]")
 INSIDE = Interval(math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0), "(0, 1)")
-_TINY, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max  # what kernels take
+_TINY, _LARGEST = (
+    torch.finfo(torch.float32).tiny,
+    torch.finfo(torch.float32).max,
+)  # what kernels take
 FINITE = Interval(-_LARGEST, _LARGEST, "[-3.4e38, 3.4e38]")
 NOT_NEGATIVE = Interval(0.0, _LARGEST, "[0, 3.4e38]")
 POSITIVE = Interval(_TINY, _LARGEST, "(0, 3.4e38]")
-_SOFTCAP = Interval(_TINY, 1e30, "(0, 1e30], or None")  # a logit over the softcap must be a normal number
+_SOFTCAP = Interval(
+    _TINY, 1e30, "(0, 1e30], or None"
+)  # a logit over the softcap must be a normal number
 IDS = Interval(-(2**63), 2**63 - 1, "[-2**63, 2**63)")
 _SEED = Interval(*SEEDS, "[-2**63, 2**64)")
 COUNT = Interval(0, 2**63 - 1, "[0, 2**63)")
@@ -41,7 +56,8 @@ SIZE = Interval(1, 2**63 - 1, "[1, 2**63)")
 
 
 def shown(value: object) -> str:
-    """A number or a short string as it is, a tensor by its shape and dtype, anything else by its type: one short line."""
+    """A number or a short string as it is, a tensor by its shape and dtype, anything else by its
+    type: one short line."""
     if isinstance(value, torch.Tensor):
         return f"a tensor {tuple(value.shape)} {value.dtype}"
     if value is not None and not isinstance(value, (str, bool, *_NUMBERS)):
@@ -54,7 +70,8 @@ def shown(value: object) -> str:
 
 
 def check_number(name: str, value: float, interval: Interval) -> float:
-    """A real number of any of Python's and numpy's types in an interval, as a float. NaN is in none."""
+    """A real number of any of Python's and numpy's types in an interval, as a float. NaN is in
+    none."""
     number = value
     if type(value) is not float:
         if isinstance(value, bool) or not isinstance(value, _NUMBERS):
@@ -86,8 +103,8 @@ def check_integer(name: str, value: int, interval: Interval) -> int:
 def check_seed(seed: int) -> int:
     """The 64 bits of a seed, as a signed number.
 
-    The rule of `torch.Generator.manual_seed`: any integer in [−2⁶³, 2⁶⁴), of any of Python's and numpy's types; one from 2⁶³ on
-    is the same seed as itself − 2⁶⁴.
+    The rule of `torch.Generator.manual_seed`: any integer in [−2⁶³, 2⁶⁴), of any of Python's and
+    numpy's types; one from 2⁶³ on is the same seed as itself − 2⁶⁴.
 
     Raises:
         ValueError: for anything else.
@@ -98,7 +115,9 @@ def check_seed(seed: int) -> int:
 
 def check_choice(name: str, value: object, choices: Sequence) -> None:
     if not (value is None or isinstance(value, str | int)) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}"
+        )
 
 
 def check_tensor(name: str, value: torch.Tensor) -> None:
@@ -122,7 +141,10 @@ def check_plain(weight: torch.Tensor) -> None:
             "or each rank's rows to token_stats_partial"
         )
     if not weight.is_floating_point():
-        raise ValueError(f"weight must be a floating-point tensor, got {weight.dtype}: dequantize a quantized head first")
+        raise ValueError(
+            f"weight must be a floating-point tensor, got {weight.dtype}: dequantize a quantized "
+            "head first"
+        )
 
 
 def check_product(
@@ -134,18 +156,29 @@ def check_product(
     """`hidden [N, H]` and `weight [V, H]` of one dtype, `bias [V]` or None."""
     check_tensor("hidden", hidden)
     check_plain(weight)
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or not weight.numel():
+    if (
+        hidden.dim() != 2
+        or weight.dim() != 2
+        or hidden.shape[1] != weight.shape[1]
+        or not weight.numel()
+    ):
         raise ValueError(
-            f"hidden and weight must be [N, H] and [V, H], got shapes {tuple(hidden.shape)} and {tuple(weight.shape)}"
+            f"hidden and weight must be [N, H] and [V, H], got shapes {tuple(hidden.shape)} and "
+            f"{tuple(weight.shape)}"
         )
     if hidden.dtype not in kinds:
         raise ValueError(f"hidden must be {_names(kinds)}, got {hidden.dtype}")
     if weight.dtype != hidden.dtype:
-        raise ValueError(f"weight must have the dtype of hidden, got {weight.dtype} and {hidden.dtype}")
+        raise ValueError(
+            f"weight must have the dtype of hidden, got {weight.dtype} and {hidden.dtype}"
+        )
     if bias is not None:
         check_tensor("bias", bias)
         if bias.shape != weight.shape[:1] or bias.dtype != hidden.dtype:
-            raise ValueError(f"bias must be [{weight.shape[0]}] {hidden.dtype}, got {tuple(bias.shape)} {bias.dtype}")
+            raise ValueError(
+                f"bias must be [{weight.shape[0]}] {hidden.dtype}, got {tuple(bias.shape)} "
+                f"{bias.dtype}"
+            )
 
 
 def check_logits(logits: torch.Tensor, kinds: tuple[torch.dtype, ...] = FLOATS) -> None:
@@ -166,14 +199,17 @@ def check_row(name: str, value: torch.Tensor, n: int) -> None:
 
 
 def check_target(target: torch.Tensor, n: int, V: int | None, ignore_index: int) -> None:
-    """`[n]` int64; its values, below V if given, only on a CPU: on a GPU looking would be a host sync."""
+    """`[n]` int64; its values, below V if given, only on a CPU: on a GPU looking would be a host
+    sync."""
     check_integer("ignore_index", ignore_index, IDS)
     check_tensor("target", target)
     if target.shape != (n,) or target.dtype != torch.int64:
         raise ValueError(f"target must be [{n}] int64, got {tuple(target.shape)} {target.dtype}")
     if not readable(target):
         return
-    wrong = target[(target != ignore_index) & ((target < 0) | (target >= (IDS.high if V is None else V)))]
+    wrong = target[
+        (target != ignore_index) & ((target < 0) | (target >= (IDS.high if V is None else V)))
+    ]
     if wrong.numel():
         limits = "≥ 0" if V is None else f"in [0, {V})"
         raise ValueError(f"target ids must be {limits} or {ignore_index}, got {wrong[0].item()}")
@@ -181,13 +217,23 @@ def check_target(target: torch.Tensor, n: int, V: int | None, ignore_index: int)
 
 def readable(value: torch.Tensor) -> bool:
     """Whether its values may be looked at here: it is on a CPU, and nobody traces."""
-    return value.is_cpu and type(value) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    return (
+        value.is_cpu
+        and type(value) in (torch.Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+    )
 
 
 def check_parameter(
-    name: str, value: float | torch.Tensor, interval: Interval | None, B: int, dtype: torch.dtype, device: torch.device
+    name: str,
+    value: float | torch.Tensor,
+    interval: Interval | None,
+    B: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> float | torch.Tensor:
-    """A row's parameter as backends take it: a number as it is, a tensor as `[B]` of this dtype, detached and contiguous.
+    """A row's parameter as backends take it: a number as it is, a tensor as `[B]` of this dtype,
+    detached and contiguous.
 
     Values of tensors are compared with the interval where they are `readable`.
     """
@@ -195,11 +241,19 @@ def check_parameter(
     if not isinstance(value, torch.Tensor):
         if interval is None:
             return check_seed(value)
-        return check_integer(name, value, interval) if whole else check_number(name, value, interval)
+        return (
+            check_integer(name, value, interval) if whole else check_number(name, value, interval)
+        )
     if value.layout is not torch.strided:
         raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
-    if value.dtype != dtype and value.dtype not in _INTEGERS and (whole or not value.is_floating_point()):
-        raise ValueError(f"{name} must be {'integers' if whole else 'real numbers'}, got {value.dtype}")
+    if (
+        value.dtype != dtype
+        and value.dtype not in _INTEGERS
+        and (whole or not value.is_floating_point())
+    ):
+        raise ValueError(
+            f"{name} must be {'integers' if whole else 'real numbers'}, got {value.dtype}"
+        )
     row = value.detach() if value.requires_grad else value
     if value.shape != (B,) or value.dtype != dtype or value.device != device:
         if value.shape not in ((), (1,), (B,)):

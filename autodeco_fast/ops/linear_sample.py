@@ -6,7 +6,15 @@ import torch
 
 from autodeco_fast.backends import resolve
 from autodeco_fast.ops.checks import FINITE, check_number, check_product, check_softcap
-from autodeco_fast.ops.min_p_sample import SampleOutput, joined, parameters, row_index, sample, split, tracing
+from autodeco_fast.ops.min_p_sample import (
+    SampleOutput,
+    joined,
+    parameters,
+    row_index,
+    sample,
+    split,
+    tracing,
+)
 from autodeco_fast.torch_backend import linear_sample as torch_backend
 
 FUSED_ROWS = 64  # Triton: rows up to which the kernel is chosen
@@ -14,18 +22,23 @@ FUSED_BYTES = 1 << 26  # torch: logits from which they are made in chunks
 
 
 def fused_pays(rows: int, vocabulary: int, backend: str) -> bool:
-    """Whether the fused product is chosen over a product by the vendor's library followed by `sample`.
+    """Whether the fused product is chosen over a product by the vendor's library followed by
+    `sample`.
 
-    Triton, from byte counts: the logits' trip to memory and back is 2·4·B·V bytes beside the 2·H·V of a bf16 weight, `4·B/H` of
-    the whole; up to 64 rows both products wait for the weight and the trip is what can be saved. Beyond, the vendor's product
-    is the better one. Not measured on a GPU.
+    Triton, from byte counts: the logits' trip to memory and back is 2·4·B·V bytes beside the 2·H·V
+    of a bf16 weight, `4·B/H` of the whole; up to 64 rows both products wait for the weight and the
+    trip is what can be saved. Beyond, the vendor's product is the better one. Not measured on a
+    GPU.
 
-    torch: chunks bound the memory and save no time (`bench/linear_sample.py`), so they begin where the logits take 64 MB.
+    torch: chunks bound the memory and save no time (`bench/linear_sample.py`), so they begin where
+        the logits take 64 MB.
     """
     return rows <= FUSED_ROWS if backend == "triton" else 4 * rows * vocabulary > FUSED_BYTES
 
 
-def _run(hidden, weight, bias, logit_scale, softcap, floats, ints, want, backend) -> dict[str, torch.Tensor]:
+def _run(
+    hidden, weight, bias, logit_scale, softcap, floats, ints, want, backend
+) -> dict[str, torch.Tensor]:
     if backend == "triton":
         from autodeco_fast.kernels.linear_sample import linear_sample as implementation
     else:
@@ -33,7 +46,9 @@ def _run(hidden, weight, bias, logit_scale, softcap, floats, ints, want, backend
     temperature, min_p = floats
     seed, position, stream = ints
     noise = seed, position, row_index(stream)
-    return implementation(hidden, weight, bias, logit_scale, softcap, temperature, min_p, *noise, want=want)
+    return implementation(
+        hidden, weight, bias, logit_scale, softcap, temperature, min_p, *noise, want=want
+    )
 
 
 @torch.library.custom_op("autodeco_fast::linear_sample", mutates_args=())
@@ -53,7 +68,11 @@ def _linear_sample(
     values = joined(rows, (*floats, *ints))
     want = ("full_logprob",) if full else ()
     out = _run(hidden, weight, bias, logit_scale, softcap, values[:2], values[2:], want, backend)
-    return out["token"], out["status"], out["full_logprob"] if full else hidden.new_empty(0, dtype=torch.float32)
+    return (
+        out["token"],
+        out["status"],
+        out["full_logprob"] if full else hidden.new_empty(0, dtype=torch.float32),
+    )
 
 
 @_linear_sample.register_fake
@@ -85,19 +104,22 @@ def linear_sample(
     fused: bool | None = None,
     backend: str | None = None,
 ) -> SampleOutput:
-    """`sample` of `z = softcap·tanh(logit_scale·(hidden @ weight.T + bias) / softcap)`, whose `[B, V]` need not be in memory.
+    """`sample` of `z = softcap·tanh(logit_scale·(hidden @ weight.T + bias) / softcap)`, whose
+    `[B, V]` need not be in memory.
 
-    The draw is that of `sample` on the same logits. Triton takes them as the matrix unit leaves them, in fp32; the torch
-    backend rounds them to the dtype of `weight`, as a model does.
+    The draw is that of `sample` on the same logits. Triton takes them as the matrix unit leaves
+    them, in fp32; the torch backend rounds them to the dtype of `weight`, as a model does.
 
     Args:
         hidden: `[B, H]` what enters the output embedding, bf16, fp16 or fp32.
         weight: `[V, H]` of the same dtype.
-        temperature, min_p, top_k, top_p, seed, position, stream, token_bitmask, return_…: as in `sample`.
+        temperature, min_p, top_k, top_p, seed, position, stream, token_bitmask, return_…: as in
+            `sample`.
         bias: `[V]` or None.
         logit_scale, softcap: in this order, after the bias.
-        fused: True never makes the logits; False makes them with a plain product and calls `sample`; None chooses: the plain
-            product for top-k, top-p, bitmasks, logprob and kept, and where `fused_pays` says so.
+        fused: True never makes the logits; False makes them with a plain product and calls
+            `sample`; None chooses: the plain product for top-k, top-p, bitmasks, logprob and kept,
+            and where `fused_pays` says so.
         backend: None chooses; "triton" or "torch" forces.
 
     Raises:
@@ -106,9 +128,14 @@ def linear_sample(
     """
     check_product(hidden, weight, bias)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
-    needs_logits = return_logprob or return_kept or any(x is not None for x in (top_k, top_p, token_bitmask))
+    needs_logits = (
+        return_logprob or return_kept or any(x is not None for x in (top_k, top_p, token_bitmask))
+    )
     if fused and needs_logits:
-        raise ValueError("fused must be None or False with top_k, top_p, token_bitmask, return_logprob or return_kept")
+        raise ValueError(
+            "fused must be None or False with top_k, top_p, token_bitmask, return_logprob or "
+            "return_kept"
+        )
     chosen = resolve(backend, hidden, weight)
     if fused is None:
         fused = not needs_logits and fused_pays(len(hidden), len(weight), chosen)
@@ -117,10 +144,25 @@ def linear_sample(
         if scale != 1.0 or softcap is not None:
             z = z.float() * scale
             z = z if softcap is None else torch.tanh(z / softcap) * softcap
-        asked = dict(return_logprob=return_logprob, return_kept=return_kept, return_full_logprob=return_full_logprob)
+        asked = dict(
+            return_logprob=return_logprob,
+            return_kept=return_kept,
+            return_full_logprob=return_full_logprob,
+        )
         cuts = dict(min_p=min_p, top_k=top_k, top_p=top_p, token_bitmask=token_bitmask)
-        return sample(z, temperature, **cuts, seed=seed, position=position, stream=stream, **asked, backend=backend)
-    floats, ints = parameters(len(hidden), hidden.device, temperature, min_p, None, seed, position, stream, None)
+        return sample(
+            z,
+            temperature,
+            **cuts,
+            seed=seed,
+            position=position,
+            stream=stream,
+            **asked,
+            backend=backend,
+        )
+    floats, ints = parameters(
+        len(hidden), hidden.device, temperature, min_p, None, seed, position, stream, None
+    )
     floats, ints = floats[:2], ints[:3]
     hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
     common = hidden, weight, None if bias is None else bias.contiguous(), scale, softcap

@@ -1,4 +1,5 @@
-"""`logit_stats`: what losses and filters need to know of each token's logits. `ops/token_stats.py`: the same without logits."""
+"""`logit_stats`: what losses and filters need to know of each token's logits. `ops/token_stats.py`:
+the same without logits."""
 
 import math
 from collections.abc import Callable
@@ -22,11 +23,14 @@ from autodeco_fast.torch_backend.stats_partial import ABSENT, IGNORED, Part, fin
 
 LOWEST_TEMPERATURE = 1e-2  # AutoDeco's clamp
 GREEDY_BELOW = 1e-3
-PartOf = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], Part]  # of column, threshold, 1/T
+PartOf = Callable[
+    [torch.Tensor, torch.Tensor | None, torch.Tensor | None], Part
+]  # of column, threshold, 1/T
 
 
 class TokenStats(NamedTuple):
-    """Per-row statistics of the logits z, each `[N]`. Rows whose target is ignored hold 0, and rank −1.
+    """Per-row statistics of the logits z, each `[N]`. Rows whose target is ignored hold 0, and rank
+    −1.
 
     fp32, or fp64 where the logits are.
     """
@@ -35,7 +39,9 @@ class TokenStats(NamedTuple):
     argmax: torch.Tensor  # int64, the lowest id on ties
     target_logit: torch.Tensor
     logsumexp: torch.Tensor
-    rank: torch.Tensor  # int64: ids with a strictly larger logit than the target; 0 = the target is an argmax
+    rank: (
+        torch.Tensor
+    )  # int64: ids with a strictly larger logit than the target; 0 = the target is an argmax
     entropy: torch.Tensor  # nats, of softmax(z)
     temperature: torch.Tensor | None = None  # T of the following, at least 0.01
     scaled_logsumexp: torch.Tensor | None = None  # of z/T, differentiable in T
@@ -70,9 +76,14 @@ def _below_cut(top: torch.Tensor, temperature: torch.Tensor, min_p: float) -> to
 
 
 def statistics(
-    part_of: PartOf, target: torch.Tensor, temperature: torch.Tensor | None, min_p: float | None, ignore_index: int
+    part_of: PartOf,
+    target: torch.Tensor,
+    temperature: torch.Tensor | None,
+    min_p: float | None,
+    ignore_index: int,
 ) -> TokenStats:
-    """From what makes parts of the whole vocabulary to statistics, differentiable in the temperature."""
+    """From what makes parts of the whole vocabulary to statistics, differentiable in the
+    temperature."""
     with torch.no_grad():
         column = torch.where(target == ignore_index, IGNORED, target)
     T = None if temperature is None else temperature.clamp(min=LOWEST_TEMPERATURE)
@@ -101,7 +112,9 @@ def part_and_temperature(
     return part, None if T is None else T.to(part[0].dtype)
 
 
-def check_temperature(temperature: torch.Tensor | None, min_p: float | None, n: int) -> float | None:
+def check_temperature(
+    temperature: torch.Tensor | None, min_p: float | None, n: int
+) -> float | None:
     """min_p, checked with the temperature."""
     if temperature is not None:
         check_row("temperature", temperature, n)
@@ -135,10 +148,14 @@ def _logit_stats(
     return rows(logits, column, threshold, inverse_temperature, logit_scale, softcap)
 
 
-def fake_part(like: torch.Tensor, column: torch.Tensor, inverse_temperature: torch.Tensor | None) -> Part:
+def fake_part(
+    like: torch.Tensor, column: torch.Tensor, inverse_temperature: torch.Tensor | None
+) -> Part:
     """Shapes and dtypes of a part."""
     n = column.shape[0]
-    floats = like.new_empty(4 if inverse_temperature is None else 7, n, dtype=torch_backend.kind_of(like))
+    floats = like.new_empty(
+        4 if inverse_temperature is None else 7, n, dtype=torch_backend.kind_of(like)
+    )
     return floats, column.new_empty(2, n)
 
 
@@ -158,19 +175,22 @@ def logit_stats(
     ignore_index: int = -100,
     backend: str | None = None,
 ) -> TokenStats:
-    """Statistics of materialised logits in one read. Differentiable in the temperature, not in the logits.
+    """Statistics of materialised logits in one read. Differentiable in the temperature, not in the
+    logits.
 
     Args:
         logits: `[N, V]` bf16, fp16 or fp32 (fp64 on the torch backend).
         target: `[N]` int64 ids, `ignore_index` where there is none.
         logit_scale, softcap: `z = softcap·tanh(logit_scale·logits / softcap)`; no tanh for None.
-        temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower. NaN or inf gives NaN there.
+        temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower. NaN or inf
+            gives NaN there.
         min_p: in [0, 1], for `kept`: a second read.
         backend: None chooses; "triton" or "torch" forces.
 
     Raises:
         ValueError: for shapes, dtypes or numbers other than these.
-        RuntimeError: under `torch.vmap`, `torch.func` transforms, forward-mode differentiation and `torch.jit.trace`.
+        RuntimeError: under `torch.vmap`, `torch.func` transforms, forward-mode differentiation and
+            `torch.jit.trace`.
     """
     check_logits(logits, ALL_FLOATS)
     chosen = resolve(backend, logits)

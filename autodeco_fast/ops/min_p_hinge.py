@@ -51,7 +51,9 @@ def _backward(
     backend: str,
 ) -> torch.Tensor:
     backward = _implementation(backend).hinge_backward
-    return backward(grad, temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip)
+    return backward(
+        grad, temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip
+    )
 
 
 @_backward.register_fake

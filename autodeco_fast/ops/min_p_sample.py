@@ -6,7 +6,14 @@ from typing import NamedTuple
 import torch
 
 from autodeco_fast.backends import resolve
-from autodeco_fast.ops.checks import PROBABILITY, Interval, check_integer, check_logits, check_parameter, check_tensor
+from autodeco_fast.ops.checks import (
+    PROBABILITY,
+    Interval,
+    check_integer,
+    check_logits,
+    check_parameter,
+    check_tensor,
+)
 from autodeco_fast.torch_backend import min_p_sample as torch_backend
 
 _EXTRA = ("logprob", "kept", "full_logprob")
@@ -17,20 +24,29 @@ class SampleOutput(NamedTuple):
     """What `sample` returns, one entry a row; None for what was not asked for."""
 
     token: torch.Tensor  # [B] int64
-    # [B] fp32: of the token under the distribution drawn from, cut and renormalised, nats; 0 if greedy
+    # [B] fp32: of the token under the distribution drawn from, cut and renormalised, nats; 0 if
+    # greedy
     logprob: torch.Tensor | None
-    # [B] int32: tokens inside all cuts; 1 if greedy, 0 if nothing is finite or allowed, or where the status has 8
+    # [B] int32: tokens inside all cuts; 1 if greedy, 0 if nothing is finite or allowed, or where
+    # the status has 8
     kept: torch.Tensor | None
-    # [B] int32: 0, or the sum of 1 (NaN seen), 2 (+inf seen), 4 (nothing finite or allowed: token 0) and 8 (temperature, min_p,
+    # [B] int32: 0, or the sum of 1 (NaN seen), 2 (+inf seen), 4 (nothing finite or allowed: token
+    # 0) and 8 (temperature, min_p,
     # top_k or top_p is NaN or out of range, where the host does not look: token 0)
     status: torch.Tensor
     full_logprob: torch.Tensor | None = None  # [B] fp32, nats: the same as logprob, uncut
 
 
 def _run(
-    logits: torch.Tensor, floats: Sequence, ints: Sequence, allowed: torch.Tensor | None, want: tuple[str, ...], backend: str
+    logits: torch.Tensor,
+    floats: Sequence,
+    ints: Sequence,
+    allowed: torch.Tensor | None,
+    want: tuple[str, ...],
+    backend: str,
 ) -> dict[str, torch.Tensor]:
-    """Floats: temperature, min_p, top_p; ints: seed, position, stream (−1: the row), top_k. All `[B]` tensors or numbers."""
+    """Floats: temperature, min_p, top_p; ints: seed, position, stream (−1: the row), top_k. All
+    `[B]` tensors or numbers."""
     if backend == "triton":
         from autodeco_fast.kernels.min_p_sample import min_p_sample
     else:
@@ -51,7 +67,8 @@ def _min_p_sample(
     want: str,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`_run` for the tracer: `rows` are its floats, then its ints, None where the number in `floats` or `ints` serves.
+    """`_run` for the tracer: `rows` are its floats, then its ints, None where the number in
+    `floats` or `ints` serves.
 
     Of the five results those not in `want` are empty.
     """
@@ -65,7 +82,9 @@ def _min_p_sample(
 def _(logits, rows, floats, ints, allowed, want, backend):
     filled = ("token", "status", *want.split())
     return tuple(
-        logits.new_empty(logits.shape[0] if name in filled else 0, dtype=_KINDS.get(name, torch.float32))
+        logits.new_empty(
+            logits.shape[0] if name in filled else 0, dtype=_KINDS.get(name, torch.float32)
+        )
         for name in ("token", "status", *_EXTRA)
     )
 
@@ -76,7 +95,11 @@ def _traced(logits, floats, ints, allowed, want, backend) -> dict[str, torch.Ten
     token, status, *extra = _min_p_sample(
         logits, rows, [float(n) for n in numbers[:3]], numbers[3:], allowed, " ".join(want), backend
     )
-    return {"token": token, "status": status, **{n: value for n, value in zip(_EXTRA, extra) if n in want}}
+    return {
+        "token": token,
+        "status": status,
+        **{n: value for n, value in zip(_EXTRA, extra) if n in want},
+    }
 
 
 TEMPERATURE = Interval(0.0, 1e29, "[0, 1e29]")
@@ -88,7 +111,8 @@ COUNTER = Interval(0, 2**32 - 1, "[0, 2**32)")
 def parameters(
     B: int, device: torch.device, temperature, min_p, top_p, seed, position, stream, top_k
 ) -> tuple[list[float | torch.Tensor], list[int | torch.Tensor]]:
-    """Checked parameters, each a number or a `[B]` tensor: (temperature, min_p, top_p), (seed, position, stream, top_k).
+    """Checked parameters, each a number or a `[B]` tensor: (temperature, min_p, top_p), (seed,
+    position, stream, top_k).
 
     None cuts nothing. A stream of −1 is the row index.
 
@@ -120,17 +144,21 @@ def row_index(stream: int | torch.Tensor) -> int | torch.Tensor | None:
 
 
 def tracing(tensor: torch.Tensor) -> bool:
-    """Whether an op must go through the dispatcher: a compiler looks on, or the tensor is no plain one."""
+    """Whether an op must go through the dispatcher: a compiler looks on, or the tensor is no plain
+    one."""
     return torch.compiler.is_compiling() or type(tensor) is not torch.Tensor
 
 
 def split(values: list[float | torch.Tensor]) -> tuple[list[torch.Tensor | None], list[float]]:
-    """Parameters as a schema takes them: tensors or None, and the numbers that serve where there is None."""
+    """Parameters as a schema takes them: tensors or None, and the numbers that serve where there is
+    None."""
     rows = [value if isinstance(value, torch.Tensor) else None for value in values]
     return rows, [0 if isinstance(value, torch.Tensor) else value for value in values]
 
 
-def joined(rows: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> list[float | torch.Tensor]:
+def joined(
+    rows: Sequence[torch.Tensor | None], numbers: Sequence[float]
+) -> list[float | torch.Tensor]:
     """The inverse of `split`."""
     return [number if row is None else row for row, number in zip(rows, numbers)]
 
@@ -152,7 +180,9 @@ def allowed_tokens(token_bitmask: torch.Tensor | None, B: int, V: int) -> torch.
     check_tensor("token_bitmask", token_bitmask)
     words, shape = -(-V // 32), tuple(token_bitmask.shape)
     if token_bitmask.dtype != torch.int32 or len(shape) != 2 or shape[0] != B or shape[1] < words:
-        raise ValueError(f"token_bitmask must be [{B}, {words}] int32, got {shape} {token_bitmask.dtype}")
+        raise ValueError(
+            f"token_bitmask must be [{B}, {words}] int32, got {shape} {token_bitmask.dtype}"
+        )
     return token_bitmask.contiguous()
 
 
@@ -173,43 +203,59 @@ def sample(
     return_full_logprob: bool = False,
     backend: str | None = None,
 ) -> SampleOutput:
-    """Draws one token a row from `softmax(logits / temperature)` cut by top-k, then top-p, then Min-P.
+    """Draws one token a row from `softmax(logits / temperature)` cut by top-k, then top-p, then
+    Min-P.
 
     All three cuts are a lowest logit. Min-P keeps token i when `p_i ≥ min_p · max p`, that is when
-    `z_i ≥ max z + T ln(min_p)`; top-k keeps what is not below the k-th largest; top-p keeps i while what is larger than z_i
-    weighs less than top_p of what top-k left. Tokens with equal logits stay or go together. The draw is Gumbel-max with
-    Philox noise that depends on (seed, position, stream, token id) only, so the same row gives the same token in any batch,
-    with any padding and on either backend.
+    `z_i ≥ max z + T ln(min_p)`; top-k keeps what is not below the k-th largest; top-p keeps i while
+    what is larger than z_i weighs less than top_p of what top-k left. Tokens with equal logits stay
+    or go together. The draw is Gumbel-max with Philox noise that depends on (seed, position,
+    stream, token id) only, so the same row gives the same token in any batch, with any padding and
+    on either backend.
 
     Args:
-        logits: `[B, V]` bf16, fp16 or fp32. NaN and +inf are taken out of the row and reported in `status`.
-        temperature: scalar or `[B]`, in [0, 1e29]. Below 1e-3 a row is greedy: its argmax, the lowest id on ties.
+        logits: `[B, V]` bf16, fp16 or fp32. NaN and +inf are taken out of the row and reported in
+            `status`.
+        temperature: scalar or `[B]`, in [0, 1e29]. Below 1e-3 a row is greedy: its argmax, the
+            lowest id on ties.
         min_p: scalar or `[B]`, in [0, 1]; None and 0 cut nothing.
         top_k: scalar or `[B]`, in [0, 2³¹); None and 0 cut nothing.
         top_p: scalar or `[B]`, in (0, 1]; None and 1 cut nothing.
-        seed: an integer in [−2⁶³, 2⁶⁴), as `torch.Generator.manual_seed` takes it, or `[B]` integers for a seed a row.
+        seed: an integer in [−2⁶³, 2⁶⁴), as `torch.Generator.manual_seed` takes it, or `[B]`
+            integers for a seed a row.
         position: which draw of the sequence this is, scalar or `[B]`, in [0, 2³²).
-        stream: separates rows that share a seed, scalar or `[B]`, in [0, 2³²). By default the row index under one seed, and 0
-            under seeds a row.
-        token_bitmask: `[B, ⌈V/32⌉]` int32, bit i % 32 of word i // 32 allows token i (the layout of xgrammar).
+        stream: separates rows that share a seed, scalar or `[B]`, in [0, 2³²). By default the row
+            index under one seed, and 0 under seeds a row.
+        token_bitmask: `[B, ⌈V/32⌉]` int32, bit i % 32 of word i // 32 allows token i (the layout of
+            xgrammar).
         vocab_size: ids from here on are padding; V by default.
-        return_logprob, return_kept, return_full_logprob: fill these fields too; the first two read what is kept again.
+        return_logprob, return_kept, return_full_logprob: fill these fields too; the first two read
+            what is kept again.
         backend: None chooses; "triton" or "torch" forces.
 
-    A scalar is a number of any of Python's and numpy's types, or a tensor of one element. Nothing is differentiable: logits and
-    parameters are detached.
+    A scalar is a number of any of Python's and numpy's types, or a tensor of one element. Nothing
+    is differentiable: logits and parameters are detached.
 
     Raises:
-        ValueError: for shapes, dtypes or values outside the above. Values on a GPU are not looked at from the host: a row whose
-            temperature, min_p, top_k or top_p is NaN or out of range there gets token 0 and status 8; of its position and
-            stream 32 bits count.
-        RuntimeError: under `torch.vmap`, `torch.func` transforms, forward-mode differentiation and `torch.jit.trace`.
+        ValueError: for shapes, dtypes or values outside the above. Values on a GPU are not looked
+            at from the host: a row whose temperature, min_p, top_k or top_p is NaN or out of range
+            there gets token 0 and status 8; of its position and stream 32 bits count.
+        RuntimeError: under `torch.vmap`, `torch.func` transforms, forward-mode differentiation and
+            `torch.jit.trace`.
     """
     logits = sampled_logits(logits, vocab_size)
     backend = resolve(backend, logits)
-    floats, ints = parameters(logits.shape[0], logits.device, temperature, min_p, top_p, seed, position, stream, top_k)
+    floats, ints = parameters(
+        logits.shape[0], logits.device, temperature, min_p, top_p, seed, position, stream, top_k
+    )
     allowed = allowed_tokens(token_bitmask, *logits.shape)
-    want = tuple(name for name, asked in zip(_EXTRA, (return_logprob, return_kept, return_full_logprob)) if asked)
+    want = tuple(
+        name
+        for name, asked in zip(_EXTRA, (return_logprob, return_kept, return_full_logprob))
+        if asked
+    )
     # Where there is nothing to trace, the dispatcher would cost as much as the draw.
     out = (_traced if tracing(logits) else _run)(logits, floats, ints, allowed, want, backend)
-    return SampleOutput(out["token"], out.get("logprob"), out.get("kept"), out["status"], out.get("full_logprob"))
+    return SampleOutput(
+        out["token"], out.get("logprob"), out.get("kept"), out["status"], out.get("full_logprob")
+    )

@@ -6,8 +6,21 @@ from typing import NamedTuple
 import torch
 
 from autodeco_fast.backends import resolve
-from autodeco_fast.ops.checks import PROBABILITY, Interval, check_integer, check_parameter, check_tensor, readable
-from autodeco_fast.ops.min_p_sample import TEMPERATURE, allowed_tokens, parameters, row_index, sampled_logits
+from autodeco_fast.ops.checks import (
+    PROBABILITY,
+    Interval,
+    check_integer,
+    check_parameter,
+    check_tensor,
+    readable,
+)
+from autodeco_fast.ops.min_p_sample import (
+    TEMPERATURE,
+    allowed_tokens,
+    parameters,
+    row_index,
+    sampled_logits,
+)
 from autodeco_fast.torch_backend import min_p_sample as torch_backend
 from autodeco_fast.torch_backend.merge import merge
 
@@ -28,9 +41,13 @@ def _known(maximum: torch.Tensor, B: int) -> torch.Tensor:
     """The checked maxima, contiguous."""
     check_tensor("maximum", maximum)
     if maximum.shape != (B,) or maximum.dtype != torch.float32:
-        raise ValueError(f"maximum must be [{B}] float32, got {tuple(maximum.shape)} {maximum.dtype}")
+        raise ValueError(
+            f"maximum must be [{B}] float32, got {tuple(maximum.shape)} {maximum.dtype}"
+        )
     if readable(maximum) and not (maximum < float("inf")).all():
-        raise ValueError(f"maximum must be below inf, got {maximum[~(maximum < float('inf'))][0].item()}")
+        raise ValueError(
+            f"maximum must be below inf, got {maximum[~(maximum < float('inf'))][0].item()}"
+        )
     return maximum.detach().contiguous()
 
 
@@ -54,11 +71,13 @@ def sample_partial(
         logits: `[B, V_part]` of the ids first_id … first_id + V_part − 1.
         token_bitmask: of this part's ids.
         first_id: a multiple of 4, in [0, 2³¹).
-        maximum: `[B]` fp32 largest logits of the whole vocabulary, if known: with them no row stays open.
+        maximum: `[B]` fp32 largest logits of the whole vocabulary, if known: with them no row stays
+            open.
         temperature, min_p, seed, position, stream, backend: as in `sample`, the same on every rank.
 
     Raises:
-        ValueError: as `sample`, or for a `first_id` that is no multiple of 4, or a maximum that is NaN or +inf.
+        ValueError: as `sample`, or for a `first_id` that is no multiple of 4, or a maximum that is
+            NaN or +inf.
         RuntimeError: as `sample`.
     """
     if check_integer("first_id", first_id, FIRST_ID) % 4:
@@ -67,7 +86,9 @@ def sample_partial(
     B, V = logits.shape
     backend = resolve(backend, logits)
     known = None if maximum is None else _known(maximum, B)
-    floats, ints = parameters(B, logits.device, temperature, min_p, None, seed, position, stream, None)
+    floats, ints = parameters(
+        B, logits.device, temperature, min_p, None, seed, position, stream, None
+    )
     if backend == "triton":
         from autodeco_fast.kernels.min_p_sample import min_p_sample
     else:
@@ -81,19 +102,25 @@ def sample_partial(
 
 @torch.no_grad()
 def merge_partials(
-    parts: Sequence[SamplePartial], temperature: float | torch.Tensor, *, min_p: float | torch.Tensor | None = 0.0
+    parts: Sequence[SamplePartial],
+    temperature: float | torch.Tensor,
+    *,
+    min_p: float | torch.Tensor | None = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens of the whole vocabulary from its parts': those `sample` draws, whatever the number of parts.
+    """The tokens of the whole vocabulary from its parts': those `sample` draws, whatever the number
+    of parts.
 
-    A row can stay open: a part's candidate lies below the cut of the whole row and hides one that does not. Such rows are
-    rare. Call `sample_partial` again with `maximum` the largest of the parts' maxima, and merge again.
+    A row can stay open: a part's candidate lies below the cut of the whole row and hides one that
+    does not. Such rows are rare. Call `sample_partial` again with `maximum` the largest of the
+    parts' maxima, and merge again.
 
     Args:
         parts: one a rank.
         temperature, min_p: as given to `sample_partial`.
 
     Returns:
-        token `[B]` int64 (not to be used where open, 0 where temperature or min_p is out of range on a GPU), open `[B]` bool.
+        token `[B]` int64 (not to be used where open, 0 where temperature or min_p is out of range
+        on a GPU), open `[B]` bool.
 
     Raises:
         ValueError: without parts, or for a temperature or min_p that `sample` refuses.
@@ -105,5 +132,7 @@ def merge_partials(
     B, device = len(stacked.maximum[0]), stacked.maximum.device
     min_p = 0.0 if min_p is None else min_p
     given = ("temperature", temperature, TEMPERATURE), ("min_p", min_p, PROBABILITY)
-    token, _, still_open = merge(*stacked, *(check_parameter(*one, B, torch.float32, device) for one in given))
+    token, _, still_open = merge(
+        *stacked, *(check_parameter(*one, B, torch.float32, device) for one in given)
+    )
     return token, still_open.any(0)

@@ -5,7 +5,14 @@ from typing import NamedTuple
 import torch
 
 from autodeco_fast.backends import resolve
-from autodeco_fast.ops.checks import ALL_FLOATS, FINITE, check_logits, check_number, check_row, check_softcap
+from autodeco_fast.ops.checks import (
+    ALL_FLOATS,
+    FINITE,
+    check_logits,
+    check_number,
+    check_row,
+    check_softcap,
+)
 from autodeco_fast.ops.logit_stats import row_dtype
 from autodeco_fast.torch_backend import logit_stats
 from autodeco_fast.torch_backend import prob_stats as torch_backend
@@ -22,7 +29,11 @@ class ProbStats(NamedTuple):
 
 @torch.library.custom_op("autodeco_fast::prob_stats", mutates_args=())
 def _prob_stats(
-    logits: torch.Tensor, temperature: torch.Tensor, logit_scale: float, softcap: float | None, backend: str
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    logit_scale: float,
+    softcap: float | None,
+    backend: str,
 ) -> torch.Tensor:
     if backend == "triton":
         from autodeco_fast.kernels.prob_stats import prob_stats as rows
@@ -45,7 +56,8 @@ def prob_stats(
     softcap: float | None = None,
     backend: str | None = None,
 ) -> ProbStats:
-    """AutoDeco's enhanced features of each row's distribution at its temperature; not differentiable, as released.
+    """AutoDeco's enhanced features of each row's distribution at its temperature; not
+    differentiable, as released.
 
     Args:
         logits: `[N, V]` bf16, fp16 or fp32 (fp64 on the torch backend).
@@ -62,4 +74,6 @@ def prob_stats(
     check_row("temperature", temperature, len(logits))
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     logits = logits.detach() if logits.stride(1) == 1 else logits.detach().contiguous()
-    return ProbStats(*_prob_stats(logits, row_dtype(temperature.detach(), logits), scale, softcap, chosen))
+    return ProbStats(
+        *_prob_stats(logits, row_dtype(temperature.detach(), logits), scale, softcap, chosen)
+    )

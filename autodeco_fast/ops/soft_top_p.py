@@ -1,4 +1,5 @@
-"""AutoDeco's soft top-p loss a row, differentiable in T and P: the derivatives are made together with the loss."""
+"""AutoDeco's soft top-p loss a row, differentiable in T and P: the derivatives are made together
+with the loss."""
 
 import torch
 
@@ -23,14 +24,27 @@ def _soft_top_p(
 ) -> torch.Tensor:
     """`[3, N]`: loss, ∂/∂T, ∂/∂P. `hidden` are logits if there is no weight."""
     if weight is None:
-        return torch_backend.logits_soft_top_p(hidden, column, temperature, top_p, steepness, logit_scale, softcap)
+        return torch_backend.logits_soft_top_p(
+            hidden, column, temperature, top_p, steepness, logit_scale, softcap
+        )
     return torch_backend.soft_top_p(
-        hidden, weight, column, temperature, top_p, bias, steepness, logit_scale, softcap, chunk_bytes
+        hidden,
+        weight,
+        column,
+        temperature,
+        top_p,
+        bias,
+        steepness,
+        logit_scale,
+        softcap,
+        chunk_bytes,
     )
 
 
 @_soft_top_p.register_fake
-def _(hidden, weight, column, temperature, top_p, bias, steepness, logit_scale, softcap, chunk_bytes):
+def _(
+    hidden, weight, column, temperature, top_p, bias, steepness, logit_scale, softcap, chunk_bytes
+):
     return hidden.new_empty(3, hidden.shape[0], dtype=logit_stats.kind_of(hidden))
 
 
@@ -63,11 +77,21 @@ def soft_top_p_rows(
     softcap: float | None,
     chunk_bytes: int,
 ) -> torch.Tensor:
-    """`[N]` losses, 0 where the column is −2. Without a weight, `hidden` are raw logits `[N, V]`."""
+    """`[N]` losses, 0 where the column is −2. Without a weight, `hidden` are raw logits
+    `[N, V]`."""
     refuse_transforms()
     with torch.no_grad():
         T, P = (row_dtype(x.detach(), hidden) for x in (temperature, top_p))
         rows = _soft_top_p(
-            hidden.detach(), weight, column, T, P, bias, float(steepness), float(logit_scale), softcap, chunk_bytes
+            hidden.detach(),
+            weight,
+            column,
+            T,
+            P,
+            bias,
+            float(steepness),
+            float(logit_scale),
+            softcap,
+            chunk_bytes,
         )
     return _Rows.apply(temperature, top_p, rows)

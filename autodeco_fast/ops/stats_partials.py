@@ -1,4 +1,5 @@
-"""Statistics of a vocabulary split over ranks: each looks at its rows of the LM head, one merges."""
+"""Statistics of a vocabulary split over ranks: each looks at its rows of the LM head, one
+merges."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +18,12 @@ from autodeco_fast.ops.checks import (
     check_softcap,
     check_target,
 )
-from autodeco_fast.ops.logit_stats import LOWEST_TEMPERATURE, TokenStats, check_temperature, statistics
+from autodeco_fast.ops.logit_stats import (
+    LOWEST_TEMPERATURE,
+    TokenStats,
+    check_temperature,
+    statistics,
+)
 from autodeco_fast.ops.token_stats import CHUNK_BYTES, product_part
 from autodeco_fast.torch_backend import logit_stats as torch_backend
 from autodeco_fast.torch_backend.stats_partial import ABSENT, IGNORED, merge
@@ -26,7 +32,9 @@ from autodeco_fast.torch_backend.stats_partial import ABSENT, IGNORED, merge
 class TokenStatsPartial(NamedTuple):
     """What one rank knows: 32 bytes a row to send, 44 with temperatures."""
 
-    floats: torch.Tensor  # [4 or 7, N]: largest logit, target's logit, sums; see torch_backend/stats_partial.py
+    floats: (
+        torch.Tensor
+    )  # [4 or 7, N]: largest logit, target's logit, sums; see torch_backend/stats_partial.py
     ints: torch.Tensor  # [2, N] int64: argmax in the whole vocabulary, ids above the target
 
 
@@ -49,7 +57,8 @@ def target_logits(
     ignore_index: int = -100,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """`[N]` logits of the targets among this rank's ids, −inf for the others: their maximum over the ranks is every target's.
+    """`[N]` logits of the targets among this rank's ids, −inf for the others: their maximum over
+    the ranks is every target's.
 
     Arguments as in `token_stats_partial`.
     """
@@ -88,7 +97,8 @@ def token_stats_partial(
 
     Args:
         hidden: `[N, H]`, the same on every rank.
-        weight: `[V_part, H]`, the rows of ids first_id … first_id + V_part − 1; `bias` their part of it.
+        weight: `[V_part, H]`, the rows of ids first_id … first_id + V_part − 1; `bias` their part
+            of it.
         target: `[N]` int64 ids of the whole vocabulary.
         target_logit: `[N]`, the maximum of all ranks' `target_logits`.
         temperature: `[N]` or None, the same on every rank.
@@ -107,7 +117,17 @@ def token_stats_partial(
     column = _columns(target, first_id, len(weight), ignore_index)
     inverse = None if temperature is None else 1.0 / temperature.clamp(min=LOWEST_TEMPERATURE)
     floats, ints = product_part(
-        hidden, weight, column, target_logit, inverse, bias, logit_scale, softcap, chunk_bytes, fused, chosen
+        hidden,
+        weight,
+        column,
+        target_logit,
+        inverse,
+        bias,
+        logit_scale,
+        softcap,
+        chunk_bytes,
+        fused,
+        chosen,
     )
     offset = torch.where(column == IGNORED, 0, first_id)
     return TokenStatsPartial(floats, ints + torch.stack([offset, torch.zeros_like(offset)]))
@@ -120,15 +140,16 @@ def merge_token_stats(
     temperature: torch.Tensor | None = None,
     ignore_index: int = -100,
 ) -> TokenStats:
-    """`token_stats` of the whole vocabulary from its parts, in any order: the maximum of maxima, sums rescaled to it, the
-    owner's target, added ranks. Differentiable in the temperature.
+    """`token_stats` of the whole vocabulary from its parts, in any order: the maximum of maxima,
+    sums rescaled to it, the owner's target, added ranks. Differentiable in the temperature.
 
     Args:
         parts: one a rank.
         target, temperature, ignore_index: as given to `token_stats_partial`.
 
     Raises:
-        ValueError: without parts, for other shapes, or for a temperature that the parts do not know.
+        ValueError: without parts, for other shapes, or for a temperature that the parts do not
+            know.
         RuntimeError: as `logit_stats`.
     """
     if not parts:
@@ -140,4 +161,10 @@ def merge_token_stats(
     check_temperature(temperature, None, n)
     if temperature is not None and len(pairs[0][0]) != 7:
         raise ValueError("temperature must be None: the parts were taken without one")
-    return statistics(lambda column, threshold, inverse: merge(pairs, inverse), target, temperature, None, ignore_index)
+    return statistics(
+        lambda column, threshold, inverse: merge(pairs, inverse),
+        target,
+        temperature,
+        None,
+        ignore_index,
+    )

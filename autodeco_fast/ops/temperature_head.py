@@ -1,4 +1,5 @@
-"""`temperature_head`: hidden states to temperatures, differentiable in the weights (and in the hidden states if asked)."""
+"""`temperature_head`: hidden states to temperatures, differentiable in the weights (and in the
+hidden states if asked)."""
 
 import torch
 
@@ -21,12 +22,15 @@ def _head(
     max_temperature: float,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """T `[N]`, and the hidden layer if the torch backend keeps it for the backward, else nothing."""
+    """T `[N]`, and the hidden layer if the torch backend keeps it for the backward, else
+    nothing."""
     if backend == "torch":
         return torch_backend.head_forward(hidden, w1, b1, w2, b2, max_temperature)
     from autodeco_fast.kernels.temperature_head import head_forward
 
-    return head_forward(hidden, w1, b1, w2, b2, max_temperature), w1.new_empty(0, w1.shape[0], dtype=torch.float32)
+    return head_forward(hidden, w1, b1, w2, b2, max_temperature), w1.new_empty(
+        0, w1.shape[0], dtype=torch.float32
+    )
 
 
 @_head.register_fake
@@ -50,7 +54,9 @@ def _head_backward(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     if backend == "torch":
-        return torch_backend.head_backward(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden)
+        return torch_backend.head_backward(
+            grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden
+        )
     from autodeco_fast.kernels.temperature_head import head_backward
 
     return head_backward(grad, hidden, w1, b1, w2, T, max_temperature, need_hidden)
@@ -60,7 +66,11 @@ def _head_backward(
 def _(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden, backend):
     kind = _result_dtype(hidden)
     dh = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
-    return w1.new_empty(w1.shape, dtype=kind), *(b.new_empty(b.shape, dtype=kind) for b in (b1, w2, b1[:1])), dh
+    return (
+        w1.new_empty(w1.shape, dtype=kind),
+        *(b.new_empty(b.shape, dtype=kind) for b in (b1, w2, b1[:1])),
+        dh,
+    )
 
 
 def _setup(ctx, inputs, output):
@@ -73,10 +83,27 @@ def _autograd(ctx, grad, _):
     hidden, w1, b1, w2, T, layer = ctx.saved_tensors
     need_hidden = ctx.needs_input_grad[0]
     dw1, db1, dw2, db2, dh = _head_backward(
-        grad.contiguous(), hidden, w1, b1, w2, T, layer, ctx.max_temperature, need_hidden, ctx.backend
+        grad.contiguous(),
+        hidden,
+        w1,
+        b1,
+        w2,
+        T,
+        layer,
+        ctx.max_temperature,
+        need_hidden,
+        ctx.backend,
     )
     dh = dh if need_hidden else None
-    return dh, dw1.to(w1.dtype), db1.to(b1.dtype), dw2.to(w2.dtype), db2.to(ctx.b2_dtype), None, None
+    return (
+        dh,
+        dw1.to(w1.dtype),
+        db1.to(b1.dtype),
+        dw2.to(w2.dtype),
+        db2.to(ctx.b2_dtype),
+        None,
+        None,
+    )
 
 
 _head.register_autograd(_autograd, setup_context=_setup)
@@ -96,27 +123,36 @@ def temperature_head(
 
     Args:
         hidden: `[..., H]` bf16, fp16 or fp32 (fp64 on the torch backend).
-        w1, b1, w2, b2: `[F, H]`, `[F]`, `[1, F]`, `[1]`. Triton takes W1 in hidden's dtype; sums are fp32.
+        w1, b1, w2, b2: `[F, H]`, `[F]`, `[1, F]`, `[1]`. Triton takes W1 in hidden's dtype; sums
+            are fp32.
         backend: None chooses; "triton" or "torch" forces.
 
     Returns:
         `[...]` fp32 in (0, max_temperature).
 
     Raises:
-        ValueError: if the widths of hidden and w1 differ, or for shapes, dtypes or numbers other than these.
+        ValueError: if the widths of hidden and w1 differ, or for shapes, dtypes or numbers other
+            than these.
         RuntimeError: as `logit_stats`.
     """
     for name, value in (("hidden", hidden), ("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
         check_tensor(name, value)
         if value.dtype not in ALL_FLOATS:
-            raise ValueError(f"{name} must be bfloat16, float16, float32 or float64, got {value.dtype}")
+            raise ValueError(
+                f"{name} must be bfloat16, float16, float32 or float64, got {value.dtype}"
+            )
     if w1.dim() != 2 or hidden.dim() == 0:
-        raise ValueError(f"hidden and w1 must be [..., H] and [F, H], got {tuple(hidden.shape)} and {tuple(w1.shape)}")
+        raise ValueError(
+            f"hidden and w1 must be [..., H] and [F, H], got {tuple(hidden.shape)} and "
+            f"{tuple(w1.shape)}"
+        )
     F, H = w1.shape
     if hidden.shape[-1] != H:
         raise ValueError(f"hidden has width {hidden.shape[-1]}, the head was made for {H}")
     if b1.shape != (F,) or w2.shape != (1, F) or b2.shape != (1,):
-        raise ValueError(f"b1, w2, b2 must be [{F}], [1, {F}], [1], got {[tuple(t.shape) for t in (b1, w2, b2)]}")
+        raise ValueError(
+            f"b1, w2, b2 must be [{F}], [1, {F}], [1], got {[tuple(t.shape) for t in (b1, w2, b2)]}"
+        )
     rows = hidden.reshape(-1, H)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     chosen = resolve(backend, hidden, w1, b1, w2, b2)

@@ -13,7 +13,13 @@ from autodeco_fast.ops.checks import (
     check_softcap,
     check_target,
 )
-from autodeco_fast.ops.logit_stats import TokenStats, check_temperature, fake_part, row_dtype, statistics
+from autodeco_fast.ops.logit_stats import (
+    TokenStats,
+    check_temperature,
+    fake_part,
+    row_dtype,
+    statistics,
+)
 from autodeco_fast.torch_backend import logit_stats as torch_backend
 from autodeco_fast.torch_backend.stats_partial import IGNORED, Part
 
@@ -23,9 +29,11 @@ CHUNK_BYTES = 128 << 20
 def streaming_pays(backend: str) -> bool:
     """Whether the streaming design is chosen over the vendor's product in chunks.
 
-    Triton: no. By the model of `bench/model.py` a chunk's trip to memory and back costs `4·N·V` bytes, 9 % of the product at
-    H = 4096, while 128 × 128 tiles wait for the second-level cache: 2.5 times the time of chunks, 1.9 times in the kernel's
-    variant for Hopper. Streaming saves the chunk's memory, nothing else. Predicted, not measured on a GPU.
+    Triton: no. By the model of `bench/model.py` a chunk's trip to memory and back costs `4·N·V`
+        bytes, 9 % of the product at
+    H = 4096, while 128 × 128 tiles wait for the second-level cache: 2.5 times the time of chunks,
+    1.9 times in the kernel's variant for Hopper. Streaming saves the chunk's memory, nothing else.
+    Predicted, not measured on a GPU.
 
     torch: yes. Tiles that stay in the caches beat rows that do not (`bench/training.py`).
     """
@@ -57,12 +65,14 @@ def _token_stats(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A part; `chunk_bytes` of logits at a time, or 0 for the streaming design.
 
-    Ignored rows are left out, but for a CUDA graph that is being captured: how many there are is on the device, and the host
-    may not wait for it.
+    Ignored rows are left out, but for a CUDA graph that is being captured: how many there are is on
+    the device, and the host may not wait for it.
     """
     streaming, rows_of = _backend(backend)
     if chunk_bytes == 0 and backend == "torch":  # leaves ignored rows out itself
-        return streaming(hidden, weight, column, threshold, inverse_temperature, bias, logit_scale, softcap)
+        return streaming(
+            hidden, weight, column, threshold, inverse_temperature, bias, logit_scale, softcap
+        )
     rows = hidden, column, threshold, inverse_temperature
     valid = None if _capturing(hidden) else (column != IGNORED).nonzero()[:, 0]
     if valid is not None:
@@ -73,7 +83,9 @@ def _token_stats(
     else:
         parts = _chunked(*rows, weight, bias, logit_scale, softcap, chunk_bytes, rows_of)
     if valid is not None:
-        return torch_backend.scatter(valid, parts, len(column), hidden, inverse_temperature is not None)
+        return torch_backend.scatter(
+            valid, parts, len(column), hidden, inverse_temperature is not None
+        )
     floats, ints = (torch.cat(pieces, 1) for pieces in zip(*parts))
     ignored = column == IGNORED
     floats.masked_fill_(ignored, 0.0)
@@ -86,7 +98,9 @@ def _capturing(x: torch.Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _chunked(hidden, column, threshold, inverse, weight, bias, logit_scale, softcap, chunk_bytes, rows_of) -> list[Part]:
+def _chunked(
+    hidden, column, threshold, inverse, weight, bias, logit_scale, softcap, chunk_bytes, rows_of
+) -> list[Part]:
     """Parts of chunks of rows, each from the vendor's product."""
     V, N = len(weight), len(column)
     chunk = min(max(1, chunk_bytes // (V * hidden.element_size())), max(1, N))
@@ -95,12 +109,30 @@ def _chunked(hidden, column, threshold, inverse, weight, bias, logit_scale, soft
     for start in range(0, max(1, N), chunk):
         here = slice(start, start + chunk)
         per_row = [None if x is None else x[here] for x in (column, threshold, inverse)]
-        parts.append(rows_of(torch_backend.multiply(hidden[here], weight, bias, block), *per_row, logit_scale, softcap))
+        parts.append(
+            rows_of(
+                torch_backend.multiply(hidden[here], weight, bias, block),
+                *per_row,
+                logit_scale,
+                softcap,
+            )
+        )
     return parts
 
 
 @_token_stats.register_fake
-def _(hidden, weight, column, threshold, inverse_temperature, bias, logit_scale, softcap, chunk_bytes, backend):
+def _(
+    hidden,
+    weight,
+    column,
+    threshold,
+    inverse_temperature,
+    bias,
+    logit_scale,
+    softcap,
+    chunk_bytes,
+    backend,
+):
     return fake_part(hidden, column, inverse_temperature)
 
 
@@ -111,7 +143,9 @@ def product_part(
     chunk_bytes = check_integer("chunk_bytes", chunk_bytes, SIZE)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     fused = streaming_pays(backend) if fused is None else fused
-    hidden, weight = (t.detach() if t.stride(1) == 1 else t.detach().contiguous() for t in (hidden, weight))
+    hidden, weight = (
+        t.detach() if t.stride(1) == 1 else t.detach().contiguous() for t in (hidden, weight)
+    )
     rows = row_dtype(threshold, hidden), row_dtype(inverse, hidden)
     bias = None if bias is None else bias.detach().contiguous()
     size = 0 if fused else chunk_bytes
@@ -133,20 +167,25 @@ def token_stats(
     chunk_bytes: int = CHUNK_BYTES,
     backend: str | None = None,
 ) -> TokenStats:
-    """Statistics of `z = softcap·tanh(logit_scale·(hidden @ weight.T + bias) / softcap)`, never holding `[N, V]`.
+    """Statistics of `z = softcap·tanh(logit_scale·(hidden @ weight.T + bias) / softcap)`, never
+    holding `[N, V]`.
 
-    Ignored rows are not multiplied: on a GPU the host waits for their number. While a CUDA graph is captured it may not,
-    and they are multiplied too, and masked. Differentiable in the temperature only: the base model is frozen.
+    Ignored rows are not multiplied: on a GPU the host waits for their number. While a CUDA graph is
+    captured it may not, and they are multiplied too, and masked. Differentiable in the temperature
+    only: the base model is frozen.
 
     Args:
-        hidden: `[N, H]` what enters the output embedding, bf16, fp16 or fp32 (fp64 on the torch backend).
+        hidden: `[N, H]` what enters the output embedding, bf16, fp16 or fp32 (fp64 on the torch
+            backend).
         weight: `[V, H]` of the same dtype, a plain tensor.
         target: `[N]` int64 ids, `ignore_index` where there is none.
         bias: `[V]` or None.
         logit_scale, softcap: in this order, after the bias.
-        temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower. NaN or inf gives NaN there.
+        temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower. NaN or inf
+            gives NaN there.
         min_p: in [0, 1], for `kept`: a second product.
-        fused: True streams through tiles of the product; False writes chunks of logits and reads them back; None chooses.
+        fused: True streams through tiles of the product; False writes chunks of logits and reads
+            them back; None chooses.
         chunk_bytes: of one such chunk.
         backend: None chooses; "triton" or "torch" forces.
 
@@ -160,6 +199,18 @@ def token_stats(
     min_p = check_temperature(temperature, min_p, len(hidden))
 
     def part_of(column, threshold, inverse):
-        return product_part(hidden, weight, column, threshold, inverse, bias, logit_scale, softcap, chunk_bytes, fused, chosen)
+        return product_part(
+            hidden,
+            weight,
+            column,
+            threshold,
+            inverse,
+            bias,
+            logit_scale,
+            softcap,
+            chunk_bytes,
+            fused,
+            chosen,
+        )
 
     return statistics(part_of, target, temperature, min_p, ignore_index)

@@ -1,7 +1,8 @@
 """Loops that torch has no call for, compiled for the CPU by numba; and rows dealt out to threads.
 
-Modules of such loops do not call one another: numba's cache notices changes in a function's own file only. What a loop with
-`fastmath` calls is inlined, or code that was just compiled and code from the cache would round differently.
+Modules of such loops do not call one another: numba's cache notices changes in a function's own
+file only. What a loop with `fastmath` calls is inlined, or code that was just compiled and code
+from the cache would round differently.
 """
 
 import os
@@ -32,7 +33,8 @@ elementwise = partial(_cached, numba.vectorize)
 
 @compiled()
 def first_outside(values, low, high):
-    """Where the first value is that is not in [low, high], NaN is in none; −1 if all are. Cheaper than torch on few."""
+    """Where the first value is that is not in [low, high], NaN is in none; −1 if all are. Cheaper
+    than torch on few."""
     for i in range(len(values)):
         if not low <= values[i] <= high:
             return i
@@ -45,14 +47,18 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has the pool, but not its threads
+    os.register_at_fork(
+        after_in_child=_pool.cache_clear
+    )  # a forked process has the pool, but not its threads
 
 
 def in_threads(work: Callable[[slice], None], rows: int, parts: int) -> None:
-    """Calls `work` on slices that cover `rows`, in at most `parts` threads and as many as torch has; this one is one of them.
+    """Calls `work` on slices that cover `rows`, in at most `parts` threads and as many as torch
+    has; this one is one of them.
 
-    Slices are taken in turn, so that a thread whose core is busy takes fewer, and one that has not begun is not waited for.
-    `work` must let go of the interpreter for most of its time, as compiled loops and numpy's do.
+    Slices are taken in turn, so that a thread whose core is busy takes fewer, and one that has not
+    begun is not waited for. `work` must let go of the interpreter for most of its time, as compiled
+    loops and numpy's do.
     """
     threads = min(parts, rows, torch.get_num_threads())
     if threads <= 1:

@@ -1,4 +1,5 @@
-"""Philox4x32-10, the Gumbel noise made from it, and the best token of the tiles that can hold it: loops for one CPU core.
+"""Philox4x32-10, the Gumbel noise made from it, and the best token of the tiles that can hold it:
+loops for one CPU core.
 
 The integers are those of `kernels/philox.py`.
 """
@@ -22,9 +23,15 @@ LOWEST = np.finfo(np.float32).min  # `z ≥ max(τ, lowest)` also says that z is
 
 @compiled()
 def philox4x32(key, c0, c1, c2, c3):
-    """Ten rounds of Philox4x32: four uint64 below 2³². The key has 64 bits; of each counter word 32 count."""
+    """Ten rounds of Philox4x32: four uint64 below 2³². The key has 64 bits; of each counter word 32
+    count."""
     k0, k1 = np.uint64(key) & _LOW, np.uint64(key) >> _HALF
-    c0, c1, c2, c3 = np.uint64(c0) & _LOW, np.uint64(c1) & _LOW, np.uint64(c2) & _LOW, np.uint64(c3) & _LOW
+    c0, c1, c2, c3 = (
+        np.uint64(c0) & _LOW,
+        np.uint64(c1) & _LOW,
+        np.uint64(c2) & _LOW,
+        np.uint64(c3) & _LOW,
+    )
     for _ in range(10):
         p0, p2 = _M0 * c0, _M2 * c2
         c0, c1, c2, c3 = (p2 >> _HALF) ^ c1 ^ k0, p2 & _LOW, (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
@@ -34,7 +41,8 @@ def philox4x32(key, c0, c1, c2, c3):
 
 @elementwise()
 def uniform_bits(seed, position, stream, i, domain):
-    """The 32-bit integer of a token id, as uint64; all arguments int64 and broadcast together. The sampler's domain is 0."""
+    """The 32-bit integer of a token id, as uint64; all arguments int64 and broadcast together. The
+    sampler's domain is 0."""
     r0, r1, r2, r3 = philox4x32(seed, i >> 2, position, stream, domain)
     return r0 if i & 3 == 0 else r1 if i & 3 == 1 else r2 if i & 3 == 2 else r3
 
@@ -61,8 +69,8 @@ def exponent_of(u):
 def maxima_of(bits, width, out):
     """Writes the maxima of a row's tiles, from fp32 as int32; returns whether a NaN is there.
 
-    Integers have the order of the floats when bits of negative ones are turned over, but for the sign. Only a NaN's magnitude
-    is above infinity's.
+    Integers have the order of the floats when bits of negative ones are turned over, but for the
+    sign. Only a NaN's magnitude is above infinity's.
     """
     magnitude = np.int32(0)
     for t in range(len(out)):
@@ -106,7 +114,8 @@ def cuts(
 
 @compiled()
 def candidates(maxima, tau):
-    """The tiles that reach τ, ascending: row · tiles + tile of the row; `maxima` is `[B, tiles]`."""
+    """The tiles that reach τ, ascending: row · tiles + tile of the row; `maxima` is
+    `[B, tiles]`."""
     n, tiles = 0, maxima.shape[1]
     for b in range(len(maxima)):
         lowest = max(tau[b], LOWEST)
@@ -125,9 +134,11 @@ def candidates(maxima, tau):
 
 @compiled()
 def _best_of_tile(values, first, tau, heat, top, key, place, lane, measure, found):
-    """The best of a tile's tokens ≥ τ and of what was found before: (score, logit, token, kept, mass).
+    """The best of a tile's tokens ≥ τ and of what was found before: (score, logit, token, kept,
+    mass).
 
-    A score is looked at only if it can be the best: g ≤ −ln u ≤ −⌊log₂ u⌋ ln 2, which needs u's exponent and no logarithm.
+    A score is looked at only if it can be the best: g ≤ −ln u ≤ −⌊log₂ u⌋ ln 2, which needs u's
+    exponent and no logarithm.
     """
     best, z, token, kept, mass = found
     lowest = max(tau, LOWEST)

@@ -1,4 +1,5 @@
-"""Hidden states to tokens on CPUs: the product a chunk of the vocabulary at a time, each chunk sampled as it comes."""
+"""Hidden states to tokens on CPUs: the product a chunk of the vocabulary at a time, each chunk
+sampled as it comes."""
 
 import torch
 
@@ -24,10 +25,12 @@ def linear_sample(
     *,
     want: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
-    """Same arguments and results as `kernels.linear_sample.linear_sample`; logits are rounded to the dtype of `weight`.
+    """Same arguments and results as `kernels.linear_sample.linear_sample`; logits are rounded to
+    the dtype of `weight`.
 
-    A row that stays open in a chunk is multiplied with it again, alone: its logits may differ from the first ones in their last
-    bit, its chunk's maximum is never in question (a winner that is the maximum is not open).
+    A row that stays open in a chunk is multiplied with it again, alone: its logits may differ from
+    the first ones in their last bit, its chunk's maximum is never in question (a winner that is the
+    maximum is not open).
     """
     B, V = len(hidden), len(weight)
     columns = min(V, max(COLUMNS, CHUNK // max(B, 1)))
@@ -35,7 +38,9 @@ def linear_sample(
     stream = torch.arange(B, device=hidden.device) if stream is None else stream
     parameters = temperature, min_p, seed, position, stream
 
-    def part(start: int, rows: slice | torch.Tensor, known: torch.Tensor | None) -> tuple[torch.Tensor, dict]:
+    def part(
+        start: int, rows: slice | torch.Tensor, known: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict]:
         """Logits of a chunk, and its draw."""
         h, w = hidden[rows], weight[start : start + columns]
         out = buffer[: len(h) * len(w)].view(len(h), len(w))

@@ -1,8 +1,9 @@
 """Row statistics of logits and of an LM head's product, in torch.
 
-The product is made in tiles of `TILE` elements, in one reused buffer, and a tile is reduced in blocks of `BLOCK` elements: on
-CPUs by `row_sums.py`. Elsewhere, and in fp64, of a block with maximum m one `softmax` p gives both sums:
-`Σ e^{z−m} = 1 / max p` and `Σ e^{z−m}(z−m) = Σ p (z−m) / max p`. Sums are fp32, or fp64 if the logits are.
+The product is made in tiles of `TILE` elements, in one reused buffer, and a tile is reduced in
+blocks of `BLOCK` elements: on CPUs by `row_sums.py`. Elsewhere, and in fp64, of a block with
+maximum m one `softmax` p gives both sums: `Σ e^{z−m} = 1 / max p` and
+`Σ e^{z−m}(z−m) = Σ p (z−m) / max p`. Sums are fp32, or fp64 if the logits are.
 """
 
 import numpy as np
@@ -23,12 +24,19 @@ _NONE = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
 
 
 class _Running:
-    """Statistics of R rows, fed with vocabulary tiles from left to right: a part, see `stats_partial`.
+    """Statistics of R rows, fed with vocabulary tiles from left to right: a part, see
+    `stats_partial`.
 
-    Ranks count against `threshold`; the target's own column never counts, and its tile's value is the one returned.
+    Ranks count against `threshold`; the target's own column never counts, and its tile's value is
+    the one returned.
     """
 
-    def __init__(self, column: torch.Tensor, threshold: torch.Tensor, inverse_temperature: torch.Tensor | None):
+    def __init__(
+        self,
+        column: torch.Tensor,
+        threshold: torch.Tensor,
+        inverse_temperature: torch.Tensor | None,
+    ):
         R, new = column.shape[0], threshold.new_zeros
         self.column, self.threshold, self.inverse = column, threshold, inverse_temperature
         self.max, self.target = new(R).fill_(_NOTHING), new(R).fill_(-float("inf"))
@@ -74,7 +82,9 @@ class _Running:
             torch.softmax(x, -1, out=p)
             tile_s = (d_tile * self.inverse).exp_() / p.amax(-1)
             first, second = p.mul_(x).sum(-1), p.mul_(x).sum(-1)
-            self.scaled_sums = torch.stack(moved((d_old * self.inverse).clamp_(min=-1e9), *self.scaled_sums))
+            self.scaled_sums = torch.stack(
+                moved((d_old * self.inverse).clamp_(min=-1e9), *self.scaled_sums)
+            )
             self.scaled_sums += torch.stack([tile_s, tile_s * first, tile_s * second])
 
     def _count(self, z: torch.Tensor, start: int, above: torch.Tensor) -> None:
@@ -88,10 +98,13 @@ class _Running:
 
     def part(self) -> Part:
         nothing = self.max == _NOTHING
-        sums = [x.masked_fill(nothing, 0.0) for x in (*self.sums, *(() if self.inverse is None else self.scaled_sums))]
-        return torch.stack([self.max.masked_fill(nothing, -float("inf")), self.target, *sums]), torch.stack(
-            [self.argmax, self.count.long()]
-        )
+        sums = [
+            x.masked_fill(nothing, 0.0)
+            for x in (*self.sums, *(() if self.inverse is None else self.scaled_sums))
+        ]
+        return torch.stack(
+            [self.max.masked_fill(nothing, -float("inf")), self.target, *sums]
+        ), torch.stack([self.argmax, self.count.long()])
 
 
 def is_compiled(x: torch.Tensor) -> bool:
@@ -118,7 +131,9 @@ def _tiling(rows: int, V: int) -> tuple[int, int, int]:
     return TILE // columns, columns, max(1, BLOCK // columns)
 
 
-def scatter(rows: torch.Tensor, parts: list[Part], n: int, like: torch.Tensor, scaled: bool) -> Part:
+def scatter(
+    rows: torch.Tensor, parts: list[Part], n: int, like: torch.Tensor, scaled: bool
+) -> Part:
     """Puts parts of these rows, in order, into one of n rows; the others are ignored."""
     whole = neutral(n, like, kind_of(like), scaled)
     for target, pieces in zip(whole, zip(*parts)):
@@ -139,20 +154,36 @@ def logit_stats(
     V, compiled = logits.shape[1], is_compiled(logits)
     columns = V if compiled else _tiling(len(valid), V)[1]
     block = max(1, BLOCK // columns)
-    as_they_are = compiled and len(valid) == len(logits) and scale == 1.0 and softcap is None and logits.is_contiguous()
+    as_they_are = (
+        compiled
+        and len(valid) == len(logits)
+        and scale == 1.0
+        and softcap is None
+        and logits.is_contiguous()
+    )
     parts = []
     for i, rows in enumerate(valid.split(block)):
         y = column[rows]
-        against = transform(logits[rows, y], scale, softcap) if threshold is None else threshold[rows]
-        running = _Running(y, against, None if inverse_temperature is None else inverse_temperature[rows])
+        against = (
+            transform(logits[rows, y], scale, softcap) if threshold is None else threshold[rows]
+        )
+        running = _Running(
+            y, against, None if inverse_temperature is None else inverse_temperature[rows]
+        )
         for start in range(0, V, columns):
-            x = logits[i * block : (i + 1) * block] if as_they_are else logits[rows, start : start + columns]
+            x = (
+                logits[i * block : (i + 1) * block]
+                if as_they_are
+                else logits[rows, start : start + columns]
+            )
             running.feed(x, start, scale, softcap)
         parts.append(running.part())
     return scatter(valid, parts, len(column), logits, inverse_temperature is not None)
 
 
-def multiply(h: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+def multiply(
+    h: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> torch.Tensor:
     """`h @ w.T + bias` into the front of a flat buffer."""
     out = out[: len(h) * len(w)].view(len(h), len(w))
     return torch.mm(h, w.T, out=out) if bias is None else torch.addmm(bias, h, w.T, out=out)
@@ -168,18 +199,25 @@ def token_stats(
     scale: float,
     softcap: float | None,
 ) -> Part:
-    """Same arguments and results as `kernels.token_stats.token_stats`; ignored rows are not multiplied."""
+    """Same arguments and results as `kernels.token_stats.token_stats`; ignored rows are not
+    multiplied."""
     valid = (column != IGNORED).nonzero()[:, 0]
     V = weight.shape[0]
     tile_rows, columns, block = _tiling(len(valid), V)
-    tile = torch.empty(min(tile_rows, len(valid)) * columns, dtype=hidden.dtype, device=hidden.device)
+    tile = torch.empty(
+        min(tile_rows, len(valid)) * columns, dtype=hidden.dtype, device=hidden.device
+    )
     parts = []
     for rows in valid.split(tile_rows):
         h = hidden[rows]
         running = []
         for part, h_block in zip(rows.split(block), h.split(block)):
             y = column[part]
-            own = None if threshold is not None else target_logit(h_block, weight, y, bias, scale, softcap)
+            own = (
+                None
+                if threshold is not None
+                else target_logit(h_block, weight, y, bias, scale, softcap)
+            )
             inverse = None if inverse_temperature is None else inverse_temperature[part]
             running.append(_Running(y, own if threshold is None else threshold[part], inverse))
         for start in range(0, V, columns):
@@ -199,7 +237,8 @@ def target_logit(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """The targets' logits `[R]` from a product of their own, rounded as the product is; −inf where the column is < 0."""
+    """The targets' logits `[R]` from a product of their own, rounded as the product is; −inf where
+    the column is < 0."""
     kind, own = kind_of(hidden), column.clamp(min=0)
     z = torch.linalg.vecdot(hidden.to(kind), weight[own].to(kind))
     z = z if bias is None else z + bias[own].to(kind)

@@ -1,8 +1,9 @@
 """Merging draws from parts of a vocabulary.
 
-With `τ = max of all maxima + T·ln p_min`: a part's winner with z ≥ τ is its best token of the whole row's kept set, since the
-part compared a superset of that. A part whose winner has z < τ and a score that reaches the best such winner's is *open*: what
-it kept may hold a better token than its winner says.
+With `τ = max of all maxima + T·ln p_min`: a part's winner with z ≥ τ is its best token of the whole
+row's kept set, since the part compared a superset of that. A part whose winner has z < τ and a
+score that reaches the best such winner's is *open*: what it kept may hold a better token than its
+winner says.
 """
 
 import torch
@@ -11,7 +12,8 @@ GREEDY_BELOW = 1e-3
 
 
 def row_of(value: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
-    """fp32, of `[B]` or of no dimension; a number is written on the device, not copied there, which would wait for it."""
+    """fp32, of `[B]` or of no dimension; a number is written on the device, not copied there, which
+    would wait for it."""
     if isinstance(value, torch.Tensor):
         return value
     return torch.full((), value, dtype=torch.float32, device=like.device)
@@ -28,7 +30,8 @@ def merge(
     """Winners of R parts.
 
     Args:
-        maximum, score, logit: `[R, B]` fp32 of each part's largest logit and of its winner, −inf without one.
+        maximum, score, logit: `[R, B]` fp32 of each part's largest logit and of its winner, −inf
+            without one.
         token: `[R, B]` int64 ids of the winners in the whole vocabulary.
         temperature, min_p: `[B]` fp32 or a number.
 

@@ -1,4 +1,5 @@
-"""The Min-P hinge: results as of `kernels/min_p_hinge.py`. One compiled loop on CPUs; torch elsewhere and in fp64."""
+"""The Min-P hinge: results as of `kernels/min_p_hinge.py`. One compiled loop on CPUs; torch
+elsewhere and in fp64."""
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ _SUMS = {"reassoc", "contract", "nsz"}  # lets a sum run in several lanes
 
 @compiled(fastmath=_SUMS, inline="always")
 def _weight_and_hinge(n, T, gap, rank, weight, inv, highest, clip):
-    """w, 0 for a row that does not count, and relu(T* − T), NaN where T* is; `weight` is `[N]`, or `[0]` for ones."""
+    """w, 0 for a row that does not count, and relu(T* − T), NaN where T* is; `weight` is `[N]`, or
+    `[0]` for ones."""
     need = gap[n] * inv
     w = weight[n] if len(weight) else np.float32(1)
     w = w if rank[n] >= 0 and (clip or need <= highest) else np.float32(0)
@@ -40,7 +42,9 @@ def _backward(grad, T, gap, rank, weight, inv, gravity, square, highest, clip, o
         out[n] = np.float32(0) if w == 0 else w * (gravity - slope) * grad[n]
 
 
-def _compiled_arguments(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip) -> tuple | None:
+def _compiled_arguments(
+    temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip
+) -> tuple | None:
     """What the loops take; None where they do not take these tensors."""
     floats = [temperature, gap, temperature[:0] if weight is None else weight]
     if any(x.device.type != "cpu" or x.dtype != torch.float32 for x in floats):
@@ -77,7 +81,9 @@ def _counted(values: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 def hinge_forward(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip):
     """Per-row loss `[N]`, Σ loss `[]`, Σ weight `[]`."""
-    loop = _compiled_arguments(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip)
+    loop = _compiled_arguments(
+        temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip
+    )
     if loop:
         loss = torch.empty_like(temperature, memory_format=torch.contiguous_format)
         total, mass = _forward(*loop, loss.numpy())
@@ -88,9 +94,13 @@ def hinge_forward(temperature, gap, rank, weight, inv, gravity, power, max_tempe
     return loss, loss.sum(), w.sum()
 
 
-def hinge_backward(grad, temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip):
+def hinge_backward(
+    grad, temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip
+):
     """dT `[N]`."""
-    loop = _compiled_arguments(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip)
+    loop = _compiled_arguments(
+        temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip
+    )
     if loop:
         out = torch.empty_like(temperature, memory_format=torch.contiguous_format)
         _backward(grad.contiguous().numpy(), *loop, out.numpy())

@@ -1,7 +1,9 @@
-"""Min-P sampling on CPUs: maxima of tiles, then only the tiles that can hold a survivor, and noise for survivors alone.
+"""Min-P sampling on CPUs: maxima of tiles, then only the tiles that can hold a survivor, and noise
+for survivors alone.
 
-After the one read of the logits there is little left to do: loops over what is left (`draw.py`), and numpy around them, whose
-calls are cheap. Tensors of other devices are read there; their survivors are drawn on the host.
+After the one read of the logits there is little left to do: loops over what is left (`draw.py`),
+and numpy around them, whose calls are cheap. Tensors of other devices are read there; their
+survivors are drawn on the host.
 """
 
 from typing import NamedTuple
@@ -34,13 +36,25 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, B: int, temperature, min_p, seed, position, stream) -> "_Rows":
-        host = lambda x, kind: x.cpu().numpy() if isinstance(x, torch.Tensor) else np.full(B, x, kind)  # noqa: E731
+        host = lambda x, kind: (
+            x.cpu().numpy() if isinstance(x, torch.Tensor) else np.full(B, x, kind)
+        )  # noqa: E731
         noise = np.empty((3, B), np.int64)
-        noise[0], noise[1], noise[2] = (x.cpu() if isinstance(x, torch.Tensor) else x for x in (seed, position, stream))
+        noise[0], noise[1], noise[2] = (
+            x.cpu() if isinstance(x, torch.Tensor) else x for x in (seed, position, stream)
+        )
         floats, ints = np.empty((2, B), np.float32), np.zeros((2, B), np.int64)
         best, mass = np.full((2, B), -np.inf, np.float32), np.zeros(B)
         return cls(
-            host(temperature, np.float32), host(min_p, np.float32), noise, floats[0], floats[1], ints[0], best, ints[1], mass
+            host(temperature, np.float32),
+            host(min_p, np.float32),
+            noise,
+            floats[0],
+            floats[1],
+            ints[0],
+            best,
+            ints[1],
+            mass,
         )
 
 
@@ -67,20 +81,27 @@ def _tile_maxima(z: torch.Tensor) -> np.ndarray:
 
 
 def _values(z: torch.Tensor, tile: np.ndarray, tiles: int, width: int) -> np.ndarray:
-    """What `draw` reads: z itself, or, of tensors that numpy cannot look at, these tiles alone, `[n, width]` fp32."""
+    """What `draw` reads: z itself, or, of tensors that numpy cannot look at, these tiles alone,
+    `[n, width]` fp32."""
     if _on_host(z) or tiles == 1:
         return z.float().cpu().numpy()
     row, start = np.divmod(tile, tiles)
     start *= width
     window = np.minimum(start, z.shape[1] - width)
-    values = z.unfold(1, width, 1)[torch.from_numpy(row), torch.from_numpy(window)].float().cpu().numpy()
-    for i in (start > window).nonzero()[0]:  # a ragged tile is the end of the last window: move it to its place
+    values = (
+        z.unfold(1, width, 1)[torch.from_numpy(row), torch.from_numpy(window)].float().cpu().numpy()
+    )
+    for i in (start > window).nonzero()[
+        0
+    ]:  # a ragged tile is the end of the last window: move it to its place
         over = start[i] - window[i]
         values[i, : width - over] = values[i, over:].copy()
     return values
 
 
-def _draw(z: torch.Tensor, maxima: np.ndarray, tau: np.ndarray, rows: _Rows, first: int, measure: bool) -> None:
+def _draw(
+    z: torch.Tensor, maxima: np.ndarray, tau: np.ndarray, rows: _Rows, first: int, measure: bool
+) -> None:
     """Writes token, best, kept and, if asked, mass of rows without NaN or +inf."""
     (B, tiles), (_, V) = maxima.shape, z.shape
     width = min(TILE, V)
@@ -92,15 +113,32 @@ def _draw(z: torch.Tensor, maxima: np.ndarray, tau: np.ndarray, rows: _Rows, fir
             some = tile[at : min(at + _CHUNK, end)]
             values = _values(z, some, tiles, width)
             found = rows.token, rows.best, rows.kept, rows.mass
-            draw(values, some, tiles, width, V, first, rows.top, tau, rows.T, rows.noise, measure, *found)
+            draw(
+                values,
+                some,
+                tiles,
+                width,
+                V,
+                first,
+                rows.top,
+                tau,
+                rows.T,
+                rows.noise,
+                measure,
+                *found,
+            )
 
     in_threads(work, B, len(tile) * width // _WORTH_A_THREAD)
 
 
-def _top_k_top_p(z: torch.Tensor, top: np.ndarray, T: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> np.ndarray:
-    """The lowest logit that top-k and top-p keep, `[B]`: the same value as `kernels.top_k_top_p`; −inf where all stay.
+def _top_k_top_p(
+    z: torch.Tensor, top: np.ndarray, T: np.ndarray, top_k: np.ndarray, top_p: np.ndarray
+) -> np.ndarray:
+    """The lowest logit that top-k and top-p keep, `[B]`: the same value as `kernels.top_k_top_p`;
+    −inf where all stay.
 
-    Top-p sorts only what can matter: all logits below `max z + T·ln((1 − top_p)/V)` together weigh at most 1 − top_p.
+    Top-p sorts only what can matter: all logits below `max z + T·ln((1 − top_p)/V)` together weigh
+    at most 1 − top_p.
     """
     B, V = z.shape
     floor = np.full(B, -np.inf, np.float32)
@@ -114,7 +152,9 @@ def _top_k_top_p(z: torch.Tensor, top: np.ndarray, T: np.ndarray, top_k: np.ndar
         values = z[row].float().cpu().numpy()
         values = values[values >= max(floor[row], LOWEST)]
         likely = np.sort(values[values >= top[row] + heat * np.log((1 - p) / V)])[::-1]
-        above = np.cumsum(weight(likely)) - weight(likely)  # Σ over what is larger, and over ties that stand before
+        above = np.cumsum(weight(likely)) - weight(
+            likely
+        )  # Σ over what is larger, and over ties that stand before
         floor[row] = likely[max(1, above.searchsorted(p * weight(values).sum())) - 1]
     return floor
 
@@ -145,7 +185,9 @@ def min_p_sample(
     B = len(logits)
     if allowed is not None:
         logits = _allow(logits, allowed)
-    rows = _Rows.of(B, temperature, min_p, seed, position, np.arange(B) if stream is None else stream)
+    rows = _Rows.of(
+        B, temperature, min_p, seed, position, np.arange(B) if stream is None else stream
+    )
     status = np.empty(B, np.int32)
     lower = np.empty(0, np.float32) if known is None else known.cpu().numpy()
     measure, tau = "logprob" in want, np.empty(B, np.float32)
@@ -156,9 +198,14 @@ def min_p_sample(
         cuts(maxima, lower, *rows[:2], rows.top, rows.T, tau, status)
         status += seen
     if isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1:
-        k, p = (np.broadcast_to(x.cpu().numpy() if isinstance(x, torch.Tensor) else x, B) for x in (top_k, top_p))
+        k, p = (
+            np.broadcast_to(x.cpu().numpy() if isinstance(x, torch.Tensor) else x, B)
+            for x in (top_k, top_p)
+        )
         wrong = ~((k >= 0) & (k <= _MOST) & (p >= _TINY) & (p <= 1))
-        floor = _top_k_top_p(logits, rows.top, rows.T, np.where(wrong, 0, k), np.where(wrong, 1.0, p))
+        floor = _top_k_top_p(
+            logits, rows.top, rows.T, np.where(wrong, 0, k), np.where(wrong, 1.0, p)
+        )
         tau = np.where(wrong, np.float32(np.inf), np.maximum(tau, floor))
         rows.T[wrong], status[wrong] = 0, status[wrong] | 8
     _draw(logits, maxima, tau, rows, first, measure)
@@ -179,7 +226,8 @@ def min_p_sample(
 
 
 def _without_broken(logits: torch.Tensor, maxima: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-    """Logits with −inf for NaN and +inf; and what was seen in each row, 1 for NaN and 2 for +inf, `[B]` int32."""
+    """Logits with −inf for NaN and +inf; and what was seen in each row, 1 for NaN and 2 for +inf,
+    `[B]` int32."""
     broken = ~(maxima < np.inf).all(1)
     seen = np.zeros(len(logits), np.int32)
     odd = torch.from_numpy(broken).to(logits.device)

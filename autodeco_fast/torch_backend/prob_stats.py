@@ -8,7 +8,9 @@ EPSILON = 1e-8
 BLOCK = 1 << 18  # elements at a time, one row at least
 
 
-def prob_stats(logits: torch.Tensor, temperature: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
+def prob_stats(
+    logits: torch.Tensor, temperature: torch.Tensor, scale: float, softcap: float | None
+) -> torch.Tensor:
     """Same arguments and results as `kernels.prob_stats.prob_stats`."""
     N, V = logits.shape
     kind = kind_of(logits)

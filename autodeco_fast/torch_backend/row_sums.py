@@ -1,9 +1,11 @@
-"""The sums that row statistics are made of, from tiles of fp32 logits: two passes over a row that lies in a core's cache.
+"""The sums that row statistics are made of, from tiles of fp32 logits: two passes over a row that
+lies in a core's cache.
 
     1. the largest logit, its first place, and how many exceed a threshold;
     2. Σ e^x and Σ e^x x with x = z − m; at a temperature also Σ e^{x/T} (x/T)^k for k = 0, 1, 2.
 
-m is the largest logit so far: for a new one, earlier sums move as in `stats_partial.py`. A NaN makes all sums NaN.
+m is the largest logit so far: for a new one, earlier sums move as in `stats_partial.py`. A NaN
+makes all sums NaN.
 """
 
 import math
@@ -16,16 +18,29 @@ NOTHING = np.float32(-1e30)  # stands for a maximum of −inf, so that differenc
 _LOWEST = np.float32(-87.0)  # e^x is about 0 there, and a normal number
 _BLOCK = 512  # logits of which the maximum is known before its place is looked for
 _MAGNITUDE, _SIGN = np.int32(0x7FFFFFFF), np.int32(31)
-_LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
+_LOG2_E, _LN2_HIGH, _LN2_LOW = (
+    np.float32(1.4426950408889634),
+    np.float32(0.693359375),
+    np.float32(-2.12194440e-4),
+)
 _HALF, _ONE = np.float32(0.5), np.float32(1.0)
-_C2, _C3, _C4 = np.float32(5.0000001201e-1), np.float32(1.6666665459e-1), np.float32(4.1665795894e-2)
-_C5, _C6, _C7 = np.float32(8.3334519073e-3), np.float32(1.3981999507e-3), np.float32(1.9875691500e-4)
+_C2, _C3, _C4 = (
+    np.float32(5.0000001201e-1),
+    np.float32(1.6666665459e-1),
+    np.float32(4.1665795894e-2),
+)
+_C5, _C6, _C7 = (
+    np.float32(8.3334519073e-3),
+    np.float32(1.3981999507e-3),
+    np.float32(1.9875691500e-4),
+)
 _SUMS = {"reassoc", "contract", "nsz"}  # lets a sum run in several lanes
 
 
 @compiled(fastmath=_SUMS, inline="always")
 def _exp(x):
-    """e^x for −87 ≤ x ≤ 0: 2^k e^r with |r| ≤ ½ ln 2, and the polynomial of Cephes' expf; it runs in vector lanes."""
+    """e^x for −87 ≤ x ≤ 0: 2^k e^r with |r| ≤ ½ ln 2, and the polynomial of Cephes' expf; it runs
+    in vector lanes."""
     k = np.floor(x * _LOG2_E + _HALF)
     r = x - k * _LN2_HIGH - k * _LN2_LOW
     p = ((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2
@@ -64,7 +79,8 @@ def _scaled_sums(row, m, inverse):
 def _largest(row, bits, threshold):
     """The maximum, where the block that holds it first begins, and how many exceed the threshold.
 
-    Maxima are taken of integers in the order of the floats: bits of negative ones are turned over, but for the sign.
+    Maxima are taken of integers in the order of the floats: bits of negative ones are turned over,
+    but for the sign.
     """
     most, where, count = np.int32(-(2**31)), 0, 0
     for start in range(0, len(row), _BLOCK):

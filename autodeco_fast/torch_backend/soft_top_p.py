@@ -1,6 +1,7 @@
 """AutoDeco's soft top-p loss and its gradients, row by row, without a graph over the sort.
 
-With p = softmax(z/T) in descending order, C its running sum, k the steepness, P the predicted top-p:
+With p = softmax(z/T) in descending order, C its running sum, k the steepness, P the predicted
+top-p:
 
     w = e^{−k·relu(C − P)},   A = Σ p w + 1e-9,   q = p_y w_y / A,   loss = −ln(q + 1e-9) · softmax(z)_y  (detached)
 
@@ -20,7 +21,9 @@ from .logit_stats import is_compiled, kind_of, multiply, transform
 from .stats_partial import IGNORED
 
 LOWEST_TEMPERATURE, EPSILON = 1e-8, 1e-9
-ROWS_BYTES = 4 << 20  # of one block of logits; about eight such blocks live at a time, on CPUs one and three rows a thread
+ROWS_BYTES = (
+    4 << 20
+)  # of one block of logits; about eight such blocks live at a time, on CPUs one and three rows a thread
 
 
 @compiled()
@@ -51,7 +54,8 @@ def _exponents(p, P, steepness, out):
 
 @compiled()
 def _loss_and_slopes(z, p, w, place, T, steepness, weight):
-    """loss, ∂loss/∂T, ∂loss/∂P of one row, from its sorted logits and p, and w; where w = 1, C ≤ P."""
+    """loss, ∂loss/∂T, ∂loss/∂P of one row, from its sorted logits and p, and w; where w = 1, C ≤
+    P."""
     mean = 0.0
     for i in range(len(z)):
         mean += p[i] * (z[i] - z[0])
@@ -71,13 +75,17 @@ def _loss_and_slopes(z, p, w, place, T, steepness, weight):
     pw_y, a_y, D_y = at_y
     A += EPSILON
     q = pw_y / A
-    dq_dT = q * (-(z[place] - z[0] - mean) / (T * T) - steepness * a_y * D_y - (dp_w - steepness * cut_D) / A)
+    dq_dT = q * (
+        -(z[place] - z[0] - mean) / (T * T) - steepness * a_y * D_y - (dp_w - steepness * cut_D) / A
+    )
     dq_dP = q * steepness * (a_y - cut / A)
     outer = -weight / (q + EPSILON)
     return -math.log(q + EPSILON) * weight, outer * dq_dT, outer * dq_dP
 
 
-def _rows_on_cpu(z: np.ndarray, y: np.ndarray, T: np.ndarray, P: np.ndarray, steepness: float) -> np.ndarray:
+def _rows_on_cpu(
+    z: np.ndarray, y: np.ndarray, T: np.ndarray, P: np.ndarray, steepness: float
+) -> np.ndarray:
     """As `_rows`, fp32, a row at a time in every thread: three buffers [V] each."""
     out = np.empty((3, len(z)), np.float32)
 
@@ -93,7 +101,9 @@ def _rows_on_cpu(z: np.ndarray, y: np.ndarray, T: np.ndarray, P: np.ndarray, ste
             np.exp(np.divide(e, np.float32(heat), out=e), out=e)
             e /= np.float32(_mass(e))
             _exponents(e, float(P[row]), steepness, w)
-            out[:, row] = _loss_and_slopes(ordered, e, np.exp(w, out=w), place, heat, steepness, weight)
+            out[:, row] = _loss_and_slopes(
+                ordered, e, np.exp(w, out=w), place, heat, steepness, weight
+            )
             if T[row] <= LOWEST_TEMPERATURE:
                 out[1, row] = 0.0
 
@@ -133,7 +143,13 @@ def _rows(z, y, T, P, steepness: float) -> torch.Tensor:
 
 
 def logits_soft_top_p(
-    logits: torch.Tensor, column: torch.Tensor, T: torch.Tensor, P: torch.Tensor, steepness: float, scale: float, softcap
+    logits: torch.Tensor,
+    column: torch.Tensor,
+    T: torch.Tensor,
+    P: torch.Tensor,
+    steepness: float,
+    scale: float,
+    softcap,
 ) -> torch.Tensor:
     """`[3, N]`: loss and its derivatives in T and P; 0 where the column is −2."""
     kind = kind_of(logits)
@@ -143,8 +159,16 @@ def logits_soft_top_p(
     if len(valid) == 0:
         return out
     on_cpu = is_compiled(logits)
-    as_they_are = on_cpu and logits.dtype == torch.float32 and len(valid) == len(logits) and scale == 1.0 and softcap is None
-    rows = len(valid) if as_they_are else max(1, ROWS_BYTES // (logits.shape[1] * out.element_size()))
+    as_they_are = (
+        on_cpu
+        and logits.dtype == torch.float32
+        and len(valid) == len(logits)
+        and scale == 1.0
+        and softcap is None
+    )
+    rows = (
+        len(valid) if as_they_are else max(1, ROWS_BYTES // (logits.shape[1] * out.element_size()))
+    )
     for index in valid.split(rows):
         z = logits if as_they_are else transform(logits[index], scale, softcap)
         given = z, column[index], T[index], P[index]
@@ -167,12 +191,15 @@ def soft_top_p(
     softcap: float | None,
     chunk_bytes: int,
 ) -> torch.Tensor:
-    """The same from hidden states, `chunk_bytes` of logits at a time; ignored rows are not multiplied."""
+    """The same from hidden states, `chunk_bytes` of logits at a time; ignored rows are not
+    multiplied."""
     out = torch.zeros(3, len(hidden), dtype=kind_of(hidden), device=hidden.device)
     valid = (column != IGNORED).nonzero()[:, 0]
     chunk = min(max(1, chunk_bytes // (len(weight) * hidden.element_size())), max(1, len(valid)))
     block = torch.empty(chunk * len(weight), dtype=hidden.dtype, device=hidden.device)
     for index in valid.split(chunk):
         logits = multiply(hidden[index], weight, bias, block)
-        out[:, index] = logits_soft_top_p(logits, column[index], T[index], P[index], steepness, scale, softcap)
+        out[:, index] = logits_soft_top_p(
+            logits, column[index], T[index], P[index], steepness, scale, softcap
+        )
     return out

@@ -6,7 +6,8 @@ A part is two tensors. With m the part's largest logit and x = (z − m)/T:
                          with temperatures also Σ e^x, Σ e^x x, Σ e^x x²
     ints   [2, N] int64  argmax in the whole vocabulary, |{i ≠ y: z_i > threshold}|, or −1 in ignored rows
 
-For another maximum m' = m − d the sums are e^d s, e^d (t + d s), e^d (q + 2 d t + d² s): exact, so the merge is in any order.
+For another maximum m' = m − d the sums are e^d s, e^d (t + d s), e^d (q + 2 d t + d² s): exact, so
+the merge is in any order.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ IGNORED = -2  # as a column: the row is not looked at
 ABSENT = -1  # as a column: another part holds the target
 
 
-def moved(d: torch.Tensor, s: torch.Tensor, t: torch.Tensor, q: torch.Tensor | None = None) -> list[torch.Tensor]:
+def moved(
+    d: torch.Tensor, s: torch.Tensor, t: torch.Tensor, q: torch.Tensor | None = None
+) -> list[torch.Tensor]:
     """Sums of x⁰, x¹ and x² after x grew by d."""
     decay = d.exp()
     sums = [decay * s, decay * (t + d * s)]
@@ -40,7 +43,9 @@ def merge(parts: Sequence[Part], inverse_temperature: torch.Tensor | None) -> Pa
     floats, ints = torch.stack([f for f, _ in parts]), torch.stack([i for _, i in parts])
     maxima = floats[:, 0]
     top = maxima.amax(0)
-    d = torch.where(maxima == top, 0.0, maxima - top).clamp(min=-1e30)  # a part of −inf alone has no sums to move
+    d = torch.where(maxima == top, 0.0, maxima - top).clamp(
+        min=-1e30
+    )  # a part of −inf alone has no sums to move
     rows = [top, floats[:, 1].amax(0), *(x.sum(0) for x in moved(d, floats[:, 2], floats[:, 3]))]
     if inverse_temperature is not None:
         dx = (d * inverse_temperature).clamp(min=-1e9)  # its square is finite
@@ -51,10 +56,12 @@ def merge(parts: Sequence[Part], inverse_temperature: torch.Tensor | None) -> Pa
 
 
 def finish(part: Part, temperature: torch.Tensor | None) -> list[torch.Tensor]:
-    """The statistics, `[N]` each: max, argmax, target, logsumexp, rank, entropy; at T also logsumexp, mean, variance of z.
+    """The statistics, `[N]` each: max, argmax, target, logsumexp, rank, entropy; at T also
+    logsumexp, mean, variance of z.
 
-    Ignored rows are 0 everywhere, rank −1. The threshold that ranks were counted against comes from a product of its own
-    and may round differently from the tile's z_y, so rank 0 is decided by z_y: it is 0 exactly where z_y is the maximum.
+    Ignored rows are 0 everywhere, rank −1. The threshold that ranks were counted against comes from
+    a product of its own and may round differently from the tile's z_y, so rank 0 is decided by z_y:
+    it is 0 exactly where z_y is the maximum.
     """
     (top, target, s, t, *scaled), (argmax, count) = part
     ignored = count < 0
@@ -67,5 +74,9 @@ def finish(part: Part, temperature: torch.Tensor | None) -> list[torch.Tensor]:
         mass = scaled[0].clamp(min=1e-30)
         mean = scaled[1] / mass
         variance = (scaled[2] / mass - mean * mean).clamp_(min=0.0)
-        out += [top / temperature + mass.log(), top + temperature * mean, temperature * temperature * variance]
+        out += [
+            top / temperature + mass.log(),
+            top + temperature * mean,
+            temperature * temperature * variance,
+        ]
     return [x.masked_fill(ignored, -1 if i == 4 else 0) for i, x in enumerate(out)]

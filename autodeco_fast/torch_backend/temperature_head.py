@@ -1,7 +1,7 @@
 """The temperature head in torch, computed in fp32 (fp64 for fp64).
 
-Up to `KEEP` rows the hidden layer `[N, F]` is kept for the backward; beyond, both go through chunks of rows and the backward
-computes it again.
+Up to `KEEP` rows the hidden layer `[N, F]` is kept for the backward; beyond, both go through chunks
+of rows and the backward computes it again.
 """
 
 import torch
@@ -27,18 +27,22 @@ def _hidden_layer(h, w1, b1, out=None):
 
 
 def head_forward(hidden, w1, b1, w2, b2, max_temperature):
-    """Same arguments as `kernels.temperature_head.head_forward`; returns T and the hidden layer, `[0, F]` if it is not kept."""
+    """Same arguments as `kernels.temperature_head.head_forward`; returns T and the hidden layer,
+    `[0, F]` if it is not kept."""
     N, kind = len(hidden), _compute_dtype(hidden)
     w1, b1, w2, b2 = (w.to(kind) for w in (w1, b1, w2, b2))
     layer = w1.new_empty(N if keeps(N) else 0, len(w1))
     T = w1.new_empty(N)
     for rows in _chunks(N):
-        torch.mv(_hidden_layer(hidden[rows], w1, b1, layer[rows] if keeps(N) else None), w2, out=T[rows])
+        torch.mv(
+            _hidden_layer(hidden[rows], w1, b1, layer[rows] if keeps(N) else None), w2, out=T[rows]
+        )
     return torch.sigmoid(T.add_(b2)).mul_(max_temperature), layer
 
 
 def head_backward(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden):
-    """Same results as `kernels.temperature_head.head_backward`, and its arguments with the hidden layer, if it was kept."""
+    """Same results as `kernels.temperature_head.head_backward`, and its arguments with the hidden
+    layer, if it was kept."""
     N, kind = len(hidden), _compute_dtype(hidden)
     w1, b1, w2 = (w.to(kind) for w in (w1, b1, w2))
     ds = grad * T * (1 - T / max_temperature)
