@@ -30,7 +30,7 @@ lint: $(STAMP) ## ruff
 bench: $(STAMP) ## every benchmark on this machine, records in bench/results (takes a while; leave the machine alone)
 	for name in $(BENCHMARKS); do $(BIN)/python -m bench.$$name || exit 1; done
 	$(BIN)/python -m bench.resources --output bench/results/resources.json
-	$(BIN)/python -m bench.model
+	$(BIN)/python -m bench.roofline
 	$(BIN)/python -m bench.report
 
 gpu: $(STAMP) ## on a machine with a GPU: the kernels' tests on the device, then every benchmark; copies in gpu-results

@@ -12,8 +12,10 @@ from setuptools import setup
 setup(
     packages=[
         "autodeco_fast",
+        "autodeco_fast.cli",
         "autodeco_fast.demo",
         "autodeco_fast.generation",
+        "autodeco_fast.losses",
         "autodeco_fast.ops",
         "autodeco_fast.torch_backend",
         "autodeco_fast.kernels",

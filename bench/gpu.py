@@ -38,7 +38,7 @@ BENCHMARKS = (
 )
 KERNEL_TESTS = (
     *("ops", "logit_stats", "token_stats", "autodeco", "temperature_head", "losses"),
-    *("min_p_sample", "sample_cuts", "linear_sample", "partials"),
+    *("sample", "sample_cuts", "linear_sample", "sample_partial"),
 )
 STEPS = {
     "tests": ["-m", "pytest", *(f"tests/test_{name}.py" for name in KERNEL_TESTS)],

@@ -52,7 +52,7 @@ def _commit() -> str:
     """The commit measured, `+changes` if the tree differed from it; unknown outside a checkout."""
     git = lambda *a: subprocess.run(
         ["git", *a], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()  # noqa: E731
+    ).stdout.strip()
     commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/results")
     return commit + ("+changes" if changed else "")
@@ -127,7 +127,7 @@ def interleave(
                 seconds = _seconds(work)
             if turn >= warmup:
                 times[name].append(seconds)
-    quantile = lambda values, q: float(torch.tensor(values, dtype=torch.float64).quantile(q))  # noqa: E731
+    quantile = lambda values, q: float(torch.tensor(values, dtype=torch.float64).quantile(q))
     return {
         n: {"seconds": quantile(v, 0.5), "p20": quantile(v, 0.2), "p80": quantile(v, 0.8)}
         for n, v in times.items()

@@ -72,7 +72,7 @@ def _nvidia(cubin: bytes, ptx: str) -> dict:
 def _amd(assembly: str) -> dict:
     """The same from the metadata of the assembly. Scalars that spill into lanes of vector registers
     touch no memory."""
-    find = lambda key: int(re.search(rf"\.{key}:\s*(\d+)", assembly).group(1))  # noqa: E731
+    find = lambda key: int(re.search(rf"\.{key}:\s*(\d+)", assembly).group(1))
     matrix = "mfma" if "v_mfma" in assembly else "-"
     loads = [int(w) for w in re.findall(r"(?:global|buffer)_load_dwordx(\d)", assembly)]
     return {

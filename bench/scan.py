@@ -20,12 +20,12 @@ import torch
 
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.training import base_model
+from autodeco_fast.training.batches import OnlineSource, ScanSource
 from autodeco_fast.training.config import ScanConfig, TrainConfig
+from autodeco_fast.training.data import encode, stream_rows
 from autodeco_fast.training.loop import train
-from autodeco_fast.training.rows import encode, stream_rows
 from autodeco_fast.training.scan import batches_by_length, pad, scan
 from autodeco_fast.training.scan_store import Scan
-from autodeco_fast.training.sources import OnlineSource, ScanSource
 from bench.harness import device, peak_bytes, record
 
 KEPT, EPOCHS, ROUNDS = 200_000, 5, 5

@@ -21,8 +21,8 @@ from torch import nn
 from autodeco_fast import TemperatureHead, TopPHead, token_stats
 from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
 from autodeco_fast.training.step import training_step
-from bench import released
 from bench.harness import device, interleave, peak_bytes, record
+from tests import reference
 
 CPU_SHAPES = [(2048, 896, 151_936)]
 GPU_SHAPES = [
@@ -83,7 +83,7 @@ class Case:
 
     def released(self, joint: bool):
         top_p_head = self.heads["top_p_head"] if joint else None
-        return lambda: released.step(
+        return lambda: reference.step(
             self.hidden, self.lm_head.weight, self.target, self.heads["temp_head"], top_p_head
         )
 
@@ -108,7 +108,7 @@ class Case:
             if torch.cuda.get_device_capability()[0] >= needs:
                 run = lambda variant=variant: kernel.token_stats(
                     self.hidden, self.lm_head.weight, *rest, variant=variant
-                )  # noqa: E731
+                )
                 calls[f"token_stats, streaming, {name}"] = run
         return calls
 

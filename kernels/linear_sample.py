@@ -5,7 +5,7 @@ reach device memory.
     token[b] = argmax_v z + T·g   over   z ≥ max z + c,    c = T·ln p_min
 
     1. _tiles   grid [⌈B/rows⌉, S]  products of x [B, H] and w [V, H], tile [rows, block] by tile through a split of V;
-                                    partials as in kernels/min_p_sample.py: maximum, best candidate
+                                    partials as in kernels/sample.py: maximum, best candidate
                                     (score, id, z)
     2. _settle  grid [B]            merges a row's S partials; a split that might hold a better token is multiplied again,
                                     in the same tiles and the same order along H: its logits are the
@@ -19,10 +19,10 @@ import triton
 import triton.language as tl
 
 from .device import on_its_device
-from .min_p_sample import leader, whole_logprob
+from .lm_head_tiles import product_tile
 from .philox import SAMPLE_DOMAIN, gumbel
-from .product import product_tile
 from .rows import GREEDY_BELOW, finite, row_or_number, row_parameters
+from .sample import leader, whole_logprob
 
 BLOCK, DEPTH_H, STAGES = 64, 64, 4  # wider tiles spill: noise is drawn for a whole tile at once
 SETTLE_STAGES = (
@@ -281,7 +281,7 @@ def linear_sample(
         hidden: `[B, H]` bf16, fp16 or fp32, unit stride along H.
         weight: `[V, H]` of the same dtype, unit stride along H.
         bias: `[V]` or None.
-        temperature … stream: as in `kernels.min_p_sample.min_p_sample`.
+        temperature … stream: as in `kernels.sample.sample`.
         want: full_logprob, or nothing.
         splits: parts of V; None chooses. The result does not depend on it.
 
@@ -290,7 +290,7 @@ def linear_sample(
     """
     B, H = hidden.shape
     V = weight.shape[0]
-    new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=hidden.device)  # noqa: E731
+    new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=hidden.device)
     out = {"token": new(B, dtype=torch.int64), "status": new(B, dtype=torch.int32)}
     if "full_logprob" in want:
         out["full_logprob"] = new(B, dtype=torch.float32)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .device import on_its_device
-from .product import transform
+from .lm_head_tiles import transform
 
 BLOCK = 4096  # 8 KB of bf16 a step: one 16-byte load a thread
 WARPS = 16

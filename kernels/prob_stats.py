@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 
 from .device import on_its_device
+from .lm_head_tiles import transform
 from .logit_stats import BLOCK, WARPS
-from .product import transform
 
 EPSILON = tl.constexpr(1e-8)
 

@@ -24,8 +24,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import on_its_device
+from .lm_head_tiles import described_tile, product_tile, transform
 from .logit_stats import moved
-from .product import described_tile, product_tile, transform
 
 DEPTH_H, WARPS, STAGES = 64, 8, 3
 
@@ -250,7 +250,7 @@ def token_stats(
         raise ValueError(f"variant BLACKWELL needs Triton 3.7 or newer, got {triton.__version__}")
     scaled = inverse_temperature is not None
     K = 7 if scaled else 4
-    new = lambda *shape, dtype=torch.float32: torch.empty(*shape, dtype=dtype, device=hidden.device)  # noqa: E731
+    new = lambda *shape, dtype=torch.float32: torch.empty(*shape, dtype=dtype, device=hidden.device)
     floats, ints = new(K, N), new(2, N, dtype=torch.int64)
     if N == 0:
         return floats, ints

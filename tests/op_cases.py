@@ -13,9 +13,9 @@ H, V, F = 24, 70, 20
 def tensors(N: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Arguments of N rows; V is no multiple of 32."""
     g = torch.Generator().manual_seed(N)
-    normal = lambda *shape: torch.randn(*shape, generator=g).to(dtype)  # noqa: E731
-    row = lambda low, high: torch.rand(N, generator=g) * (high - low) + low  # noqa: E731
-    ids = lambda high: torch.randint(0, high, (N,), generator=g)  # noqa: E731
+    normal = lambda *shape: torch.randn(*shape, generator=g).to(dtype)
+    row = lambda low, high: torch.rand(N, generator=g) * (high - low) + low
+    ids = lambda high: torch.randint(0, high, (N,), generator=g)
     target = ids(V)
     target[1::4] = -100
     return {

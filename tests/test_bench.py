@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autodeco_fast.kernels import token_stats
-from bench import harness, model, report
+from bench import harness, report, roofline
 
 
 def test_variants_take_turns_and_compiled_ones_come_last():
@@ -52,20 +52,20 @@ def test_the_fast_path_skips_what_is_rare():
         /*0060*/ @P0 BRA `(.L_x_1) ;
         /*0070*/ EXIT ;
     """
-    assert model.fast_path(text) == 4
+    assert roofline.fast_path(text) == 4
 
 
 def test_predictions_are_bounded_by_memory():
-    row = model.sample_row(512, 151_936, instructions=60)
+    row = roofline.sample_row(512, 151_936, instructions=60)
     assert row["predicted_us"] > row["memory_us"] > row["MB"] / 4.8
-    linear = model.linear_row(1, 4096, 151_936, instructions=1000)
+    linear = roofline.linear_row(1, 4096, 151_936, instructions=1000)
     assert linear["predicted_us"] < linear["product_and_sample_us"]
 
 
 def test_larger_tiles_are_predicted_to_help():
-    product = 2.0 * 8192 * 4096 * 128_256 / model.CARD["tflops"]
+    product = 2.0 * 8192 * 4096 * 128_256 / roofline.CARD["tflops"]
     pointers, hopper = (
-        model.streaming_seconds(variant, 8192, 4096, 128_256, instructions=2000)
+        roofline.streaming_seconds(variant, 8192, 4096, 128_256, instructions=2000)
         for variant in (token_stats.POINTERS, token_stats.HOPPER)
     )
     assert product < hopper < pointers

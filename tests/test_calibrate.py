@@ -11,13 +11,13 @@ import torch
 from autodeco_fast import TemperatureHead
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.training import base_model
+from autodeco_fast.training.batches import ScanSource
 from autodeco_fast.training.calibrate import calibrate_from_files, predict, required
 from autodeco_fast.training.config import ScanConfig, TrainConfig
 from autodeco_fast.training.conformal import calibrate, coverage, scores
 from autodeco_fast.training.loop import train
 from autodeco_fast.training.scan import scan
 from autodeco_fast.training.scan_store import Scan
-from autodeco_fast.training.sources import ScanSource
 from tests.scans import EVERY, make_scan
 
 LIMIT = 2.0
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     TemperatureHead(8).save_pretrained(tmp_path / "narrow")
     run = lambda head=folder, scan=scan_folder, alpha=0.4, min_p=None: calibrate_from_files(
         head, scan, alpha, min_p, []
-    )  # noqa: E731
+    )
     before = (folder / "autodeco_config.json").read_bytes()
     for call, words in (
         (lambda: run(head=tmp_path / "narrow"), "head has width 8, scan .* was made of width 32"),

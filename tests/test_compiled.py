@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from autodeco_fast import logit_stats, sample
-from autodeco_fast.torch_backend import compiled, draw, row_sums
+from autodeco_fast.torch_backend import jit, sample_loops, stats_loops
 
-elementwise_exp = numba.vectorize(lambda x: row_sums._exp(x))
+elementwise_exp = numba.vectorize(lambda x: stats_loops._exp(x))
 NAN = {"positive": 0x7FC00000, "negative": -0x400000}
 
 
 @numba.vectorize
 def exponent_and_noise(r, which):
     """⌊log₂ u⌋ or the noise of a 32-bit integer."""
-    u = draw.uniform_of(r)
-    return np.float32(draw.exponent_of(u)) if which == 0 else draw.gumbel_of(u)
+    u = sample_loops.uniform_of(r)
+    return np.float32(sample_loops.exponent_of(u)) if which == 0 else sample_loops.gumbel_of(u)
 
 
 def test_exp():
@@ -41,14 +41,14 @@ def test_a_score_that_is_not_looked_at_cannot_win():
     )
     r = r[r < 2**32]
     exponent, noise = exponent_and_noise(r, 0), exponent_and_noise(r, 1)
-    assert (noise <= -exponent * draw._LN2).all()
+    assert (noise <= -exponent * sample_loops._LN2).all()
     assert not (noise <= -exponent * np.float32(0.6931)).all()
 
 
 @pytest.mark.parametrize("min_p", [0.0, 0.02])
 def test_the_winner_of_all_scores(min_p):
     """To the bit: every noise drawn, every score compared."""
-    noise = numba.vectorize(lambda r: draw.gumbel_of(draw.uniform_of(r)))
+    noise = numba.vectorize(lambda r: sample_loops.gumbel_of(sample_loops.uniform_of(r)))
     z = torch.randn(6, 5003, generator=torch.Generator().manual_seed(2)) * torch.tensor(
         [[0.0], [0.1], [1.0], [3.0], [0.1], [2.0]]
     )
@@ -58,7 +58,7 @@ def test_the_winner_of_all_scores(min_p):
         sample(z, 0.9, min_p=min_p, seed=8, position=5, backend="torch").token.tolist()
     ):
         values = z[row].numpy()
-        score = values + T * noise(draw.uniform_bits(8, 5, row, ids, 0))
+        score = values + T * noise(sample_loops.uniform_bits(8, 5, row, ids, 0))
         kept = values >= (values.max() + T * np.log(np.float32(min_p)) if min_p else -np.inf)
         assert token == np.where(kept, score, -np.inf).argmax()
 
@@ -75,7 +75,7 @@ def test_a_nan_of_either_sign_is_seen(sign, B):
     assert sample(z, 1.0, seed=0, backend="torch").status.tolist() == [int(x) for x in broken]
     maxima, rows = np.zeros((B, 4), np.float32), np.zeros((5, B), np.float32)
     maxima.view(np.int32)[B - 1, 2] = NAN[sign]
-    assert not draw.cuts(maxima, np.empty(0, np.float32), *rows, np.empty(B, np.int32))
+    assert not sample_loops.cuts(maxima, np.empty(0, np.float32), *rows, np.empty(B, np.int32))
     assert np.isnan(rows[2]).tolist() == broken
 
 
@@ -117,7 +117,7 @@ def test_threads_change_nothing(threads, monkeypatch):
     alone = logit_stats(z, y, backend="torch"), sample(z, 1.0, seed=3, backend="torch").token
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     seen = []
-    compiled.in_threads(lambda rows: seen.extend(range(7)[rows]), 7, 100)
+    jit.in_threads(lambda rows: seen.extend(range(7)[rows]), 7, 100)
     assert sorted(seen) == list(range(7))
     together = logit_stats(z, y, backend="torch"), sample(z, 1.0, seed=3, backend="torch").token
     assert all(torch.equal(a, b) for a, b in zip(alone[0], together[0]) if a is not None)
@@ -132,14 +132,14 @@ def test_what_fails_in_a_thread_is_raised(monkeypatch):
             raise ValueError("in a thread")
 
     with pytest.raises(ValueError, match="in a thread"):
-        compiled.in_threads(work, 3, 3)
+        jit.in_threads(work, 3, 3)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_has_threads_of_its_own():
     script = """
         import os, threading
-        from autodeco_fast.torch_backend import compiled
+        from autodeco_fast.torch_backend import jit
         import torch
 
         def rows_and_threads():
@@ -150,7 +150,7 @@ def test_a_forked_process_has_threads_of_its_own():
                 threads.add(threading.get_ident())
                 four.wait(60)
 
-            compiled.in_threads(work, 8, 8)
+            jit.in_threads(work, 8, 8)
             return sorted(rows), len(threads)
 
         torch.get_num_threads = lambda: 4
@@ -204,4 +204,4 @@ def test_compiles_where_nothing_can_be_written():
             raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
         return lambda f: (f, options)
 
-    assert compiled._cached(decorator, nogil=True)(max) == (max, {"nogil": True})
+    assert jit._cached(decorator, nogil=True)(max) == (max, {"nogil": True})

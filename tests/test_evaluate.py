@@ -28,7 +28,7 @@ def test_measures_follow_their_definitions():
     z = t.hidden.double()
     p = (z / T).softmax(-1)
     inside = p >= 0.1 * p.amax(-1, keepdim=True)
-    at_target = lambda x: x.gather(1, t.target[:, None])[:, 0]  # noqa: E731
+    at_target = lambda x: x.gather(1, t.target[:, None])[:, 0]
     sums = evaluate.per_document_means(
         t, Logits(), {"x": torch.full((300,), T)}, 0.1, lambda n: None
     )
@@ -74,7 +74,7 @@ def test_equal_cost_is_linear_between_temperatures():
     curve = torch.tensor(
         [[[0.2, 0.5, 0, 0], [0.6, 1.0, 0, 0], [0.8, 2.0, 0, 0]]], dtype=torch.float64
     )
-    at = lambda x: evaluate.fixed_at_equal(curve, 1, torch.tensor([x], dtype=torch.float64)).item()  # noqa: E731
+    at = lambda x: evaluate.fixed_at_equal(curve, 1, torch.tensor([x], dtype=torch.float64)).item()
     assert at(0.75) == pytest.approx(0.4)
     assert at(1.5) == pytest.approx(0.7)
     assert (at(0.1), at(9.0)) == (0.2, 0.8)  # outside the curve: its ends

@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 
 import autodeco_fast as af
-from autodeco_fast.torch_backend.draw import uniform_bits
+from autodeco_fast.torch_backend.sample_loops import uniform_bits
 from tests.hostile import (
     BREAKS,
     FORMS,

@@ -7,17 +7,17 @@ import triton
 import triton.language as tl
 
 import autodeco_fast
-from autodeco_fast.kernels.product import product_tile as kernel_logits
+from autodeco_fast.kernels.lm_head_tiles import product_tile as kernel_logits
 from tests.allocations import LargestAllocation
 from tests.on_device import DEVICE, on_device, sample
-from tests.test_min_p_sample import reference
+from tests.test_sample import reference
 
 linear_sample = on_device(autodeco_fast.linear_sample)
 
 
 def case(B: int, H: int, V: int, dtype: torch.dtype = torch.float32):
     g = torch.Generator().manual_seed(B + H + V)
-    r = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
+    r = lambda *shape: torch.randn(*shape, generator=g)
     return r(B, H).to(dtype), (r(V, H) * (2 / H**0.5)).to(dtype), r(V).to(dtype)
 
 
@@ -84,7 +84,7 @@ def test_does_not_depend_on_the_chunks(monkeypatch):
     T = torch.rand(40, generator=torch.Generator().manual_seed(0)) * 2
     run = lambda: torch_backend.linear_sample(
         h, w, None, 1.0, None, T, 0.4, 7, 0, None, want=("full_logprob",)
-    )  # noqa: E731
+    )
     whole = run()
     monkeypatch.setattr(torch_backend, "CHUNK", 0)
     monkeypatch.setattr(torch_backend, "COLUMNS", 100)
@@ -195,7 +195,7 @@ def test_compiles_without_a_break():
     h, w, _ = case(3, 8, 100)
     call = lambda a, b: (
         autodeco_fast.linear_sample(a, b, 0.7, min_p=0.1, seed=4, backend="torch").token
-    )  # noqa: E731
+    )
     assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(h, w), call(h, w))
 
 

@@ -97,7 +97,7 @@ def test_at_a_temperature(V, spread, backend):
 def test_gradient_of_the_temperature():
     x, y = make(4, 50)
     T = torch.tensor([0.3, 0.8, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
-    run = lambda t: logit_stats(x.double(), y, temperature=t, backend="torch")[7:9]  # noqa: E731
+    run = lambda t: logit_stats(x.double(), y, temperature=t, backend="torch")[7:9]
     assert torch.autograd.gradcheck(run, (T,))
     low = torch.full((4,), 1e-3, dtype=torch.float64, requires_grad=True)  # clamped: no gradient
     (gradient,) = torch.autograd.grad(

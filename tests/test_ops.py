@@ -8,8 +8,8 @@ from autodeco_fast.ops import (
     linear_sample,
     logit_stats,
     min_p_hinge,
-    min_p_sample,
     prob_stats,
+    sample,
     soft_top_p,
     temperature_head,
     token_stats,
@@ -25,15 +25,15 @@ def full(n: int, value: float, dtype: torch.dtype = torch.float32) -> torch.Tens
     return torch.full((n,), value, dtype=dtype, device=DEVICE)
 
 
-ids = lambda n: full(n, 3, torch.int64)  # noqa: E731
+ids = lambda n: full(n, 3, torch.int64)
 
 
 def cases(dtype: torch.dtype) -> dict:
     """name → the op, and what makes its arguments; logits, hidden states and weights in this
     dtype."""
-    x = lambda *shape, grad=False: rand(*shape, grad=grad, dtype=dtype)  # noqa: E731
-    product = lambda: (x(5, 8), x(40, 8))  # noqa: E731
-    heads = lambda: [x(*shape, grad=True) for shape in ((16, 8), (16,), (16,), (1,))]  # noqa: E731
+    x = lambda *shape, grad=False: rand(*shape, grad=grad, dtype=dtype)
+    product = lambda: (x(5, 8), x(40, 8))
+    heads = lambda: [x(*shape, grad=True) for shape in ((16, 8), (16,), (16,), (1,))]
     numbers = [0.0, 0.1, 1.0], [7, 0, -1, 0]
     return {
         "logit_stats": (
@@ -50,8 +50,8 @@ def cases(dtype: torch.dtype) -> dict:
         ),
         "prob_stats": (prob_stats._prob_stats, lambda: (x(5, 40), rand(5), 0.5, None)),
         **{
-            f"min_p_sample, {want or 'token'}": (
-                min_p_sample._min_p_sample,
+            f"sample, {want or 'token'}": (
+                sample._sample,
                 lambda want=want: (x(5, 40), [full(5, 0.7), *[None] * 6], *numbers, None, want),
             )
             for want in ("", "logprob kept", "full_logprob")

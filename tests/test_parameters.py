@@ -170,9 +170,9 @@ def below(name: str, z: torch.Tensor, backend: str, want: tuple[str, ...]):
     """The sampler under the checks, on parameters by row."""
     if name == "sample":
         if backend == "triton":
-            from autodeco_fast.kernels.min_p_sample import min_p_sample as call
+            from autodeco_fast.kernels.sample import sample as call
         else:
-            from autodeco_fast.torch_backend.min_p_sample import min_p_sample as call
+            from autodeco_fast.torch_backend.sample import sample as call
         return lambda T, min_p, **cuts: on_device(call)(z, T, min_p, 5, 2, None, want=want, **cuts)
     if backend == "triton":
         from autodeco_fast.kernels.linear_sample import linear_sample as call
@@ -205,7 +205,7 @@ def test_rows_that_nobody_looked_at_get_status_8(sampler, name, backend):
     want = ("logprob", "kept", "full_logprob") if sampler == "sample" else ("full_logprob",)
     run = lambda r: below(sampler, z, backend, want)(
         r["temperature"], r["min_p"], **dict(list(r.items())[2:])
-    )  # noqa: E731
+    )
     clean = run(rows)
     assert clean["status"].tolist() == [broken.get(i, 0) for i in range(B)]
     rows[name][odd] = torch.tensor(values, dtype=rows[name].dtype)
@@ -223,7 +223,7 @@ def test_rows_that_nobody_looked_at_get_status_8(sampler, name, backend):
 
 def test_the_bounds_are_those_of_the_host(backend):
     """At the ends of the ranges rows are served, one step beyond they are not."""
-    step = lambda x, to: float(np.nextafter(np.float32(x), np.float32(to)))  # noqa: E731
+    step = lambda x, to: float(np.nextafter(np.float32(x), np.float32(to)))
     T = torch.tensor([0.0, 1e29, step(1e29, INF), step(0, -1), 1.0, 1.0, 1.0])
     min_p = torch.tensor([0.5, 0.0, 0.0, 0.0, 1.0, step(1, 2), step(0, -1)])
     z = logits(7, 60)
@@ -251,7 +251,7 @@ def test_a_maximum_that_is_none(known, backend):
 
 def test_compiled_rows_are_not_looked_at():
     z, T = logits(3), torch.tensor([0.9, NAN, 0.9])
-    call = lambda T: sample(z, T, min_p=0.1, seed=4, backend="torch")  # noqa: E731
+    call = lambda T: sample(z, T, min_p=0.1, seed=4, backend="torch")
     out = torch.compile(call, fullgraph=True, backend="aot_eager")(T)
     assert out.status.tolist() == [0, 8, 0]
     assert out.token.tolist() == [
@@ -357,7 +357,7 @@ def test_transforms_are_refused(name):
     """Where they would give a wrong derivative, batch or constant without a word, or fail in
     many."""
     op, x = public_ops()[name], torch.rand(4, 8)
-    run = lambda x: op(x).float().sum()  # noqa: E731
+    run = lambda x: op(x).float().sum()
     words = "autodeco_fast cannot run under torch.vmap"
     one_line(lambda: torch.vmap(run)(x[None].expand(3, -1, -1)), words, error=RuntimeError)
     one_line(lambda: torch.func.grad(run)(x), words, error=RuntimeError)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from autodeco_fast.losses import difficulty
 from autodeco_fast.training import base_model
-from autodeco_fast.training.rows import Row
+from autodeco_fast.training.data import Row
 from autodeco_fast.training.scan import batches_by_length
 from autodeco_fast.training.scan_store import FIELDS, Scan, ScanTokens, read_manifest, shard_path
 from tests.scans import Vocabulary, make_scan, write_rows

@@ -11,7 +11,7 @@ from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
 from autodeco_fast.training.step import training_step
-from bench import released
+from tests import reference
 from tests.allocations import LargestAllocation
 
 IGNORE = -100
@@ -52,11 +52,11 @@ def test_is_the_released_step(joint):
     kept = (y >= 0) & ~((z.argmax(-1) == y) & (draw < 0.6))
     assert torch.equal(seen.learned, kept)
     T = 2 * torch.sigmoid(heads["temp_head"].mlp(hidden))[:, 0]
-    loss = released.temperature_loss(z, T, y, kept, "unscaled")
+    loss = reference.temperature_loss(z, T, y, kept, "unscaled")
     if joint:
-        columns = torch.stack([T.detach(), *released.joint_features(z, T)], -1)
+        columns = torch.stack([T.detach(), *reference.joint_features(z, T)], -1)
         P = torch.sigmoid(heads["top_p_head"].mlp(torch.cat([hidden, columns], -1)))[:, 0]
-        loss = loss + released.soft_top_p(z, T, P, y)
+        loss = loss + reference.soft_top_p(z, T, P, y)
     loss.backward()
     assert sum(step.means().values()) == pytest.approx(loss.item(), rel=1e-5)
     for mine, theirs in zip(ours, gradients(head)):
@@ -135,7 +135,7 @@ def test_compiles_without_a_break(objective):
         heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"],
         torch.rand(40),
     )
-    loss = lambda h, t, d: sum(term[0] for term in objective(h, t, lm_head, head, d).terms.values())  # noqa: E731
+    loss = lambda h, t, d: sum(term[0] for term in objective(h, t, lm_head, head, d).terms.values())
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(hidden, y, draw), loss(hidden, y, draw))
     ours, eager = (

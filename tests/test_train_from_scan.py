@@ -16,12 +16,12 @@ import torch
 
 from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.training import base_model, checkpoints
+from autodeco_fast.training.batches import OnlineSource, ScanSource
 from autodeco_fast.training.config import TrainConfig, from_yaml, sweep
 from autodeco_fast.training.loop import DIAGNOSTICS_NAME, METRICS_NAME, train
 from autodeco_fast.training.objectives import MinPHinge
 from autodeco_fast.training.run import train_from_files
 from autodeco_fast.training.scan_store import Scan
-from autodeco_fast.training.sources import OnlineSource, ScanSource
 from tests.scans import make_scan
 from tests.test_training import config as online_config
 from tests.test_training import rows
@@ -82,7 +82,7 @@ def test_every_token_is_seen_once_an_epoch(tmp_path):
         settings = config(tmp_path, **options)
         source, other = ScanSource(Scan(settings.scan), settings, torch.device("cpu")).split()
         seen = []
-        probe = lambda hidden, stats, head, draw: hidden  # noqa: E731
+        probe = lambda hidden, stats, head, draw: hidden
         objective = type("Probe", (), {"from_stats": staticmethod(probe)})
         for rank in range(2):
             for step in range(source.steps_per_epoch(2)):
@@ -261,7 +261,7 @@ def test_autodeco_objectives_train_online(tmp_path, objective):
     settings = online_config(tmp_path, objective=objective, num_train_epochs=12, learning_rate=3e-3)
     head = train(OnlineSource(base_model.wrap(tiny_model("llama")), rows(16), settings), settings)
     metrics = read(tmp_path / "out" / METRICS_NAME)
-    mean = lambda part: sum(m["loss"] for m in part) / len(part)  # noqa: E731
+    mean = lambda part: sum(m["loss"] for m in part) / len(part)
     assert mean(metrics[-12:]) < mean(metrics[:4])
     joint = objective == "autodeco_joint"
     saved = TemperatureHead.from_pretrained(tmp_path / "out")

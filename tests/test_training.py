@@ -12,10 +12,10 @@ from transformers import MiniCPM3Config, MiniCPM3ForCausalLM
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model
+from autodeco_fast.training.batches import OnlineSource
 from autodeco_fast.training.config import TrainConfig
+from autodeco_fast.training.data import Row
 from autodeco_fast.training.loop import METRICS_NAME, learning_rate, train
-from autodeco_fast.training.rows import Row
-from autodeco_fast.training.sources import OnlineSource
 from tests.tiny_models import NAMES, VOCAB, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -71,7 +71,7 @@ class ScanConfig:
 
     Args:
         model: folder or hub id of a causal language model; it stays frozen, in bf16 and eval mode.
-        data: a JSONL file (see `training/rows.py` for its rows), or a name for `datasets`.
+        data: a JSONL file (see `training/data.py` for its rows), or a name for `datasets`.
         output: folder for the scan; one that was begun with the same settings is continued.
         split: of a dataset that is named.
         max_length: tokens of a row at most, and never more than the model has positions; what is
@@ -116,7 +116,7 @@ class TrainConfig:
         output: folder for the head, `metrics.jsonl` and checkpoints; must not hold a head yet.
         scan: folder of a scan; then neither model nor data is needed.
         model: folder or hub id of a causal language model; it stays frozen, in bf16 and eval mode.
-        data: a JSONL file; see `training/rows.py` for its rows.
+        data: a JSONL file; see `training/data.py` for its rows.
         objective: min_p_hinge; or, with a model and data, autodeco_temperature or autodeco_joint.
         min_p: of the cut the head will be used with, in (0, 1).
         gravity: λ, the share of reference tokens allowed to fall outside the cut, ≥ 0.

@@ -21,10 +21,10 @@ from autodeco_fast.checkpoint import CONFIG_NAME
 from autodeco_fast.files import append_text, write_text
 from autodeco_fast.losses import IMPOSSIBLE, TRIVIAL, difficulty
 from autodeco_fast.training import checkpoints
+from autodeco_fast.training.batches import Source
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.config import TrainConfig
 from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
-from autodeco_fast.training.sources import Source
 from autodeco_fast.training.step import Seen, Step, differentiate
 
 METRICS_NAME, SETTINGS_NAME, DIAGNOSTICS_NAME = (
@@ -72,7 +72,7 @@ class Totals:
             seen.temperature,
             seen.learned,
         )
-        inside = lambda x: torch.where(learned, x, 0.0).sum()  # noqa: E731
+        inside = lambda x: torch.where(learned, x, 0.0).sum()
         bucket = difficulty(seen.stats, max_rank=config.max_rank, trivial_prob=config.trivial_prob)
         sums = (
             *(
@@ -244,7 +244,7 @@ class _Run:
             totals.add(seen, config)
             if log and config.diagnostics:
                 log.diagnose(self.progress.step + 1, seen, config)
-        add = lambda x: self.accelerator.reduce(x, "sum")  # noqa: E731
+        add = lambda x: self.accelerator.reduce(x, "sum")
         total = total.reduce(add)
         totals.values = add(totals.values.to(self.accelerator.device)).cpu()
         self.totals.values += totals.values

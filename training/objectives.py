@@ -25,7 +25,7 @@ from autodeco_fast import (
     required_temperature,
     token_stats,
 )
-from autodeco_fast.autodeco_losses import learned_by_autodeco
+from autodeco_fast.losses.autodeco import learned_by_autodeco
 from autodeco_fast.ops.soft_top_p import soft_top_p_rows
 from autodeco_fast.torch_backend.logit_stats import multiply
 

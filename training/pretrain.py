@@ -143,7 +143,7 @@ def ngram_nats(train_ids: np.ndarray, ids: np.ndarray) -> dict[str, float]:
         """p_order(next | order-1 tokens before) at every position of `ids` from `order - 1` on."""
         key = lambda x: sum(
             x[k : len(x) - order + 1 + k] * VOCAB ** (order - 1 - k) for k in range(order)
-        )  # noqa: E731
+        )
         grams, counts = np.unique(key(train_ids), return_counts=True)
         contexts, first, types = np.unique(grams // VOCAB, return_index=True, return_counts=True)
         totals = np.add.reduceat(counts, first)

@@ -18,7 +18,7 @@ from autodeco_fast.training.calibrate import (
     training_settings,
 )
 from autodeco_fast.training.conformal import coverage
-from autodeco_fast.training.kept import SAMPLE, scanned_model
+from autodeco_fast.training.policy_means import SAMPLE, scanned_model
 from autodeco_fast.training.scan_store import Scan
 
 PAGE = "report.html"
@@ -61,7 +61,7 @@ def _shaded(passage: list[tuple[str, float]], limit: float) -> str:
 def _table(header: list[str], rows: list[list[str]]) -> str:
     line = lambda cells, tag: (
         "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-    )  # noqa: E731
+    )
     return f'<div class="scroll"><table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
 
 

@@ -12,7 +12,7 @@ from autodeco_fast.losses import difficulty
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.calibrate import predict, required
 from autodeco_fast.training.conformal import calibrate, coverage, scores
-from autodeco_fast.training.kept import policy_means, sample
+from autodeco_fast.training.policy_means import policy_means, sample
 from autodeco_fast.training.scan_store import Scan, ScanTokens
 
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)

@@ -15,7 +15,7 @@ from rich.table import Table
 from autodeco_fast.checkpoint import CONFIG_NAME
 from autodeco_fast.files import output_folder, write_text
 from autodeco_fast.training.config import ScanConfig, TrainConfig, sweep
-from autodeco_fast.training.rows import (
+from autodeco_fast.training.data import (
     encode_all,
     is_local,
     iter_rows,
@@ -125,7 +125,7 @@ def _scan(config: ScanConfig, accelerator) -> None:
 def _sources(config: TrainConfig, accelerator, console: Console) -> Callable[[TrainConfig], tuple]:
     """Settings → what to learn from and what to measure on; scan or model and data are opened
     once."""
-    from autodeco_fast.training.sources import OnlineSource, ScanSource
+    from autodeco_fast.training.batches import OnlineSource, ScanSource
 
     if config.scan is not None:
         from autodeco_fast.training.scan_store import Scan
@@ -229,7 +229,7 @@ def _train_one(
                 description=f"loss {m['loss']:.4f}  T {m['temperature']:.3f}  coverage {m['coverage']:.3f}",
             )
 
-        start: Callable = lambda steps, done: bar(total=steps, completed=done)  # noqa: E731
+        start: Callable = lambda steps, done: bar(total=steps, completed=done)
         train(
             source,
             config,
@@ -255,7 +255,7 @@ def _tabulate(
         rows.append({**point, **{m: last[m] for m in ("loss", "eval_loss") if m in last}})
     if config.scan is not None and config.objective == "min_p_hinge":
         from autodeco_fast import TemperatureHead
-        from autodeco_fast.training.kept import of_heads
+        from autodeco_fast.training.policy_means import of_heads
         from autodeco_fast.training.scan_store import Scan
 
         heads = [TemperatureHead.from_pretrained(settings.output) for _, settings in results]

@@ -18,8 +18,7 @@ from autodeco_fast import TokenStats
 from autodeco_fast.losses import IMPOSSIBLE, MIDDLE, TRIVIAL, difficulty
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.config import ScanConfig
-from autodeco_fast.training.draws import uniform
-from autodeco_fast.training.rows import IGNORED, Row, encode, stream_rows
+from autodeco_fast.training.data import IGNORED, Row, encode, stream_rows
 from autodeco_fast.training.scan_store import (
     COUNTS,
     MANIFEST,
@@ -32,6 +31,7 @@ from autodeco_fast.training.scan_store import (
     write_manifest,
     write_shard,
 )
+from autodeco_fast.training.token_noise import uniform
 
 DRAWS_EPOCH = 2**32 - 1  # of the draws that belong to a scan; epochs of training count from 0
 _BUCKETS = {"trivial": TRIVIAL, "middle": MIDDLE, "impossible": IMPOSSIBLE}
@@ -41,7 +41,7 @@ _LIVE_SETTINGS = ("batch_tokens", "output")  # may change when a scan is continu
 def pad(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """input_ids, attention_mask and labels `[B, L]` of rows padded on the right."""
     length = max(len(row.input_ids) for row in rows)
-    fill = lambda values, value: values + [value] * (length - len(values))  # noqa: E731
+    fill = lambda values, value: values + [value] * (length - len(values))
     return (
         torch.tensor([fill(row.input_ids, 0) for row in rows]),
         torch.tensor([fill([1] * len(row.input_ids), 0) for row in rows]),

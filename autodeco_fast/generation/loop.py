@@ -18,7 +18,7 @@ from autodeco_fast.generation.gate import Call, Gate
 from autodeco_fast.generation.lazy import LazyLogits, OneHot
 from autodeco_fast.ops.checks import check_integer, check_seed
 from autodeco_fast.ops.linear_sample import linear_sample
-from autodeco_fast.ops.min_p_sample import COUNTER, SampleOutput, sample
+from autodeco_fast.ops.sample import COUNTER, SampleOutput, sample
 
 _BROKEN = {
     1: "NaN",

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 
 from autodeco_fast.backends import FLOATS
-from autodeco_fast.torch_backend.compiled import first_outside
+from autodeco_fast.stats import TokenStats
+from autodeco_fast.torch_backend.jit import first_outside
 from autodeco_fast.values import SEEDS
 
 ALL_FLOATS = (*FLOATS, torch.float64)
@@ -196,6 +197,13 @@ def check_row(name: str, value: torch.Tensor, n: int) -> None:
         raise ValueError(f"{name} must be [{n}], got shape {tuple(value.shape)}")
     if not value.is_floating_point():
         raise ValueError(f"{name} must be a floating-point tensor, got {value.dtype}")
+
+
+def check_stats(stats: TokenStats) -> None:
+    if not isinstance(stats, TokenStats):
+        raise ValueError(
+            f"stats must be TokenStats, of token_stats or logit_stats, got {shown(stats)}"
+        )
 
 
 def check_target(target: torch.Tensor, n: int, V: int | None, ignore_index: int) -> None:

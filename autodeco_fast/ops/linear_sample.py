@@ -6,7 +6,7 @@ import torch
 
 from autodeco_fast.backends import resolve
 from autodeco_fast.ops.checks import FINITE, check_number, check_product, check_softcap
-from autodeco_fast.ops.min_p_sample import (
+from autodeco_fast.ops.sample import (
     SampleOutput,
     joined,
     parameters,
@@ -64,7 +64,7 @@ def _linear_sample(
     full: bool,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """token, status, full_logprob (empty unless `full`); parameters as in `_min_p_sample`."""
+    """token, status, full_logprob (empty unless `full`); parameters as in `_sample`."""
     values = joined(rows, (*floats, *ints))
     want = ("full_logprob",) if full else ()
     out = _run(hidden, weight, bias, logit_scale, softcap, values[:2], values[2:], want, backend)
@@ -78,7 +78,7 @@ def _linear_sample(
 @_linear_sample.register_fake
 def _(hidden, weight, bias, logit_scale, softcap, rows, floats, ints, full, backend):
     B = hidden.shape[0]
-    new = lambda n, kind: hidden.new_empty(n, dtype=kind)  # noqa: E731
+    new = lambda n, kind: hidden.new_empty(n, dtype=kind)
     return new(B, torch.int64), new(B, torch.int32), new(B if full else 0, torch.float32)
 
 

@@ -3,7 +3,6 @@ the same without logits."""
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
@@ -18,39 +17,14 @@ from autodeco_fast.ops.checks import (
     check_softcap,
     check_target,
 )
+from autodeco_fast.stats import ABSENT, IGNORED, Part, TokenStats, finish
 from autodeco_fast.torch_backend import logit_stats as torch_backend
-from autodeco_fast.torch_backend.stats_partial import ABSENT, IGNORED, Part, finish
 
 LOWEST_TEMPERATURE = 1e-2  # AutoDeco's clamp
 GREEDY_BELOW = 1e-3
 PartOf = Callable[
     [torch.Tensor, torch.Tensor | None, torch.Tensor | None], Part
 ]  # of column, threshold, 1/T
-
-
-class TokenStats(NamedTuple):
-    """Per-row statistics of the logits z, each `[N]`. Rows whose target is ignored hold 0, and rank
-    −1.
-
-    fp32, or fp64 where the logits are.
-    """
-
-    max_logit: torch.Tensor
-    argmax: torch.Tensor  # int64, the lowest id on ties
-    target_logit: torch.Tensor
-    logsumexp: torch.Tensor
-    rank: (
-        torch.Tensor
-    )  # int64: ids with a strictly larger logit than the target; 0 = the target is an argmax
-    entropy: torch.Tensor  # nats, of softmax(z)
-    temperature: torch.Tensor | None = None  # T of the following, at least 0.01
-    scaled_logsumexp: torch.Tensor | None = None  # of z/T, differentiable in T
-    scaled_entropy: torch.Tensor | None = None  # nats, of softmax(z/T), differentiable in T
-    kept: torch.Tensor | None = None  # int64: tokens that Min-P keeps at T
-
-    def rows(self, index: torch.Tensor | slice) -> "TokenStats":
-        """The statistics of these rows."""
-        return TokenStats(*(None if field is None else field[index] for field in self))
 
 
 class _AtTemperature(torch.autograd.Function):

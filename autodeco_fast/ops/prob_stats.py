@@ -57,7 +57,7 @@ def prob_stats(
     backend: str | None = None,
 ) -> ProbStats:
     """AutoDeco's enhanced features of each row's distribution at its temperature; not
-    differentiable, as released.
+    differentiable, as reference.
 
     Args:
         logits: `[N, V]` bf16, fp16 or fp32 (fp64 on the torch backend).

@@ -20,8 +20,8 @@ from autodeco_fast.ops.logit_stats import (
     row_dtype,
     statistics,
 )
+from autodeco_fast.stats import IGNORED, Part
 from autodeco_fast.torch_backend import logit_stats as torch_backend
-from autodeco_fast.torch_backend.stats_partial import IGNORED, Part
 
 CHUNK_BYTES = 128 << 20
 
@@ -29,7 +29,7 @@ CHUNK_BYTES = 128 << 20
 def streaming_pays(backend: str) -> bool:
     """Whether the streaming design is chosen over the vendor's product in chunks.
 
-    Triton: no. By the model of `bench/model.py` a chunk's trip to memory and back costs `4·N·V`
+    Triton: no. By the model of `bench/roofline.py` a chunk's trip to memory and back costs `4·N·V`
         bytes, 9 % of the product at
     H = 4096, while 128 × 128 tiles wait for the second-level cache: 2.5 times the time of chunks,
     1.9 times in the kernel's variant for Hopper. Streaming saves the chunk's memory, nothing else.

@@ -4,8 +4,8 @@ sampled as it comes."""
 import torch
 
 from autodeco_fast.torch_backend.logit_stats import transform
-from autodeco_fast.torch_backend.merge import GREEDY_BELOW, merge, row_of
-from autodeco_fast.torch_backend.min_p_sample import min_p_sample
+from autodeco_fast.torch_backend.sample import sample
+from autodeco_fast.vocab_parallel import GREEDY_BELOW, merge, row_of
 
 CHUNK = 1 << 22  # logits held at a time: 16 MB of fp32
 COLUMNS = 4096  # narrowest chunk
@@ -50,7 +50,7 @@ def linear_sample(
             torch.addmm(bias[start : start + columns], h, w.T, out=out)
         z = out if logit_scale == 1.0 and softcap is None else transform(out, logit_scale, softcap)
         own = (value[rows] if isinstance(value, torch.Tensor) else value for value in parameters)
-        return z, min_p_sample(z, *own, first=start, known=known, want=("partial",))
+        return z, sample(z, *own, first=start, known=known, want=("partial",))
 
     starts = range(0, V, columns)
     known, mass, parts = None, None, []

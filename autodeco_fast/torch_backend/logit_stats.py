@@ -1,7 +1,7 @@
 """Row statistics of logits and of an LM head's product, in torch.
 
 The product is made in tiles of `TILE` elements, in one reused buffer, and a tile is reduced in
-blocks of `BLOCK` elements: on CPUs by `row_sums.py`. Elsewhere, and in fp64, of a block with
+blocks of `BLOCK` elements: on CPUs by `stats_loops.py`. Elsewhere, and in fp64, of a block with
 maximum m one `softmax` p gives both sums: `Σ e^{z−m} = 1 / max p` and
 `Σ e^{z−m}(z−m) = Σ p (z−m) / max p`. Sums are fp32, or fp64 if the logits are.
 """
@@ -9,16 +9,17 @@ maximum m one `softmax` p gives both sums: `Σ e^{z−m} = 1 / max p` and
 import numpy as np
 import torch
 
-from . import row_sums
-from .compiled import in_threads
-from .stats_partial import IGNORED, Part, moved, neutral
+from autodeco_fast.stats import IGNORED, Part, moved, neutral
+
+from . import stats_loops
+from .jit import in_threads
 
 TILE = 1 << 22  # elements of the product a time: 16 MB of fp32
 COLUMNS = 2048  # narrowest tile; fewer rows make it wider, up to WIDEST
 WIDEST = 1 << 16
 BLOCK = 1 << 20  # elements reduced a time: 4 MB of fp32
 _WORTH_A_THREAD = 1 << 18  # elements for each thread that is woken
-_NOTHING = float(row_sums.NOTHING)
+_NOTHING = float(stats_loops.NOTHING)
 _FLOOR = -1e5  # e^x is 0 there at any T below 900, and 0·x² is 0 where 0·inf is not
 _NONE = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
 
@@ -60,7 +61,7 @@ class _Running:
         rows = [t.numpy() for t in (self.column, self.threshold, inverse, *state)]
 
         def work(own: slice) -> None:
-            row_sums.feed(*(v[own] for v in values), start, *(x[..., own] for x in rows))
+            stats_loops.feed(*(v[own] for v in values), start, *(x[..., own] for x in rows))
 
         in_threads(work, len(self.column), max(v.size for v in values) // _WORTH_A_THREAD)
 
@@ -108,7 +109,7 @@ class _Running:
 
 
 def is_compiled(x: torch.Tensor) -> bool:
-    """Whether `row_sums.py` takes these."""
+    """Whether `stats_loops.py` takes these."""
     return x.device.type == "cpu" and kind_of(x) == torch.float32
 
 

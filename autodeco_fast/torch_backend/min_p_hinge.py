@@ -4,7 +4,7 @@ elsewhere and in fp64."""
 import numpy as np
 import torch
 
-from .compiled import compiled
+from .jit import compiled
 
 _SUMS = {"reassoc", "contract", "nsz"}  # lets a sum run in several lanes
 

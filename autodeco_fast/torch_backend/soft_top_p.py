@@ -16,9 +16,10 @@ import math
 import numpy as np
 import torch
 
-from .compiled import compiled, in_threads
+from autodeco_fast.stats import IGNORED
+
+from .jit import compiled, in_threads
 from .logit_stats import is_compiled, kind_of, multiply, transform
-from .stats_partial import IGNORED
 
 LOWEST_TEMPERATURE, EPSILON = 1e-8, 1e-9
 ROWS_BYTES = (

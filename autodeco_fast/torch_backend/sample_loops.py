@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from .compiled import compiled, elementwise
+from .jit import compiled, elementwise
 
 _M0, _M2, _W0, _W1 = (np.uint64(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85))
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)

@@ -3,7 +3,7 @@ processes, after a resume."""
 
 import torch
 
-from autodeco_fast.torch_backend.draw import uniform_bits
+from autodeco_fast.torch_backend.sample_loops import uniform_bits
 
 _DOMAIN = 1  # 0 is the sampler's
 

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from .compiled import compiled
+from .jit import compiled
 
 NOTHING = np.float32(-1e30)  # stands for a maximum of −inf, so that differences are finite
 _LOWEST = np.float32(-87.0)  # e^x is about 0 there, and a normal number

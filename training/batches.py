@@ -16,11 +16,11 @@ from torch import nn
 
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.config import TrainConfig
-from autodeco_fast.training.draws import uniform
+from autodeco_fast.training.data import IGNORED, Row
 from autodeco_fast.training.objectives import Sums
-from autodeco_fast.training.rows import IGNORED, Row
 from autodeco_fast.training.scan import DRAWS_EPOCH, draws_of, lm_head_fingerprint, pad
 from autodeco_fast.training.scan_store import Scan, ScanTokens, read_fields, read_shard
+from autodeco_fast.training.token_noise import uniform
 
 Batch = Callable[[nn.Module, Callable[..., Sums]], Sums]
 # A group is held as it is read, joined, put in order and taken by a step, and the allocator keeps
@@ -93,7 +93,7 @@ class OnlineSource:
         out = held_out(
             torch.tensor(self.documents), self.config.eval_fraction, self.config.seed
         ).tolist()
-        part = lambda want: OnlineSource(  # noqa: E731
+        part = lambda want: OnlineSource(
             self.base,
             [row for row, o in zip(self.rows, out) if o == want],
             self.config,

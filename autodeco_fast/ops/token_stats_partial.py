@@ -25,8 +25,8 @@ from autodeco_fast.ops.logit_stats import (
     statistics,
 )
 from autodeco_fast.ops.token_stats import CHUNK_BYTES, product_part
+from autodeco_fast.stats import ABSENT, IGNORED, merge
 from autodeco_fast.torch_backend import logit_stats as torch_backend
-from autodeco_fast.torch_backend.stats_partial import ABSENT, IGNORED, merge
 
 
 class TokenStatsPartial(NamedTuple):

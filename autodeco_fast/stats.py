@@ -11,12 +11,38 @@ the merge is in any order.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 Part = tuple[torch.Tensor, torch.Tensor]
 IGNORED = -2  # as a column: the row is not looked at
 ABSENT = -1  # as a column: another part holds the target
+
+
+class TokenStats(NamedTuple):
+    """Per-row statistics of the logits z, each `[N]`. Rows whose target is ignored hold 0, and rank
+    −1.
+
+    fp32, or fp64 where the logits are.
+    """
+
+    max_logit: torch.Tensor
+    argmax: torch.Tensor  # int64, the lowest id on ties
+    target_logit: torch.Tensor
+    logsumexp: torch.Tensor
+    rank: (
+        torch.Tensor
+    )  # int64: ids with a strictly larger logit than the target; 0 = the target is an argmax
+    entropy: torch.Tensor  # nats, of softmax(z)
+    temperature: torch.Tensor | None = None  # T of the following, at least 0.01
+    scaled_logsumexp: torch.Tensor | None = None  # of z/T, differentiable in T
+    scaled_entropy: torch.Tensor | None = None  # nats, of softmax(z/T), differentiable in T
+    kept: torch.Tensor | None = None  # int64: tokens that Min-P keeps at T
+
+    def rows(self, index: torch.Tensor | slice) -> "TokenStats":
+        """The statistics of these rows."""
+        return TokenStats(*(None if field is None else field[index] for field in self))
 
 
 def moved(

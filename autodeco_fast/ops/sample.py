@@ -14,7 +14,7 @@ from autodeco_fast.ops.checks import (
     check_parameter,
     check_tensor,
 )
-from autodeco_fast.torch_backend import min_p_sample as torch_backend
+from autodeco_fast.torch_backend import sample as torch_backend
 
 _EXTRA = ("logprob", "kept", "full_logprob")
 _KINDS = {"token": torch.int64, "status": torch.int32, "kept": torch.int32}  # fp32 otherwise
@@ -48,17 +48,17 @@ def _run(
     """Floats: temperature, min_p, top_p; ints: seed, position, stream (−1: the row), top_k. All
     `[B]` tensors or numbers."""
     if backend == "triton":
-        from autodeco_fast.kernels.min_p_sample import min_p_sample
+        from autodeco_fast.kernels.sample import sample as implementation
     else:
-        min_p_sample = torch_backend.min_p_sample
+        implementation = torch_backend.sample
     temperature, min_p, top_p = floats
     seed, position, stream, top_k = ints
     options = {"top_k": top_k, "top_p": top_p, "allowed": allowed, "want": want}
-    return min_p_sample(logits, temperature, min_p, seed, position, row_index(stream), **options)
+    return implementation(logits, temperature, min_p, seed, position, row_index(stream), **options)
 
 
-@torch.library.custom_op("autodeco_fast::min_p_sample", mutates_args=())
-def _min_p_sample(
+@torch.library.custom_op("autodeco_fast::sample", mutates_args=())
+def _sample(
     logits: torch.Tensor,
     rows: Sequence[torch.Tensor | None],
     floats: Sequence[float],
@@ -78,7 +78,7 @@ def _min_p_sample(
     return tuple({**nothing, **out}[name] for name in ("token", "status", *_EXTRA))
 
 
-@_min_p_sample.register_fake
+@_sample.register_fake
 def _(logits, rows, floats, ints, allowed, want, backend):
     filled = ("token", "status", *want.split())
     return tuple(
@@ -92,7 +92,7 @@ def _(logits, rows, floats, ints, allowed, want, backend):
 def _traced(logits, floats, ints, allowed, want, backend) -> dict[str, torch.Tensor]:
     """`_run` through the registered op."""
     rows, numbers = split([*floats, *ints])
-    token, status, *extra = _min_p_sample(
+    token, status, *extra = _sample(
         logits, rows, [float(n) for n in numbers[:3]], numbers[3:], allowed, " ".join(want), backend
     )
     return {

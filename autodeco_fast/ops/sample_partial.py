@@ -14,15 +14,15 @@ from autodeco_fast.ops.checks import (
     check_tensor,
     readable,
 )
-from autodeco_fast.ops.min_p_sample import (
+from autodeco_fast.ops.sample import (
     TEMPERATURE,
     allowed_tokens,
     parameters,
     row_index,
     sampled_logits,
 )
-from autodeco_fast.torch_backend import min_p_sample as torch_backend
-from autodeco_fast.torch_backend.merge import merge
+from autodeco_fast.torch_backend import sample as torch_backend
+from autodeco_fast.vocab_parallel import merge
 
 
 class SamplePartial(NamedTuple):
@@ -90,13 +90,13 @@ def sample_partial(
         B, logits.device, temperature, min_p, None, seed, position, stream, None
     )
     if backend == "triton":
-        from autodeco_fast.kernels.min_p_sample import min_p_sample
+        from autodeco_fast.kernels.sample import sample as implementation
     else:
-        min_p_sample = torch_backend.min_p_sample
+        implementation = torch_backend.sample
     seed, position, stream = ints[:3]
     allowed = allowed_tokens(token_bitmask, B, V)
     options = {"allowed": allowed, "first": int(first_id), "known": known, "want": ("partial",)}
-    out = min_p_sample(logits, *floats[:2], seed, position, row_index(stream), **options)
+    out = implementation(logits, *floats[:2], seed, position, row_index(stream), **options)
     return SamplePartial(*out["partial"], out["token"])
 
 

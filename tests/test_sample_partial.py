@@ -33,7 +33,7 @@ def test_merged_draws_are_those_of_the_whole(ranks, backend):
     want = whole(z, T, **options, backend=backend).token
     draw = lambda **more: [
         part_of(x, T, first_id=a, **options, **more, backend=backend) for a, x in shards(z, ranks)
-    ]  # noqa: E731
+    ]
     parts = draw()
     token, still_open = merged(parts, T, min_p=0.4)
     assert torch.equal(token[~still_open], want[~still_open])

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper
 
 import autodeco_fast
-from autodeco_fast.torch_backend.draw import gumbel_of, philox4x32, uniform_bits, uniform_of
+from autodeco_fast.torch_backend.sample_loops import gumbel_of, philox4x32, uniform_bits, uniform_of
 from tests.on_device import DEVICE, on_device, sample
 
 
@@ -63,7 +63,7 @@ def assert_same_tokens(token, want, margin):
 
 def test_philox_known_answers():
     """Those of the authors' own test vectors."""
-    words = lambda key, c: [int(x) for x in philox4x32(key, c, c, c, c)]  # noqa: E731
+    words = lambda key, c: [int(x) for x in philox4x32(key, c, c, c, c)]
     assert words(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     assert words(-1, 0xFFFFFFFF) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
 
@@ -71,7 +71,7 @@ def test_philox_known_answers():
 def test_one_philox_serves_four_ids():
     """Their integers are its four words; other seeds, positions, streams and domains have
     others."""
-    words = lambda *key: [int(x) for x in philox4x32(*key)]  # noqa: E731
+    words = lambda *key: [int(x) for x in philox4x32(*key)]
     assert uniform_bits(-7, 3, 5, np.arange(4, 8), 0).tolist() == words(-7, 1, 3, 5, 0)
     assert (
         uniform_bits(5, 2**32 - 1, 0, np.array([151935]), 0).tolist()
@@ -155,9 +155,9 @@ def test_does_not_depend_on_the_batch(backend):
 
 
 def test_does_not_depend_on_the_tile():
-    from autodeco_fast.kernels.min_p_sample import min_p_sample
+    from autodeco_fast.kernels.sample import sample as kernel_sample
 
-    run = on_device(min_p_sample)
+    run = on_device(kernel_sample)
     z, B = torch.randn(3, 1000), 3
     rows = [torch.ones(B), torch.full((B,), 0.05), *(torch.full((B,), k) for k in (7, 0, 0))]
     tokens = [
@@ -259,8 +259,8 @@ def test_far_tail_and_its_controls():
     """The tail holds 200000·e^−18 / (1 + 200000·e^−18) = 0.003037 of the mass: of 20,000 draws
     60.7, and 5 σ is 39."""
     n, generator = 200_000, np.random.default_rng(0)
-    exact = lambda v: np.log(n) - np.log(-np.log(v))  # noqa: E731  # the largest of n is a Gumbel moved by ln n
-    capped = lambda v: np.minimum(exact(v), 16.6)  # noqa: E731  # where a 24-bit uniform ends
+    exact = lambda v: np.log(n) - np.log(-np.log(v))  # the largest of n is a Gumbel moved by ln n
+    capped = lambda v: np.minimum(exact(v), 16.6)  # where a 24-bit uniform ends
     assert abs(far_tail_hits(20_000) - 60.7) < 39
     assert abs(far_tail_hits_of(exact, 20_000, generator) - 60.7) < 39
     assert abs(far_tail_hits_of(capped, 20_000, generator) - 60.7) > 39
@@ -330,7 +330,7 @@ def test_a_graph_reads_its_parameters_when_it_is_replayed():
         torch.arange(6, device="cuda"),
         torch.zeros(6, device="cuda").long(),
     )
-    run = lambda: autodeco_fast.sample(z, T, min_p=0.02, seed=seed, position=position).token  # noqa: E731
+    run = lambda: autodeco_fast.sample(z, T, min_p=0.02, seed=seed, position=position).token
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

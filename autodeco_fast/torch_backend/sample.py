@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .compiled import in_threads
-from .draw import GREEDY_BELOW, LOWEST, candidates, cuts, draw, maxima_of
+from .jit import in_threads
+from .sample_loops import GREEDY_BELOW, LOWEST, candidates, cuts, draw, maxima_of
 
 TILE = 256
 _CHUNK = 1024  # tiles looked at a time: where they must be copied, a copy stays in the caches
@@ -38,7 +38,7 @@ class _Rows(NamedTuple):
     def of(cls, B: int, temperature, min_p, seed, position, stream) -> "_Rows":
         host = lambda x, kind: (
             x.cpu().numpy() if isinstance(x, torch.Tensor) else np.full(B, x, kind)
-        )  # noqa: E731
+        )
         noise = np.empty((3, B), np.int64)
         noise[0], noise[1], noise[2] = (
             x.cpu() if isinstance(x, torch.Tensor) else x for x in (seed, position, stream)
@@ -148,7 +148,7 @@ def _top_k_top_p(
         floor = np.where(k > 0, largest[np.arange(B), np.maximum(k, 1) - 1], floor)
     for row in ((top_p < 1) & (top > -np.inf)).nonzero()[0]:
         heat, p = max(float(T[row]), float(GREEDY_BELOW)), float(top_p[row])
-        weight = lambda x, m=top[row], heat=heat: np.exp((x.astype(np.float64) - m) / heat)  # noqa: E731
+        weight = lambda x, m=top[row], heat=heat: np.exp((x.astype(np.float64) - m) / heat)
         values = z[row].float().cpu().numpy()
         values = values[values >= max(floor[row], LOWEST)]
         likely = np.sort(values[values >= top[row] + heat * np.log((1 - p) / V)])[::-1]
@@ -166,7 +166,7 @@ def _allow(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
     return logits.masked_fill((bits & 1) == 0, -float("inf"))
 
 
-def min_p_sample(
+def sample(
     logits: torch.Tensor,
     temperature: torch.Tensor | float,
     min_p: torch.Tensor | float,
@@ -181,7 +181,7 @@ def min_p_sample(
     known: torch.Tensor | None = None,
     want: tuple[str, ...] = (),
 ) -> dict[str, torch.Tensor]:
-    """Same arguments, results and tokens as `kernels.min_p_sample.min_p_sample`."""
+    """Same arguments, results and tokens as `kernels.sample.sample`."""
     B = len(logits)
     if allowed is not None:
         logits = _allow(logits, allowed)

@@ -314,7 +314,7 @@ def _measure(
 
 
 @on_its_device
-def min_p_sample(
+def sample(
     logits: torch.Tensor,
     temperature: torch.Tensor | float,
     min_p: torch.Tensor | float,
@@ -356,7 +356,7 @@ def min_p_sample(
     if splits is not None:
         depth = triton.cdiv(triton.cdiv(V, tile), splits)
         S = triton.cdiv(triton.cdiv(V, tile), depth)
-    new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=logits.device)  # noqa: E731
+    new = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device=logits.device)
     kinds = {"token": torch.int64, "status": torch.int32, "kept": torch.int32}
     shapes = {"partial": (3, B)}
     out = {

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from autodeco_fast import __version__, _cli_training
+from autodeco_fast import __version__
+from autodeco_fast.cli import training
 from autodeco_fast.errors import USERS, line
 from autodeco_fast.values import SEEDS, require
 from autodeco_fast.values import text as check_text
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-_cli_training.register(app)
+training.register(app)
 Seed = typer.Option(min=SEEDS[0], max=SEEDS[1], help="fixes the output")
 
 
@@ -109,7 +110,7 @@ def doctor() -> None:
     """Show versions and devices, say which backend each op will use, and test every op."""
     import torch
 
-    from autodeco_fast.doctor import self_test, versions, why
+    from autodeco_fast.cli.doctor import self_test, versions, why
 
     for name, version in versions().items():
         typer.echo(f"{name:14} {version}")

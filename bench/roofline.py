@@ -1,7 +1,7 @@
 """Predicted times of the samplers and of the statistics on an H200, for the first run there to
 refute.
 
-    python -m bench.model
+    python -m bench.roofline
 
     time = max(bytes / bandwidth, warp instructions / issue rate) + a second launch
 
@@ -26,7 +26,7 @@ from pathlib import Path
 import triton
 from triton.compiler import ASTSource
 
-from autodeco_fast.kernels import linear_sample, min_p_sample, token_stats
+from autodeco_fast.kernels import linear_sample, sample, token_stats
 from autodeco_fast.kernels.rows import TILE, splits_of
 from bench.harness import RESULTS, markdown, write_record
 from bench.resources import TARGETS
@@ -68,7 +68,7 @@ def loop_instructions() -> int:
     """SASS instructions a warp issues for a tile of bf16 logits where no noise is drawn: the loop
     of the scan."""
     return fast_path(
-        sass(min_p_sample.AOT[0], ("z_ptr", "float_ptr", "int_ptr", "V", "stride"), draw=False)
+        sass(sample.AOT[0], ("z_ptr", "float_ptr", "int_ptr", "V", "stride"), draw=False)
     )
 
 

@@ -4,7 +4,6 @@ backward."""
 import torch
 
 from autodeco_fast.backends import refuse_transforms
-from autodeco_fast.losses import check_stats
 from autodeco_fast.ops.checks import (
     ALL_FLOATS,
     FINITE,
@@ -17,12 +16,13 @@ from autodeco_fast.ops.checks import (
     check_product,
     check_row,
     check_softcap,
+    check_stats,
     check_target,
 )
-from autodeco_fast.ops.logit_stats import LOWEST_TEMPERATURE, TokenStats
+from autodeco_fast.ops.logit_stats import LOWEST_TEMPERATURE
 from autodeco_fast.ops.soft_top_p import soft_top_p_rows
 from autodeco_fast.ops.token_stats import CHUNK_BYTES
-from autodeco_fast.torch_backend.stats_partial import IGNORED
+from autodeco_fast.stats import IGNORED, TokenStats
 
 _WEIGHTINGS, _REDUCTIONS = ("unscaled", "scaled", None), ("mean", "sum", "none")
 

@@ -1,0 +1,26 @@
+"""What heads learn from: the Min-P hinge, which tokens to learn from, and AutoDeco's losses."""
+
+from autodeco_fast.losses.autodeco import autodeco_temperature_loss, soft_top_p_loss
+from autodeco_fast.losses.hinge import (
+    min_p_hinge_loss,
+    required_temperature,
+)
+from autodeco_fast.losses.selection import (
+    IMPOSSIBLE,
+    MIDDLE,
+    TRIVIAL,
+    difficulty,
+    goldilocks_mask,
+)
+
+__all__ = [
+    "IMPOSSIBLE",
+    "MIDDLE",
+    "TRIVIAL",
+    "autodeco_temperature_loss",
+    "difficulty",
+    "goldilocks_mask",
+    "min_p_hinge_loss",
+    "required_temperature",
+    "soft_top_p_loss",
+]
