@@ -22,7 +22,7 @@ from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.training import base_model
 from autodeco_fast.training.batches import OnlineSource, ScanSource
 from autodeco_fast.training.config import ScanConfig, TrainConfig
-from autodeco_fast.training.data import encode, stream_rows
+from autodeco_fast.training.data import encode, stream_examples
 from autodeco_fast.training.loop import train
 from autodeco_fast.training.scan import batches_by_length, pad, scan
 from autodeco_fast.training.scan_store import Scan
@@ -37,7 +37,7 @@ def prepare(folder: Path) -> tuple[ScanConfig, object, object]:
     base = base_model.load(str(EMBEDDED_MODEL), torch.bfloat16, device())
     data, seen = folder / "rows.jsonl", 0
     with data.open("w", encoding="utf-8") as file:
-        for row in stream_rows("stdlib:head", ""):
+        for row in stream_examples("stdlib:head", ""):
             ids = tokenizer(row["text"]).input_ids
             for at in range(0, len(ids) - 512, 512):
                 piece = ids[at : at + 512]
@@ -55,7 +55,7 @@ def prepare(folder: Path) -> tuple[ScanConfig, object, object]:
 @torch.inference_mode()
 def bare_forward(config: ScanConfig, base, tokenizer) -> int:
     """The model with its LM head over the scan's batches; targets seen."""
-    seen, rows = 0, stream_rows(config.data, "")
+    seen, rows = 0, stream_examples(config.data, "")
     while block := list(islice(rows, config.rows_per_shard)):
         encoded = [(i, encode(tokenizer, row, config.max_length)) for i, row in enumerate(block)]
         for batch in batches_by_length(encoded, config.batch_tokens):
@@ -141,7 +141,7 @@ def main() -> None:
             num_train_epochs=EPOCHS,
             max_length=512,
         )
-        encoded = [encode(tokenizer, row, 512) for row in stream_rows(config.data, "")]
+        encoded = [encode(tokenizer, row, 512) for row in stream_examples(config.data, "")]
         online = seconds(lambda: train(OnlineSource(base, encoded, settings), settings))
         rows.append(
             {

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from autodeco_fast import TemperatureHead, __version__
 from autodeco_fast.demo import EMBEDDED_MODEL
 from tests.commands import Done, assert_refuses, command, listing
-from tests.scans import write_rows
+from tests.scans import write_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -160,7 +160,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     def no_work(*args, **options):
         raise AssertionError("a model was loaded, or a shard was read")
 
-    rows = write_rows(tmp_path / "rows.jsonl", 4)
+    rows = write_examples(tmp_path / "rows.jsonl", 4)
     monkeypatch.setattr("autodeco_fast.training.base_model.load_causal_lm", no_work)
     monkeypatch.setattr("autodeco_fast.training.scan_store.ScanTokens.__init__", no_work)
     monkeypatch.setattr("autodeco_fast.training.report.scanned_model", no_work)
@@ -260,7 +260,7 @@ def test_train_writes_a_head_that_generates(tmp_path):
     options = ("--model", EMBEDDED_MODEL, "--data", data, "--output", tmp_path / "head")
     done = command("train", *options, "--num-train-epochs", 2, "--min-p", 0.05)
     assert done.returncode == 0, done.stderr
-    assert "8 rows of 8 have a target" in done.stderr
+    assert "8 examples of 8 have a target" in done.stderr
     assert len((tmp_path / "head/metrics.jsonl").read_text().splitlines()) == 4
     assert TemperatureHead.from_pretrained(tmp_path / "head").min_p == 0.05
     prompt = ("--prompt", "x = 1", "--max-new-tokens", 4)

@@ -12,7 +12,7 @@ from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model
 from autodeco_fast.training.scan_store import MANIFEST, shard_path
 from tests.commands import assert_refuses, command, listing
-from tests.scans import write_rows
+from tests.scans import write_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,7 +63,7 @@ def test_models_that_cannot_be_loaded(model, head, tmp_path, change):
     folder = shutil.copytree(model, tmp_path / "model")
     words = change(folder)
     assert_refuses(command("generate", "--model", folder, "--head", head, "--prompt", "w5"), words)
-    rows = write_rows(tmp_path / "rows.jsonl", 4)
+    rows = write_examples(tmp_path / "rows.jsonl", 4)
     for name in ("scan", "train"):
         assert_refuses(
             command(name, "--model", folder, "--data", rows, "--output", tmp_path / "out"), words
@@ -126,14 +126,14 @@ def test_data_without_a_target_leaves_nothing(model, tmp_path):
         assert done.returncode == 2
         last = done.stderr.strip().splitlines()[-1]
         assert (
-            last == "error: data must have a target within max_length 256, none of its 2 rows has"
+            last == "error: data must have a target within max_length 256, none of its 2 examples has"
         )
         assert not (tmp_path / "out").exists()
 
 
 def test_a_selection_that_leaves_nothing_names_the_setting(model, scan, tmp_path):
     base = base_model.load(str(model), torch.bfloat16)
-    rows, sure = write_rows(tmp_path / "rows.jsonl", 6), tmp_path / "sure.jsonl"
+    rows, sure = write_examples(tmp_path / "rows.jsonl", 6), tmp_path / "sure.jsonl"
     with sure.open("w") as file:
         for first in range(3, 9):
             ids = [first, int(base.logits(base.hidden(torch.tensor([[first]]))[0]).argmax())]
@@ -210,7 +210,7 @@ def test_odd_yaml_is_one_line(scan, tmp_path, text, words):
 
 @pytest.mark.parametrize("size", ["inf", "nan", "1e400", "2X", "", "-1", "--1", "1e30"])
 def test_odd_sizes_are_one_line(model, tmp_path, size):
-    rows = write_rows(tmp_path / "rows.jsonl", 2)
+    rows = write_examples(tmp_path / "rows.jsonl", 2)
     done = command(
         "scan",
         "--model",

@@ -1,4 +1,4 @@
-"""JSONL rows: what is learned from, and what is refused with file and line."""
+"""Examples: what is learned from, and what is refused with file and line."""
 
 import json
 
@@ -6,9 +6,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from autodeco_fast.demo import EMBEDDED_MODEL
-from autodeco_fast.training.data import IGNORED, encode, encode_all, read_rows
+from autodeco_fast.training.data import IGNORED, encode, encode_all, read_examples
 
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>\n{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
 USER, REPLY = (
     {"role": "user", "content": "name a number"},
     {"role": "assistant", "content": "seven"},
@@ -22,8 +25,8 @@ def tokenizer():
     return tokenizer
 
 
-def learned(tokenizer, row, max_length=1000) -> str:
-    ids, labels = encode(tokenizer, row, max_length)
+def learned(tokenizer, example, max_length=1000) -> str:
+    ids, labels = encode(tokenizer, example, max_length)
     assert len(ids) == len(labels)
     assert all(y in (i, IGNORED) for i, y in zip(ids, labels))
     return tokenizer.decode([y for y in labels if y != IGNORED])
@@ -61,21 +64,21 @@ def test_a_template_that_drops_earlier_thoughts_teaches_no_other_message(tokeniz
     assert "user" not in text
 
 
-def test_tokenised_rows_are_taken_as_they_are(tokenizer):
+def test_tokenised_examples_are_taken_as_they_are(tokenizer):
     assert encode(tokenizer, {"input_ids": [5, 6, 7, 8], "labels": [5, -100, 7, 8]}, 3) == (
         [5, 6, 7],
         [-100, -100, 7],
     )
 
 
-def test_rows_without_targets_are_left_out(tokenizer):
-    row = {"prompt": "import os, sys, re", "completion": " # done"}
-    assert encode(tokenizer, row, 3) is None
-    assert len(encode_all(tokenizer, [row, {"text": "a b c d"}], 3)) == 1
+def test_examples_without_targets_are_left_out(tokenizer):
+    example = {"prompt": "import os, sys, re", "completion": " # done"}
+    assert encode(tokenizer, example, 3) is None
+    assert len(encode_all(tokenizer, [example, {"text": "a b c d"}], 3)) == 1
     with pytest.raises(
-        ValueError, match="data must have a target within max_length 3, none of its 1 rows has"
+        ValueError, match="data must have a target within max_length 3, none of its 1 examples has"
     ):
-        encode_all(tokenizer, [row], 3)
+        encode_all(tokenizer, [example], 3)
 
 
 def test_a_chat_needs_a_template():
@@ -84,15 +87,15 @@ def test_a_chat_needs_a_template():
 
 
 def test_reads_every_format(tmp_path):
-    rows = [
+    examples = [
         {"text": "a"},
         {"messages": [USER]},
         {"prompt": "a", "completion": "b"},
         {"input_ids": [1], "labels": [1]},
     ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n\n".join(map(json.dumps, rows)))
-    assert read_rows(path) == rows
+    path = tmp_path / "examples.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, examples)))
+    assert read_examples(path) == examples
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_reads_every_format(tmp_path):
     [
         ('{"text": "a"', "line 2: not JSON"),
         ("\xff", "line 2: not JSON"),
-        ("[1]", "line 2: a row must be a JSON object, got list"),
+        ("[1]", "line 2: an example must be a JSON object, got list"),
         (
             '{"question": "a", "answer": "b"}',
             r"line 2: unknown keys \['answer', 'question'\].*prompt\+completion",
@@ -127,16 +130,16 @@ def test_reads_every_format(tmp_path):
         ),
     ],
 )
-def test_bad_rows_are_named_by_file_and_line(tmp_path, line, words):
-    path = tmp_path / "rows.jsonl"
+def test_bad_examples_are_named_by_file_and_line(tmp_path, line, words):
+    path = tmp_path / "examples.jsonl"
     path.write_bytes(b'{"text": "fine"}\n' + line.encode("latin-1"))
-    with pytest.raises(ValueError, match="rows.jsonl, " + words):
-        read_rows(path)
+    with pytest.raises(ValueError, match="examples.jsonl, " + words):
+        read_examples(path)
 
 
 def test_missing_and_empty_files(tmp_path):
     with pytest.raises(ValueError, match=r"data must be a JSONL file, got .*which is no file"):
-        read_rows(tmp_path / "no.jsonl")
+        read_examples(tmp_path / "no.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="data must have at least one row"):
-        read_rows(tmp_path / "empty.jsonl")
+    with pytest.raises(ValueError, match="data must have at least one example"):
+        read_examples(tmp_path / "empty.jsonl")

@@ -1,5 +1,4 @@
-"""The demo on a few short texts: the same seed gives the same numbers; another model goes through
-the same steps."""
+"""The demo on a few short texts: same seed, same numbers; another model takes the same steps."""
 
 import json
 
@@ -7,9 +6,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from autodeco_fast import TemperatureHead
 from autodeco_fast.demo import EMBEDDED_MODEL, run_demo
+from tests.commands import save_tiny
 
-FILES = ("table.md", "report.json", "samples.html", "figure.png", "head")
+FOLDERS = ("head", "report", "scans", "text")
 
 
 @pytest.fixture(scope="module")
@@ -27,41 +28,42 @@ def texts(tmp_path_factory):
 
 def run(texts, output, **options) -> dict:
     run_demo(**{"output": output, "text": texts, "model": None, "seed": 3, **options})
-    assert sorted(p.name for p in output.iterdir()) == sorted(FILES)
-    return json.loads((output / "report.json").read_text())
+    assert sorted(p.name for p in output.iterdir()) == sorted(FOLDERS)
+    return json.loads((output / "report/report.json").read_text())["scans"]["held-out"]
 
 
-def test_same_seed_same_numbers(texts, tmp_path):
+def test_same_seed_same_numbers(texts, tmp_path, capsys):
     first, second = run(texts, tmp_path / "a"), run(texts, tmp_path / "b")
     assert first == second
-    assert run(texts, tmp_path / "c", seed=4) != first
-    assert set(first["rows"]) >= {
-        "fixed 0.1",
-        "fixed 2.0",
-        "head λ=0.05",
-        "head λ=0.1",
-        "head λ=0.2",
-        "oracle T*",
-    }
-    page = (tmp_path / "a/samples.html").read_text()
-    assert page.count("<h2>") == 3
+    said = capsys.readouterr().out
+    assert said.count("(shaded by predicted temperature") == 6
+    assert said.count("$ autodeco-fast ") == 12
+    assert run(texts, tmp_path / "b", seed=4) != first  # where there was one already
+    assert {"0.1", "2.0"} < set(first["fixed"])
+    assert {"0.0", "0.2"} < set(first["shifted"])
+    assert first["oracle"]["coverage"] >= first["shifted"]["0.0"]["coverage"]
+    page = (tmp_path / "a/report/report.html").read_text()
+    assert page.count("<h3>") == 3
     assert page.count('title="T = ') > 200
-    assert len(first["comparisons"]) == 6
+    assert [c["equal"] for c in first["comparisons"]] == ["mean temperature", "kept-set size"]
+    assert TemperatureHead.from_pretrained(tmp_path / "a/head").min_p == 0.02
 
 
-def test_texts_whose_tokens_are_out_of_reach(tmp_path):
-    """Their curve is empty, and so is its panel."""
-    texts = [tmp_path / name for name in "xy"]
-    for path in texts:
-        path.write_text(path.name)
-    report = run(texts, tmp_path / "out")
-    assert report["v_curve"] == []
+def test_nothing_of_somebody_else_is_touched(texts, tmp_path):
+    for name in ("mine", "head/mine", "scans/held-out/mine"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for path in texts[:2]:
+        (tmp_path / path.name).write_text("x")
+    short = [tmp_path / path.name for path in texts[:2]]
+    with pytest.raises(ValueError, match="no token was left to learn from: min_p"):
+        run_demo(output=tmp_path, text=short)
+    names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert names == {"mine", "head/mine", "scans/held-out/mine", *(p.name for p in short)}
 
 
 def test_a_model_of_few_positions(tmp_path):
     """Learned ones, fewer than the demo's windows have."""
-    from tests.commands import save_tiny
-
     folder = save_tiny(tmp_path / "model")
     shape = {
         "n_embd": 32,
@@ -75,7 +77,7 @@ def test_a_model_of_few_positions(tmp_path):
     texts = [tmp_path / name for name in "ab"]
     for path in texts:
         path.write_text("w5 w6 w7 [/red] " * 100)  # no markup
-    assert run(texts, tmp_path / "out", model=str(folder))["rows"]
+    assert run(texts, tmp_path / "out", model=str(folder))["fixed"]
 
 
 def test_another_model(texts, tmp_path):
@@ -94,6 +96,5 @@ def test_another_model(texts, tmp_path):
     Gemma2ForCausalLM(config).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(tmp_path / "model")
     report = run(texts, tmp_path / "out", model=str(tmp_path / "model"))
-    assert report["rows"]["fixed 1.0"]["nll"] == pytest.approx(
-        9.0, abs=0.5
-    )  # random weights: about ln 8192
+    # Random weights: about ln 8192.
+    assert report["fixed"]["1.0"]["nats"] == pytest.approx(9.0, abs=0.5)

@@ -25,7 +25,7 @@ from autodeco_fast import TemperatureHead
 from autodeco_fast.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from autodeco_fast.training.scan_store import MANIFEST, shard_path
 from tests.commands import Done, command, save_tiny
-from tests.scans import write_rows
+from tests.scans import write_examples
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
 EXAMPLES = 12
@@ -51,7 +51,7 @@ def good(tmp_path_factory) -> Path:
     them."""
     folder = tmp_path_factory.mktemp("good")
     save_tiny(folder / "model")
-    write_rows(folder / "rows.jsonl", 12)
+    write_examples(folder / "rows.jsonl", 12)
     options = (
         "--data",
         folder / "rows.jsonl",

@@ -10,7 +10,7 @@ import pytest
 
 from autodeco_fast.training.report import report_from_files
 from autodeco_fast.training.report_data import CLASSES, classes_of
-from tests.test_calibrate import embedded  # noqa: F401
+from tests.scans import link_embedded
 
 FIGURES = ["v-curve", "reliability", "cost", "difficulty", "classes"]
 BROWSER = next(
@@ -19,60 +19,53 @@ BROWSER = next(
 
 
 @pytest.fixture(scope="module")
-def report(embedded) -> Path:  # noqa: F811
-    scans = [embedded / "held-out", embedded / "backwards"]
-    report_from_files(embedded / "head", scans, embedded / "report", None, None)
-    return embedded / "report"
+def report(tmp_path_factory) -> Path:
+    folder = link_embedded(tmp_path_factory.mktemp("embedded"))
+    scans = [folder / "held-out", folder / "backwards"]
+    report_from_files(folder / "head", scans, folder / "report")
+    return folder / "report"
 
 
 def test_is_one_page_and_its_figures(report):
     page = (report / "report.html").read_text()
     assert sorted(p.name for p in report.iterdir()) == sorted(
-        ["report.html", *(f"{name}.png" for name in FIGURES)]
+        ["report.html", "report.json", *(f"{name}.png" for name in FIGURES)]
     )
     assert re.findall(r'<figure id="([\w-]+)"', page) == FIGURES
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing from elsewhere
     assert page.count("<pre>") == 8
     assert "held-out" in page
     assert "backwards" in page
+    assert page.count("<table>") == 3
+    assert page.count("At equal mean temperature the head") == 2
+    assert page.count("At equal kept-set size the head") == 2
     for name in FIGURES:
         assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 PROBE = """<script>window.addEventListener("load", () => { document.title = JSON.stringify({
-    figures: [...document.images].map(i => i.naturalWidth), wide: document.documentElement.scrollWidth,
+    figures: [...document.images].map(i => i.naturalWidth),
+    wide: document.documentElement.scrollWidth,
     screen: window.innerWidth }); });</script>"""
+FLAGS = """--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --enable-logging=stderr""".split()
 
 
 def opened(page: str, width: int, folder: Path) -> tuple[dict, str]:
     """What the page looks like from inside a headless browser, and what the browser said."""
     path = folder / "page.html"
     path.write_text(page.replace("</body>", PROBE + "</body>"))
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-    ]
-    flags += [
-        "--disable-component-update",
-        "--disable-sync",
-        "--enable-logging=stderr",
-        f"--user-data-dir={folder / 'profile'}",
-    ]
-    command = [BROWSER, *flags, f"--window-size={width},900", "--dump-dom", path.as_uri()]
+    command = [BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}"]
+    command += [f"--window-size={width},900", "--dump-dom", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return json.loads(
-        re.search(r"<title>(.*?)</title>", done.stdout, re.S)[1].replace("&quot;", '"')
-    ), done.stderr
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)[1]
+    return json.loads(title.replace("&quot;", '"')), done.stderr
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium found")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_opens_in_a_browser(report, width, tmp_path):
-    """Every figure is decoded, nothing is wider than the screen but what scrolls, the console is
-    silent."""
+    """Every figure is decoded, nothing but what scrolls is too wide, the console is silent."""
     seen, said = opened((report / "report.html").read_text(), width, tmp_path)
     assert len(seen["figures"]) == len(FIGURES)
     assert all(natural > 500 for natural in seen["figures"])

@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,14 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from autodeco_fast.losses import difficulty
 from autodeco_fast.training import base_model
-from autodeco_fast.training.data import Row
+from autodeco_fast.training.data import Example
 from autodeco_fast.training.scan import batches_by_length
 from autodeco_fast.training.scan_store import FIELDS, Scan, ScanTokens, read_manifest, shard_path
-from tests.scans import Vocabulary, make_scan, write_rows
+from tests.scans import Vocabulary, make_scan, write_examples
 from tests.tiny_models import VOCAB, tiny_model
-
-ROOT = Path(__file__).resolve().parent.parent
-
+from tests.training_runs import ROOT, on_two_processes
 
 HALF = {"all_tokens": False, "max_rank": 60, "easy_fraction": 0.5}
 
@@ -36,27 +33,31 @@ def test_holds_what_the_model_says(tmp_path):
     base = base_model.wrap(tiny_model("llama"))
     scan = Scan(make_scan(tmp_path, base=base))
     tokens = scan.load()
-    rows = [
-        json.loads(line)["input_ids"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()
+    examples = [
+        json.loads(line)["input_ids"]
+        for line in (tmp_path / "examples.jsonl").read_text().splitlines()
     ]
-    assert len(scan) == sum(len(ids) - 1 for ids in rows) == scan.manifest["counts"]["seen"]
+    assert len(scan) == sum(len(ids) - 1 for ids in examples) == scan.manifest["counts"]["seen"]
     assert scan.manifest["counts"]["rows"] == 30 and len(scan.paths) == 8  # noqa: PT018
     at = 0
-    for number, ids in enumerate(rows):
-        part = tokens.rows(slice(at, at + len(ids) - 1))
+    for number, ids in enumerate(examples):
+        of_document = tokens.rows(slice(at, at + len(ids) - 1))
         at += len(ids) - 1
-        assert part.document.unique().tolist() == [number]
-        assert part.position.tolist() == list(range(1, len(ids)))
-        assert part.target.tolist() == ids[1:]
+        assert of_document.document.unique().tolist() == [number]
+        assert of_document.position.tolist() == list(range(1, len(ids)))
+        assert of_document.target.tolist() == ids[1:]
         z = base.model(torch.tensor([ids])).logits[0, :-1].float()
         z_y = z.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-        torch.testing.assert_close(part.gap, z.amax(-1) - z_y, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(of_document.gap, z.amax(-1) - z_y, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(
-            part.target_prob, (z_y - z.logsumexp(-1)).exp(), rtol=1e-4, atol=1e-6
+            of_document.target_prob, (z_y - z.logsumexp(-1)).exp(), rtol=1e-4, atol=1e-6
         )
-        assert part.rank.tolist() == (z > z_y[:, None]).sum(-1).tolist()
+        assert of_document.rank.tolist() == (z > z_y[:, None]).sum(-1).tolist()
         torch.testing.assert_close(
-            part.hidden.float(), base.hidden(torch.tensor([ids]))[0, :-1], rtol=1e-2, atol=1e-2
+            of_document.hidden.float(),
+            base.hidden(torch.tensor([ids]))[0, :-1],
+            rtol=1e-2,
+            atol=1e-2,
         )
 
 
@@ -78,8 +79,8 @@ def test_the_mix(tmp_path):
     assert counts["kept_middle"] == counts["middle"]
     assert 0 < counts["kept_trivial"] < counts["trivial"]
     assert len(scan) == counts["kept_middle"] + counts["kept_trivial"]
-    kept = difficulty(scan.load().stats(), **limits)
-    assert not (kept == 2).any()
+    left = difficulty(scan.load().stats(), **limits)
+    assert not (left == 2).any()
 
 
 def test_a_byte_budget_is_kept(tmp_path):
@@ -104,9 +105,11 @@ def test_does_not_depend_on_the_batches(tmp_path):
 
 
 def test_batches_are_full_and_of_one_length():
-    rows = [(i, Row([1] * length, [1] * length)) for i, length in enumerate([3, 9, 4, 9, 3, 2, 30])]
-    batches = list(batches_by_length(rows, 18))
-    assert [[len(row.input_ids) for _, row in batch] for batch in batches] == [
+    examples = [
+        (i, Example([1] * length, [1] * length)) for i, length in enumerate([3, 9, 4, 9, 3, 2, 30])
+    ]
+    batches = list(batches_by_length(examples, 18))
+    assert [[len(example.input_ids) for _, example in batch] for batch in batches] == [
         [30],
         [9, 9],
         [4, 3, 3, 2],
@@ -174,33 +177,17 @@ def test_finished_shards_are_not_made_again(tmp_path):
 
 def test_two_processes_make_the_same_scan(tmp_path):
     one = Scan(make_scan(tmp_path, "one", **HALF))
-    script = tmp_path / "two.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import sys
+    code = textwrap.dedent(f"""
         from pathlib import Path
-        sys.path.insert(0, {str(ROOT)!r})
         from accelerate import Accelerator
-        import autodeco_fast.training.scan as module
-        import tests.scans as scans
+        from tests.scans import make_scan
 
-        accelerator, plain = Accelerator(), module.scan
-        scans.scan = lambda *args, **options: plain(*args, **options, accelerator=accelerator)
-        scans.make_scan(Path({str(tmp_path)!r}), "two", data=Path({str(tmp_path / "rows.jsonl")!r}), **{HALF})
+        accelerator, folder = Accelerator(), Path({str(tmp_path)!r})
+        options = {{"data": folder / "examples.jsonl", **{HALF}}}
+        make_scan(folder, "two", accelerator=accelerator, **options)
         accelerator.end_training()
         """)
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    done = on_two_processes(tmp_path / "two.py", code)
     assert done.returncode == 0, done.stderr
     two = Scan(tmp_path / "two")
     assert two.manifest["counts"] == one.manifest["counts"]
@@ -212,11 +199,11 @@ def test_two_processes_make_the_same_scan(tmp_path):
 
 def test_hidden_states_that_are_nan_are_counted_and_dropped(tmp_path):
     base = base_model.wrap(tiny_model("llama"))
-    rows = [
+    examples = [
         json.loads(line)["input_ids"]
-        for line in write_rows(tmp_path / "rows.jsonl").read_text().splitlines()
+        for line in write_examples(tmp_path / "examples.jsonl").read_text().splitlines()
     ]
-    bad = rows[0][0]
+    bad = examples[0][0]
     base.model.get_input_embeddings().weight[bad] = float("nan")
     scan = Scan(make_scan(tmp_path, base=base))
     assert scan.manifest["counts"]["not_finite"] > 0
@@ -231,7 +218,7 @@ def test_what_cannot_be_continued_is_refused(tmp_path):
         ({"tokenizer": Vocabulary("x")}, "holds a scan of another tokenizer"),
         ({"base": base_model.wrap(tiny_model("granite"))}, "holds a scan of another lm_head"),
         (
-            {"data": write_rows(tmp_path / "others.jsonl", seed=1)},
+            {"data": write_examples(tmp_path / "others.jsonl", seed=1)},
             "holds a scan (of another data|with data)",
         ),
     ):
@@ -257,7 +244,7 @@ def test_the_same_scan_makes_the_same_bytes(tmp_path):
 
 
 def test_shards_of_former_versions_are_read(tmp_path):
-    """Their counts were apart."""
+    """Their counts were aof_document."""
     folder = make_scan(tmp_path)
     before, path = Scan(folder).load(), shard_path(folder, 0)
     with safe_open(path, "pt") as file:
@@ -313,15 +300,15 @@ def test_an_empty_selection_names_the_filter(tmp_path, likely):
 def test_datasets_are_read_by_name(tmp_path, monkeypatch):
     import types
 
-    rows = [
+    examples = [
         json.loads(line) | {"other": 1}
-        for line in write_rows(tmp_path / "rows.jsonl", 5).read_text().splitlines()
+        for line in write_examples(tmp_path / "examples.jsonl", 5).read_text().splitlines()
     ]
     asked = []
 
     def load_dataset(name, split, streaming):
         asked.append((name, split, streaming))
-        return iter(rows)
+        return iter(examples)
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     scan = Scan(make_scan(tmp_path, data="somebody/something", split="dev"))

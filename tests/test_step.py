@@ -9,7 +9,7 @@ from torch import nn
 
 from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.training.base_model import BaseModel
-from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
+from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, Batch, MinPHinge
 from autodeco_fast.training.step import training_step
 from tests import reference
 from tests.allocations import LargestAllocation
@@ -42,17 +42,17 @@ def gradients(head: nn.Module) -> list[torch.Tensor]:
 def test_is_the_released_step(joint):
     hidden, y, lm_head, heads = case()
     head = heads if joint else heads["temp_head"]
-    draw = torch.rand(len(y))
+    uniform = torch.rand(len(y))
     objective = AutoDecoJoint(chunk_bytes=7 * 120 * 4) if joint else AutoDecoTemperature()
-    step, seen = training_step(hidden, y, lm_head, head, objective, draw)
+    step, seen = training_step(hidden, y, lm_head, head, objective, uniform)
     step.assign(head.parameters())
     ours = gradients(head)
     head.zero_grad()
     z = hidden @ lm_head.weight.T
-    kept = (y >= 0) & ~((z.argmax(-1) == y) & (draw < 0.6))
-    assert torch.equal(seen.learned, kept)
+    selected = (y >= 0) & ~((z.argmax(-1) == y) & (uniform < 0.6))
+    assert torch.equal(seen.selected, selected)
     T = 2 * torch.sigmoid(heads["temp_head"].mlp(hidden))[:, 0]
-    loss = reference.temperature_loss(z, T, y, kept, "unscaled")
+    loss = reference.temperature_loss(z, T, y, selected, "unscaled")
     if joint:
         columns = torch.stack([T.detach(), *reference.joint_features(z, T)], -1)
         P = torch.sigmoid(heads["top_p_head"].mlp(torch.cat([hidden, columns], -1)))[:, 0]
@@ -70,11 +70,11 @@ def test_batches_change_nothing(objective):
     """Means are over the tokens of the whole step, not means of the batches' means."""
     hidden, y, lm_head, heads = case()
     head = heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"]
-    draw = torch.rand(len(y))
-    whole, _ = training_step(hidden, y, lm_head, head, objective, draw)
+    uniform = torch.rand(len(y))
+    whole, _ = training_step(hidden, y, lm_head, head, objective, uniform)
     cuts = (slice(0, 3), slice(3, 25), slice(25, 40))
-    parts = [training_step(hidden[c], y[c], lm_head, head, objective, draw[c])[0] for c in cuts]
-    total = parts[0] + parts[1] + parts[2]
+    steps = [training_step(hidden[c], y[c], lm_head, head, objective, uniform[c])[0] for c in cuts]
+    total = steps[0] + steps[1] + steps[2]
     assert total.means() == pytest.approx(whole.means(), rel=1e-5)
     grads = []
     for step in (whole, total):
@@ -109,10 +109,10 @@ def test_scale_and_softcap_of_the_base_are_used():
     z = 3.0 * torch.tanh(0.5 * hidden @ lm_head.weight.T / 3.0)
     gap = z.amax(-1) - z.gather(1, y.clamp(min=0)[:, None])[:, 0]
     need = gap / -math.log(0.1)
-    kept = (y >= 0) & (need <= 2)
+    reached = (y >= 0) & (need <= 2)
     T = seen.temperature
     assert step.means()["hinge"] == pytest.approx(
-        ((need - T).relu() + 0.1 * T)[kept].mean().item(), rel=1e-5
+        ((need - T).relu() + 0.1 * T)[reached].mean().item(), rel=1e-5
     )
 
 
@@ -131,15 +131,17 @@ def test_never_holds_all_logits():
 )
 def test_compiles_without_a_break(objective):
     hidden, y, lm_head, heads = case()
-    head, draw = (
-        heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"],
-        torch.rand(40),
-    )
-    loss = lambda h, t, d: sum(term[0] for term in objective(h, t, lm_head, head, d).terms.values())
+    head = heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"]
+    uniform = torch.rand(40)
+
+    def loss(hidden, target, uniform):
+        sums = objective(Batch(hidden, target, uniform), lm_head, head)
+        return sum(loss for loss, _ in sums.terms.values())
+
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(hidden, y, draw), loss(hidden, y, draw))
+    torch.testing.assert_close(compiled(hidden, y, uniform), loss(hidden, y, uniform))
     ours, eager = (
-        torch.autograd.grad(f(hidden, y, draw), head.parameters()) for f in (compiled, loss)
+        torch.autograd.grad(f(hidden, y, uniform), head.parameters()) for f in (compiled, loss)
     )
     for a, b in zip(ours, eager):
         torch.testing.assert_close(a, b)

@@ -1,7 +1,6 @@
 """Training from a scan, resuming, stopping early, sweeping, staying within memory."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,57 +16,37 @@ import torch
 from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.training import base_model, checkpoints
 from autodeco_fast.training.batches import OnlineSource, ScanSource
-from autodeco_fast.training.config import TrainConfig, from_yaml, sweep
-from autodeco_fast.training.loop import DIAGNOSTICS_NAME, METRICS_NAME, train
+from autodeco_fast.training.config import from_yaml, sweep
+from autodeco_fast.training.file_names import DIAGNOSTICS_NAME, METRICS_NAME
+from autodeco_fast.training.loop import train
 from autodeco_fast.training.objectives import MinPHinge
 from autodeco_fast.training.run import train_from_files
 from autodeco_fast.training.scan_store import Scan
 from tests.scans import make_scan
-from tests.test_training import config as online_config
-from tests.test_training import rows
 from tests.tiny_models import tiny_model
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def config(tmp_path, name="out", **options) -> TrainConfig:
-    everything = {
-        "scan": tmp_path / "scan",
-        "batch_tokens": 50,
-        "max_rank": 2**31 - 1,
-        "easy_fraction": 1.0,
-    }
-    return TrainConfig(output=tmp_path / name, **{**everything, **options})
-
-
-def run(tmp_path, name="out", on_step=lambda metrics: None, **options):
-    """Makes the scan if there is none, trains; the head and its metrics."""
-    if not (tmp_path / "scan/scan.json").exists():
-        make_scan(tmp_path)
-    settings = config(tmp_path, name, **options)
-    source, measure_on = ScanSource(Scan(settings.scan), settings, torch.device("cpu")).split()
-    head = train(source, settings, measure_on=measure_on, on_step=on_step)
-    return head, read(settings.output / METRICS_NAME)
-
-
-def read(path: Path) -> list[dict]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
-def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+from tests.training_runs import (
+    LONG,
+    ROOT,
+    equal,
+    make_examples,
+    on_two_processes,
+    online_config,
+    read_lines,
+    scan_config,
+    source_of,
+    train_from_scan,
+)
 
 
 def test_a_scan_teaches_what_text_teaches(tmp_path):
     """One step on all tokens: the gradient does not care where the hidden states came from."""
     settings = online_config(tmp_path, "online", per_device_train_batch_size=64)
     base = base_model.wrap(tiny_model("llama"))
-    data = [r._replace(labels=[-100, *r.input_ids[1:]]) for r in rows(16)]
-    path = tmp_path / "rows.jsonl"
+    data = [r._replace(labels=[-100, *r.input_ids[1:]]) for r in make_examples(16)]
+    path = tmp_path / "examples.jsonl"
     path.write_text("".join(json.dumps(r._asdict()) + "\n" for r in data))
     make_scan(tmp_path, data=path, base=base)
-    head, metrics = run(tmp_path, batch_tokens=10**6)
+    head, metrics = train_from_scan(tmp_path, batch_tokens=10**6)
     online = train(OnlineSource(base, data, settings), settings)
     for a, b in zip(head.parameters(), online.parameters()):
         torch.testing.assert_close(
@@ -79,14 +58,14 @@ def test_a_scan_teaches_what_text_teaches(tmp_path):
 def test_every_token_is_seen_once_an_epoch(tmp_path):
     make_scan(tmp_path)
     for options in ({}, {"max_memory": 20_000}, {"eval_fraction": 0.3}):
-        settings = config(tmp_path, **options)
-        source, other = ScanSource(Scan(settings.scan), settings, torch.device("cpu")).split()
-        seen = []
-        probe = lambda hidden, stats, head, draw: hidden
-        objective = type("Probe", (), {"from_stats": staticmethod(probe)})
-        for rank in range(2):
-            for step in range(source.steps_per_epoch(2)):
-                seen += [batch(None, objective) for batch in source.batches(1, step, rank, 2)]
+        settings = scan_config(tmp_path, **options)
+        source, other = source_of(settings).split()
+        seen = [
+            batch.hidden
+            for rank in range(2)
+            for step in range(source.steps_per_epoch(2))
+            for batch in source.batches(1, step, rank, 2)
+        ]
         ours = torch.cat(seen).float().sort(0).values
         whole = Scan(settings.scan).load()
         if other is not None:
@@ -107,21 +86,17 @@ def test_memory_stays_within_the_limit(tmp_path, monkeypatch):
         return tokens
 
     monkeypatch.setattr(ScanSource, "_group", watched)
-    run(tmp_path, max_memory=limit, num_train_epochs=2)
+    train_from_scan(tmp_path, max_memory=limit, num_train_epochs=2)
     assert len(held) > 10  # several groups an epoch
     assert 5 * max(held) <= limit
 
 
 def test_order_differs_by_epoch_and_seed(tmp_path):
     make_scan(tmp_path)
-    probe = type(
-        "Probe", (), {"from_stats": staticmethod(lambda hidden, stats, head, draw: stats.max_logit)}
-    )
 
     def first(seed, epoch):
-        settings = config(tmp_path, seed=seed)
-        source = ScanSource(Scan(settings.scan), settings, torch.device("cpu"))
-        return next(source.batches(epoch, 0, 0, 1))(None, probe)
+        source = source_of(scan_config(tmp_path, seed=seed))
+        return next(source.batches(epoch, 0, 0, 1)).stats.max_logit
 
     assert torch.equal(first(0, 0), first(0, 0))
     assert not torch.equal(first(0, 0), first(0, 1))
@@ -133,7 +108,7 @@ KILLED = """
     from pathlib import Path
     sys.path.insert(0, {root!r})
     from autodeco_fast.training import checkpoints
-    from tests.test_train_from_scan import run
+    from tests.training_runs import train_from_scan
 
     plain = checkpoints.save_file
 
@@ -148,22 +123,14 @@ KILLED = """
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoints.save_file = save_file
-    run(Path({folder!r}), "killed", on_step=on_step, resume=True, **{options!r})
+    train_from_scan(Path({folder!r}), "killed", on_step=on_step, resume=True, **{options!r})
 """
-LONG = {
-    "num_train_epochs": 3,
-    "save_steps": 2,
-    "easy_fraction": 0.5,
-    "trivial_prob": 0.0,
-    "eval_fraction": 0.2,
-    "eval_steps": 3,
-}
 
 
 @pytest.mark.parametrize("early", [0, 2])
 def test_resume_is_exact(tmp_path, early):
     options = {**LONG, "early_stopping_patience": early, "diagnostics": 2}
-    whole, metrics = run(tmp_path, "whole", **options)
+    whole, metrics = train_from_scan(tmp_path, "whole", **options)
     assert len(metrics) > 8 or early
     for step, during_save in ((1, False), (3, False), (4, True), (7, False)):
         if step >= len(metrics):
@@ -179,10 +146,10 @@ def test_resume_is_exact(tmp_path, early):
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
         )
         assert done.returncode == -signal.SIGKILL, done.stderr
-    resumed, again = run(tmp_path, "killed", resume=True, **options)
+    resumed, again = train_from_scan(tmp_path, "killed", resume=True, **options)
     assert equal(resumed, whole)
     assert again == metrics
-    lines = [read(tmp_path / name / DIAGNOSTICS_NAME) for name in ("whole", "killed")]
+    lines = [read_lines(tmp_path / name / DIAGNOSTICS_NAME) for name in ("whole", "killed")]
     assert lines[0] == lines[1]
 
 
@@ -190,62 +157,50 @@ def test_resume_of_two_processes_is_exact(tmp_path):
     make_scan(tmp_path)
 
     def launch(name: str, kill_at: int, resume: bool) -> int:
-        script = tmp_path / "two.py"
-        script.write_text(
-            textwrap.dedent(f"""
-            import os, signal, sys
+        code = textwrap.dedent(f"""
+            import os, signal
             from pathlib import Path
-            sys.path.insert(0, {str(ROOT)!r})
-            from tests.test_train_from_scan import LONG, run
-            stop = lambda m: os.kill(os.getpid(), signal.SIGKILL) if m["step"] == {kill_at} else None
-            run(Path({str(tmp_path)!r}), {name!r}, on_step=stop, resume={resume}, batch_tokens=25,
-                **{{k: v for k, v in LONG.items()}})
+            from tests.training_runs import LONG, train_from_scan
+
+            def stop(metrics):
+                if metrics["step"] == {kill_at}:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            options = {{**LONG, "batch_tokens": 25, "resume": {resume}}}
+            train_from_scan(Path({str(tmp_path)!r}), {name!r}, on_step=stop, **options)
             """)
-        )
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            str(script),
-        ]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=300, env=environment
-        ).returncode
+        return on_two_processes(tmp_path / "two.py", code).returncode
 
     assert launch("whole", 0, False) == 0
     assert launch("killed", 5, False) != 0
     assert launch("killed", 0, True) == 0
     heads = [TemperatureHead.from_pretrained(tmp_path / name) for name in ("whole", "killed")]
     assert equal(*heads)
-    one, _ = run(tmp_path, "one", **LONG)
+    one, _ = train_from_scan(tmp_path, "one", **LONG)
     for a, b in zip(one.parameters(), heads[0].parameters()):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_checkpoints_are_limited_and_not_overwritten(tmp_path):
-    run(tmp_path, **{**LONG, "save_total_limit": 2})
+    train_from_scan(tmp_path, **{**LONG, "save_total_limit": 2})
     names = sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*"))
     assert len(names) == 2
     (tmp_path / "out/autodeco_config.json").unlink()
     with pytest.raises(ValueError, match="holds checkpoints; give --resume to continue"):
-        run(tmp_path, **LONG)
+        train_from_scan(tmp_path, **LONG)
     (tmp_path / "out" / names[-1] / checkpoints.OPTIMIZER).write_bytes(b"half")
     with pytest.raises(ValueError, match=f"{names[-1]} is not a checkpoint of this head"):
-        run(tmp_path, resume=True, **LONG)
+        train_from_scan(tmp_path, resume=True, **LONG)
 
 
 def test_stops_early_and_keeps_the_best(tmp_path):
     options = {"num_train_epochs": 60, "learning_rate": 0.3, "eval_fraction": 0.3, "eval_steps": 2}
-    head, metrics = run(tmp_path, early_stopping_patience=3, **options)
+    head, metrics = train_from_scan(tmp_path, early_stopping_patience=3, **options)
     losses = [m["eval_loss"] for m in metrics if "eval_loss" in m]
     best = losses.index(min(losses))
     assert len(losses) == best + 4
-    settings = config(tmp_path, **options)
-    _, measure_on = ScanSource(Scan(settings.scan), settings, torch.device("cpu")).split()
+    settings = scan_config(tmp_path, **options)
+    _, measure_on = source_of(settings).split()
     from accelerate import Accelerator
 
     from autodeco_fast.training.loop import held_out_loss
@@ -259,10 +214,12 @@ def test_stops_early_and_keeps_the_best(tmp_path):
 @pytest.mark.parametrize("objective", ["autodeco_temperature", "autodeco_joint"])
 def test_autodeco_objectives_train_online(tmp_path, objective):
     settings = online_config(tmp_path, objective=objective, num_train_epochs=12, learning_rate=3e-3)
-    head = train(OnlineSource(base_model.wrap(tiny_model("llama")), rows(16), settings), settings)
-    metrics = read(tmp_path / "out" / METRICS_NAME)
-    mean = lambda part: sum(m["loss"] for m in part) / len(part)
-    assert mean(metrics[-12:]) < mean(metrics[:4])
+    head = train(
+        OnlineSource(base_model.wrap(tiny_model("llama")), make_examples(16), settings), settings
+    )
+    metrics = read_lines(tmp_path / "out" / METRICS_NAME)
+    losses = [m["loss"] for m in metrics]
+    assert sum(losses[-12:]) / 12 < sum(losses[:4]) / 4
     joint = objective == "autodeco_joint"
     saved = TemperatureHead.from_pretrained(tmp_path / "out")
     assert equal(saved, head["temp_head"] if joint else head)
@@ -283,7 +240,7 @@ def test_settings_from_yaml(tmp_path):
 
 
 def test_the_grid_of_a_sweep(tmp_path):
-    points = sweep(config(tmp_path), ["gravity=0.02,0.05 min_p=0.1", "power=1,2"])
+    points = sweep(scan_config(tmp_path), ["gravity=0.02,0.05 min_p=0.1", "power=1,2"])
     assert [list(point.values()) for point, _ in points] == [
         [0.02, 0.1, 1],
         [0.02, 0.1, 2],
@@ -297,15 +254,15 @@ def test_the_grid_of_a_sweep(tmp_path):
         ("gravity=a", "list numbers"),
     ):
         with pytest.raises(ValueError, match=words):
-            sweep(config(tmp_path), [entry])
+            sweep(scan_config(tmp_path), [entry])
 
 
 @pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1, 10**13])
 def test_any_seed_of_64_bits_will_do(tmp_path, seed):
-    head, metrics = run(
+    head, metrics = train_from_scan(
         tmp_path, seed=seed, easy_fraction=0.5, trivial_prob=0.0, eval_fraction=0.3, eval_steps=1
     )
-    again, _ = run(
+    again, _ = train_from_scan(
         tmp_path,
         "again",
         seed=seed,
@@ -319,7 +276,7 @@ def test_any_seed_of_64_bits_will_do(tmp_path, seed):
 
 
 def test_checkpoints_that_hold_nonsense_are_refused(tmp_path):
-    run(tmp_path, **LONG)
+    train_from_scan(tmp_path, **LONG)
     (tmp_path / "out/autodeco_config.json").unlink()
     newest = checkpoints.newest(tmp_path / "out")
     state = json.loads((newest / checkpoints.STATE).read_text())
@@ -332,7 +289,7 @@ def test_checkpoints_that_hold_nonsense_are_refused(tmp_path):
     ):
         (newest / checkpoints.STATE).write_text(text)
         with pytest.raises(ValueError, match=f"{newest.name} is not a checkpoint of this head"):
-            run(tmp_path, resume=True, **LONG)
+            train_from_scan(tmp_path, resume=True, **LONG)
 
 
 def test_metrics_are_reported(tmp_path, monkeypatch):
@@ -353,7 +310,7 @@ def test_metrics_are_reported(tmp_path, monkeypatch):
             self.records.append((step, values))
 
     make_scan(tmp_path)
-    settings = config(tmp_path, report_to="tensorboard")
+    settings = scan_config(tmp_path, report_to="tensorboard")
     monkeypatch.setattr(tracking, "get_available_trackers", list)
     with pytest.raises(
         ValueError, match="report_to names trackers that are not installed: tensorboard"
@@ -362,7 +319,7 @@ def test_metrics_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Remembers)
     train_from_files(settings, [])
-    metrics = read(tmp_path / "out" / METRICS_NAME)
+    metrics = read_lines(tmp_path / "out" / METRICS_NAME)
     assert [step for step, _ in Remembers.records] == [m["step"] for m in metrics]
     assert [values["loss"] for _, values in Remembers.records] == [m["loss"] for m in metrics]
 
@@ -371,13 +328,13 @@ def test_a_sweep_tabulates_every_point(tmp_path, capsys):
     folder = tmp_path / "model"
     tiny_model("llama").bfloat16().save_pretrained(folder)
     make_scan(tmp_path, base=base_model.load(str(folder), torch.bfloat16), model=str(folder))
-    settings = config(tmp_path, num_train_epochs=20, learning_rate=3e-3)
+    settings = scan_config(tmp_path, num_train_epochs=20, learning_rate=3e-3)
     train_from_files(settings, ["gravity=0.05,0.5"])
     table = json.loads((tmp_path / "out/sweep.json").read_text())
-    assert [row["gravity"] for row in table] == [0.05, 0.5]
+    assert [line["gravity"] for line in table] == [0.05, 0.5]
     assert table[0]["coverage"] > table[1]["coverage"]
-    assert table[0]["kept"] > table[1]["kept"] > 1
-    assert table[0]["oracle_kept"] == table[1]["oracle_kept"]
+    assert table[0]["kept_set_size"] > table[1]["kept_set_size"] > 1
+    assert table[0]["oracle_kept_set_size"] == table[1]["oracle_kept_set_size"]
     with pytest.raises(ValueError, match="holds a head already"):
         train_from_files(settings, ["gravity=0.05,0.5"])
     shutil.rmtree(tmp_path / "out/gravity=0.5")  # as if it had been killed before the second point
@@ -415,4 +372,4 @@ def test_a_sweep_tabulates_every_point(tmp_path, capsys):
 )
 def test_settings_are_checked(tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
-        config(tmp_path, **options)
+        scan_config(tmp_path, **options)

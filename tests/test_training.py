@@ -1,10 +1,6 @@
 """The training loop on tiny models: what it computes, what it writes, what it refuses."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,38 +9,17 @@ from transformers import MiniCPM3Config, MiniCPM3ForCausalLM
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model
 from autodeco_fast.training.batches import OnlineSource
-from autodeco_fast.training.config import TrainConfig
-from autodeco_fast.training.data import Row
-from autodeco_fast.training.loop import METRICS_NAME, learning_rate, train
+from autodeco_fast.training.data import Example
+from autodeco_fast.training.file_names import METRICS_NAME
+from autodeco_fast.training.loop import learning_rate
 from tests.tiny_models import NAMES, VOCAB, tiny_model
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def rows(n: int, length: int = 12) -> list[Row]:
-    g = torch.Generator().manual_seed(n)
-    made = []
-    for i in range(n):
-        ids = torch.randint(3, VOCAB, (length - i % 5,), generator=g).tolist()
-        made.append(Row(ids, [-100, -100, *ids[2:]]))
-    return made
-
-
-def config(tmp_path, name="out", **options) -> TrainConfig:
-    everything = {"max_rank": VOCAB, "easy_fraction": 1.0}
-    return TrainConfig(
-        model="", data=tmp_path / "no", output=tmp_path / name, **{**everything, **options}
-    )
-
-
-def run(tmp_path, name="out", data=None, **options) -> tuple[TemperatureHead, list[dict]]:
-    settings = config(tmp_path, name, **options)
-    source = OnlineSource(base_model.wrap(tiny_model("llama")), data or rows(16), settings)
-    learn, measure_on = source.split()
-    head = train(learn, settings, measure_on=measure_on)
-    return head, [
-        json.loads(line) for line in (settings.output / METRICS_NAME).read_text().splitlines()
-    ]
+from tests.training_runs import (
+    make_examples,
+    on_two_processes,
+    online_config,
+    read_lines,
+    train_online,
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,10 +78,20 @@ def test_hidden_states_changed_before_the_embedding_are_refused():
     another h."""
     torch.manual_seed(0)
     config = MiniCPM3Config(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
-        vocab_size=VOCAB, q_lora_rank=16,
-        kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, pad_token_id=0, dim_model_base=8,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=VOCAB,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
+        pad_token_id=0,
+        dim_model_base=8,
+    )
     with pytest.raises(ValueError, match="changes hidden states before its output embedding"):
         base_model.wrap(MiniCPM3ForCausalLM(config)).verify(torch.arange(3, 10)[None])
 
@@ -135,21 +120,24 @@ def test_heads_that_are_more_than_their_weight_are_refused():
 
 
 def test_accumulation_changes_nothing(tmp_path):
-    """Rows are of unequal length: a mean of batch means would differ."""
-    whole, _ = run(tmp_path, "a", per_device_train_batch_size=8)
-    parts, _ = run(tmp_path, "b", per_device_train_batch_size=2, gradient_accumulation_steps=4)
-    for a, b in zip(whole.parameters(), parts.parameters()):
+    """Examples are of unequal length: a mean of batch means would differ."""
+    whole, _ = train_online(tmp_path, "a", per_device_train_batch_size=8)
+    accumulated, _ = train_online(
+        tmp_path, "b", per_device_train_batch_size=2, gradient_accumulation_steps=4
+    )
+    for a, b in zip(whole.parameters(), accumulated.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_the_processes_share_a_step(tmp_path, monkeypatch):
-    settings = config(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
-    source = OnlineSource(base_model.wrap(tiny_model("llama")), rows(21), settings)
-    monkeypatch.setattr(source, "_sums", lambda head, objective, numbers, epoch: numbers)
+def test_the_processes_share_a_step(tmp_path):
+    settings = online_config(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    examples = [Example([3 + i] * 4, [-100, -100, 3 + i, 3 + i]) for i in range(21)]
+    source = OnlineSource(base_model.wrap(tiny_model("llama")), examples, settings)
     seen = []
     for step in range(source.steps_per_epoch(2)):
         shares = [
-            [batch(None, None) for batch in source.batches(0, step, rank, 2)] for rank in range(2)
+            [(batch.target.unique() - 3).tolist() for batch in source.batches(0, step, rank, 2)]
+            for rank in range(2)
         ]
         assert all(len(batch) <= 2 for share in shares for batch in share)
         seen.append(sorted(i for share in shares for batch in share for i in batch))
@@ -158,35 +146,21 @@ def test_the_processes_share_a_step(tmp_path, monkeypatch):
 
 
 def test_two_processes_do_what_one_does(tmp_path):
-    """The same rows a step, split over two processes (gloo): the same head up to rounding."""
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys; from pathlib import Path\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tests.test_training import run\n"
-        f"run(Path({str(tmp_path)!r}), 'two', per_device_train_batch_size=4)\n"
+    """The same examples a step, split over two processes (gloo): the same head up to rounding."""
+    code = (
+        "from pathlib import Path\n"
+        "from tests.training_runs import train_online\n"
+        f"train_online(Path({str(tmp_path)!r}), 'two', per_device_train_batch_size=4)\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    done = on_two_processes(tmp_path / "two.py", code)
     assert done.returncode == 0, done.stderr
-    one, metrics = run(tmp_path, "one", per_device_train_batch_size=8)
+    one, metrics = train_online(tmp_path, "one", per_device_train_batch_size=8)
     for a, b in zip(
         one.parameters(), TemperatureHead.from_pretrained(tmp_path / "two").parameters()
     ):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    lines = [
-        json.loads(line) for line in (tmp_path / "two" / METRICS_NAME).read_text().splitlines()
-    ]
-    assert [m["kept_tokens"] for m in lines] == [m["kept_tokens"] for m in metrics]
+    lines = read_lines(tmp_path / "two" / METRICS_NAME)
+    assert [m["selected_tokens"] for m in lines] == [m["selected_tokens"] for m in metrics]
     assert [m["loss"] for m in lines] == pytest.approx([m["loss"] for m in metrics], rel=1e-5)
 
 
@@ -199,30 +173,34 @@ def test_learns_the_quantile(tmp_path):
             "num_train_epochs": 120,
             "learning_rate": 2e-3,
         }
-        _, metrics = run(
-            tmp_path, f"g{gravity}", data=rows(256), per_device_train_batch_size=256, **options
+        _, metrics = train_online(
+            tmp_path,
+            f"g{gravity}",
+            examples=make_examples(256),
+            per_device_train_batch_size=256,
+            **options,
         )
         assert abs(metrics[-1]["coverage"] - (1 - gravity)) < 0.08
         assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
 def test_writes_a_head_and_a_line_a_step(tmp_path):
-    head, metrics = run(tmp_path, num_train_epochs=2)
+    head, metrics = train_online(tmp_path, num_train_epochs=2)
     assert [m["step"] for m in metrics] == list(range(1, 9))
     assert sum(m["target_tokens"] for m in metrics) == 2 * sum(
-        len(r.input_ids) - 2 for r in rows(16)
+        len(r.input_ids) - 2 for r in make_examples(16)
     )
     loaded = TemperatureHead.from_pretrained(tmp_path / "out")
     for a, b in zip(head.parameters(), loaded.parameters()):
         assert torch.equal(a, b)
     assert json.loads((tmp_path / "out/training.json").read_text())["gravity"] == 0.1
     with pytest.raises(ValueError, match="holds a head already"):
-        run(tmp_path)
+        train_online(tmp_path)
 
 
 def test_the_same_seed_gives_the_same_head(tmp_path):
     heads = [
-        run(tmp_path, name, easy_fraction=0.5, trivial_prob=0.0, seed=seed)[0]
+        train_online(tmp_path, name, easy_fraction=0.5, trivial_prob=0.0, seed=seed)[0]
         for name, seed in zip("abc", (1, 1, 2))
     ]
     same = [
@@ -236,7 +214,7 @@ def test_nothing_to_learn_from_is_said(tmp_path):
     with pytest.raises(
         ValueError, match="no token was left to learn from: easy_fraction 0 dropped all 2 targets"
     ):
-        run(tmp_path, max_rank=0, trivial_prob=0.0, easy_fraction=0.0)
+        train_online(tmp_path, max_rank=0, trivial_prob=0.0, easy_fraction=0.0)
     assert not (tmp_path / "out/autodeco_config.json").exists()
 
 
@@ -263,4 +241,4 @@ def test_learning_rate_warms_up_and_ends():
 )
 def test_settings_are_checked(tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
-        config(tmp_path, **options)
+        online_config(tmp_path, **options)

@@ -1,5 +1,4 @@
-"""A frozen base model seen from its output embedding: what enters it, and how logits follow from
-that.
+"""A frozen base model seen from its output embedding: what enters it, what logits follow from it.
 
 z = softcap·tanh(logit_scale·(h Wᵀ + b) / softcap)          (no softcap: no tanh)
 """
@@ -22,8 +21,7 @@ _ENLARGED_TO = 256.0
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A model of transformers with its output transform; `verify` says whether that was read
-    correctly."""
+    """A model of transformers with its output transform; `verify` checks the transform."""
 
     model: torch.nn.Module
     weight: torch.Tensor  # [V, H]
@@ -36,10 +34,9 @@ class BaseModel:
         """How many ids the model takes."""
         return self.model.get_input_embeddings().weight.shape[0]
 
-    def row_length(self, wanted: int) -> int:
-        """How long a row is at most where `wanted` is asked for: no longer than the model has
-        positions."""
-        return row_length(wanted, positions(self.model.config))
+    def example_length(self, wanted: int) -> int:
+        """Tokens of an example at most where `wanted` are asked for: the model has positions."""
+        return example_length(wanted, positions(self.model.config))
 
     @torch.inference_mode()
     def hidden(
@@ -67,16 +64,14 @@ class BaseModel:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, H] → [N, V] fp32."""
-        z = (
-            torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
-            * self.logit_scale
-        )
+        z = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        z = z.float() * self.logit_scale
         return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
 
     @torch.inference_mode()
     def verify(self, input_ids: torch.Tensor) -> None:
-        """Runs the whole model on one row of ids and compares what it does with what this class
-        does.
+        """Runs the whole model on one sequence of ids and compares what it does with what this
+        class does.
 
         Then once more, with what enters the output embedding so enlarged on its way that a cap or a
         scale that we do not know of shows, however small the logits of these ids are.
@@ -93,12 +88,11 @@ class BaseModel:
                 "supported"
             )
         prefix = self.hidden(input_ids[:, : (input_ids.shape[1] + 1) // 2])[0].float()
-        if (
-            entered[: len(prefix)].float() - prefix
-        ).norm() > 0.05 * prefix.norm():  # more than roundings in bf16
+        away = (entered[: len(prefix)].float() - prefix).norm()
+        if away > 0.05 * prefix.norm():  # more than roundings in bf16
             raise ValueError(
-                f"{name} is not causal: in a whole row its hidden states have seen the tokens they "
-                "predict"
+                f"{name} is not causal: in a whole sequence its hidden states have seen the tokens "
+                "they predict"
             )
         factor = max(1.0, _ENLARGED_TO / theirs.abs().max().item())
         entered, theirs = self._watched(input_ids, factor)
@@ -192,7 +186,7 @@ def positions(config) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None) or None
 
 
-def row_length(wanted: int, limit: int | None) -> int:
+def example_length(wanted: int, limit: int | None) -> int:
     return min(wanted, limit or wanted)
 
 
@@ -201,7 +195,7 @@ class Facts:
     """What a model's configuration says, before its weights are loaded; None where it does not."""
 
     vocabulary: int | None
-    positions: int | None  # tokens of a row at most
+    positions: int | None  # tokens of a sequence at most
 
 
 def _config(name: str):
@@ -265,6 +259,14 @@ def load_causal_lm(name: str, **options):
             f"model {name!r} has {unused}: {min(info['unexpected_keys'])} …", stacklevel=2
         )
     return model
+
+
+def frozen_dtype(device: torch.device | str) -> torch.dtype:
+    """What a frozen model runs in: bf16, or fp32 on CPUs that only emulate bf16, which is slow."""
+    emulated = (
+        torch.device(device).type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return torch.float32 if emulated else torch.bfloat16
 
 
 def load(name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> BaseModel:

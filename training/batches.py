@@ -1,34 +1,29 @@
-"""Where a training step's tokens come from: the base model running over rows of text, or a scan of
-it.
+"""Where a training step's tokens come from: the base model running over text, or a scan of it.
 
-A source says how many steps an epoch has and yields a step's micro-batches, each a function of head
-and objective that returns sums. Order and draws depend on seed, epoch and the token alone, not on
-the number of processes or what came before.
+A source says how many steps an epoch has and yields a step's batches. Their order and their
+uniforms depend on seed, epoch and the token alone, not on the number of processes or what came
+before.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import nn
 
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.config import TrainConfig
-from autodeco_fast.training.data import IGNORED, Row
-from autodeco_fast.training.objectives import Sums
-from autodeco_fast.training.scan import DRAWS_EPOCH, draws_of, lm_head_fingerprint, pad
-from autodeco_fast.training.scan_store import Scan, ScanTokens, read_fields, read_shard
-from autodeco_fast.training.token_noise import uniform
+from autodeco_fast.training.data import IGNORED, Example
+from autodeco_fast.training.objectives import Batch
+from autodeco_fast.training.scan import lm_head_fingerprint, pad
+from autodeco_fast.training.scan_store import Scan, ScanTokens, read_fields, read_shard, token_bytes
+from autodeco_fast.training.token_uniform import held_out, scan_uniform, token_uniform
 
-Batch = Callable[[nn.Module, Callable[..., Sums]], Sums]
 # A group is held as it is read, joined, put in order and taken by a step, and the allocator keeps
-# some of what was freed.
-# With 5, memory grows by less than the limit in bench/scan.py (its rows with max_memory, less the
-# one of 1 MB).
+# some of what was freed. With 5, memory grows by less than the limit in bench/scan.py (its results
+# with max_memory, less the one of 1 MB).
 _COPIES = 5
-_HELD_OUT_EPOCH = DRAWS_EPOCH - 1
 
 
 class Source(Protocol):
@@ -36,23 +31,17 @@ class Source(Protocol):
 
     hidden_size: int
     device: torch.device
+    lm_head: BaseModel | None  # for batches without statistics
 
     def identity(self) -> dict[str, str]:
-        """Fingerprints of lm_head and tokenizer, and of the data as trained_on, as far as they are
-        known."""
+        """Fingerprints of lm_head, tokenizer and data (as trained_on), as far as they are known."""
         ...
 
     def steps_per_epoch(self, world: int) -> int: ...
 
     def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
-        """The micro-batches that process `rank` of `world` runs in a step; none if nothing is left
-        for it."""
+        """The batches that process `rank` of `world` runs in a step; none if nothing is left."""
         ...
-
-
-def held_out(documents: torch.Tensor, fraction: float, seed: int) -> torch.Tensor:
-    """Which documents are measured on instead of learned from. bool `[N]`"""
-    return uniform(seed, _HELD_OUT_EPOCH, documents, torch.zeros_like(documents)) < fraction
 
 
 def _order(n: int, seed: int, epoch: int) -> torch.Tensor:
@@ -75,82 +64,77 @@ def _check_split(learned: int, measured: int, fraction: float) -> None:
 
 
 class OnlineSource:
-    """Rows of text through the base model; nothing is kept."""
+    """Examples through the base model; nothing is kept."""
 
     def __init__(
         self,
         base: BaseModel,
-        rows: list[Row],
+        examples: list[Example],
         config: TrainConfig,
         documents: list[int] | None = None,
     ):
-        self.base, self.rows, self.config = base, rows, config
-        self.documents = list(range(len(rows))) if documents is None else documents
+        self.lm_head, self.examples, self.config = base, examples, config
+        self.documents = list(range(len(examples))) if documents is None else documents
         self.hidden_size, self.device = base.weight.shape[1], base.weight.device
 
     def split(self) -> "tuple[OnlineSource, OnlineSource | None]":
         """What to learn from, and what to measure on, if anything."""
-        out = held_out(
-            torch.tensor(self.documents), self.config.eval_fraction, self.config.seed
-        ).tolist()
-        part = lambda want: OnlineSource(
-            self.base,
-            [row for row, o in zip(self.rows, out) if o == want],
-            self.config,
-            [d for d, o in zip(self.documents, out) if o == want],
-        )
-        _check_split(len(out) - sum(out), sum(out), self.config.eval_fraction)
-        return part(False), part(True) if any(out) else None
+        documents, fraction = torch.tensor(self.documents), self.config.eval_fraction
+        out = held_out(self.config.seed, documents, fraction).tolist()
+        _check_split(len(out) - sum(out), sum(out), fraction)
+        return self._subset(out, False), self._subset(out, True) if any(out) else None
+
+    def _subset(self, out: list[bool], wanted: bool) -> "OnlineSource":
+        index = [i for i, o in enumerate(out) if o == wanted]
+        examples = [self.examples[i] for i in index]
+        documents = [self.documents[i] for i in index]
+        return OnlineSource(self.lm_head, examples, self.config, documents)
 
     def identity(self) -> dict[str, str]:
-        return {"lm_head": lm_head_fingerprint(self.base)}
+        return {"lm_head": lm_head_fingerprint(self.lm_head)}
 
     def steps_per_epoch(self, world: int) -> int:
-        return -(-len(self.rows) // self._width(world))
+        return -(-len(self.examples) // self._width(world))
 
     def _width(self, world: int) -> int:
-        return (
-            self.config.per_device_train_batch_size
-            * self.config.gradient_accumulation_steps
-            * world
-        )
+        config = self.config
+        return config.per_device_train_batch_size * config.gradient_accumulation_steps * world
 
     def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
         width, size = self._width(world), self.config.per_device_train_batch_size
-        order = _order(len(self.rows), self.config.seed, epoch).tolist()
+        order = _order(len(self.examples), self.config.seed, epoch).tolist()
         mine = order[step * width : (step + 1) * width][rank::world]
         for at in range(0, len(mine), size):
-            numbers = mine[at : at + size]
-            yield lambda head, objective, numbers=numbers: self._sums(
-                head, objective, numbers, epoch
-            )
+            yield self._batch(mine[at : at + size], epoch)
 
-    def _sums(
-        self, head: nn.Module, objective: Callable[..., Sums], numbers: list[int], epoch: int
-    ) -> Sums:
-        ids, mask, labels = (t.to(self.device) for t in pad([self.rows[i] for i in numbers]))
+    def _batch(self, numbers: list[int], epoch: int) -> Batch:
+        examples = [self.examples[i] for i in numbers]
+        ids, mask, labels = (t.to(self.device) for t in pad(examples))
         wanted = labels[:, 1:] != IGNORED
-        hidden = self.base.hidden(ids, mask)[:, :-1][wanted].to(self.base.weight.dtype)  # [N, H]
-        document = torch.tensor([self.documents[i] for i in numbers], device=self.device)[
-            :, None
-        ].expand(wanted.shape)[wanted]
+        hidden = self.lm_head.hidden(ids, mask)[:, :-1][wanted].to(self.lm_head.weight.dtype)
+        documents = torch.tensor([self.documents[i] for i in numbers], device=self.device)
+        document = documents[:, None].expand(wanted.shape)[wanted]
         position = torch.arange(1, ids.shape[1], device=self.device).expand(wanted.shape)[wanted]
-        draw = uniform(self.config.seed, epoch, document, position)
-        return objective(hidden, labels[:, 1:][wanted], self.base, head, draw)
+        uniform = token_uniform(self.config.seed, epoch, document, position)
+        return Batch(hidden, labels[:, 1:][wanted], uniform)
 
 
-class Piece(NamedTuple):
+class ShardSlice(NamedTuple):
     """Neighbouring tokens of a shard."""
 
     path: Path
-    rows: slice
+    tokens: slice
     size: int  # tokens that are wanted
 
 
 class ScanSource:
-    """A scan's tokens, shuffled. Where they are more than `max_memory` holds, pieces of shards are
-    shuffled, and tokens within as many pieces as fit.
+    """A scan's tokens, shuffled.
+
+    Where they are more than `max_memory` holds, slices of shards are shuffled, and tokens within
+    as many slices as fit: a group.
     """
+
+    lm_head = None
 
     def __init__(
         self, scan: Scan, config: TrainConfig, device: torch.device, measure: bool = False
@@ -158,30 +142,31 @@ class ScanSource:
         self.scan, self.config, self.device, self.measure = scan, config, device, measure
         self.hidden_size = scan.hidden_size
         self.share, self.seed = scan.manifest["share"], scan.manifest["settings"]["seed"]
-        token_bytes = 2 * self.hidden_size + 28
-        self.limit = (
-            max(1, config.max_memory // (_COPIES * token_bytes)) if config.max_memory else len(scan)
-        )
-        self.pieces = [
-            piece for path, n in zip(scan.paths, scan.sizes) for piece in self._cut(path, n)
+        self.limit = len(scan)
+        if config.max_memory:
+            self.limit = max(1, config.max_memory // (_COPIES * token_bytes(self.hidden_size)))
+        self.slices = [
+            found for path, n in zip(scan.paths, scan.sizes) for found in self._slices(path, n)
         ]
         self._held: tuple[tuple[int, int], ScanTokens] | None = None
 
-    def _cut(self, path: Path, n: int) -> Iterator[Piece]:
-        """A shard in pieces of which several fit into memory."""
+    def _slices(self, path: Path, n: int) -> Iterator[ShardSlice]:
+        """A shard in slices of which several fit into memory."""
         size = n if n <= self.limit else max(1, self.limit // 4)
-        wanted = (
-            self._wanted(*read_fields(path, ("document",))) if self.config.eval_fraction else None
-        )
+        wanted = None
+        if self.config.eval_fraction:
+            (document,) = read_fields(path, ("document",))
+            wanted = self._wanted(document)
         for at in range(0, n, size):
-            rows = slice(at, min(at + size, n))
-            yield Piece(path, rows, rows.stop - at if wanted is None else int(wanted[rows].sum()))
+            tokens = slice(at, min(at + size, n))
+            count = tokens.stop - at if wanted is None else int(wanted[tokens].sum())
+            yield ShardSlice(path, tokens, count)
 
     def _wanted(self, document: torch.Tensor) -> torch.Tensor:
-        return held_out(document, self.config.eval_fraction, self.config.seed) == self.measure
+        return held_out(self.config.seed, document, self.config.eval_fraction) == self.measure
 
     def __len__(self) -> int:
-        return sum(piece.size for piece in self.pieces)
+        return sum(s.size for s in self.slices)
 
     def split(self) -> "tuple[ScanSource, ScanSource | None]":
         """What to learn from, and what to measure on, if anything."""
@@ -203,32 +188,32 @@ class ScanSource:
         return -(-len(self) // (self.config.batch_tokens * world))
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 -- a source lives as long as its run
-    def _groups(self, epoch: int) -> list[tuple[int, list[Piece], int]]:
-        """(number, pieces, tokens) of the groups of an epoch, in order."""
+    def _groups(self, epoch: int) -> list[tuple[int, list[ShardSlice], int]]:
+        """(number, slices, tokens) of the groups of an epoch, in order."""
         groups, group, size = [], [], 0
-        for index in _order(len(self.pieces), self.config.seed, epoch).tolist():
-            piece = self.pieces[index]
-            if group and size + piece.size > self.limit:
+        for index in _order(len(self.slices), self.config.seed, epoch).tolist():
+            one = self.slices[index]
+            if group and size + one.size > self.limit:
                 groups.append((len(groups), group, size))
                 group, size = [], 0
-            group.append(piece)
-            size += piece.size
+            group.append(one)
+            size += one.size
         return [*groups, (len(groups), group, size)]
 
-    def _group(self, epoch: int, number: int, pieces: list[Piece]) -> ScanTokens:
+    def _group(self, epoch: int, number: int, slices: list[ShardSlice]) -> ScanTokens:
+        """A group's tokens in the epoch's order; the last one is remembered."""
         if self._held is None or self._held[0] != (epoch, number):
             self._held = None  # freed before the next is read
-            tokens = []
-            for piece in pieces:
-                read = read_shard(piece.path, piece.rows)
-                tokens.append(
-                    read.rows(self._wanted(read.document)) if self.config.eval_fraction else read
-                )
+            tokens = [self._read(one) for one in slices]
             whole = ScanTokens.cat(tokens) if len(tokens) > 1 else tokens[0]
             del tokens
             order = _order(len(whole), self.config.seed, epoch * 1_000_003 + number)
             self._held = (epoch, number), whole.rows(order)
         return self._held[1]
+
+    def _read(self, one: ShardSlice) -> ScanTokens:
+        tokens = read_shard(one.path, one.tokens)
+        return tokens.rows(self._wanted(tokens.document)) if self.config.eval_fraction else tokens
 
     def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
         width = self.config.batch_tokens * world
@@ -236,18 +221,15 @@ class ScanSource:
         share = -(-(end - start) // world)
         start, end = start + rank * share, min(start + (rank + 1) * share, end)
         begin = 0
-        for number, pieces, size in self._groups(epoch):
+        for number, slices, size in self._groups(epoch):
             low, high = max(start, begin), min(end, begin + size)
             if low < high:
-                tokens = self._group(epoch, number, pieces).rows(slice(low - begin, high - begin))
-                yield lambda head, objective, tokens=tokens: self._sums(head, objective, tokens)
+                tokens = self._group(epoch, number, slices)
+                yield self._batch(tokens.rows(slice(low - begin, high - begin)))
             begin += size
 
-    def _sums(self, head: nn.Module, objective, tokens: ScanTokens) -> Sums:
-        tokens = ScanTokens(
-            *(getattr(tokens, name).to(self.device) for name in ScanTokens.__dataclass_fields__)
-        )
-        draw = (
-            draws_of(tokens.document, tokens.position, self.seed) / self.share
-        )  # what the scan kept stays kept
-        return objective.from_stats(tokens.hidden, tokens.stats(), head, draw)
+    def _batch(self, tokens: ScanTokens) -> Batch:
+        tokens = tokens.to(self.device)
+        # What the scan selected stays selected.
+        uniform = scan_uniform(self.seed, tokens.document, tokens.position) / self.share
+        return Batch(tokens.hidden, tokens.target.long(), uniform, tokens.stats())

@@ -1,17 +1,19 @@
-"""Checkpoints of a training run: folders `checkpoint-<step>` that are whole or not there, and hold
-all that a resume needs.
+"""Checkpoints of a training run: folders that are whole or not there, with all a resume needs.
 
-    head.safetensors, optimizer.safetensors    parameters, and AdamW's moments by parameter name
-    state.json                                 step, and what early stopping knows; best.safetensors if it has a best head
+    checkpoint-<step>/head.safetensors         parameters
+    checkpoint-<step>/optimizer.safetensors    AdamW's moments by parameter name
+    checkpoint-<step>/state.json               step, and what early stopping knows
+    checkpoint-<step>/best.safetensors         the best head, if early stopping has one
 
-Order, draws and the learning rate are functions of seed and step, so no generator's state has to be
-kept.
+Order, uniforms and the learning rate are functions of seed and step, so no generator's state has to
+be written.
 """
 
 import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,12 +26,8 @@ from autodeco_fast.errors import line, read_json_object
 from autodeco_fast.files import atomic_write, write_text
 from autodeco_fast.values import require, whole
 
-HEAD, OPTIMIZER, BEST, STATE = (
-    "head.safetensors",
-    "optimizer.safetensors",
-    "best.safetensors",
-    "state.json",
-)
+HEAD, OPTIMIZER = "head.safetensors", "optimizer.safetensors"
+BEST, STATE = "best.safetensors", "state.json"
 
 
 @dataclass
@@ -37,7 +35,7 @@ class Progress:
     """Where a run is."""
 
     step: int = 0
-    kept_tokens: int = 0
+    selected_tokens: int = 0
     best_loss: float = float("inf")
     without_better: int = 0
 
@@ -68,6 +66,7 @@ def tensors_of(head: nn.Module) -> dict[str, torch.Tensor]:
 
 def save(
     output: Path,
+    *,
     head: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
@@ -89,8 +88,8 @@ def save(
             OPTIMIZER: _moments(head, optimizer),
             **({} if best is None else {BEST: best}),
         }
-        for name, part in tensors.items():
-            atomic_write(draft / name, lambda path, part=part: save_file(part, path))
+        for name, content in tensors.items():
+            atomic_write(draft / name, partial(save_file, content))
         write_text(draft / STATE, json.dumps(asdict(progress)))
         if target.exists():
             shutil.rmtree(target)
@@ -120,12 +119,8 @@ def load(
             }
         best = load_file(folder / BEST) if (folder / BEST).exists() else None
         return _progress(read_json_object(folder / STATE)), best
-    except (
-        OSError,
-        SafetensorError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # RuntimeError: tensors of another head
+    # RuntimeError: tensors of another head
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder} is not a checkpoint of this head: {line(error)}") from None
 
 
@@ -134,9 +129,6 @@ def _progress(state: dict) -> Progress:
     if sorted(state) != sorted(names):
         raise ValueError(f"{STATE} must have the keys {sorted(names)}, got {sorted(state)}")
     best = state["best_loss"]
-    require(
-        isinstance(best, float), "best_loss", best, "a number"
-    )  # infinite before the first measurement
-    return Progress(
-        **{n: best if n == "best_loss" else whole(n, state[n], 0, 2**63 - 1) for n in names}
-    )
+    require(isinstance(best, float), "best_loss", best, "a number")  # infinite before the first
+    counts = {n: whole(n, state[n], 0, 2**63 - 1) for n in names if n != "best_loss"}
+    return Progress(**counts, best_loss=best)

@@ -1,9 +1,9 @@
-"""The conformal offset: how much warmer a head must be for the reference token to survive the cut 1
-− α of the time.
+"""The conformal offset: how much warmer a head must be for 1 − α of the tokens to be covered.
 
 Over calibration tokens with required temperature T* and predicted T̂ let
 
-    s = T* − T̂;    +∞ where T* > T_max: no temperature reaches the token;    −∞ where T* = 0: every temperature does
+    s = T* − T̂;    +∞ where T* > T_max: no temperature reaches the token;
+                   −∞ where T* = 0: every temperature does
 
 and q the ⌈(n + 1)(1 − α)⌉-th smallest. A token is covered at `clip(T̂ + q, 0, T_max)` exactly if s
 ≤ q, so a new token that is exchangeable with these is covered with probability ≥ 1 − α (split
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS = 1000
+SAMPLES = 1000  # of the bootstrap
 
 
 @dataclass
@@ -24,9 +24,8 @@ class Offset:
 
     alpha: float
     offset: float
-    coverage: tuple[
-        float, float
-    ]  # 95 % interval of the coverage on as many new documents of the same kind
+    # 95 % interval of the coverage on as many new documents like these
+    coverage: tuple[float, float]
     offset_interval: tuple[float, float]  # 95 %
     tokens: int
     documents: int
@@ -55,7 +54,7 @@ def calibrate(
     alpha: float,
     max_temperature: float,
     seed: int = 0,
-    draws: int = DRAWS,
+    samples: int = SAMPLES,
 ) -> Offset:
     """The offset for α, with intervals from a bootstrap over documents.
 
@@ -76,35 +75,45 @@ def calibrate(
     if rank > len(s) or s[rank - 1] == np.inf:
         raise ValueError(
             f"alpha {alpha:g} is out of reach: {(s == np.inf).mean():.1%} of the {len(s):,} tokens "
-            "need more than temperature "
-            f"{max_temperature:g}; alpha must be at least {reachable:.4f}"
+            f"need more than temperature {max_temperature:g}; alpha must be at least "
+            f"{reachable:.4f}"
         )
+    offsets, coverages = _bootstrap(s, document[order], alpha, seed, samples)
+    low, high = (float(np.clip(q, -max_temperature, max_temperature)) for q in _interval(offsets))
+    return Offset(
+        alpha=alpha,
+        offset=float(np.clip(s[rank - 1], -max_temperature, max_temperature)),
+        coverage=_interval(coverages),
+        offset_interval=(low, high),
+        tokens=len(s),
+        documents=len(np.unique(document)),
+        reachable_alpha=reachable,
+    )
+
+
+def _interval(x: np.ndarray) -> tuple[float, float]:
+    """95 %."""
+    low, high = np.quantile(x, (0.025, 0.975), method="nearest")
+    return float(low), float(high)
+
+
+def _bootstrap(
+    s: np.ndarray, document: np.ndarray, alpha: float, seed: int, samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets of resampled documents, and their coverage of others; scores are sorted."""
     names, document = np.unique(document, return_inverse=True)
-    document = document[order]
-    generator = np.random.default_rng(seed)
-    offsets, coverages = np.empty(draws), np.empty(draws)
-    for i in range(draws):
-        ours, theirs = (
-            generator.multinomial(len(names), np.full(len(names), 1 / len(names))) for _ in range(2)
-        )
+    generator, even = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
+    offsets, coverages = np.empty(samples), np.empty(samples)
+    finite = (s < np.inf).sum()
+    for i in range(samples):
+        ours, theirs = (generator.multinomial(len(names), even) for _ in range(2))
         mass = ours[document].cumsum()
         at = min(int(mass.searchsorted(_rank(mass[-1], alpha))), len(s) - 1)
         offsets[i] = s[at]
-        last = s.searchsorted(s[at], "right") if s[at] < np.inf else (s < np.inf).sum()
+        last = s.searchsorted(s[at], "right") if s[at] < np.inf else finite
         new = theirs[document]
         coverages[i] = new[:last].sum() / new.sum()
-    clip = lambda q: float(np.clip(q, -max_temperature, max_temperature))
-    interval = lambda x: tuple(float(v) for v in np.quantile(x, (0.025, 0.975), method="nearest"))
-    low, high = interval(offsets)
-    return Offset(
-        alpha,
-        clip(s[rank - 1]),
-        interval(coverages),
-        (clip(low), clip(high)),
-        len(s),
-        len(names),
-        reachable,
-    )
+    return offsets, coverages
 
 
 def coverage(

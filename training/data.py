@@ -1,4 +1,4 @@
-"""Training rows: JSONL in, token ids and targets out.
+"""Training examples: JSONL in, token ids and targets out.
 
 A line is an object with exactly the keys of one format:
 
@@ -24,8 +24,8 @@ BUILT_IN = ("stdlib:head", "stdlib:held_out")  # the text of the demo, in every 
 FORMATS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "labels"})
 
 
-class Row(NamedTuple):
-    """A tokenised row; `labels[i]` is `input_ids[i]` where that id is a target, else −100."""
+class Example(NamedTuple):
+    """A tokenised example; `labels[i]` is `input_ids[i]` where that id is a target, else −100."""
 
     input_ids: list[int]
     labels: list[int]
@@ -38,46 +38,49 @@ def _ids(value: object) -> bool:
 
 
 def _chat(value: object) -> bool:
-    message = lambda m: isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m
-    return isinstance(value, list) and len(value) > 0 and all(map(message, value))
+    def is_message(m: object) -> bool:
+        return isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m
+
+    return isinstance(value, list) and len(value) > 0 and all(map(is_message, value))
 
 
-def _complaint(row: object, vocabulary: int | None) -> str | None:
-    """What is wrong with a row, or None."""
-    if not isinstance(row, dict):
-        return f"a row must be a JSON object, got {type(row).__name__}"
-    keys = set(row)
+def _complaint(example: object, vocabulary: int | None) -> str | None:
+    """What is wrong with an example, or None."""
+    if not isinstance(example, dict):
+        return f"an example must be a JSON object, got {type(example).__name__}"
+    keys = set(example)
     if keys not in FORMATS:
         known = " | ".join("+".join(sorted(f, reverse="prompt" in f)) for f in FORMATS)
-        return f"unknown keys {sorted(keys)}: a row must have exactly {known}"
-    if "text" in keys and not isinstance(row["text"], str):
-        return f"text must be a string, got {type(row['text']).__name__}"
-    if "messages" in keys and not _chat(row["messages"]):
+        return f"unknown keys {sorted(keys)}: an example must have exactly {known}"
+    if "text" in keys and not isinstance(example["text"], str):
+        return f"text must be a string, got {type(example['text']).__name__}"
+    if "messages" in keys and not _chat(example["messages"]):
         return "messages must be a list of objects with role and content"
     if "prompt" in keys:
-        prompt, completion = row["prompt"], row["completion"]
+        prompt, completion = example["prompt"], example["completion"]
         strings = isinstance(prompt, str) and isinstance(completion, str)
         if not strings and not (_chat(prompt) and _chat(completion)):
             return "prompt and completion must both be strings or both be lists of messages"
     if "labels" in keys:
-        if not _ids(row["input_ids"]) or not _ids(row["labels"]):
+        if not _ids(example["input_ids"]) or not _ids(example["labels"]):
             return "input_ids and labels must be lists of integers"
-        if len(row["input_ids"]) != len(row["labels"]):
-            return f"input_ids and labels must be equally long, got {len(row['input_ids'])} and {len(row['labels'])}"
-        if any(y not in (i, IGNORED) for i, y in zip(row["input_ids"], row["labels"])):
+        if len(example["input_ids"]) != len(example["labels"]):
+            lengths = f"{len(example['input_ids'])} and {len(example['labels'])}"
+            return f"input_ids and labels must be equally long, got {lengths}"
+        if any(y not in (i, IGNORED) for i, y in zip(example["input_ids"], example["labels"])):
             return f"labels must repeat input_ids or be {IGNORED}"
-        if vocabulary is not None and any(not 0 <= i < vocabulary for i in row["input_ids"]):
+        if vocabulary is not None and any(not 0 <= i < vocabulary for i in example["input_ids"]):
             return f"input_ids must be in [0, {vocabulary}), the model's vocabulary"
         return None
     try:
-        text("text", json.dumps(row, ensure_ascii=False))
+        text("text", json.dumps(example, ensure_ascii=False))
     except ValueError as error:
         return str(error)
     return None
 
 
-def iter_rows(path: Path, vocabulary: int | None = None) -> Iterator[dict]:
-    """The rows of a JSONL file, one at a time, each checked; empty lines are skipped.
+def iter_examples(path: Path, vocabulary: int | None = None) -> Iterator[dict]:
+    """The examples of a JSONL file, one at a time, each checked; empty lines are skipped.
 
     Args:
         vocabulary: of the model, which `input_ids` must lie in; not looked at if None.
@@ -91,23 +94,23 @@ def iter_rows(path: Path, vocabulary: int | None = None) -> Iterator[dict]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            row = parse_json(line, f"{path}, line {number}")
-            complaint = _complaint(row, vocabulary)
+            example = parse_json(line, f"{path}, line {number}")
+            complaint = _complaint(example, vocabulary)
             if complaint:
                 raise ValueError(f"{path}, line {number}: {complaint}")
-            yield row
+            yield example
 
 
-def read_rows(path: Path, vocabulary: int | None = None) -> list[dict]:
-    """All rows of a JSONL file.
+def read_examples(path: Path, vocabulary: int | None = None) -> list[dict]:
+    """All examples of a JSONL file.
 
     Raises:
-        ValueError: as `iter_rows`, or if there is none.
+        ValueError: as `iter_examples`, or if there is none.
     """
-    rows = list(iter_rows(path, vocabulary))
-    if not rows:
-        raise ValueError(f"data must have at least one row, {path} has none")
-    return rows
+    examples = list(iter_examples(path, vocabulary))
+    if not examples:
+        raise ValueError(f"data must have at least one example, {path} has none")
+    return examples
 
 
 def is_local(data: str) -> bool:
@@ -115,17 +118,17 @@ def is_local(data: str) -> bool:
     return Path(data).is_file() or data.endswith((".jsonl", ".json"))
 
 
-def stream_rows(data: str, split: str, vocabulary: int | None = None) -> Iterator[dict]:
+def stream_examples(data: str, split: str, vocabulary: int | None = None) -> Iterator[dict]:
     """Rows of a JSONL file, of the Python standard library's text (`stdlib:head`,
     `stdlib:held_out`), or of a dataset by its name, streamed; columns that no format has are left
     out.
 
     Raises:
-        ValueError: as `iter_rows`; if `data` is neither, `datasets` is not installed, or a row fits
-            no format.
+        ValueError: as `iter_examples`; if `data` is neither, `datasets` is not installed, or an
+            example fits no format.
     """
     if is_local(data):
-        yield from iter_rows(Path(data), vocabulary)
+        yield from iter_examples(Path(data), vocabulary)
         return
     if data in BUILT_IN:
         from autodeco_fast.training.stdlib_corpus import read_split
@@ -139,7 +142,10 @@ def stream_rows(data: str, split: str, vocabulary: int | None = None) -> Iterato
             f"data must be a JSONL file or a dataset's name, got {data!r}, which is no file; names "
             "need `pip install datasets`"
         ) from None
-    unreadable = f"data must be a JSONL file or a dataset's name, got {data!r}, of which split {split!r} cannot be read"
+    unreadable = (
+        f"data must be a JSONL file or a dataset's name, got {data!r}, of which split {split!r} "
+        "cannot be read"
+    )
     with foreign(unreadable):
         dataset = iter(load_dataset(data, split=split, streaming=True))
     for number in itertools.count(1):
@@ -148,11 +154,11 @@ def stream_rows(data: str, split: str, vocabulary: int | None = None) -> Iterato
         if columns is None:
             return
         known = next((keys for keys in FORMATS if keys <= set(columns)), set(columns))
-        row = {key: columns[key] for key in sorted(known)}
-        complaint = _complaint(row, vocabulary)
+        example = {key: columns[key] for key in sorted(known)}
+        complaint = _complaint(example, vocabulary)
         if complaint:
-            raise ValueError(f"{data}, row {number}: {complaint}")
-        yield row
+            raise ValueError(f"{data}, example {number}: {complaint}")
+        yield example
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:
@@ -161,14 +167,14 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
 
 def _template(tokenizer, messages: list[dict], prompt: bool = False) -> list[int]:
     if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template, which rows with messages need")
+        raise ValueError("the tokenizer has no chat template, which examples with messages need")
     with foreign("the tokenizer's chat template does not take the messages"):
         return list(
             tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
         )
 
 
-def _chat_row(tokenizer, messages: list[dict], learned: Iterator[int]) -> Row:
+def _chat_example(tokenizer, messages: list[dict], learned: Iterator[int]) -> Example:
     """The messages numbered `learned` are targets.
 
     A message's tokens are those between the longest prefixes that the whole chat shares with the
@@ -180,36 +186,39 @@ def _chat_row(tokenizer, messages: list[dict], learned: Iterator[int]) -> Row:
         start = _common_prefix(ids, _template(tokenizer, messages[:i], prompt=True)) if i else 0
         end = _common_prefix(ids, _template(tokenizer, messages[: i + 1]))
         labels[start:end] = ids[start:end]
-    return Row(ids, labels)
+    return Example(ids, labels)
 
 
-def _text_row(tokenizer, prompt: str, completion: str) -> Row:
+def _text_example(tokenizer, prompt: str, completion: str) -> Example:
     ids = list(tokenizer(prompt + completion).input_ids)
     end = tokenizer.eos_token_id
     if end is not None and (not ids or ids[-1] != end):
         ids.append(end)
     start = _common_prefix(ids, list(tokenizer(prompt).input_ids)) if prompt else 0
-    return Row(ids, [IGNORED] * start + ids[start:])
+    return Example(ids, [IGNORED] * start + ids[start:])
 
 
-def _encoded(tokenizer, row: dict) -> Row:
-    """All ids and labels of a checked row."""
-    if "input_ids" in row:
-        return Row(row["input_ids"], row["labels"])
-    if "text" in row:
-        return _text_row(tokenizer, "", row["text"])
-    if "messages" in row:
-        learned = (i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
-        return _chat_row(tokenizer, row["messages"], learned)
-    if isinstance(row["prompt"], str):
-        return _text_row(tokenizer, row["prompt"], row["completion"])
-    messages = [*row["prompt"], *row["completion"]]
-    return _chat_row(tokenizer, messages, iter(range(len(row["prompt"]), len(messages))))
+def _encoded(tokenizer, example: dict) -> Example:
+    """All ids and labels of a checked example."""
+    if "input_ids" in example:
+        return Example(example["input_ids"], example["labels"])
+    if "text" in example:
+        return _text_example(tokenizer, "", example["text"])
+    if "messages" in example:
+        learned = (i for i, m in enumerate(example["messages"]) if m["role"] == "assistant")
+        return _chat_example(tokenizer, example["messages"], learned)
+    if isinstance(example["prompt"], str):
+        return _text_example(tokenizer, example["prompt"], example["completion"])
+    messages = [*example["prompt"], *example["completion"]]
+    return _chat_example(tokenizer, messages, iter(range(len(example["prompt"]), len(messages))))
 
 
-def encode(tokenizer, row: dict, max_length: int, vocabulary: int | None = None) -> Row | None:
-    """Tokenises a checked row; None if nothing is left to learn from. The first token is never a
-    target.
+def encode(
+    tokenizer, example: dict, max_length: int, vocabulary: int | None = None
+) -> Example | None:
+    """Tokenises a checked example; None if nothing is left to learn from.
+
+    The first token is never a target.
 
     Args:
         vocabulary: of the model; not looked at if None.
@@ -218,33 +227,34 @@ def encode(tokenizer, row: dict, max_length: int, vocabulary: int | None = None)
         ValueError: for a chat without a chat template, one that the template does not take, or a
             tokenizer whose ids are not the model's.
     """
-    ids, labels = _encoded(tokenizer, row)
+    ids, labels = _encoded(tokenizer, example)
     ids, labels = list(ids[:max_length]), [IGNORED, *labels[1:max_length]]
     if vocabulary is not None and ids and max(ids) >= vocabulary:
         raise ValueError(
-            f"the tokenizer makes id {max(ids)} of a row, the model's vocabulary has {vocabulary}"
+            f"the tokenizer makes id {max(ids)} of an example, the model's vocabulary has "
+            f"{vocabulary}"
         )
-    return Row(ids, labels) if any(y != IGNORED for y in labels) else None
+    return Example(ids, labels) if any(y != IGNORED for y in labels) else None
 
 
-def nothing_to_learn(rows: int, max_length: int) -> str:
-    """What is wrong with data of which no row has a target."""
-    return f"data must have a target within max_length {max_length}, none of its {rows} rows has"
+def nothing_to_learn(examples: int, max_length: int) -> str:
+    """What is wrong with data of which no example has a target."""
+    return (
+        f"data must have a target within max_length {max_length}, none of its {examples} examples "
+        "has"
+    )
 
 
 def encode_all(
-    tokenizer, rows: list[dict], max_length: int, vocabulary: int | None = None
-) -> list[Row]:
-    """Tokenises checked rows; those without a target are left out.
+    tokenizer, examples: list[dict], max_length: int, vocabulary: int | None = None
+) -> list[Example]:
+    """Tokenises checked examples; those without a target are left out.
 
     Raises:
         ValueError: as `encode`, or if none is left.
     """
-    encoded = [
-        row
-        for row in (encode(tokenizer, row, max_length, vocabulary) for row in rows)
-        if row is not None
-    ]
+    encoded = [encode(tokenizer, example, max_length, vocabulary) for example in examples]
+    encoded = [example for example in encoded if example is not None]
     if not encoded:
-        raise ValueError(nothing_to_learn(len(rows), max_length))
+        raise ValueError(nothing_to_learn(len(examples), max_length))
     return encoded

@@ -6,35 +6,30 @@ A step depends on seed, step number and parameters alone, so a run that was kill
 in the same bits.
 """
 
-import json
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from autodeco_fast import TemperatureHead, TopPHead, required_temperature
+from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.checkpoint import CONFIG_NAME
-from autodeco_fast.files import append_text, write_text
-from autodeco_fast.losses import IMPOSSIBLE, TRIVIAL, difficulty
 from autodeco_fast.training import checkpoints
 from autodeco_fast.training.batches import Source
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.config import TrainConfig
-from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
-from autodeco_fast.training.step import Seen, Step, differentiate
-
-METRICS_NAME, SETTINGS_NAME, DIAGNOSTICS_NAME = (
-    "metrics.jsonl",
-    "training.json",
-    "diagnostics.jsonl",
+from autodeco_fast.training.metrics import Log, Totals
+from autodeco_fast.training.objectives import (
+    AutoDecoJoint,
+    AutoDecoTemperature,
+    MinPHinge,
+    Objective,
 )
+from autodeco_fast.training.step import Step, differentiate
 
 
-def objective_of(config: TrainConfig):
+def objective_of(config: TrainConfig) -> Objective:
     if config.objective == "autodeco_temperature":
         return AutoDecoTemperature()
     if config.objective == "autodeco_joint":
@@ -59,54 +54,6 @@ def save_heads(head: nn.Module, folder: Path) -> None:
     head.save_pretrained(folder)
 
 
-class Totals:
-    """Sums over a step's tokens, `[7]`: learned from, targets, T, T* and covered of the learned
-    ones, impossible, trivial."""
-
-    def __init__(self):
-        self.values = torch.zeros(7, dtype=torch.float64)
-
-    def add(self, seen: Seen, config: TrainConfig) -> None:
-        need, T, learned = (
-            required_temperature(seen.stats, config.min_p),
-            seen.temperature,
-            seen.learned,
-        )
-        inside = lambda x: torch.where(learned, x, 0.0).sum()
-        bucket = difficulty(seen.stats, max_rank=config.max_rank, trivial_prob=config.trivial_prob)
-        sums = (
-            *(
-                learned.sum(),
-                (seen.stats.rank >= 0).sum(),
-                inside(T),
-                inside(need),
-                (learned & (need <= T)).sum(),
-            ),
-            *((bucket == IMPOSSIBLE).sum(), (bucket == TRIVIAL).sum()),
-        )
-        self.values += torch.stack([s.double().cpu() for s in sums])
-
-    def why_nothing(self, config: TrainConfig) -> str:
-        """Which setting left no token to learn from."""
-        _, targets, *_, impossible, trivial = (int(x) for x in self.values)
-        if config.objective != "min_p_hinge":
-            return f"all {targets:,} targets were left out as easy; another seed leaves out others"
-        if impossible == targets:
-            return f"max_rank {config.max_rank} dropped all {targets:,} targets"
-        if impossible + trivial == targets:
-            return f"easy_fraction {config.easy_fraction:g} dropped all {trivial:,} targets that max_rank had left"
-        return f"min_p {config.min_p:g} puts every target that was left out of reach of the highest temperature"
-
-    def means(self) -> dict[str, float]:
-        kept, targets, *sums = self.values.tolist()[:5]
-        names = ("temperature", "required_temperature", "coverage")
-        return {
-            **{n: s / max(kept, 1) for n, s in zip(names, sums)},
-            "kept_tokens": int(kept),
-            "target_tokens": int(targets),
-        }
-
-
 def learning_rate(step: int, steps: int, warmup_ratio: float, schedule: str = "cosine") -> float:
     """Factor of the learning rate: a linear warm-up, then half a cosine to zero, or 1."""
     warmup = round(steps * warmup_ratio)
@@ -114,22 +61,28 @@ def learning_rate(step: int, steps: int, warmup_ratio: float, schedule: str = "c
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
-    return 0.5 + 0.5 * float(
-        torch.cos(torch.tensor(torch.pi * (step - warmup) / max(1, steps - warmup)))
-    )
+    angle = torch.pi * (step - warmup) / max(1, steps - warmup)
+    return 0.5 + 0.5 * float(torch.cos(torch.tensor(angle)))
 
 
 @torch.no_grad()
-def held_out_loss(source: Source, head: nn.Module, objective, accelerator) -> float:
-    """The objective's terms added up, each a mean over the held-out tokens, split over the
-    processes."""
+def held_out_loss(source: Source, head: nn.Module, objective: Objective, accelerator) -> float:
+    """The objective's terms added up, each a mean over the held-out tokens of all processes."""
     rank, world = accelerator.process_index, accelerator.num_processes
     parameters = list(head.parameters())[:1]
     total = Step.zero(objective.names, parameters)
     for step in range(source.steps_per_epoch(world)):
         for batch in source.batches(0, step, rank, world):
-            total = total + differentiate(batch(head, objective), parameters)[0]
-    return sum(total.reduce(lambda x: accelerator.reduce(x, "sum")).means().values())
+            total = total + differentiate(objective(batch, source.lm_head, head), parameters)[0]
+    return sum(total.reduce(accelerator.reduce).means().values())
+
+
+def _no_start(steps: int, done: int) -> None:
+    pass
+
+
+def _no_step(metrics: dict) -> None:
+    pass
 
 
 def train(
@@ -138,8 +91,8 @@ def train(
     *,
     measure_on: Source | None = None,
     accelerator=None,
-    on_start: Callable[[int, int], None] = lambda steps, done: None,
-    on_step: Callable[[dict], None] = lambda metrics: None,
+    on_start: Callable[[int, int], None] = _no_start,
+    on_step: Callable[[dict], None] = _no_step,
 ) -> nn.Module:
     """Trains a head and writes it, its settings and its metrics to `config.output`.
 
@@ -152,14 +105,14 @@ def train(
 
     Raises:
         ValueError: if `config.output` holds a head already, a loss or a weight is not finite, or no
-            step kept a token. No head is written then.
+            step selected a token. No head is written then.
     """
     from accelerate import Accelerator
 
     mine = accelerator is None
     accelerator = Accelerator() if mine else accelerator
     check_output(config)
-    head = _Run(source, config, measure_on, accelerator, on_start, on_step).run()
+    head = _Run(source, config, measure_on, accelerator).run(on_start, on_step)
     if mine:
         accelerator.end_training()  # several processes must close their group before they exit
     return head
@@ -179,10 +132,13 @@ def check_output(config: TrainConfig) -> None:
 class _Run:
     """One training run in one process."""
 
-    def __init__(self, source, config, measure_on, accelerator, on_start, on_step):
+    def __init__(self, source: Source, config: TrainConfig, measure_on: Source | None, accelerator):
         self.source, self.config, self.measure_on = source, config, measure_on
-        self.accelerator, self.on_start, self.on_step = accelerator, on_start, on_step
+        self.accelerator = accelerator
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.per_epoch = source.steps_per_epoch(self.world)
+        steps = self.per_epoch * config.num_train_epochs
+        self.steps = min(steps, config.max_steps or steps)
         self.head = new_head(config, source.hidden_size).to(source.device)
         self.objective = objective_of(config)
         self.optimizer = torch.optim.AdamW(
@@ -190,88 +146,95 @@ class _Run:
         )
         self.progress, self.best = Progress(), None
         self.totals = Totals()  # of all steps
+        self.log: Log | None = None  # in the main process
 
-    def run(self) -> nn.Module:
-        config, progress = self.config, self.progress
-        per_epoch = self.source.steps_per_epoch(self.world)
-        steps = per_epoch * config.num_train_epochs
-        steps = min(steps, config.max_steps or steps)
-        folder = checkpoints.newest(config.output) if config.resume else None
-        if folder is not None:
-            self.progress, self.best = checkpoints.load(folder, self.head, self.optimizer)
-            progress = self.progress
-        log = (
-            _Log(config, self.source.identity(), progress.step)
-            if self.accelerator.is_main_process
-            else None
-        )
-        self.on_start(steps, progress.step)
-        while progress.step < steps and not self._out_of_patience():
-            metrics = self._step(*divmod(progress.step, per_epoch), steps, log)
-            progress.kept_tokens += metrics["kept_tokens"]
-            progress.step += 1
-            if self.measure_on is not None and (
-                progress.step % config.eval_steps == 0 or progress.step == steps
-            ):
+    def run(
+        self, on_start: Callable[[int, int], None], on_step: Callable[[dict], None]
+    ) -> nn.Module:
+        config = self.config
+        newest = checkpoints.newest(config.output) if config.resume else None
+        if newest is not None:
+            self.progress, self.best = checkpoints.load(newest, self.head, self.optimizer)
+        progress = self.progress
+        if self.accelerator.is_main_process:
+            self.log = Log(config, self.source.identity(), progress.step)
+        on_start(self.steps, progress.step)
+        while progress.step < self.steps and not self._out_of_patience():
+            metrics = self._step()
+            if self._measures():
                 metrics["eval_loss"] = self._measure()
-            if log:
-                log.write(metrics)
-                self.on_step(metrics)
-            if config.save_steps and progress.step % config.save_steps == 0 and log:
-                checkpoints.save(
-                    config.output,
-                    self.head,
-                    self.optimizer,
-                    progress,
-                    self.best,
-                    config.save_total_limit,
-                )
-        if not progress.kept_tokens:
+            if self.log:
+                self.log.write(metrics)
+                on_step(metrics)
+                if config.save_steps and progress.step % config.save_steps == 0:
+                    self._save()
+        if not progress.selected_tokens:
             raise ValueError(f"no token was left to learn from: {self.totals.why_nothing(config)}")
         if self.best is not None and config.early_stopping_patience:
             self.head.load_state_dict(self.best)
-        if log:
+        if self.log:
             save_heads(self.head, config.output)
         self.accelerator.wait_for_everyone()
         return self.head
 
-    def _step(self, epoch: int, step: int, steps: int, log: "_Log | None") -> dict:
-        config, parameters = self.config, list(self.head.parameters())
-        total, totals = Step.zero(self.objective.names, parameters), Totals()
-        for batch in self.source.batches(epoch, step, self.rank, self.world):
-            part, seen = differentiate(batch(self.head, self.objective), parameters)
-            total = total + part
-            totals.add(seen, config)
-            if log and config.diagnostics:
-                log.diagnose(self.progress.step + 1, seen, config)
-        add = lambda x: self.accelerator.reduce(x, "sum")
-        total = total.reduce(add)
-        totals.values = add(totals.values.to(self.accelerator.device)).cpu()
+    def _step(self) -> dict:
+        """One optimizer step; its metrics."""
+        total, totals = self._gradients()
         self.totals.values += totals.values
+        self.progress.selected_tokens += int(totals.values[0])
         losses = total.means()
+        self._check_finite(losses)
+        rate = self.config.learning_rate * learning_rate(
+            self.progress.step,
+            self.steps,
+            self.config.warmup_ratio,
+            self.config.lr_scheduler_type,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total.assign(self.head.parameters())
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        terms = {f"loss_{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
+        return {
+            "step": self.progress.step,
+            "loss": sum(losses.values()),
+            **terms,
+            **totals.means(),
+            "learning_rate": rate,
+        }
+
+    def _gradients(self) -> tuple[Step, Totals]:
+        """Sums of a step over all batches and processes."""
+        parameters = list(self.head.parameters())
+        total, totals = Step.zero(self.objective.names, parameters), Totals()
+        epoch, step = divmod(self.progress.step, self.per_epoch)
+        for batch in self.source.batches(epoch, step, self.rank, self.world):
+            sums = self.objective(batch, self.source.lm_head, self.head)
+            one, seen = differentiate(sums, parameters)
+            total = total + one
+            totals.add(seen, self.config)
+            if self.log and self.config.diagnostics:
+                self.log.diagnose(self.progress.step + 1, seen, self.config)
+        total = total.reduce(self.accelerator.reduce)
+        totals.values = self.accelerator.reduce(totals.values.to(self.accelerator.device)).cpu()
+        return total, totals
+
+    def _check_finite(self, losses: dict[str, float]) -> None:
         if not math.isfinite(sum(losses.values())):
             found = ", ".join(f"{name} {value:g}" for name, value in losses.items())
             raise ValueError(
                 f"the loss must be finite, got {found} at step {self.progress.step + 1}: no head "
-                "is written; "
-                f"learning_rate {config.learning_rate:g} may be too high, or hidden states are NaN"
+                f"is written; learning_rate {self.config.learning_rate:g} may be too high, or "
+                "hidden states are NaN"
             )
-        rate = config.learning_rate * learning_rate(
-            self.progress.step, steps, config.warmup_ratio, config.lr_scheduler_type
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        total.assign(parameters)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        extra = {f"loss_{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
-        return {
-            "step": self.progress.step + 1,
-            "loss": sum(losses.values()),
-            **extra,
-            **totals.means(),
-            "learning_rate": rate,
-        }
+
+    def _measures(self) -> bool:
+        """Whether the held-out loss is due."""
+        step = self.progress.step
+        due = step % self.config.eval_steps == 0 or step == self.steps
+        return due and self.measure_on is not None
 
     def _measure(self) -> float:
         loss = held_out_loss(self.measure_on, self.head, self.objective, self.accelerator)
@@ -286,47 +249,12 @@ class _Run:
         patience = self.config.early_stopping_patience
         return bool(patience) and self.progress.without_better >= patience
 
-
-class _Log:
-    """`training.json`, `metrics.jsonl` and `diagnostics.jsonl`: whole lines, none beyond the step a
-    resume begins at."""
-
-    def __init__(self, config: TrainConfig, identity: dict[str, str], done: int):
-        self.started = time.perf_counter()
-        self.metrics, self.diagnostics = (
-            config.output / METRICS_NAME,
-            config.output / DIAGNOSTICS_NAME,
+    def _save(self) -> None:
+        checkpoints.save(
+            self.config.output,
+            head=self.head,
+            optimizer=self.optimizer,
+            progress=self.progress,
+            best=self.best,
+            limit=self.config.save_total_limit,
         )
-        settings = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(config).items()
-        }
-        settings |= identity
-        write_text(config.output / SETTINGS_NAME, json.dumps(settings, indent=1) + "\n")
-        for path in (self.metrics, *([self.diagnostics] if config.diagnostics else [])):
-            write_text(path, "".join(self._until(path, done)))
-
-    @staticmethod
-    def _until(path: Path, done: int) -> list[str]:
-        lines = (
-            path.read_text(encoding="utf-8").splitlines(keepends=True)
-            if done and path.exists()
-            else []
-        )
-        return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
-
-    def write(self, metrics: dict) -> None:
-        metrics["seconds"] = time.perf_counter() - self.started
-        self._append(self.metrics, [metrics])
-
-    def diagnose(self, step: int, seen: Seen, config: TrainConfig) -> None:
-        """The first few tokens of a batch: predicted and required temperature, and whether the cut
-        held."""
-        need, T = required_temperature(seen.stats, config.min_p), seen.temperature
-        rows = zip(*(x[: config.diagnostics].tolist() for x in (T, need, need <= T, seen.learned)))
-        names = ("temperature", "required_temperature", "covered", "learned")
-        self._append(self.diagnostics, [{"step": step, **dict(zip(names, row))} for row in rows])
-
-    @staticmethod
-    def _append(path: Path, records: list[dict]) -> None:
-        append_text(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -56,7 +56,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> np.ndarray:
-    """All documents in one row of ids, each opened by the end-of-text token."""
+    """All documents in one sequence of ids, each opened by the end-of-text token."""
     ids: list[int] = []
     for encoding in tokenizer.backend_tokenizer.encode_batch(texts):
         ids.append(0)
@@ -97,12 +97,12 @@ def train(model: LlamaForCausalLM, ids: np.ndarray, steps: int, seed: int) -> No
         for o in optimizers
     ]
     rng = np.random.default_rng(seed)
-    rows = np.arange(WINDOW + 1)
+    window = np.arange(WINDOW + 1)
     started, running = time.time(), 0.0
     model.train()
     for step in range(steps):
         starts = rng.integers(0, len(ids) - WINDOW - 1, BATCH)
-        batch = torch.from_numpy(ids[starts[:, None] + rows])
+        batch = torch.from_numpy(ids[starts[:, None] + window])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=batch[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(
@@ -134,6 +134,12 @@ def held_out_nats(model: LlamaForCausalLM, ids: np.ndarray) -> float:
     return total / count
 
 
+def _grams(ids: np.ndarray, order: int) -> np.ndarray:
+    """A number for `order` neighbouring ids, at every position that has so many."""
+    last = len(ids) - order + 1
+    return sum(ids[k : last + k] * VOCAB ** (order - 1 - k) for k in range(order))
+
+
 def ngram_nats(train_ids: np.ndarray, ids: np.ndarray) -> dict[str, float]:
     """Held-out nats a token of a unigram (add-one) and of a trigram interpolated with it (absolute
     discount 0.75)."""
@@ -141,10 +147,7 @@ def ngram_nats(train_ids: np.ndarray, ids: np.ndarray) -> dict[str, float]:
 
     def backed_off(order: int, lower: np.ndarray) -> np.ndarray:
         """p_order(next | order-1 tokens before) at every position of `ids` from `order - 1` on."""
-        key = lambda x: sum(
-            x[k : len(x) - order + 1 + k] * VOCAB ** (order - 1 - k) for k in range(order)
-        )
-        grams, counts = np.unique(key(train_ids), return_counts=True)
+        grams, counts = np.unique(_grams(train_ids, order), return_counts=True)
         contexts, first, types = np.unique(grams // VOCAB, return_index=True, return_counts=True)
         totals = np.add.reduceat(counts, first)
 
@@ -152,15 +155,17 @@ def ngram_nats(train_ids: np.ndarray, ids: np.ndarray) -> dict[str, float]:
             at = np.searchsorted(table, wanted).clip(max=len(table) - 1)
             return np.where(table[at] == wanted, values[at], 0)
 
-        gram = key(ids)
-        n, total, kinds = (
+        gram = _grams(ids, order)
+        n, total, distinct = (
             find(grams, counts, gram),
             find(contexts, totals, gram // VOCAB),
             find(contexts, types, gram // VOCAB),
         )
         seen = np.maximum(total, 1)
         return np.where(
-            total > 0, np.maximum(n - discount, 0) / seen + discount * kinds / seen * lower, lower
+            total > 0,
+            np.maximum(n - discount, 0) / seen + discount * distinct / seen * lower,
+            lower,
         )
 
     frequency = np.bincount(train_ids, minlength=VOCAB) + 1.0
@@ -184,8 +189,9 @@ A language model of Python source text, small enough to ship with a package: Lla
 
     python -m autodeco_fast.training.pretrain --output DIR --steps {steps} --seed {seed}
 
-on the source text of Python {python}'s standard library (the `train` list of `stdlib_corpus.py`: {train_tokens:,} tokens,
-{seen_tokens:,} seen in training). That text is under the Python Software Foundation License. For demonstrations and tests only.
+on the source text of Python {python}'s standard library (the `train` list of `stdlib_corpus.py`:
+{train_tokens:,} tokens, {seen_tokens:,} seen in training). That text is under the Python Software
+Foundation License. For demonstrations and tests only.
 
 Held-out modules ({held_out_tokens:,} tokens, {held_out_bytes:,} bytes; never seen in training):
 

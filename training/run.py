@@ -1,60 +1,39 @@
-"""Scans and training runs from files to files, with a progress bar: what `autodeco-fast scan` and
-`train` do."""
+"""Scans and training runs from files to files: what `autodeco-fast scan` and `train` do."""
 
 import json
-import time
-from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from autodeco_fast.checkpoint import CONFIG_NAME
 from autodeco_fast.files import output_folder, write_text
 from autodeco_fast.training.config import ScanConfig, TrainConfig, sweep
+from autodeco_fast.training.console import Speed, console_of, progress_bar, say_scanned
 from autodeco_fast.training.data import (
     encode_all,
     is_local,
-    iter_rows,
+    iter_examples,
     nothing_to_learn,
-    read_rows,
-    stream_rows,
+    read_examples,
+    stream_examples,
 )
-
-SWEEP_NAME = "sweep.json"
-
-
-@contextmanager
-def progress_bar(console: Console):
-    """Yields a function (total=…, advance=…, description=…) that moves a bar on the console."""
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda **change: bar.update(task, **change)
+from autodeco_fast.training.file_names import METRICS_NAME, SETTINGS_NAME, SWEEP_NAME
 
 
-def _console(accelerator) -> Console:
-    return Console(stderr=True, quiet=not accelerator.is_main_process, markup=False)
-
-
-def _held(folder: Path, accelerator):
+def _held(folder: Path, accelerator) -> AbstractContextManager:
     """The output folder, held by one process of a run."""
     return output_folder(folder) if accelerator.is_main_process else nullcontext()
 
 
 def scan_from_files(config: ScanConfig) -> None:
-    """Checks the data, loads the model, scans, says what was kept.
+    """Checks the data, loads the model, scans, says what was selected.
 
     Raises:
-        ValueError: for input that cannot be used, or of which nothing is kept; no scan is left
+        ValueError: for input that cannot be used, or of which nothing is selected; no scan is left
             then.
     """
     from accelerate import Accelerator
@@ -65,95 +44,90 @@ def scan_from_files(config: ScanConfig) -> None:
     accelerator.end_training()
 
 
+def _count_examples(config: ScanConfig) -> int | None:
+    """Checks all examples of a file, before a model is looked at; of a dataset, the first one."""
+    if not is_local(config.data):
+        next(stream_examples(config.data, config.split), None)
+        return None
+    count, with_ids = 0, False
+    for example in iter_examples(Path(config.data)):
+        count, with_ids = count + 1, with_ids or "input_ids" in example
+    if with_ids:
+        from autodeco_fast.training.base_model import facts
+
+        for _ in iter_examples(Path(config.data), facts(config.model).vocabulary):
+            pass
+    return count
+
+
 def _scan(config: ScanConfig, accelerator) -> None:
-    from autodeco_fast.training.base_model import facts, load, load_tokenizer
+    count = _count_examples(config)
+    from autodeco_fast.training.base_model import frozen_dtype, load, load_tokenizer
     from autodeco_fast.training.scan import scan
-    from autodeco_fast.training.scan_store import discard, why_empty
 
-    rows = None
-    if is_local(config.data):  # all of it, before a model is looked at
-        rows, with_ids = 0, False
-        for row in iter_rows(Path(config.data)):
-            rows, with_ids = rows + 1, with_ids or "input_ids" in row
-        if with_ids:
-            for _ in iter_rows(Path(config.data), facts(config.model).vocabulary):
-                pass
-    else:
-        next(stream_rows(config.data, config.split), None)
-    tokenizer = load_tokenizer(config.model)
-    base = load(config.model, torch.bfloat16, accelerator.device)
-    base.verify(torch.tensor([[0, 1, 2]], device=accelerator.device) % base.vocabulary)
-    console = _console(accelerator)
-    seen, started = 0, time.perf_counter()
-    with progress_bar(console) as bar:
-        bar(total=None if rows is None else -(-rows // accelerator.num_processes))
-
-        def show(done: int, tokens: int) -> None:
-            nonlocal seen
-            seen += tokens
-            bar(
-                advance=done,
-                description=f"rows, {seen / (time.perf_counter() - started):,.0f} tokens/s a process",
-            )
-
-        manifest = scan(config, base, tokenizer, accelerator=accelerator, on_rows=show)
-    counts = manifest["counts"]
+    tokenizer, device = load_tokenizer(config.model), accelerator.device
+    base = load(config.model, frozen_dtype(device), device)
+    base.verify(torch.tensor([[0, 1, 2]], device=device) % base.vocabulary)
+    console = console_of(accelerator)
+    with progress_bar(console) as move:
+        move(total=None if count is None else -(-count // accelerator.num_processes))
+        manifest = scan(config, base, tokenizer, accelerator=accelerator, on_examples=Speed(move))
     if not manifest["kept"]:
-        accelerator.wait_for_everyone()  # until all have read the manifest
-        if accelerator.is_main_process:
-            discard(config.output, manifest["shards"])
-        nothing = f"nothing is kept of {config.data!r}: {why_empty(manifest)}"
-        raise ValueError(
-            nothing
-            if counts["seen"]
-            else nothing_to_learn(counts["rows"], base.row_length(config.max_length))
-        )
-    table = Table("tokens", "seen", "kept")
-    for name in ("trivial", "middle", "impossible"):
-        table.add_row(name, f"{counts[name]:,}", f"{counts[f'kept_{name}']:,}")
-    table.add_row("all", f"{counts['seen']:,}", f"{manifest['kept']:,}")
-    console.print(table)
-    if counts["not_finite"]:
-        console.print(
-            f"{counts['not_finite']:,} hidden states were NaN or infinite and are left out"
-        )
-    if manifest["share"] < 1:
-        console.print(f"max_bytes leaves {manifest['share']:g} of the selected tokens")
+        _refuse_empty(config, manifest, base.example_length(config.max_length), accelerator)
+    say_scanned(console, manifest)
     console.print(f"written to {config.output}: {manifest['shards']} shards", soft_wrap=True)
 
 
-def _sources(config: TrainConfig, accelerator, console: Console) -> Callable[[TrainConfig], tuple]:
-    """Settings → what to learn from and what to measure on; scan or model and data are opened
-    once."""
-    from autodeco_fast.training.batches import OnlineSource, ScanSource
+def _refuse_empty(config: ScanConfig, manifest: dict, length: int, accelerator) -> None:
+    from autodeco_fast.training.scan_store import discard, why_empty
 
-    if config.scan is not None:
-        from autodeco_fast.training.scan_store import Scan
+    accelerator.wait_for_everyone()  # until all have read the manifest
+    if accelerator.is_main_process:
+        discard(config.output, manifest["shards"])
+    counts = manifest["counts"]
+    nothing = f"nothing is kept of {config.data!r}: {why_empty(manifest)}"
+    raise ValueError(nothing if counts["seen"] else nothing_to_learn(counts["rows"], length))
 
-        scan = Scan(config.scan)
+
+class _Sources:
+    """What to learn from and what to measure on: a scan, or model and data, opened once."""
+
+    def __init__(self, config: TrainConfig, accelerator, console: Console):
+        self.device = accelerator.device
+        if config.scan is not None:
+            from autodeco_fast.training.scan_store import Scan
+
+            self.scan = Scan(config.scan)
+            seen = self.scan.manifest["counts"]["seen"]
+            console.print(f"{len(self.scan):,} tokens of {seen:,} scanned; {self.device}")
+            return
+        self.scan = None
+        raw = read_examples(config.data)  # complains before a model is looked at
+        from autodeco_fast.training import base_model
+
+        found = base_model.facts(config.model)
+        if any("input_ids" in example for example in raw):
+            read_examples(config.data, found.vocabulary)
+        length = base_model.example_length(config.max_length, found.positions)
+        tokenizer = base_model.load_tokenizer(config.model)
+        self.examples = encode_all(tokenizer, raw, length, found.vocabulary)
+        dtype = base_model.frozen_dtype(self.device)
+        self.base = base_model.load(config.model, dtype, self.device)
+        self.base.verify(torch.tensor([self.examples[0].input_ids], device=self.device))
         console.print(
-            f"{len(scan):,} tokens of {scan.manifest['counts']['seen']:,} scanned; "
-            f"{accelerator.device}"
+            f"{len(self.examples):,} examples of {len(raw):,} have a target; "
+            f"{accelerator.num_processes} × {self.device}"
         )
-        return lambda settings: ScanSource(scan, settings, accelerator.device).split()
-    raw = read_rows(config.data)  # complains before a model is looked at
-    from autodeco_fast.training.base_model import facts, load, load_tokenizer, row_length
 
-    found = facts(config.model)
-    if any("input_ids" in row for row in raw):
-        read_rows(config.data, found.vocabulary)
-    length = row_length(config.max_length, found.positions)
-    rows = encode_all(load_tokenizer(config.model), raw, length, found.vocabulary)
-    base = load(config.model, torch.bfloat16, accelerator.device)
-    base.verify(torch.tensor([rows[0].input_ids], device=accelerator.device))
-    console.print(
-        f"{len(rows):,} rows of {len(raw):,} have a target; {accelerator.num_processes} × "
-        f"{accelerator.device}"
-    )
-    return lambda settings: OnlineSource(base, rows, settings).split()
+    def open(self, config: TrainConfig) -> tuple:
+        from autodeco_fast.training.batches import OnlineSource, ScanSource
+
+        if self.scan is not None:
+            return ScanSource(self.scan, config, self.device).split()
+        return OnlineSource(self.base, self.examples, config).split()
 
 
-def train_from_files(config: TrainConfig, grid: list[str]) -> None:
+def train_from_files(config: TrainConfig, grid: list[str] | None = None) -> None:
     """Checks the input, trains one head, or one a point of the grid, and writes.
 
     Raises:
@@ -162,9 +136,8 @@ def train_from_files(config: TrainConfig, grid: list[str]) -> None:
     points = sweep(config, grid) if grid else [({}, config)]
     from accelerate import Accelerator
 
-    trackers = [
-        name.strip() for name in config.report_to.split(",") if name.strip() not in ("none", "")
-    ]
+    trackers = [name.strip() for name in config.report_to.split(",")]
+    trackers = [name for name in trackers if name not in ("none", "")]
     accelerator = Accelerator(log_with=trackers or None, project_dir=str(config.output))
     installed = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
     if not set(trackers) <= installed:
@@ -173,106 +146,99 @@ def train_from_files(config: TrainConfig, grid: list[str]) -> None:
             f"{', '.join(sorted(set(trackers) - installed))}"
         )
     with _held(config.output, accelerator):
-        _train(points, config, accelerator, trackers)
+        _train(points, config, accelerator)
     accelerator.end_training()
 
 
-def _train(
-    points: list[tuple[dict, TrainConfig]], config: TrainConfig, accelerator, trackers: list[str]
-) -> None:
-    from autodeco_fast.training.loop import METRICS_NAME, SETTINGS_NAME, check_output
+def _train(points: list[tuple[dict, TrainConfig]], config: TrainConfig, accelerator) -> None:
+    from autodeco_fast.training.loop import check_output
 
-    swept, console = bool(points[0][0]), _console(accelerator)
-    done = {
-        settings.output
+    swept, console = bool(points[0][0]), console_of(accelerator)
+    left = [
+        settings
         for _, settings in points
-        if config.resume and (settings.output / CONFIG_NAME).exists()
-    }
-    if len(done) == len(points) and (not swept or (config.output / SWEEP_NAME).exists()):
+        if not (config.resume and (settings.output / CONFIG_NAME).exists())
+    ]
+    if not left and (not swept or (config.output / SWEEP_NAME).exists()):
         console.print(f"{config.output} is finished: there is nothing to resume", soft_wrap=True)
         return
-    for _, settings in points:
-        if settings.output not in done:
-            check_output(settings)
+    for settings in left:
+        check_output(settings)
     accelerator.wait_for_everyone()  # the first to write must not be taken for somebody else
-    if trackers:
+    if accelerator.log_with:
         accelerator.init_trackers("autodeco_fast")
-    open_source = _sources(config, accelerator, console)
-    for _, settings in points:
-        if settings.output not in done:
-            _train_one(*open_source(settings), settings, accelerator, console, trackers)
+    sources = _Sources(config, accelerator, console)
+    for settings in left:
+        _train_one(sources, settings, accelerator, console)
     if not accelerator.is_main_process:
         return
     if swept:
         _tabulate(console, config, points)
-    what = (
-        f"{SWEEP_NAME} and a folder a head"
-        if swept
-        else f"the head, {METRICS_NAME}, {SETTINGS_NAME}"
-    )
+    head = f"the head, {METRICS_NAME}, {SETTINGS_NAME}"
+    what = f"{SWEEP_NAME} and a folder a head" if swept else head
     console.print(f"written to {config.output}: {what}", soft_wrap=True)
 
 
-def _train_one(
-    source, measure_on, config: TrainConfig, accelerator, console: Console, trackers: list[str]
-) -> None:
+def _train_one(sources: _Sources, config: TrainConfig, accelerator, console: Console) -> None:
     """Trains one head."""
     from autodeco_fast.training.loop import train
 
-    with progress_bar(console) as bar:
+    source, measure_on = sources.open(config)
+    with progress_bar(console) as move:
 
-        def show(m: dict) -> None:
-            if trackers:
-                accelerator.log({k: v for k, v in m.items() if k != "step"}, step=m["step"])
-            bar(
-                advance=1,
-                description=f"loss {m['loss']:.4f}  T {m['temperature']:.3f}  coverage {m['coverage']:.3f}",
-            )
+        def start(steps: int, done: int) -> None:
+            move(total=steps, completed=done)
 
-        start: Callable = lambda steps, done: bar(total=steps, completed=done)
+        on_step = partial(_show_step, move, accelerator)
         train(
             source,
             config,
             measure_on=measure_on,
             accelerator=accelerator,
             on_start=start,
-            on_step=show,
+            on_step=on_step,
         )
+
+
+def _show_step(move, accelerator, metrics: dict) -> None:
+    """A step's metrics on the bar and to the trackers."""
+    if accelerator.log_with:
+        values = {name: value for name, value in metrics.items() if name != "step"}
+        accelerator.log(values, step=metrics["step"])
+    loss, T, coverage = (metrics[name] for name in ("loss", "temperature", "coverage"))
+    move(advance=1, description=f"loss {loss:.4f}  T {T:.3f}  coverage {coverage:.3f}")
 
 
 def _tabulate(
     console: Console, config: TrainConfig, results: list[tuple[dict, TrainConfig]]
 ) -> None:
-    """A line a point: the last step's loss, and from a scan coverage, temperature and kept-set size
-    of the finished head."""
-    from autodeco_fast.training.loop import METRICS_NAME
-
-    rows = []
+    """A line a point: the last step's loss, and from a scan the measures of the finished head."""
+    lines = []
     for point, settings in results:
-        last = json.loads(
-            (settings.output / METRICS_NAME).read_text(encoding="utf-8").splitlines()[-1]
-        )
-        rows.append({**point, **{m: last[m] for m in ("loss", "eval_loss") if m in last}})
+        metrics = (settings.output / METRICS_NAME).read_text(encoding="utf-8")
+        last = json.loads(metrics.splitlines()[-1])
+        lines.append({**point, **{m: last[m] for m in ("loss", "eval_loss") if m in last}})
     if config.scan is not None and config.objective == "min_p_hinge":
-        from autodeco_fast import TemperatureHead
-        from autodeco_fast.training.policy_means import of_heads
-        from autodeco_fast.training.scan_store import Scan
-
-        heads = [TemperatureHead.from_pretrained(settings.output) for _, settings in results]
-        try:
-            rows = [
-                {**row, **measured}
-                for row, measured in zip(rows, of_heads(Scan(config.scan), heads))
-            ]
-        except (
-            ValueError
-        ) as error:  # the heads are trained and written: their losses are worth showing
-            console.print(
-                f"no coverage and kept-set size, which need the scanned model: {error}",
-                soft_wrap=True,
-            )
-    write_text(config.output / SWEEP_NAME, json.dumps(rows, indent=1) + "\n")
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" for value in row.values()))
+        for line, measured in zip(lines, _measures(console, config.scan, results)):
+            line.update(measured)
+    write_text(config.output / SWEEP_NAME, json.dumps(lines, indent=1) + "\n")
+    table = Table(*lines[0])
+    for line in lines:
+        table.add_row(*(f"{value:.4g}" for value in line.values()))
     console.print(table)
+
+
+def _measures(console: Console, scan: Path, results: list[tuple[dict, TrainConfig]]) -> list[dict]:
+    """Of every head on the scan; none, and a line that says so, if its model is not there."""
+    from autodeco_fast import TemperatureHead
+    from autodeco_fast.training.measures import of_heads
+    from autodeco_fast.training.scan_store import Scan
+
+    heads = [TemperatureHead.from_pretrained(settings.output) for _, settings in results]
+    try:
+        return of_heads(Scan(scan), heads)
+    except ValueError as error:  # the heads are trained and written: their losses are worth showing
+        console.print(
+            f"no coverage and kept-set size, which need the scanned model: {error}", soft_wrap=True
+        )
+        return []

@@ -1,10 +1,9 @@
-"""The scan: one forward pass of the frozen model over the data, of which everything a head learns
-from is written down.
+"""The scan: one forward pass of the frozen model over the data; all a head learns from is written.
 
-Work is cut into blocks of `rows_per_shard` rows, dealt out to the processes; a block becomes one
-shard, whole or not at all, and carries its own counts. So a scan that was killed continues where it
-was: blocks that are there are not done again, and nothing is counted twice. What is kept at random
-    is decided by numbers that belong to the token (`training/draws.py`).
+Work is cut into blocks of `rows_per_shard` examples, dealt out to the processes; a block becomes
+one shard, whole or not at all, and carries its own counts. So a scan that was killed continues
+where it was: blocks that are there are not done again, and nothing is counted twice. What is
+selected at random is decided by uniforms that belong to the token (`training/token_uniform.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from autodeco_fast import TokenStats
 from autodeco_fast.losses import IMPOSSIBLE, MIDDLE, TRIVIAL, difficulty
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.config import ScanConfig
-from autodeco_fast.training.data import IGNORED, Row, encode, stream_rows
+from autodeco_fast.training.data import IGNORED, Example, encode, stream_examples
 from autodeco_fast.training.scan_store import (
     COUNTS,
     MANIFEST,
@@ -28,35 +27,39 @@ from autodeco_fast.training.scan_store import (
     read_manifest,
     read_shard,
     shard_path,
+    token_bytes,
     write_manifest,
     write_shard,
 )
-from autodeco_fast.training.token_noise import uniform
+from autodeco_fast.training.token_uniform import scan_uniform
 
-DRAWS_EPOCH = 2**32 - 1  # of the draws that belong to a scan; epochs of training count from 0
 _BUCKETS = {"trivial": TRIVIAL, "middle": MIDDLE, "impossible": IMPOSSIBLE}
 _LIVE_SETTINGS = ("batch_tokens", "output")  # may change when a scan is continued
 
 
-def pad(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """input_ids, attention_mask and labels `[B, L]` of rows padded on the right."""
-    length = max(len(row.input_ids) for row in rows)
-    fill = lambda values, value: values + [value] * (length - len(values))
-    return (
-        torch.tensor([fill(row.input_ids, 0) for row in rows]),
-        torch.tensor([fill([1] * len(row.input_ids), 0) for row in rows]),
-        torch.tensor([fill(row.labels, IGNORED) for row in rows]),
-    )
+def pad(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """input_ids, attention_mask and labels `[B, L]` of examples padded on the right."""
+    lengths = [len(example.input_ids) for example in examples]
+    shape = len(examples), max(lengths)
+    ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED)
+    for i, (example, n) in enumerate(zip(examples, lengths)):
+        ids[i, :n], labels[i, :n] = torch.tensor(example.input_ids), torch.tensor(example.labels)
+        mask[i, :n] = 1
+    return ids, mask, labels
+
+
+def _length(item: tuple[int, Example]) -> int:
+    return len(item[1].input_ids)
 
 
 def batches_by_length(
-    rows: list[tuple[int, Row]], batch_tokens: int
-) -> Iterator[list[tuple[int, Row]]]:
-    """Batches of rows of about the same length, at most `batch_tokens` with padding; one row at
-    least."""
-    batch: list[tuple[int, Row]] = []
-    for item in sorted(rows, key=lambda item: -len(item[1].input_ids)):
-        if batch and len(batch[0][1].input_ids) * (len(batch) + 1) > batch_tokens:
+    examples: list[tuple[int, Example]], batch_tokens: int
+) -> Iterator[list[tuple[int, Example]]]:
+    """Batches of examples of about the same length: `batch_tokens` with padding, or one example."""
+    batch: list[tuple[int, Example]] = []
+    for item in sorted(examples, key=_length, reverse=True):
+        if batch and _length(batch[0]) * (len(batch) + 1) > batch_tokens:
             yield batch
             batch = []
         batch.append(item)
@@ -64,42 +67,37 @@ def batches_by_length(
         yield batch
 
 
-def draws_of(document: torch.Tensor, position: torch.Tensor, seed: int) -> torch.Tensor:
-    """The numbers in [0, 1) that decide what a scan keeps."""
-    return uniform(seed, DRAWS_EPOCH, document, position)
-
-
 def _bucket(stats: TokenStats, config: ScanConfig) -> torch.Tensor:
     return difficulty(stats, max_rank=config.max_rank, trivial_prob=config.trivial_prob)
 
 
-def _kept(
-    bucket: torch.Tensor, draw: torch.Tensor, config: ScanConfig, share: float
+def _selected(
+    bucket: torch.Tensor, uniform: torch.Tensor, config: ScanConfig, share: float
 ) -> torch.Tensor:
-    """All of the middle, `easy_fraction` of the trivial, none of the impossible, or all tokens; of
-    these, a share."""
+    """A share of: all of the middle, `easy_fraction` of the trivial, none of the impossible.
+
+    Or a share of all tokens, if the settings say so.
+    """
     if config.all_tokens:
-        return (bucket >= 0) & (draw < share)
-    return ((bucket == MIDDLE) & (draw < share)) | (
-        (bucket == TRIVIAL) & (draw < share * config.easy_fraction)
-    )
+        return (bucket >= 0) & (uniform < share)
+    easy = (bucket == TRIVIAL) & (uniform < share * config.easy_fraction)
+    return ((bucket == MIDDLE) & (uniform < share)) | easy
 
 
 @torch.inference_mode()
 def scan_batch(
     base: BaseModel,
-    batch: list[tuple[int, Row]],
+    batch: list[tuple[int, Example]],
     config: ScanConfig,
     share: float,
     counts: dict[str, int],
 ) -> ScanTokens:
-    """The tokens of some rows that are kept; adds to the counts."""
+    """The tokens of some examples that are selected; adds to the counts."""
     device = base.weight.device
-    ids, mask, labels = (t.to(device) for t in pad([row for _, row in batch]))
+    ids, mask, labels = (t.to(device) for t in pad([example for _, example in batch]))
     wanted = labels[:, 1:] != IGNORED
-    document = torch.tensor([number for number, _ in batch], device=device)[:, None].expand(
-        wanted.shape
-    )[wanted]
+    numbers = torch.tensor([number for number, _ in batch], device=device)
+    document = numbers[:, None].expand(wanted.shape)[wanted]
     position = torch.arange(1, ids.shape[1], device=device).expand(wanted.shape)[wanted]
     hidden, target = base.hidden(ids, mask)[:, :-1][wanted], labels[:, 1:][wanted]
     stats = base.stats(hidden, target)
@@ -107,21 +105,20 @@ def scan_batch(
     counts["seen"] += len(target)
     counts["not_finite"] += int((~finite).sum())
     bucket = torch.where(finite, _bucket(stats, config), -1)
-    kept = _kept(bucket, draws_of(document, position, config.seed), config, share)
+    selected = _selected(bucket, scan_uniform(config.seed, document, position), config, share)
     for name, value in _BUCKETS.items():
         counts[name] += int((bucket == value).sum())
-    _count_kept(counts, bucket, kept)
-    probability = (stats.target_logit - stats.logsumexp).exp()
-    rows = (
-        hidden.bfloat16(),
-        stats.max_logit - stats.target_logit,
-        probability,
-        stats.entropy,
-        stats.rank,
-        target,
+    _count_selected(counts, bucket, selected)
+    return ScanTokens(
+        hidden=hidden[selected].bfloat16().cpu(),
+        gap=(stats.max_logit - stats.target_logit)[selected].cpu(),
+        target_prob=(stats.target_logit - stats.logsumexp).exp()[selected].cpu(),
+        entropy=stats.entropy[selected].cpu(),
+        rank=stats.rank[selected].int().cpu(),
+        target=target[selected].int().cpu(),
+        document=document[selected].int().cpu(),
+        position=position[selected].int().cpu(),
     )
-    floats, integers = rows[:4], (*rows[4:], document, position)
-    return ScanTokens(*(x[kept].cpu() for x in floats), *(x[kept].int().cpu() for x in integers))
 
 
 def thin(path: Path, hidden_size: int, config: ScanConfig, share: float) -> int:
@@ -131,21 +128,22 @@ def thin(path: Path, hidden_size: int, config: ScanConfig, share: float) -> int:
         return n
     tokens = read_shard(path)
     bucket = _bucket(tokens.stats(), config)
-    kept = _kept(bucket, draws_of(tokens.document, tokens.position, config.seed), config, share)
+    uniform = scan_uniform(config.seed, tokens.document, tokens.position)
+    selected = _selected(bucket, uniform, config, share)
     counts |= dict.fromkeys((f"kept_{name}" for name in _BUCKETS), 0)
-    _count_kept(counts, bucket, kept)
-    write_shard(path, tokens.rows(kept), counts, share)
-    return int(kept.sum())
+    _count_selected(counts, bucket, selected)
+    write_shard(path, tokens.rows(selected), counts, share)
+    return int(selected.sum())
 
 
-def _count_kept(counts: dict[str, int], bucket: torch.Tensor, kept: torch.Tensor) -> None:
+def _count_selected(counts: dict[str, int], bucket: torch.Tensor, selected: torch.Tensor) -> None:
     for name, value in _BUCKETS.items():
-        counts[f"kept_{name}"] += int(((bucket == value) & kept).sum())
+        counts[f"kept_{name}"] += int(((bucket == value) & selected).sum())
 
 
 def _blocks(config: ScanConfig, vocabulary: int) -> Iterator[list[dict]]:
-    rows = stream_rows(config.data, config.split, vocabulary)
-    while block := list(islice(rows, config.rows_per_shard)):
+    examples = stream_examples(config.data, config.split, vocabulary)
+    while block := list(islice(examples, config.rows_per_shard)):
         yield block
 
 
@@ -157,6 +155,7 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
     """
     settings = {name: value for name, value in asdict(config).items() if name not in _LIVE_SETTINGS}
     vocabulary = sorted(tokenizer.get_vocab().items())
+    local = Path(config.data).is_file()
     manifest = {
         "format": 1,
         "settings": settings,
@@ -164,9 +163,7 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
         "hidden_size": base.weight.shape[1],
         "lm_head": lm_head_fingerprint(base),
         "tokenizer": fingerprint(repr(vocabulary).encode()),
-        "data": fingerprint(Path(config.data).read_bytes())
-        if Path(config.data).is_file()
-        else config.data,
+        "data": fingerprint(Path(config.data).read_bytes()) if local else config.data,
     }
     if (config.output / MANIFEST).exists():
         found = read_manifest(config.output)
@@ -187,9 +184,60 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
 
 
 def lm_head_fingerprint(base: BaseModel) -> str:
-    """Of weight, bias and transform."""
-    parts = [base.weight, *([] if base.bias is None else [base.bias])]
-    return fingerprint(*parts, f"{base.logit_scale} {base.softcap}".encode())
+    """Of weight, bias and transform, the same in fp32 as in bf16 where the weights are bf16."""
+    tensors = [base.weight, *([] if base.bias is None else [base.bias])]
+    return fingerprint(
+        *(t.bfloat16() for t in tensors), f"{base.logit_scale} {base.softcap}".encode()
+    )
+
+
+def _ignore(examples: int, tokens: int) -> None:
+    pass
+
+
+class _Shards:
+    """The shards that one process makes, thinned to one share as they grow beyond `max_bytes`."""
+
+    def __init__(self, config: ScanConfig, base: BaseModel, tokenizer, on_examples: Callable):
+        self.config, self.base, self.tokenizer = config, base, tokenizer
+        self.on_examples = on_examples
+        self.hidden_size = base.weight.shape[1]
+        self.share, self.tokens, self.paths = 1.0, 0, []
+
+    def add(self, number: int, block: list[dict], limit: float) -> None:
+        """Makes the shard of a block, if it is not there; `limit` bytes for all, 0: no limit."""
+        path = shard_path(self.config.output, number)
+        if path.exists():
+            self.on_examples(len(block), 0)
+        else:
+            self._make(path, number * self.config.rows_per_shard, block)
+        _, share, n = read_facts(path, self.hidden_size)
+        self.paths.append(path)
+        self.tokens += n
+        if share != self.share:  # it was killed while shards were thinned
+            self._thin(min(share, self.share))
+        while limit and self.tokens and self.tokens * token_bytes(self.hidden_size) > limit:
+            self._thin(self.share / 2)
+
+    def _thin(self, share: float) -> None:
+        self.share = share
+        self.tokens = sum(thin(p, self.hidden_size, self.config, share) for p in self.paths)
+
+    def _make(self, path: Path, first: int, block: list[dict]) -> None:
+        counts = dict.fromkeys(COUNTS, 0) | {"rows": len(block)}
+        length = self.base.example_length(self.config.max_length)
+        examples = []
+        for number, raw in enumerate(block, first):
+            example = encode(self.tokenizer, raw, length, self.base.vocabulary)
+            if example is not None:
+                examples.append((number, example))
+        self.on_examples(len(block) - len(examples), 0)
+        tokens = [ScanTokens.none(self.hidden_size)]
+        for batch in batches_by_length(examples, self.config.batch_tokens):
+            seen = counts["seen"]
+            tokens.append(scan_batch(self.base, batch, self.config, self.share, counts))
+            self.on_examples(len(batch), counts["seen"] - seen)
+        write_shard(path, ScanTokens.in_order(tokens), counts, self.share)
 
 
 def scan(
@@ -198,14 +246,14 @@ def scan(
     tokenizer,
     *,
     accelerator=None,
-    on_rows: Callable[[int, int], None] = lambda rows, tokens: None,
+    on_examples: Callable[[int, int], None] = _ignore,
 ) -> dict:
     """Scans, or continues a scan; returns its manifest, with counts.
 
     Args:
         accelerator: one of `accelerate`, for several processes.
-        on_rows: called with the numbers of rows and of new tokens, whenever this process has come
-            further.
+        on_examples: called with the numbers of examples and of new tokens, whenever this process
+            has come further.
 
     Raises:
         ValueError: for data, settings or shards that cannot be used, by name.
@@ -218,65 +266,18 @@ def scan(
         write_manifest(config.output, manifest)
     if accelerator:
         accelerator.wait_for_everyone()
-    hidden_size = manifest["hidden_size"]
-    token_bytes = 2 * hidden_size + 28
-    share, held, mine, blocks = 1.0, 0, [], 0
+    shards, blocks = _Shards(config, base, tokenizer, on_examples), 0
     for number, block in enumerate(_blocks(config, base.vocabulary)):
         blocks += 1
-        if number % world != rank:
-            continue
-        path = shard_path(config.output, number)
-        if path.exists():
-            on_rows(len(block), 0)
-        else:
-            _make_shard(
-                path, number * config.rows_per_shard, block, base, tokenizer, config, share, on_rows
-            )
-        _, found, n = read_facts(path, hidden_size)
-        mine.append(path)
-        held += n
-        if found != share:  # it was killed while shards were thinned
-            share = min(share, found)
-            held = sum(thin(p, hidden_size, config, share) for p in mine)
-        while config.max_bytes and held * token_bytes > config.max_bytes / world and held:
-            share /= 2
-            held = sum(thin(p, hidden_size, config, share) for p in mine)
+        if number % world == rank:
+            shards.add(number, block, config.max_bytes / world)
     if accelerator:
         accelerator.wait_for_everyone()
     if rank == 0:
-        manifest = _finish(config, manifest, blocks)
-        write_manifest(config.output, manifest)
+        write_manifest(config.output, _finish(config, manifest, blocks))
     if accelerator:
         accelerator.wait_for_everyone()
     return read_manifest(config.output)
-
-
-def _make_shard(
-    path: Path,
-    first: int,
-    block: list[dict],
-    base,
-    tokenizer,
-    config: ScanConfig,
-    share: float,
-    on_rows,
-) -> None:
-    counts = dict.fromkeys(COUNTS, 0) | {"rows": len(block)}
-    length = base.row_length(config.max_length)
-    encoded = [
-        (first + i, encode(tokenizer, row, length, base.vocabulary)) for i, row in enumerate(block)
-    ]
-    rows = [(number, row) for number, row in encoded if row is not None]
-    H = base.weight.shape[1]
-    none = torch.zeros(0)
-    empty = ScanTokens(torch.zeros(0, H, dtype=torch.bfloat16), none, none, none, *[none.int()] * 4)
-    on_rows(len(block) - len(rows), 0)
-    parts = [empty]
-    for batch in batches_by_length(rows, config.batch_tokens):
-        seen = counts["seen"]
-        parts.append(scan_batch(base, batch, config, share, counts))
-        on_rows(len(batch), counts["seen"] - seen)
-    write_shard(path, ScanTokens.in_order(parts), counts, share)
 
 
 def _finish(config: ScanConfig, manifest: dict, blocks: int) -> dict:
@@ -284,7 +285,7 @@ def _finish(config: ScanConfig, manifest: dict, blocks: int) -> dict:
     hidden_size = manifest["hidden_size"]
     paths = [shard_path(config.output, number) for number in range(blocks)]
     share = min((read_facts(path, hidden_size)[1] for path in paths), default=1.0)
-    kept = sum(thin(path, hidden_size, config, share) for path in paths)
+    tokens = sum(thin(path, hidden_size, config, share) for path in paths)
     facts = [read_facts(path, hidden_size)[0] for path in paths]
     counts = {name: sum(fact[name] for fact in facts) for name in COUNTS}
-    return {**manifest, "share": share, "shards": blocks, "kept": kept, "counts": counts}
+    return {**manifest, "share": share, "shards": blocks, "kept": tokens, "counts": counts}

@@ -1,12 +1,12 @@
-"""A scan on disk: what a frozen model says of every token worth learning from, in shards of
-safetensors.
+"""A scan on disk: what a frozen model says of every token worth learning from, in safetensors.
 
     scan.json                    settings, fingerprints, and once it is finished the counts
-    shard-000012.safetensors     rows 12·rows_per_shard … of the data; a file that is there is whole
+    shard-000012.safetensors     examples 12·rows_per_shard … of the data; a file that is there is
+                                 whole
 
 A shard holds, for its n tokens: hidden [n, H] bf16; gap, target_prob, entropy [n] fp32; rank,
 target, document, position [n] int32: 2·H + 28 bytes a token. Its header holds counts. `document` is
-the row's number in the data. The same scan makes the same bytes.
+the example's number in the data. The same scan makes the same bytes.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from autodeco_fast.values import SEEDS, finite, require, whole
 MANIFEST = "scan.json"
 _FACTS = "scan"  # the one key of a shard's metadata: safetensors writes several in any order
 FIELDS = ("gap", "target_prob", "entropy", "rank", "target", "document", "position")
+TENSORS = ("hidden", *FIELDS)
 COUNTS = (
     "rows",
     "seen",
@@ -38,6 +39,11 @@ COUNTS = (
     "kept_middle",
     "kept_impossible",
 )
+
+
+def token_bytes(hidden_size: int) -> int:
+    """Bytes of a token in a shard."""
+    return 2 * hidden_size + 28
 
 
 @dataclass
@@ -57,7 +63,10 @@ class ScanTokens:
         return len(self.gap)
 
     def rows(self, index: torch.Tensor | slice) -> "ScanTokens":
-        return ScanTokens(*(getattr(self, name)[index] for name in ("hidden", *FIELDS)))
+        return ScanTokens(*(getattr(self, name)[index] for name in TENSORS))
+
+    def to(self, device: torch.device) -> "ScanTokens":
+        return ScanTokens(*(getattr(self, name).to(device) for name in TENSORS))
 
     def stats(self) -> TokenStats:
         """As of logits whose target is 0: gaps, ranks and probabilities are what losses look at.
@@ -68,35 +77,40 @@ class ScanTokens:
         return TokenStats(self.gap, unknown, zero, -log_p, self.rank.long(), self.entropy)
 
     @staticmethod
-    def cat(parts: list["ScanTokens"]) -> "ScanTokens":
-        return ScanTokens(
-            *(torch.cat([getattr(p, name) for p in parts]) for name in ("hidden", *FIELDS))
-        )
+    def none(hidden_size: int) -> "ScanTokens":
+        empty = torch.zeros(0)
+        hidden = torch.zeros(0, hidden_size, dtype=torch.bfloat16)
+        return ScanTokens(hidden, *[empty] * 3, *[empty.int()] * 4)
 
     @staticmethod
-    def in_order(parts: list["ScanTokens"]) -> "ScanTokens":
+    def cat(several: list["ScanTokens"]) -> "ScanTokens":
+        return ScanTokens(*(torch.cat([getattr(t, name) for t in several]) for name in TENSORS))
+
+    @staticmethod
+    def in_order(several: list["ScanTokens"]) -> "ScanTokens":
         """All tokens by document and position, as in the data; each is copied once."""
-        key = torch.cat([(p.document.long() << 32) + p.position for p in parts])
-        place = torch.empty_like(key)
-        place[key.argsort()] = torch.arange(len(key))
-        places = place.split([len(p) for p in parts])
+        key = torch.cat([(t.document.long() << 32) + t.position for t in several])
+        index = torch.empty_like(key)
+        index[key.argsort()] = torch.arange(len(key))
+        indices = index.split([len(t) for t in several])
 
         def merged(name: str) -> torch.Tensor:
-            out = getattr(parts[0], name).new_empty(len(key), *getattr(parts[0], name).shape[1:])
-            for part, rows in zip(parts, places):
-                out[rows] = getattr(part, name)
+            first = getattr(several[0], name)
+            out = first.new_empty(len(key), *first.shape[1:])
+            for tokens, at in zip(several, indices):
+                out[at] = getattr(tokens, name)
             return out
 
-        return ScanTokens(*(merged(name) for name in ("hidden", *FIELDS)))
+        return ScanTokens(*(merged(name) for name in TENSORS))
 
 
-def fingerprint(*parts: bytes | torch.Tensor) -> str:
+def fingerprint(*contents: bytes | torch.Tensor) -> str:
     """sha256 of bytes and of tensors' bytes, shortened."""
     digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, torch.Tensor):
-            part = part.detach().cpu().contiguous().view(torch.uint8).numpy()
-        digest.update(part)
+    for content in contents:
+        if isinstance(content, torch.Tensor):
+            content = content.detach().cpu().contiguous().view(torch.uint8).numpy()
+        digest.update(content)
     return digest.hexdigest()[:16]
 
 
@@ -105,12 +119,12 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def write_shard(path: Path, tokens: ScanTokens, counts: dict[str, int], share: float) -> None:
-    """Writes a whole shard, or none. `share` of the tokens that the filters kept are in it.
+    """Writes a whole shard, or none; `share` of the tokens that were selected are in it.
 
     Raises:
         ValueError: naming the file, if it cannot be written.
     """
-    tensors = {name: getattr(tokens, name).cpu().contiguous() for name in ("hidden", *FIELDS)}
+    tensors = {name: getattr(tokens, name).cpu().contiguous() for name in TENSORS}
     facts = {**{name: counts[name] for name in COUNTS}, "share": share}
     try:
         atomic_write(
@@ -132,26 +146,25 @@ def read_facts(path: Path, hidden_size: int) -> tuple[dict[str, int], float, int
     """
     with foreign(_unreadable(path)), safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        shapes = {name: file.get_slice(name).get_shape() for name in ("hidden", *FIELDS)}
-        kinds = [file.get_slice(name).get_dtype() for name in ("hidden", *FIELDS)]
-        facts = (
-            json.loads(metadata[_FACTS]) if _FACTS in metadata else metadata
-        )  # apart before there was one key
+        shapes = {name: file.get_slice(name).get_shape() for name in TENSORS}
+        dtypes = [file.get_slice(name).get_dtype() for name in TENSORS]
+        # They were apart before there was one key.
+        facts = json.loads(metadata[_FACTS]) if _FACTS in metadata else metadata
         counts, share = {name: int(facts[name]) for name in COUNTS}, float(facts["share"])
     n = shapes["gap"][0] if len(shapes["gap"]) == 1 else -1
     want = {"hidden": [n, hidden_size], **{name: [n] for name in FIELDS}}
-    if shapes != want or kinds != ["BF16", *["F32"] * 3, *["I32"] * 4] or not 0 < share <= 1:
+    if shapes != want or dtypes != ["BF16", *["F32"] * 3, *["I32"] * 4] or not 0 < share <= 1:
         raise ValueError(f"{_unreadable(path)}: its tensors are not those of width {hidden_size}")
     return counts, share, n
 
 
-def read_shard(path: Path, rows: slice = slice(None)) -> ScanTokens:
+def read_shard(path: Path, index: slice = slice(None)) -> ScanTokens:
     """A shard's tokens, or some of them, of which alone memory is taken.
 
     Raises:
         ValueError: naming the file, if it is no such shard, or a gap, probability or rank is none.
     """
-    tokens = ScanTokens(*read_fields(path, ("hidden", *FIELDS), rows))
+    tokens = ScanTokens(*read_fields(path, TENSORS, index))
     likely = (tokens.target_prob >= 0) & (tokens.target_prob < 1.01)  # a sure token's is rounded
     good = (tokens.gap >= 0) & likely  # NaN is not
     for name in ("rank", "target", "document", "position"):
@@ -162,11 +175,11 @@ def read_shard(path: Path, rows: slice = slice(None)) -> ScanTokens:
 
 
 def read_fields(
-    path: Path, names: tuple[str, ...], rows: slice = slice(None)
+    path: Path, names: tuple[str, ...], index: slice = slice(None)
 ) -> list[torch.Tensor]:
     """Some fields of a shard's tokens; raises as `read_shard`."""
     with foreign(_unreadable(path)), safe_open(path, "pt") as file:
-        return [file.get_slice(name)[rows] for name in names]
+        return [file.get_slice(name)[index] for name in names]
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

@@ -1,5 +1,6 @@
-"""One training step of a head: forward, statistics, losses, backward; summed over micro-batches and
-processes, then a mean.
+"""One training step of a head: forward, statistics, losses, backward.
+
+Sums over micro-batches and processes, then a mean.
 
 A term's gradient is divided by the tokens of the whole step that enter the term, once, at the end.
 So neither accumulation nor the number of processes changes what is computed. The base model's
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from autodeco_fast import TokenStats
-from autodeco_fast.training.objectives import Sums
+from autodeco_fast.training.objectives import Batch, Objective, Sums
 
 
 @dataclass
@@ -72,12 +73,11 @@ class Step:
 
 @dataclass
 class Seen:
-    """What was predicted for the tokens of a micro-batch, for metrics and diagnostics; `[N]`
-    each."""
+    """What was predicted for the tokens of a batch, for metrics and diagnostics; `[N]` each."""
 
     temperature: torch.Tensor
     stats: TokenStats
-    learned: torch.Tensor
+    selected: torch.Tensor
 
 
 def differentiate(sums: Sums, parameters: list[nn.Parameter]) -> tuple[Step, Seen]:
@@ -93,7 +93,7 @@ def differentiate(sums: Sums, parameters: list[nn.Parameter]) -> tuple[Step, See
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
         terms[name] = Term(loss.detach(), tokens, gradients)
     stats = TokenStats(*(None if field is None else field.detach() for field in sums.stats))
-    return Step(terms), Seen(sums.temperature, stats, sums.learned)
+    return Step(terms), Seen(sums.temperature, stats, sums.selected)
 
 
 def training_step(
@@ -101,11 +101,12 @@ def training_step(
     targets: torch.Tensor,
     lm_head: nn.Module,
     head: nn.Module,
-    objective: Callable[..., Sums],
-    draw: torch.Tensor | None = None,
+    objective: Objective,
+    uniform: torch.Tensor | None = None,
 ) -> tuple[Step, Seen]:
-    """Forward and backward of a head on some tokens. `step.assign(head.parameters())` makes the
-    gradient an optimizer takes.
+    """Forward and backward of a head on some tokens.
+
+    `step.assign(head.parameters())` makes the gradient that an optimizer takes.
 
     Args:
         hidden: `[N, H]` what enters the output embedding; no gradient goes there.
@@ -113,10 +114,10 @@ def training_step(
         lm_head: an `nn.Linear`, or a `BaseModel`, which also knows scale and softcap.
         head: a `TemperatureHead`, or what else the objective takes.
         objective: one of `training/objectives.py`.
-        draw: `[N]` uniform in [0, 1), what it leaves out at random; drawn with torch if None.
+        uniform: `[N]` in [0, 1), what it leaves out at random; drawn with torch if None.
 
     Returns:
         The step, to be added to others, and what it saw.
     """
-    sums = objective(hidden.detach(), targets, lm_head, head, draw)
-    return differentiate(sums, list(head.parameters()))
+    batch = Batch(hidden.detach(), targets, uniform)
+    return differentiate(objective(batch, lm_head, head), list(head.parameters()))

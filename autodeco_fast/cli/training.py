@@ -181,7 +181,7 @@ def calibrate(
     time."""
     from autodeco_fast.training.calibrate import calibrate_from_files
 
-    calibrate_from_files(head, scan, alpha, min_p, check or [])
+    calibrate_from_files(head, scan, alpha=alpha, min_p=min_p, checks=check or [])
 
 
 def report(
@@ -199,7 +199,7 @@ def report(
     """Draw what a head does: one HTML page that needs nothing else, and its figures."""
     from autodeco_fast.training.report import PAGE, report_from_files
 
-    report_from_files(head, scan, output, model, min_p)
+    report_from_files(head, scan, output, model=model, min_p=min_p)
     typer.echo(f"written: {output / PAGE}")
 
 

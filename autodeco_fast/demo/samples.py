@@ -1,102 +1,61 @@
-"""One prompt, continued greedily, at T = 1 and adaptively, every token shaded by the temperature
-the head gives it."""
-
-import html
-from dataclasses import dataclass
-from pathlib import Path
+"""One prompt, continued greedily, at T = 1 and adaptively, with the head's temperatures."""
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
 from autodeco_fast import TemperatureHead, attach
-from autodeco_fast.files import write_text
 from autodeco_fast.training.base_model import BaseModel
+from autodeco_fast.training.report_data import Passage
 
-
-@dataclass
-class Sample:
-    """A continuation: its tokens as text, and the head's temperature for each."""
-
-    title: str
-    prompt: str
-    pieces: list[str]
-    temperatures: list[float]
+_PROMPT_TOKENS, _NEW_TOKENS = 96, 96
+_WARM = (234, 88, 12)  # of the highest temperature; white is 0
 
 
 def continue_prompt(
-    base: BaseModel,
-    tokenizer,
-    head: TemperatureHead,
-    text: str,
-    min_p: float,
-    seed: int,
-    prompt_tokens: int,
-    new_tokens: int,
-) -> list[Sample]:
+    base: BaseModel, tokenizer, head: TemperatureHead, text: str, seed: int
+) -> list[Passage]:
     """Continues the beginning of `text` in the three ways."""
-    model = base.model
+    model, window = base.model, base.example_length(512)
+    new = min(_NEW_TOKENS, window // 2)
+    prompt_tokens = min(_PROMPT_TOKENS, window - new)
     ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids[:prompt_tokens]])
     options = {
         "attention_mask": torch.ones_like(ids),
-        "max_new_tokens": new_tokens,
-        "min_new_tokens": new_tokens,
+        "max_new_tokens": new,
+        "min_new_tokens": new,
     }
     torch.manual_seed(seed)
     out = {
         "greedy": model.generate(ids, do_sample=False, **options),
         "T = 1": model.generate(ids, do_sample=True, temperature=1.0, top_k=0, **options),
     }
-    with attach(model, head, min_p=min_p):
+    with attach(model, head):
         out["adaptive"] = model.generate(ids, seed=seed, **options)
+    prompt = tokenizer.decode(ids[0])
     samples = []
     for title, tokens in out.items():
+        hidden = base.hidden(tokens[:, :-1])[0, ids.shape[1] - 1 :]
         with torch.inference_mode():
-            temperatures = head(base.hidden(tokens[:, :-1])[0, ids.shape[1] - 1 :]).tolist()
-        pieces = [tokenizer.decode([t]) for t in tokens[0, ids.shape[1] :].tolist()]
-        samples.append(Sample(title, tokenizer.decode(ids[0]), pieces, temperatures))
+            temperatures = head(hidden.float()).tolist()
+        texts = tokenizer.batch_decode([[t] for t in tokens[0, ids.shape[1] :].tolist()])
+        samples.append(Passage(list(zip(texts, temperatures)), prompt=prompt, title=title))
     return samples
 
 
-def _colour(temperature: float) -> tuple[int, int, int]:
-    """White at 0 to deep orange at 2."""
-    share = min(max(temperature / 2.0, 0.0), 1.0)
-    return tuple(round(a + share * (b - a)) for a, b in zip((255, 255, 255), (234, 88, 12)))
+def _colour(temperature: float, limit: float) -> str:
+    share = min(max(temperature / limit, 0.0), 1.0)
+    return ",".join(str(round(255 + share * (c - 255))) for c in _WARM)
 
 
-def show(console: Console, samples: list[Sample]) -> None:
-    """Prints the continuations with shaded backgrounds."""
+def show(console: Console, samples: list[Passage], limit: float) -> None:
+    """Prints the continuations on backgrounds that are the warmer the higher the temperature."""
     console.print("\n[bold]prompt[/bold] (from a held-out text)")
     console.print(samples[0].prompt[-300:], highlight=False, markup=False)
     for sample in samples:
         line = Text()
-        for piece, temperature in zip(sample.pieces, sample.temperatures):
-            line.append(piece, style=f"black on rgb({','.join(map(str, _colour(temperature)))})")
-        console.print(
-            f"\n[bold]{sample.title}[/bold]  (shaded by predicted temperature: white 0, orange 2)"
-        )
+        for text, temperature in sample.tokens:
+            line.append(text, style=f"black on rgb({_colour(temperature, limit)})")
+        scale = f"shaded by predicted temperature: white 0, orange {limit:g}"
+        console.print(f"\n[bold]{sample.title}[/bold]  ({scale})")
         console.print(line, highlight=False)
-
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Continuations shaded by predicted temperature</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111;background:#fff}}
-pre{{white-space:pre-wrap;font:14px/1.5 ui-monospace,monospace;border:1px solid #ddd;border-radius:6px;padding:1rem}}
-.prompt{{color:#666}}</style>
-<h1>Continuations shaded by predicted temperature</h1>
-<p>White is T = 0, deep orange T = 2; point at a token for its temperature. The prompt is grey.</p>
-{body}</html>
-"""
-
-
-def write_html(path: Path, samples: list[Sample]) -> None:
-    """Writes one page with all continuations."""
-    parts = []
-    for sample in samples:
-        spans = "".join(
-            f'<span style="background:rgb{_colour(t)}" title="T = {t:.2f}">{html.escape(p)}</span>'
-            for p, t in zip(sample.pieces, sample.temperatures)
-        )
-        prompt = f'<span class="prompt">{html.escape(sample.prompt)}</span>'
-        parts.append(f"<h2>{html.escape(sample.title)}</h2><pre>{prompt}{spans}</pre>")
-    write_text(path, _PAGE.format(body="\n".join(parts)))

@@ -1,0 +1,112 @@
+"""What a training run says of its steps: sums over tokens, and the files they end in."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from autodeco_fast import required_temperature
+from autodeco_fast.files import append_text, write_text
+from autodeco_fast.losses import IMPOSSIBLE, TRIVIAL, difficulty
+from autodeco_fast.training.config import TrainConfig
+from autodeco_fast.training.file_names import DIAGNOSTICS_NAME, METRICS_NAME, SETTINGS_NAME
+from autodeco_fast.training.step import Seen
+
+
+class Totals:
+    """Sums over tokens, `[7]`.
+
+    Selected tokens, targets; T, T* and covered of the selected ones; impossible, trivial.
+    """
+
+    def __init__(self):
+        self.values = torch.zeros(7, dtype=torch.float64)
+
+    def add(self, seen: Seen, config: TrainConfig) -> None:
+        required, T = required_temperature(seen.stats, config.min_p), seen.temperature
+        bucket = difficulty(seen.stats, max_rank=config.max_rank, trivial_prob=config.trivial_prob)
+        sums = (
+            seen.selected.sum(),
+            (seen.stats.rank >= 0).sum(),
+            torch.where(seen.selected, T, 0.0).sum(),
+            torch.where(seen.selected, required, 0.0).sum(),
+            (seen.selected & (required <= T)).sum(),
+            (bucket == IMPOSSIBLE).sum(),
+            (bucket == TRIVIAL).sum(),
+        )
+        self.values += torch.stack([s.double().cpu() for s in sums])
+
+    def why_nothing(self, config: TrainConfig) -> str:
+        """Which setting left no token to learn from."""
+        _, targets, *_, impossible, trivial = (int(x) for x in self.values)
+        if config.objective != "min_p_hinge":
+            return f"all {targets:,} targets were left out as easy; another seed leaves out others"
+        if impossible == targets:
+            return f"max_rank {config.max_rank} dropped all {targets:,} targets"
+        if impossible + trivial == targets:
+            return (
+                f"easy_fraction {config.easy_fraction:g} dropped all {trivial:,} targets that "
+                "max_rank had left"
+            )
+        return (
+            f"min_p {config.min_p:g} puts every target that was left out of reach of the highest "
+            "temperature"
+        )
+
+    def means(self) -> dict[str, float]:
+        selected, targets, T, required, covered = self.values.tolist()[:5]
+        return {
+            "temperature": T / max(selected, 1),
+            "required_temperature": required / max(selected, 1),
+            "coverage": covered / max(selected, 1),
+            "selected_tokens": int(selected),
+            "target_tokens": int(targets),
+        }
+
+
+class Log:
+    """`training.json`, `metrics.jsonl` and `diagnostics.jsonl`.
+
+    Lines are whole, and none is of a step beyond the one that a resume begins at.
+    """
+
+    def __init__(self, config: TrainConfig, identity: dict[str, str], done: int):
+        self.started = time.perf_counter()
+        self.metrics = config.output / METRICS_NAME
+        self.diagnostics = config.output / DIAGNOSTICS_NAME
+        settings = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(config).items()
+        }
+        settings |= identity
+        write_text(config.output / SETTINGS_NAME, json.dumps(settings, indent=1) + "\n")
+        for path in (self.metrics, *([self.diagnostics] if config.diagnostics else [])):
+            write_text(path, "".join(_lines_until(path, done)))
+
+    def write(self, metrics: dict) -> None:
+        metrics["seconds"] = time.perf_counter() - self.started
+        _append(self.metrics, [metrics])
+
+    def diagnose(self, step: int, seen: Seen, config: TrainConfig) -> None:
+        """T, T* and whether the cut held, of the first few tokens of a batch."""
+        n = config.diagnostics
+        required = required_temperature(seen.stats, config.min_p)[:n]
+        T, selected = seen.temperature[:n], seen.selected[:n]
+        names = ("temperature", "required_temperature", "covered", "selected")
+        columns = (T.tolist(), required.tolist(), (required <= T).tolist(), selected.tolist())
+        records = [{"step": step, **dict(zip(names, values))} for values in zip(*columns)]
+        _append(self.diagnostics, records)
+
+
+def _lines_until(path: Path, done: int) -> list[str]:
+    """The whole lines of a file that are of the first `done` steps."""
+    if not done or not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
+
+
+def _append(path: Path, records: list[dict]) -> None:
+    append_text(path, "".join(json.dumps(record) + "\n" for record in records))
