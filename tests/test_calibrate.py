@@ -9,8 +9,8 @@ import torch
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training.calibrate import calibrate_from_files
-from autodeco_fast.training.conformal import calibrate, coverage, scores
-from autodeco_fast.training.head_on_scan import predict, required
+from autodeco_fast.training.conformal import Offset, calibrate, coverage, scores
+from autodeco_fast.training.head_on_scan import predict, required_temperatures
 from autodeco_fast.training.scan_store import Scan
 from tests.scans import EMBEDDED_MIN_P, link_embedded, make_scan
 
@@ -23,29 +23,31 @@ def documents(n: int, generator, spread: float = 0.3) -> tuple[np.ndarray, np.nd
     of reach."""
     length = 40
     shift = generator.normal(0, spread, n).repeat(length)
-    need = np.clip(generator.gamma(1.0, 0.35, n * length) + shift, 0, None)
-    predicted = np.clip(0.5 * need + generator.uniform(0, 0.5, n * length), 0, LIMIT)
-    return need, predicted, np.arange(n).repeat(length)
+    required = np.clip(generator.gamma(1.0, 0.35, n * length) + shift, 0, None)
+    predicted = np.clip(0.5 * required + generator.uniform(0, 0.5, n * length), 0, LIMIT)
+    return required, predicted, np.arange(n).repeat(length)
+
+
+def offset_of(s: np.ndarray, document: np.ndarray, alpha: float, **options) -> Offset:
+    return calibrate(s, document, alpha=alpha, max_temperature=LIMIT, **options)
 
 
 def test_the_quantile_is_the_one_of_the_definition():
     s = np.array([0.5, -0.25, np.inf, 0.125, -np.inf, 0.25, 0.0, 1.0, -0.5])  # n = 9
     for alpha, place in ((0.5, 5), (0.3, 7), (0.2, 8), (0.75, 3)):  # ⌈10·(1 − α)⌉
         want = np.sort(s)[place - 1]
-        assert calibrate(s, np.arange(9), alpha, LIMIT, samples=2).offset == np.clip(
-            want, -LIMIT, LIMIT
-        )
+        assert offset_of(s, np.arange(9), alpha, samples=2).offset == np.clip(want, -LIMIT, LIMIT)
     with pytest.raises(
         ValueError, match=r"alpha 0\.1 is out of reach: 11\.1% of the 9 tokens .* at least 0\.2000"
     ):
-        calibrate(s, np.arange(9), 0.1, LIMIT)
+        offset_of(s, np.arange(9), 0.1)
 
 
 def test_covered_is_what_the_score_says():
-    need, predicted, _ = documents(50, np.random.default_rng(0))
-    s = scores(need, predicted, LIMIT)
+    required, predicted, _ = documents(50, np.random.default_rng(0))
+    s = scores(required, predicted, LIMIT)
     for q in (-3.0, -0.4, 0.0, 0.3, 3.0):
-        assert coverage(need, predicted, q, LIMIT) == (s <= q).mean()
+        assert coverage(required, predicted, offset=q, max_temperature=LIMIT) == (s <= q).mean()
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -54,10 +56,10 @@ def test_the_promise_holds_on_average(alpha):
     found = []
     for seed in range(60):
         generator = np.random.default_rng(seed)
-        need, predicted, document = documents(40, generator, spread=0.05)
-        result = calibrate(scores(need, predicted, LIMIT), document, alpha, LIMIT, samples=2)
-        need, predicted, _ = documents(200, generator, spread=0.05)
-        found.append(coverage(need, predicted, result.offset, LIMIT))
+        required, predicted, document = documents(40, generator, spread=0.05)
+        result = offset_of(scores(required, predicted, LIMIT), document, alpha, samples=2)
+        required, predicted, _ = documents(200, generator, spread=0.05)
+        found.append(coverage(required, predicted, offset=result.offset, max_temperature=LIMIT))
     error = np.std(found) / len(found) ** 0.5
     assert 1 - alpha - 4 * error <= np.mean(found) <= 1 - alpha + 0.01 + 4 * error
 
@@ -67,19 +69,14 @@ def test_the_interval_covers_new_documents():
     inside = []
     for seed in range(60):
         generator = np.random.default_rng(1000 + seed)
-        need, predicted, document = documents(60, generator)
-        low, high = calibrate(
-            scores(need, predicted, LIMIT), document, 0.1, LIMIT, samples=300
+        required, predicted, document = documents(60, generator)
+        low, high = offset_of(
+            scores(required, predicted, LIMIT), document, 0.1, samples=300
         ).coverage
-        need, predicted, _ = documents(60, generator)
-        s = scores(need, predicted, LIMIT)
-        offset = calibrate(
-            scores(*documents(60, np.random.default_rng(1000 + seed))[:2], LIMIT),
-            document,
-            0.1,
-            LIMIT,
-            samples=2,
-        )
+        required, predicted, _ = documents(60, generator)
+        s = scores(required, predicted, LIMIT)
+        first = scores(*documents(60, np.random.default_rng(1000 + seed))[:2], LIMIT)
+        offset = offset_of(first, document, 0.1, samples=2)
         inside.append(low <= (s <= offset.offset).mean() <= high)
     assert np.mean(inside) >= 0.85
 
@@ -92,14 +89,18 @@ def embedded(tmp_path_factory):
 def test_held_out_coverage_lies_within_the_interval(embedded):
     head = TemperatureHead.from_pretrained(embedded / "head")
     tokens = Scan(embedded / "held-out").load()
-    T, need = predict(head, tokens), required(tokens, EMBEDDED_MIN_P)
+    T, required = predict(head, tokens), required_temperatures(tokens, EMBEDDED_MIN_P)
     document = tokens.document.numpy()
     half = np.isin(document, np.unique(document)[::2])
     assert len(np.unique(document)) > 40
     for alpha in ALPHAS:
-        result = calibrate(scores(need, T, LIMIT)[half], document[half], alpha, LIMIT)
+        result = offset_of(scores(required, T, LIMIT)[half], document[half], alpha)
         low, high = result.coverage
-        assert low <= coverage(need[~half], T[~half], result.offset, LIMIT) <= high
+        assert (
+            low
+            <= coverage(required[~half], T[~half], offset=result.offset, max_temperature=LIMIT)
+            <= high
+        )
         assert low <= 1 - alpha <= high
 
 
@@ -113,7 +114,9 @@ def test_calibrates_a_folder_and_says_how_far_it_misses(embedded, capsys):
     tokens = Scan(embedded / "held-out").load()
     with torch.inference_mode():
         T = head(tokens.hidden.float()).numpy()
-    assert (required(tokens, EMBEDDED_MIN_P) <= T).mean() == pytest.approx(0.95, abs=0.002)
+    assert (required_temperatures(tokens, EMBEDDED_MIN_P) <= T).mean() == pytest.approx(
+        0.95, abs=0.002
+    )
     (there,) = record["checks"].values()
     assert f"{100 * (there - 0.95):+.1f} points from the promise" in " ".join(said.split())
     assert abs(there - 0.95) > 0.01  # another domain: nothing is promised, and it shows

@@ -108,11 +108,11 @@ def test_scale_and_softcap_of_the_base_are_used():
     )
     z = 3.0 * torch.tanh(0.5 * hidden @ lm_head.weight.T / 3.0)
     gap = z.amax(-1) - z.gather(1, y.clamp(min=0)[:, None])[:, 0]
-    need = gap / -math.log(0.1)
-    reached = (y >= 0) & (need <= 2)
+    required = gap / -math.log(0.1)
+    reached = (y >= 0) & (required <= 2)
     T = seen.temperature
     assert step.means()["hinge"] == pytest.approx(
-        ((need - T).relu() + 0.1 * T)[reached].mean().item(), rel=1e-5
+        ((required - T).relu() + 0.1 * T)[reached].mean().item(), rel=1e-5
     )
 
 

@@ -162,7 +162,11 @@ def wrap(model) -> BaseModel:
         scale /= getattr(config, key, None) or 1.0
     softcap = next((cap for key in _CAPPED_AT if (cap := getattr(config, key, None))), None)
     return BaseModel(
-        model, embedding.weight.detach(), getattr(embedding, "bias", None), scale, softcap
+        model=model,
+        weight=embedding.weight.detach(),
+        bias=getattr(embedding, "bias", None),
+        logit_scale=scale,
+        softcap=softcap,
     )
 
 

@@ -88,7 +88,7 @@ class OnlineSource:
         index = [i for i, o in enumerate(out) if o == wanted]
         examples = [self.examples[i] for i in index]
         documents = [self.documents[i] for i in index]
-        return OnlineSource(self.lm_head, examples, self.config, documents)
+        return OnlineSource(self.lm_head, examples, self.config, documents=documents)
 
     def identity(self) -> dict[str, str]:
         return {"lm_head": lm_head_fingerprint(self.lm_head)}
@@ -115,7 +115,7 @@ class OnlineSource:
         documents = torch.tensor([self.documents[i] for i in numbers], device=self.device)
         document = documents[:, None].expand(wanted.shape)[wanted]
         position = torch.arange(1, ids.shape[1], device=self.device).expand(wanted.shape)[wanted]
-        uniform = token_uniform(self.config.seed, epoch, document, position)
+        uniform = token_uniform(self.config.seed, document, position, epoch=epoch)
         return Batch(hidden, labels[:, 1:][wanted], uniform)
 
 
@@ -232,4 +232,4 @@ class ScanSource:
         tokens = tokens.to(self.device)
         # What the scan selected stays selected.
         uniform = scan_uniform(self.seed, tokens.document, tokens.position) / self.share
-        return Batch(tokens.hidden, tokens.target.long(), uniform, tokens.stats())
+        return Batch(tokens.hidden, tokens.target.long(), uniform, stats=tokens.stats())

@@ -17,7 +17,7 @@ from autodeco_fast.training.head_on_scan import (
     check_fits,
     min_p_of,
     predict,
-    required,
+    required_temperatures,
     training_settings,
 )
 from autodeco_fast.training.scan_store import Scan
@@ -40,11 +40,16 @@ def calibrate_from_files(
     if not head_folder.is_dir():
         raise ValueError(f"head must be a folder, got {str(head_folder)!r}, which is none")
     with output_folder(head_folder, "head"):
-        _calibrate(head_folder, scan_folder, alpha, min_p, checks)
+        _calibrate(head_folder, scan_folder, alpha=alpha, min_p=min_p, checks=checks)
 
 
 def _calibrate(
-    head_folder: Path, scan_folder: Path, alpha: float, min_p: float | None, checks: Sequence[Path]
+    head_folder: Path,
+    scan_folder: Path,
+    *,
+    alpha: float,
+    min_p: float | None,
+    checks: Sequence[Path],
 ) -> None:
     head, settings = TemperatureHead.from_pretrained(head_folder), training_settings(head_folder)
     scans = [Scan(folder) for folder in (scan_folder, *checks)]
@@ -55,8 +60,9 @@ def _calibrate(
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be in (0, 1), got {alpha}")
     tokens, limit = scans[0].load(), head.max_temperature
-    T, need = predict(head, tokens), required(tokens, min_p)
-    result = calibrate(scores(need, T, limit), tokens.document.numpy(), alpha, limit)
+    T, required = predict(head, tokens), required_temperatures(tokens, min_p)
+    s, document = scores(required, T, limit), tokens.document.numpy()
+    result = calibrate(s, document, alpha=alpha, max_temperature=limit)
     record = {
         **asdict(result),
         "min_p": min_p,
@@ -67,20 +73,28 @@ def _calibrate(
     for folder, scan in zip(checks, scans[1:]):
         other = scan.load()
         record["checks"][str(folder)] = coverage(
-            required(other, min_p), predict(head, other), result.offset, limit
+            required_temperatures(other, min_p),
+            predict(head, other),
+            offset=result.offset,
+            max_temperature=limit,
         )
     head.offset, head.min_p = result.offset, min_p  # the promise is for this cut
     head.save_pretrained(head_folder)
     write_text(head_folder / CALIBRATION_NAME, json.dumps(record, indent=1) + "\n")
-    before = coverage(need, T, 0.0, limit)
-    _say(result, record, before, settings.get("trained_on") == record["data"])
+    before = coverage(required, T, max_temperature=limit)
+    _say(result, record, before)
+    if settings.get("trained_on") == record["data"]:
+        Console(stderr=True, markup=False).print(
+            "warning: the head was trained on this very data; the promise needs documents it has "
+            "not seen"
+        )
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _say(result: Offset, record: dict, before: float, same_data: bool) -> None:
+def _say(result: Offset, record: dict, before: float) -> None:
     console, promised = Console(stderr=True, markup=False), 1 - result.alpha
     table = Table("", "value", "95 % interval")
     low, high = result.offset_interval
@@ -99,8 +113,3 @@ def _say(result: Offset, record: dict, before: float, same_data: bool) -> None:
         f"these, under Min-P {record['min_p']:g}; intervals resample documents.",
         soft_wrap=True,
     )
-    if same_data:
-        console.print(
-            "warning: the head was trained on this very data; the promise needs documents it has "
-            "not seen"
-        )

@@ -51,6 +51,7 @@ def smallest_alpha(s: np.ndarray) -> float:
 def calibrate(
     s: np.ndarray,
     document: np.ndarray,
+    *,
     alpha: float,
     max_temperature: float,
     seed: int = 0,
@@ -78,7 +79,7 @@ def calibrate(
             f"need more than temperature {max_temperature:g}; alpha must be at least "
             f"{reachable:.4f}"
         )
-    offsets, coverages = _bootstrap(s, document[order], alpha, seed, samples)
+    offsets, coverages = _bootstrap(s, document[order], alpha=alpha, seed=seed, samples=samples)
     low, high = (float(np.clip(q, -max_temperature, max_temperature)) for q in _interval(offsets))
     return Offset(
         alpha=alpha,
@@ -98,7 +99,7 @@ def _interval(x: np.ndarray) -> tuple[float, float]:
 
 
 def _bootstrap(
-    s: np.ndarray, document: np.ndarray, alpha: float, seed: int, samples: int
+    s: np.ndarray, document: np.ndarray, *, alpha: float, seed: int, samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Offsets of resampled documents, and their coverage of others; scores are sorted."""
     names, document = np.unique(document, return_inverse=True)
@@ -117,7 +118,7 @@ def _bootstrap(
 
 
 def coverage(
-    required: np.ndarray, predicted: np.ndarray, offset: float, max_temperature: float
+    required: np.ndarray, predicted: np.ndarray, *, offset: float = 0.0, max_temperature: float
 ) -> float:
     """Share of tokens whose required temperature is reached at `clip(T̂ + offset, 0, T_max)`."""
     return float((required <= np.clip(predicted + offset, 0.0, max_temperature)).mean())

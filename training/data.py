@@ -253,7 +253,9 @@ def encode_all(
     Raises:
         ValueError: as `encode`, or if none is left.
     """
-    encoded = [encode(tokenizer, example, max_length, vocabulary) for example in examples]
+    encoded = [
+        encode(tokenizer, example, max_length, vocabulary=vocabulary) for example in examples
+    ]
     encoded = [example for example in encoded if example is not None]
     if not encoded:
         raise ValueError(nothing_to_learn(len(examples), max_length))

@@ -105,6 +105,6 @@ def predict(head: TemperatureHead, tokens: ScanTokens, chunk: int = 8192) -> np.
     return torch.cat(predicted).cpu().numpy()
 
 
-def required(tokens: ScanTokens, min_p: float) -> np.ndarray:
+def required_temperatures(tokens: ScanTokens, min_p: float) -> np.ndarray:
     """T* of every token."""
     return tokens.gap.numpy() / -math.log(min_p)

@@ -112,7 +112,9 @@ def train(
     mine = accelerator is None
     accelerator = Accelerator() if mine else accelerator
     check_output(config)
-    head = _Run(source, config, measure_on, accelerator).run(on_start, on_step)
+    head = _Run(source, config, measure_on=measure_on, accelerator=accelerator).run(
+        on_start, on_step
+    )
     if mine:
         accelerator.end_training()  # several processes must close their group before they exit
     return head
@@ -132,7 +134,9 @@ def check_output(config: TrainConfig) -> None:
 class _Run:
     """One training run in one process."""
 
-    def __init__(self, source: Source, config: TrainConfig, measure_on: Source | None, accelerator):
+    def __init__(
+        self, source: Source, config: TrainConfig, *, measure_on: Source | None, accelerator
+    ):
         self.source, self.config, self.measure_on = source, config, measure_on
         self.accelerator = accelerator
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
@@ -187,8 +191,8 @@ class _Run:
         rate = self.config.learning_rate * learning_rate(
             self.progress.step,
             self.steps,
-            self.config.warmup_ratio,
-            self.config.lr_scheduler_type,
+            warmup_ratio=self.config.warmup_ratio,
+            schedule=self.config.lr_scheduler_type,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate

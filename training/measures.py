@@ -17,12 +17,17 @@ import torch
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training.base_model import BaseModel
-from autodeco_fast.training.head_on_scan import min_p_of, predict, required, scanned_model
+from autodeco_fast.training.head_on_scan import (
+    min_p_of,
+    predict,
+    required_temperatures,
+    scanned_model,
+)
 from autodeco_fast.training.scan_store import Scan, ScanTokens
 
 MEASURES = ("coverage", "temperature", "kept_set_size", "nats")
 _CHUNK = 1 << 20  # logits that are held at a time: they stay in a cache
-_SAMPLED = 1 << 27  # logits of a sample of tokens
+_SAMPLED = 1 << 26  # logits of a sample of tokens
 _FEWEST = 4096  # tokens of a sample, however large the vocabulary
 
 
@@ -35,7 +40,7 @@ def sample(tokens: ScanTokens, vocabulary: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def measure(
-    tokens: ScanTokens, base: BaseModel, policies: dict[str, torch.Tensor], min_p: float
+    tokens: ScanTokens, base: BaseModel, policies: dict[str, torch.Tensor], *, min_p: float
 ) -> dict[str, torch.Tensor]:
     """Sums of the four measures by document, from one pass over the logits.
 
@@ -47,7 +52,7 @@ def measure(
     """
     _, document = torch.unique(tokens.document, return_inverse=True)
     documents = int(document.max()) + 1
-    need = torch.from_numpy(required(tokens, min_p))
+    required = torch.from_numpy(required_temperatures(tokens, min_p))
     sums = {name: torch.zeros(documents, 5, dtype=torch.float64) for name in policies}
     chunk = max(1, _CHUNK // base.vocabulary)
     for at in range(0, len(tokens), chunk):
@@ -58,21 +63,20 @@ def measure(
         z, z_y = z.sub_(top[:, None]), z_y - top
         for name, temperature in policies.items():
             T = temperature[index]
-            columns = _of_chunk(z, z_y, need[index], T, min_p)
-            sums[name].index_add_(0, document[index], torch.stack(columns, 1))
+            covered = required[index] <= T
+            columns = [covered, T, *_cost(z, z_y, T, min_p), torch.ones_like(T)]
+            sums[name].index_add_(0, document[index], torch.stack([c.double() for c in columns], 1))
     return sums
 
 
-def _of_chunk(
-    z: torch.Tensor, z_y: torch.Tensor, need: torch.Tensor, temperature: torch.Tensor, min_p: float
-) -> list[torch.Tensor]:
-    """The columns of the sums, `[n]` each, from logits `[n, V]` less their maxima."""
+def _cost(
+    z: torch.Tensor, z_y: torch.Tensor, temperature: torch.Tensor, min_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kept-set size and nats, `[n]`, from logits `[n, V]` less their maxima."""
     inverse = 1 / temperature.clamp(min=1e-3)
     scaled = z * inverse[:, None]
     kept_set_size = (scaled >= math.log(min_p)).sum(-1)
-    nats = scaled.exp_().sum(-1).log() - z_y * inverse
-    covered, one = need <= temperature, torch.ones_like(z_y)
-    return [x.double() for x in (covered, temperature, kept_set_size, nats, one)]
+    return kept_set_size, scaled.exp_().sum(-1).log() - z_y * inverse
 
 
 def means(sums: torch.Tensor) -> dict[str, float]:
@@ -130,7 +134,7 @@ def compare(
     levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
     low, high = difference[1:].quantile(levels).tolist() if documents > 1 else (-1.0, 1.0)
     words = {"temperature": "mean temperature", "kept_set_size": "kept-set size"}
-    return Comparison(words[equal], difference[0].item(), low, high)
+    return Comparison(equal=words[equal], difference=difference[0].item(), low=low, high=high)
 
 
 def of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str, float]]:
@@ -144,11 +148,12 @@ def of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str, float]]
     found = []
     for head in heads:
         min_p = min_p_of(head)
+        required = torch.from_numpy(required_temperatures(tokens, min_p))
         policies = {
             "head": torch.from_numpy(predict(head, tokens)),
-            "oracle": torch.from_numpy(required(tokens, min_p)).clamp(max=head.max_temperature),
+            "oracle": required.clamp(max=head.max_temperature),
         }
-        sums = measure(tokens, base, policies, min_p)
+        sums = measure(tokens, base, policies, min_p=min_p)
         oracle = means(sums["oracle"])["kept_set_size"]
         found.append({**means(sums["head"]), "oracle_kept_set_size": oracle})
     return found

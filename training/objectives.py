@@ -106,7 +106,8 @@ class MinPHinge:
         )
         if self.unreachable == "drop":
             selected = selected & (required_temperature(stats, self.min_p) <= head.max_temperature)
-        return Sums({"hinge": (loss, selected.sum())}, T.detach(), stats, selected)
+        terms = {"hinge": (loss, selected.sum())}
+        return Sums(terms, temperature=T.detach(), stats=stats, selected=selected)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class AutoDecoTemperature:
             reduction="sum",
         )
         terms = {"temperature": (loss, selected.sum())}
-        return Sums(terms, temperature.detach(), stats, selected)
+        return Sums(terms, temperature=temperature.detach(), stats=stats, selected=selected)
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,15 @@ class AutoDecoJoint:
             with torch.no_grad():
                 logits = multiply(h, weight, bias, block)
             chunks.append(logit_stats(logits, y, temperature=t, **transform))
-            losses.append(self._soft_top_p(logits, h, y, t, transform, head["top_p_head"]))
+            losses.append(
+                self._soft_top_p(
+                    logits,
+                    Batch(h, y),
+                    temperature=t,
+                    transform=transform,
+                    head=head["top_p_head"],
+                )
+            )
         stats = TokenStats(*(None if f[0] is None else torch.cat(f) for f in zip(*chunks)))
         temperature = AutoDecoTemperature(self.easy_drop, self.weighting)
         sums = temperature.sums_at(T, stats, batch.uniform)
@@ -179,8 +188,8 @@ class AutoDecoJoint:
     def _soft_top_p(
         self,
         logits: torch.Tensor,
-        hidden: torch.Tensor,
-        target: torch.Tensor,
+        rows: Batch,
+        *,
         temperature: torch.Tensor,
         transform: dict,
         head: nn.Module,
@@ -192,9 +201,9 @@ class AutoDecoJoint:
         return soft_top_p_rows(
             logits,
             None,
-            torch.where(target < 0, -2, target),
+            torch.where(rows.target < 0, -2, rows.target),
             temperature,
-            head(hidden, temperature.detach(), features),
+            head(rows.hidden, temperature.detach(), features),
             bias=None,
             steepness=self.steepness,
             chunk_bytes=self.chunk_bytes,

@@ -82,7 +82,7 @@ def build_model(seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def train(model: LlamaForCausalLM, ids: np.ndarray, steps: int, seed: int) -> None:
+def train(model: LlamaForCausalLM, ids: np.ndarray, *, steps: int, seed: int) -> None:
     """`steps` updates of BATCH windows of WINDOW tokens, in place."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -237,7 +237,7 @@ def main() -> None:
         "held out",
         flush=True,
     )
-    train(model, ids, args.steps, args.seed)
+    train(model, ids, steps=args.steps, seed=args.seed)
 
     nats = {**ngram_nats(ids, held_ids), "model": held_out_nats(model, held_ids)}
     facts = {
@@ -255,7 +255,7 @@ def main() -> None:
         **{f"{name}_byte": value * len(held_ids) / held_bytes for name, value in nats.items()},
     }
     assert all(math.isfinite(v) for v in nats.values())
-    write_model(args.output, model, tokenizer, facts)
+    write_model(args.output, model, tokenizer, facts=facts)
     print(json.dumps(facts, indent=1))
 
 

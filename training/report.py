@@ -29,7 +29,6 @@ from autodeco_fast.training.report_page import Figure
 from autodeco_fast.training.scan_store import Scan
 
 PAGE, RECORD = "report.html", "report.json"
-PASSAGES, PASSAGE_TOKENS = 4, 220
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,13 @@ def report_from_files(
             f"scans are named by their folders, which must differ, got {', '.join(names)}"
         )
     with output_folder(output):
-        subject = _open(head_folder, dict(zip(names, scans)), model, min_p)
+        subject = _open(head_folder, dict(zip(names, scans)), model=model, min_p=min_p)
         _write(subject, output, samples)
     _say(subject)
 
 
 def _open(
-    head_folder: Path, scans: dict[str, Path], model: str | None, min_p: float | None
+    head_folder: Path, scans: dict[str, Path], *, model: str | None, min_p: float | None
 ) -> _Subject:
     head, settings = TemperatureHead.from_pretrained(head_folder), training_settings(head_folder)
     opened = {name: Scan(folder) for name, folder in scans.items()}
@@ -94,14 +93,14 @@ def _open(
     first = next(iter(opened.values()))
     base = scanned_model(first, model)
     tokenizer = load_tokenizer(model or first.manifest["settings"]["model"])
-    domains = [data.domain(name, scan, head, min_p) for name, scan in opened.items()]
+    domains = [data.domain(name, scan, head, min_p=min_p) for name, scan in opened.items()]
     return _Subject(
         head=head,
         name=head_folder.name,
         settings=settings,
         min_p=min_p,
         domains=domains,
-        costs={d.name: data.costs(d, base, head, min_p) for d in domains},
+        costs={d.name: data.costs(d, base, head, min_p=min_p) for d in domains},
         tokenizer=tokenizer,
     )
 
@@ -133,7 +132,8 @@ def _facts(subject: _Subject) -> str:
     calibrated = offset if subject.head.offset else "not calibrated"
     return (
         f"Head {subject.name}, {calibrated}. Min-P {subject.min_p:g}; temperatures up to "
-        f"{subject.limit:g}. Coverage is the share of reference tokens in the kept set."
+        f"{subject.limit:g}. Coverage is the share of reference tokens in the kept set; intervals "
+        "resample documents."
     )
 
 
@@ -149,7 +149,7 @@ def _sections(subject: _Subject, drawn: Sequence[Figure], samples: Sequence[Pass
         sections += [html.shaded(sample, subject.limit) for sample in samples]
     for d in subject.domains:
         sections.append(html.heading(f"{d.name}, shaded by temperature"))
-        passages = data.passages(d, subject.tokenizer, PASSAGES, PASSAGE_TOKENS)
+        passages = data.passages(d, subject.tokenizer)
         sections += [html.shaded(passage, subject.limit) for passage in passages]
     return sections
 
@@ -157,7 +157,7 @@ def _sections(subject: _Subject, drawn: Sequence[Figure], samples: Sequence[Pass
 def _summary(subject: _Subject) -> str:
     lines = []
     for d in subject.domains:
-        covered = coverage(d.required, d.temperature, 0.0, subject.limit)
+        covered = coverage(d.required, d.temperature, max_temperature=subject.limit)
         reachable = (d.required <= subject.limit).mean()
         documents = len(set(d.document.tolist()))
         shares = f"{covered:.1%}", f"{d.temperature.mean():.3f}", f"{reachable:.1%}"
@@ -171,7 +171,7 @@ def _figures(subject: _Subject, curves: dict[str, list]) -> list[Figure]:
     texts = subject.tokenizer.batch_decode([[int(i)] for i in first.tokens.target])
     trained = None
     if "gravity" in subject.settings and not subject.head.offset:
-        covered = coverage(first.required, first.raw, 0.0, subject.limit)
+        covered = coverage(first.required, first.raw, max_temperature=subject.limit)
         trained = 1 - subject.settings["gravity"], covered
     reliability = data.reliability(first, others, subject.limit)
     elsewhere = ", and on the other text, where nothing is promised" if others else ""

@@ -12,7 +12,7 @@ from autodeco_fast.losses import difficulty
 from autodeco_fast.training import measures
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.conformal import calibrate, coverage, scores
-from autodeco_fast.training.head_on_scan import predict, required
+from autodeco_fast.training.head_on_scan import predict, required_temperatures
 from autodeco_fast.training.measures import Comparison
 from autodeco_fast.training.scan_store import Scan, ScanTokens
 
@@ -58,7 +58,7 @@ class Costs:
     comparisons: list[Comparison]
 
 
-def domain(name: str, scan: Scan, head: TemperatureHead, min_p: float) -> Domain:
+def domain(name: str, scan: Scan, head: TemperatureHead, *, min_p: float) -> Domain:
     tokens = scan.load()
     raw = predict(head, tokens)
     return Domain(
@@ -66,7 +66,7 @@ def domain(name: str, scan: Scan, head: TemperatureHead, min_p: float) -> Domain
         tokens=tokens,
         raw=raw,
         temperature=np.clip(raw + head.offset, 0.0, head.max_temperature),
-        required=required(tokens, min_p),
+        required=required_temperatures(tokens, min_p),
         bucket=difficulty(tokens.stats(), max_rank=100, trivial_prob=0.9).numpy(),
     )
 
@@ -104,24 +104,27 @@ def reliability(
         return curves  # one document: nothing is left to measure on
     for alpha in ALPHAS:
         try:
-            offset = calibrate(s[half], first.document[half], alpha, limit, samples=2).offset
+            found = calibrate(
+                s[half], first.document[half], alpha=alpha, max_temperature=limit, samples=2
+            )
         except ValueError:  # out of reach
             continue
-        rest = coverage(first.required[~half], first.raw[~half], offset, limit)
-        curves[first.name].append((1 - alpha, rest))
-        for d in others:
-            curves[d.name].append((1 - alpha, coverage(d.required, d.raw, offset, limit)))
+        measured = {first.name: (first.required[~half], first.raw[~half])}
+        measured |= {d.name: (d.required, d.raw) for d in others}
+        for name, (required, predicted) in measured.items():
+            covered = coverage(required, predicted, offset=found.offset, max_temperature=limit)
+            curves[name].append((1 - alpha, covered))
     return curves
 
 
-def costs(d: Domain, base: BaseModel, head: TemperatureHead, min_p: float) -> Costs:
+def costs(d: Domain, base: BaseModel, head: TemperatureHead, *, min_p: float) -> Costs:
     """What coverage costs: fixed temperatures, the head at several shifts, and the oracle."""
     picks = measures.sample(d.tokens, base.vocabulary)
     T, limit = torch.from_numpy(d.temperature)[picks], head.max_temperature
     policies: dict[tuple, torch.Tensor] = {("fixed", t): torch.full_like(T, t) for t in FIXED}
     policies |= {("head", shift): (T + shift).clamp(0.0, limit) for shift in SHIFTS}
     policies["oracle", 0] = torch.from_numpy(d.required)[picks].clamp(max=limit)
-    sums = measures.measure(d.tokens.rows(picks), base, policies, min_p)
+    sums = measures.measure(d.tokens.rows(picks), base, policies, min_p=min_p)
     means = {policy: measures.means(total) for policy, total in sums.items()}
     fixed = [sums["fixed", t] for t in FIXED]
     return Costs(
@@ -184,7 +187,7 @@ def classes_of(texts: Sequence[str]) -> np.ndarray:
     return np.array([_class_of(text) for text in texts])
 
 
-def passages(d: Domain, tokenizer, count: int, length: int) -> list[Passage]:
+def passages(d: Domain, tokenizer, count: int = 4, length: int = 220) -> list[Passage]:
     """The first targets of some documents."""
     found = []
     documents = np.unique(d.document)

@@ -73,19 +73,20 @@ def _scan(config: ScanConfig, accelerator) -> None:
         move(total=None if count is None else -(-count // accelerator.num_processes))
         manifest = scan(config, base, tokenizer, accelerator=accelerator, on_examples=Speed(move))
     if not manifest["kept"]:
-        _refuse_empty(config, manifest, base.example_length(config.max_length), accelerator)
+        length = base.example_length(config.max_length)
+        _refuse_empty(config, manifest, length, accelerator=accelerator)
     say_scanned(console, manifest)
     console.print(f"written to {config.output}: {manifest['shards']} shards", soft_wrap=True)
 
 
-def _refuse_empty(config: ScanConfig, manifest: dict, length: int, accelerator) -> None:
+def _refuse_empty(config: ScanConfig, manifest: dict, length: int, *, accelerator) -> None:
     from autodeco_fast.training.scan_store import discard, why_empty
 
     accelerator.wait_for_everyone()  # until all have read the manifest
     if accelerator.is_main_process:
         discard(config.output, manifest["shards"])
     counts = manifest["counts"]
-    nothing = f"nothing is kept of {config.data!r}: {why_empty(manifest)}"
+    nothing = f"nothing is selected of {config.data!r}: {why_empty(manifest)}"
     raise ValueError(nothing if counts["seen"] else nothing_to_learn(counts["rows"], length))
 
 
@@ -110,7 +111,7 @@ class _Sources:
             read_examples(config.data, found.vocabulary)
         length = base_model.example_length(config.max_length, found.positions)
         tokenizer = base_model.load_tokenizer(config.model)
-        self.examples = encode_all(tokenizer, raw, length, found.vocabulary)
+        self.examples = encode_all(tokenizer, raw, length, vocabulary=found.vocabulary)
         dtype = base_model.frozen_dtype(self.device)
         self.base = base_model.load(config.model, dtype, self.device)
         self.base.verify(torch.tensor([self.examples[0].input_ids], device=self.device))
@@ -169,7 +170,7 @@ def _train(points: list[tuple[dict, TrainConfig]], config: TrainConfig, accelera
         accelerator.init_trackers("autodeco_fast")
     sources = _Sources(config, accelerator, console)
     for settings in left:
-        _train_one(sources, settings, accelerator, console)
+        _train_one(sources, settings, accelerator=accelerator, console=console)
     if not accelerator.is_main_process:
         return
     if swept:
@@ -179,7 +180,7 @@ def _train(points: list[tuple[dict, TrainConfig]], config: TrainConfig, accelera
     console.print(f"written to {config.output}: {what}", soft_wrap=True)
 
 
-def _train_one(sources: _Sources, config: TrainConfig, accelerator, console: Console) -> None:
+def _train_one(sources: _Sources, config: TrainConfig, *, accelerator, console: Console) -> None:
     """Trains one head."""
     from autodeco_fast.training.loop import train
 

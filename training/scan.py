@@ -72,7 +72,7 @@ def _bucket(stats: TokenStats, config: ScanConfig) -> torch.Tensor:
 
 
 def _selected(
-    bucket: torch.Tensor, uniform: torch.Tensor, config: ScanConfig, share: float
+    bucket: torch.Tensor, uniform: torch.Tensor, *, config: ScanConfig, share: float
 ) -> torch.Tensor:
     """A share of: all of the middle, `easy_fraction` of the trivial, none of the impossible.
 
@@ -89,6 +89,7 @@ def scan_batch(
     base: BaseModel,
     batch: list[tuple[int, Example]],
     config: ScanConfig,
+    *,
     share: float,
     counts: dict[str, int],
 ) -> ScanTokens:
@@ -105,7 +106,9 @@ def scan_batch(
     counts["seen"] += len(target)
     counts["not_finite"] += int((~finite).sum())
     bucket = torch.where(finite, _bucket(stats, config), -1)
-    selected = _selected(bucket, scan_uniform(config.seed, document, position), config, share)
+    selected = _selected(
+        bucket, scan_uniform(config.seed, document, position), config=config, share=share
+    )
     for name, value in _BUCKETS.items():
         counts[name] += int((bucket == value).sum())
     _count_selected(counts, bucket, selected)
@@ -121,7 +124,7 @@ def scan_batch(
     )
 
 
-def thin(path: Path, hidden_size: int, config: ScanConfig, share: float) -> int:
+def thin(path: Path, hidden_size: int, *, config: ScanConfig, share: float) -> int:
     """Keeps a smaller share of a shard's tokens; returns how many are left."""
     counts, before, n = read_facts(path, hidden_size)
     if before <= share:
@@ -129,10 +132,10 @@ def thin(path: Path, hidden_size: int, config: ScanConfig, share: float) -> int:
     tokens = read_shard(path)
     bucket = _bucket(tokens.stats(), config)
     uniform = scan_uniform(config.seed, tokens.document, tokens.position)
-    selected = _selected(bucket, uniform, config, share)
+    selected = _selected(bucket, uniform, config=config, share=share)
     counts |= dict.fromkeys((f"kept_{name}" for name in _BUCKETS), 0)
     _count_selected(counts, bucket, selected)
-    write_shard(path, tokens.rows(selected), counts, share)
+    write_shard(path, tokens.rows(selected), counts, share=share)
     return int(selected.sum())
 
 
@@ -198,7 +201,7 @@ def _ignore(examples: int, tokens: int) -> None:
 class _Shards:
     """The shards that one process makes, thinned to one share as they grow beyond `max_bytes`."""
 
-    def __init__(self, config: ScanConfig, base: BaseModel, tokenizer, on_examples: Callable):
+    def __init__(self, config: ScanConfig, base: BaseModel, tokenizer, *, on_examples: Callable):
         self.config, self.base, self.tokenizer = config, base, tokenizer
         self.on_examples = on_examples
         self.hidden_size = base.weight.shape[1]
@@ -221,23 +224,27 @@ class _Shards:
 
     def _thin(self, share: float) -> None:
         self.share = share
-        self.tokens = sum(thin(p, self.hidden_size, self.config, share) for p in self.paths)
+        self.tokens = sum(
+            thin(p, self.hidden_size, config=self.config, share=share) for p in self.paths
+        )
 
     def _make(self, path: Path, first: int, block: list[dict]) -> None:
         counts = dict.fromkeys(COUNTS, 0) | {"rows": len(block)}
         length = self.base.example_length(self.config.max_length)
         examples = []
         for number, raw in enumerate(block, first):
-            example = encode(self.tokenizer, raw, length, self.base.vocabulary)
+            example = encode(self.tokenizer, raw, length, vocabulary=self.base.vocabulary)
             if example is not None:
                 examples.append((number, example))
         self.on_examples(len(block) - len(examples), 0)
         tokens = [ScanTokens.none(self.hidden_size)]
         for batch in batches_by_length(examples, self.config.batch_tokens):
             seen = counts["seen"]
-            tokens.append(scan_batch(self.base, batch, self.config, self.share, counts))
+            tokens.append(
+                scan_batch(self.base, batch, self.config, share=self.share, counts=counts)
+            )
             self.on_examples(len(batch), counts["seen"] - seen)
-        write_shard(path, ScanTokens.in_order(tokens), counts, self.share)
+        write_shard(path, ScanTokens.in_order(tokens), counts, share=self.share)
 
 
 def scan(
@@ -266,7 +273,7 @@ def scan(
         write_manifest(config.output, manifest)
     if accelerator:
         accelerator.wait_for_everyone()
-    shards, blocks = _Shards(config, base, tokenizer, on_examples), 0
+    shards, blocks = _Shards(config, base, tokenizer, on_examples=on_examples), 0
     for number, block in enumerate(_blocks(config, base.vocabulary)):
         blocks += 1
         if number % world == rank:
@@ -285,7 +292,7 @@ def _finish(config: ScanConfig, manifest: dict, blocks: int) -> dict:
     hidden_size = manifest["hidden_size"]
     paths = [shard_path(config.output, number) for number in range(blocks)]
     share = min((read_facts(path, hidden_size)[1] for path in paths), default=1.0)
-    tokens = sum(thin(path, hidden_size, config, share) for path in paths)
+    tokens = sum(thin(path, hidden_size, config=config, share=share) for path in paths)
     facts = [read_facts(path, hidden_size)[0] for path in paths]
     counts = {name: sum(fact[name] for fact in facts) for name in COUNTS}
     return {**manifest, "share": share, "shards": blocks, "kept": tokens, "counts": counts}

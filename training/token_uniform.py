@@ -13,7 +13,7 @@ _EPOCH_OF_SPLITS = 2**32 - 2
 
 
 def token_uniform(
-    seed: int, epoch: int, document: torch.Tensor, position: torch.Tensor
+    seed: int, document: torch.Tensor, position: torch.Tensor, *, epoch: int
 ) -> torch.Tensor:
     """`[N]` fp64 in [0, 1), from Philox4x32-10 of (seed, position, epoch, document)."""
     key = (seed + 2**63) % 2**64 - 2**63
@@ -25,10 +25,10 @@ def token_uniform(
 
 def scan_uniform(seed: int, document: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     """`[N]` fp64 in [0, 1): what a scan selects by."""
-    return token_uniform(seed, _EPOCH_OF_SCANS, document, position)
+    return token_uniform(seed, document, position, epoch=_EPOCH_OF_SCANS)
 
 
 def held_out(seed: int, document: torch.Tensor, fraction: float) -> torch.Tensor:
     """Which documents are measured on instead of learned from. bool `[N]`"""
     first = torch.zeros_like(document)
-    return token_uniform(seed, _EPOCH_OF_SPLITS, document, first) < fraction
+    return token_uniform(seed, document, first, epoch=_EPOCH_OF_SPLITS) < fraction

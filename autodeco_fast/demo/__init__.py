@@ -27,4 +27,5 @@ def run_demo(
     """
     from autodeco_fast.demo.run import run
 
-    run(Path(output), text, str(EMBEDDED_MODEL) if model is None else model, seed)
+    model = str(EMBEDDED_MODEL) if model is None else model
+    run(Path(output), text=text, model=model, seed=seed)

@@ -1,5 +1,6 @@
 """The steps of the demo, in order; each is what a command does, and the command is printed."""
 
+import shlex
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,15 +16,18 @@ from autodeco_fast.training.calibrate import calibrate_from_files
 from autodeco_fast.training.config import ScanConfig, TrainConfig
 from autodeco_fast.training.file_names import CALIBRATION_NAME, METRICS_NAME, SETTINGS_NAME
 from autodeco_fast.training.report import PAGE, report_from_files
+from autodeco_fast.training.report_data import Passage
 from autodeco_fast.training.run import scan_from_files, train_from_files
 from autodeco_fast.training.scan_store import MANIFEST
 
-MIN_P, ALPHA = 0.02, 0.1
+# At more than Min-P 0.02, few temperatures reach enough tokens of so small a model.
+MIN_P, ALPHA = 0.02, 0.25
 _SCANS = ("training", "calibration", "held-out")
 # Of every token, so that λ is a share of all of them.
 _TRAINING = {
     "min_p": MIN_P,
-    "num_train_epochs": 6,
+    "gravity": ALPHA,
+    "num_train_epochs": 4,
     "learning_rate": 2e-3,
     "max_rank": 2**31 - 1,
     "easy_fraction": 1.0,
@@ -36,20 +40,26 @@ _WRITTEN = (
 )
 
 
-def run(output: Path, text: list[Path] | None, model: str, seed: int) -> None:
+def run(output: Path, *, text: list[Path] | None, model: str, seed: int) -> None:
     learned, held_out = read_texts(text)
+    console = Console()
     with output_folder(output):
-        base, tokenizer = _load(model)
+        base = base_model.load(model, base_model.frozen_dtype("cpu"))
+        tokenizer = base_model.load_tokenizer(model)
         _forget(output)
         try:
-            _run(output, learned, held_out, model, base, tokenizer, seed)
+            data = write_examples(output / "text", learned, held_out)
+            scans = {name: output / "scans" / name for name in _SCANS}
+            for name, folder in scans.items():
+                _scan(console, model, data[name], folder)
+            _train(console, scans, output / "head", seed)
+            head = TemperatureHead.from_pretrained(output / "head")
+            samples = continue_prompt(base, tokenizer, head, text=held_out[0], seed=seed)
+            show(console, samples, head.max_temperature)
+            _report(console, output, scans["held-out"], samples)
         except BaseException:
             _forget(output)
             raise
-
-
-def _load(model: str) -> tuple[base_model.BaseModel, object]:
-    return base_model.load(model, base_model.frozen_dtype("cpu")), base_model.load_tokenizer(model)
 
 
 def _forget(output: Path) -> None:
@@ -63,37 +73,29 @@ def _forget(output: Path) -> None:
             folder.rmdir()
 
 
-def _run(
-    output: Path,
-    learned: list[str],
-    held_out: list[str],
-    model: str,
-    base: base_model.BaseModel,
-    tokenizer,
-    seed: int,
-) -> None:
-    console, head_folder = Console(), output / "head"
-    data = write_examples(output / "text", learned, held_out)
-    scans = {name: output / "scans" / name for name in _SCANS}
-    for name, folder in scans.items():
-        options = {"model": model, "data": str(data[name]), "output": folder, "all_tokens": True}
-        _announce(console, "scan", options)
-        scan_from_files(ScanConfig(**options))
-    options = {"scan": scans["training"], "output": head_folder, **_TRAINING, "seed": seed}
+def _scan(console: Console, model: str, data: Path, folder: Path) -> None:
+    options = {"model": model, "data": str(data), "output": folder, "all_tokens": True}
+    _announce(console, "scan", options)
+    scan_from_files(ScanConfig(**options))
+
+
+def _train(console: Console, scans: dict[str, Path], folder: Path, seed: int) -> None:
+    """Trains the head and calibrates it, if that is possible."""
+    options = {"scan": scans["training"], "output": folder, **_TRAINING, "seed": seed}
     _announce(console, "train", options)
     train_from_files(TrainConfig(**options))
-    options = {"head": head_folder, "scan": scans["calibration"], "alpha": ALPHA}
+    options = {"head": folder, "scan": scans["calibration"], "alpha": ALPHA}
     _announce(console, "calibrate", options)
     try:
-        calibrate_from_files(head_folder, scans["calibration"], alpha=ALPHA)
+        calibrate_from_files(folder, scans["calibration"], alpha=ALPHA)
     except ValueError as error:  # no temperature reaches so many tokens of this text
         console.print(f"the head stays as it was trained: {error}", markup=False, soft_wrap=True)
-    head = TemperatureHead.from_pretrained(head_folder)
-    samples = continue_prompt(base, tokenizer, head, held_out[0], seed)
-    show(console, samples, head.max_temperature)
-    options = {"head": head_folder, "scan": scans["held-out"], "output": output / "report"}
+
+
+def _report(console: Console, output: Path, scan: Path, samples: list[Passage]) -> None:
+    options = {"head": output / "head", "scan": scan, "output": output / "report"}
     _announce(console, "report", options)
-    report_from_files(head_folder, [scans["held-out"]], output / "report", samples=samples)
+    report_from_files(output / "head", [scan], output / "report", samples=samples)
     page = output / "report" / PAGE
     console.print(f"written to {output}: head/, scans/, text/, {page}", markup=False)
 
@@ -103,6 +105,6 @@ def _announce(console: Console, name: str, options: dict) -> None:
     flags = []
     for option, value in options.items():
         flag = f"--{option.replace('_', '-')}"
-        flags.append(flag if value is True else f"{flag} {value}")
+        flags.append(flag if value is True else f"{flag} {shlex.quote(str(value))}")
     line = " ".join(["\n$ autodeco-fast", name, *flags])
     console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ _WARM = (234, 88, 12)  # of the highest temperature; white is 0
 
 
 def continue_prompt(
-    base: BaseModel, tokenizer, head: TemperatureHead, text: str, seed: int
+    base: BaseModel, tokenizer, head: TemperatureHead, *, text: str, seed: int
 ) -> list[Passage]:
     """Continues the beginning of `text` in the three ways."""
     model, window = base.model, base.example_length(512)
