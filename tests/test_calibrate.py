@@ -86,6 +86,7 @@ def embedded(tmp_path_factory):
     return link_embedded(tmp_path_factory.mktemp("embedded"))
 
 
+@pytest.mark.slow
 def test_held_out_coverage_lies_within_the_interval(embedded):
     head = TemperatureHead.from_pretrained(embedded / "head")
     tokens = Scan(embedded / "held-out").load()
@@ -104,6 +105,7 @@ def test_held_out_coverage_lies_within_the_interval(embedded):
         assert low <= 1 - alpha <= high
 
 
+@pytest.mark.slow
 def test_calibrates_a_folder_and_says_how_far_it_misses(embedded, capsys):
     head_folder, scan = embedded / "head", embedded / "held-out"
     calibrate_from_files(head_folder, scan, alpha=0.05, checks=[embedded / "backwards"])

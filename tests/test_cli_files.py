@@ -126,7 +126,8 @@ def test_data_without_a_target_leaves_nothing(model, tmp_path):
         assert done.returncode == 2
         last = done.stderr.strip().splitlines()[-1]
         assert (
-            last == "error: data must have a target within max_length 256, none of its 2 examples has"
+            last
+            == "error: data must have a target within max_length 256, none of its 2 examples has"
         )
         assert not (tmp_path / "out").exists()
 

@@ -32,6 +32,7 @@ def run(texts, output, **options) -> dict:
     return json.loads((output / "report/report.json").read_text())["scans"]["held-out"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers(texts, tmp_path, capsys):
     first, second = run(texts, tmp_path / "a"), run(texts, tmp_path / "b")
     assert first == second

@@ -33,15 +33,12 @@ def test_the_card_holds_the_measured_numbers():
 
 
 def test_predicts_held_out_source_as_the_card_says():
-    """The first 24 windows of held-out modules: their loss is near the card's, far from the
-    unigram's."""
-    base, tokenizer = (
-        base_model.load(str(EMBEDDED_MODEL), torch.float32),
-        base_model.load_tokenizer(str(EMBEDDED_MODEL)),
-    )
+    """The first 24 windows of held-out modules: near the card's loss, far from the unigram's."""
+    base = base_model.load(str(EMBEDDED_MODEL), torch.float32)
+    tokenizer = base_model.load_tokenizer(str(EMBEDDED_MODEL))
     text = "".join(text for _, text in read_split("held_out")[:6])
     ids = torch.tensor(tokenizer(text).input_ids[: 24 * 512]).view(24, 512)
-    losses = [base.stats(base.hidden(row[None, :-1])[0], row[1:]) for row in ids]
+    losses = [base.stats(base.hidden(window[None, :-1])[0], window[1:]) for window in ids]
     nats = torch.cat([s.logsumexp - s.target_logit for s in losses]).mean().item()
     assert abs(nats - facts()["model"]) < 0.6
     assert nats < facts()["trigram"]

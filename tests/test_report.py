@@ -26,6 +26,7 @@ def report(tmp_path_factory) -> Path:
     return folder / "report"
 
 
+@pytest.mark.slow
 def test_is_one_page_and_its_figures(report):
     page = (report / "report.html").read_text()
     assert sorted(p.name for p in report.iterdir()) == sorted(
@@ -62,6 +63,7 @@ def opened(page: str, width: int, folder: Path) -> tuple[dict, str]:
     return json.loads(title.replace("&quot;", '"')), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium found")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_opens_in_a_browser(report, width, tmp_path):

@@ -138,6 +138,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0, 9000])
 def test_survives_being_killed(tmp_path, budget):
     whole = Scan(make_scan(tmp_path, "whole", **HALF, max_bytes=budget))
@@ -175,6 +176,7 @@ def test_finished_shards_are_not_made_again(tmp_path):
     assert shard_path(folder, 3).exists()
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_scan(tmp_path):
     one = Scan(make_scan(tmp_path, "one", **HALF))
     code = textwrap.dedent(f"""

@@ -127,6 +127,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [0, 2])
 def test_resume_is_exact(tmp_path, early):
     options = {**LONG, "early_stopping_patience": early, "diagnostics": 2}
@@ -153,6 +154,7 @@ def test_resume_is_exact(tmp_path, early):
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_resume_of_two_processes_is_exact(tmp_path):
     make_scan(tmp_path)
 

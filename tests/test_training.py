@@ -145,6 +145,7 @@ def test_the_processes_share_a_step(tmp_path):
     assert sorted(i for step in seen for i in step) == list(range(21))
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
     """The same examples a step, split over two processes (gloo): the same head up to rounding."""
     code = (
@@ -164,6 +165,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert [m["loss"] for m in lines] == pytest.approx([m["loss"] for m in metrics], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_learns_the_quantile(tmp_path):
     """With gravity λ, 1 − λ of the reachable tokens end inside the cut."""
     for gravity in (0.1, 0.4):

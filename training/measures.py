@@ -75,8 +75,9 @@ def _cost(
     """Kept-set size and nats, `[n]`, from logits `[n, V]` less their maxima."""
     inverse = 1 / temperature.clamp(min=1e-3)
     scaled = z * inverse[:, None]
-    kept_set_size = (scaled >= math.log(min_p)).sum(-1)
-    return kept_set_size, scaled.exp_().sum(-1).log() - z_y * inverse
+    # Comparisons into floats: sums of bools are slow.
+    kept = torch.ge(scaled, math.log(min_p), out=torch.empty_like(scaled))
+    return kept.sum(-1), scaled.exp_().sum(-1).log() - z_y * inverse
 
 
 def means(sums: torch.Tensor) -> dict[str, float]:

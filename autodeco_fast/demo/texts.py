@@ -8,7 +8,7 @@ from autodeco_fast.training.stdlib_corpus import read_split
 
 PASSAGE = 3000  # characters: what fits into the context of the embedded model
 # Passages in all, as far as the documents have so many: one of each at least, as many of each.
-_LEARNED, _HELD_OUT = 160, 48
+_LEARNED, _HELD_OUT = 96, 48
 
 
 def read_texts(paths: list[Path] | None) -> tuple[list[str], list[str]]:
