@@ -27,7 +27,7 @@ import triton
 from triton.compiler import ASTSource
 
 from autodeco_fast.kernels import linear_sample, sample, token_stats
-from autodeco_fast.kernels.rows import TILE, splits_of
+from autodeco_fast.kernels.logit_tiles import TILE, splits_of
 from bench.harness import RESULTS, markdown, write_record
 from bench.resources import TARGETS
 
@@ -68,7 +68,7 @@ def loop_instructions() -> int:
     """SASS instructions a warp issues for a tile of bf16 logits where no noise is drawn: the loop
     of the scan."""
     return fast_path(
-        sass(sample.AOT[0], ("z_ptr", "float_ptr", "int_ptr", "V", "stride"), draw=False)
+        sass(sample.AOT[0], ("z_ptr", "float_ptr", "int_ptr", "V", "stride"), with_noise=False)
     )
 
 

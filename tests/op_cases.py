@@ -141,9 +141,9 @@ TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
             t["logits"], 0.9, seed=1, top_k=t["top_k"], top_p=t["top_p"], backend="torch"
         ),
     ),
-    "merge_partials": (
+    "merge_samples": (
         ("temperature", "min_p"),
-        lambda t: af.merge_partials([_partial(t)], t["temperature"], min_p=t["min_p"]),
+        lambda t: af.merge_samples([_partial(t)], t["temperature"], min_p=t["min_p"]),
     ),
     "merge_token_stats": (
         ("target", "temperature"),
@@ -173,7 +173,7 @@ TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
 
 
 CAPTURABLE = (
-    "merge_partials",
+    "merge_samples",
     "merge_token_stats",
     "required_temperature",
     "goldilocks_mask",
@@ -196,7 +196,7 @@ NUMBERS: dict[str, Callable] = {
         t["hidden"], t["weight"], 0.7, softcap=20.0, seed=3, fused=False
     ),
     "sample_partial": lambda t: af.sample_partial(t["logits"], 0.7, first_id=8, seed=-1),
-    "merge_partials": lambda t: af.merge_partials([_partial(t)] * 2, 0.7, min_p=0.1),
+    "merge_samples": lambda t: af.merge_samples([_partial(t)] * 2, 0.7, min_p=0.1),
     "token_stats": lambda t: af.token_stats(t["hidden"], t["weight"], t["target"]),
 }
 

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper
 
 import autodeco_fast
+from autodeco_fast.sampling import SamplingParameters
 from autodeco_fast.torch_backend.sample_loops import gumbel_of, philox4x32, uniform_bits, uniform_of
 from tests.on_device import DEVICE, on_device, sample
 
@@ -159,9 +160,11 @@ def test_does_not_depend_on_the_tile():
 
     run = on_device(kernel_sample)
     z, B = torch.randn(3, 1000), 3
-    rows = [torch.ones(B), torch.full((B,), 0.05), *(torch.full((B,), k) for k in (7, 0, 0))]
+    parameters = SamplingParameters(
+        temperature=torch.ones(B), min_p=torch.full((B,), 0.05), seed=torch.full((B,), 7)
+    )
     tokens = [
-        run(z, *rows, tile=tile, splits=splits)["token"]
+        run(z, parameters, tile=tile, splits=splits).token
         for tile, splits in ((128, None), (128, 3), (128, 1), (1024, 1))
     ]
     assert all(torch.equal(tokens[0], t) for t in tokens[1:])

@@ -6,10 +6,10 @@ import itertools
 import pytest
 import torch
 
-from autodeco_fast import merge_partials, sample, sample_partial
+from autodeco_fast import merge_samples, sample, sample_partial
 from tests.on_device import on_device
 
-part_of, merged, whole = on_device(sample_partial), on_device(merge_partials), on_device(sample)
+part_of, merged, whole = on_device(sample_partial), on_device(merge_samples), on_device(sample)
 
 
 def case(B: int = 256, V: int = 480):

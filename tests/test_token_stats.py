@@ -147,7 +147,7 @@ def test_never_holds_all_logits(fused):
         autodeco_fast.token_stats(
             h, w, y, temperature=torch.ones(600), fused=fused, chunk_bytes=4 << 20
         )
-    from autodeco_fast.torch_backend.logit_stats import TILE
+    from autodeco_fast.torch_backend.running_sums import TILE
 
     assert seen.numel <= (TILE if fused is not False else 1 << 20)
 

@@ -27,7 +27,7 @@ from autodeco_fast import (
 )
 from autodeco_fast.losses.autodeco import learned_by_autodeco
 from autodeco_fast.ops.soft_top_p import soft_top_p_rows
-from autodeco_fast.torch_backend.logit_stats import multiply
+from autodeco_fast.lm_head import multiply
 
 CHUNK_BYTES = (
     64 << 20

@@ -4,8 +4,8 @@ backward."""
 import torch
 
 from autodeco_fast.backends import refuse_transforms
+from autodeco_fast.numerics import ALL_FLOATS
 from autodeco_fast.ops.checks import (
-    ALL_FLOATS,
     FINITE,
     NOT_NEGATIVE,
     PROBABILITY,
@@ -90,7 +90,7 @@ def autodeco_temperature_loss(
     scaled_target = stats.target_logit / temperature.clamp(min=LOWEST_TEMPERATURE)
     rows = stats.scaled_logsumexp - scaled_target
     if weighting == "unscaled":
-        rows = rows * (stats.target_logit - stats.logsumexp).exp()
+        rows = rows * stats.target_prob
     elif weighting == "scaled":
         rows = rows * (scaled_target - stats.scaled_logsumexp).detach().exp()
     kept = learned_by_autodeco(stats, easy_drop, generator)

@@ -18,8 +18,8 @@ TRIVIAL, MIDDLE, IMPOSSIBLE = 0, 1, 2
 def difficulty(stats: TokenStats, *, max_rank: int, trivial_prob: float) -> torch.Tensor:
     """TRIVIAL, MIDDLE or IMPOSSIBLE for each row, −1 where ignored. int64 `[N]`; arguments as in
     `goldilocks_mask`."""
-    probability = (stats.target_logit - stats.logsumexp).exp()
-    bucket = torch.where((stats.rank == 0) & (probability > trivial_prob), TRIVIAL, MIDDLE)
+    trivial = (stats.rank == 0) & (stats.target_prob > trivial_prob)
+    bucket = torch.where(trivial, TRIVIAL, MIDDLE)
     bucket = torch.where(stats.rank > max_rank, IMPOSSIBLE, bucket)
     return torch.where(stats.rank < 0, -1, bucket)
 
