@@ -27,7 +27,7 @@ from tests.hostile import (
     vector,
 )
 from tests.on_device import DEVICE
-from tests.test_logit_stats import reference as stats_reference
+from tests.reference_stats import reference as stats_reference
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="values on a GPU are not looked at")
 INF, TINY, HIGHEST = float("inf"), torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
@@ -126,8 +126,8 @@ def check_draws(z: torch.Tensor, asked: dict, out, error: float = 0.0) -> None:
             assert error or token == int((x == top).nonzero()[0])
             continue
         bits = uniform_bits(
-            np.int64(np.uint64(asked["seed"][b] % 2**64).astype(np.int64)), np.int64(asked["position"][b]),
-            np.int64(asked["stream"][b]), np.arange(len(x)), 0,
+            np.int64(np.uint64(asked["seed"][b] % 2**64).astype(np.int64)),
+            np.int64(asked["position"][b]), np.int64(asked["stream"][b]), np.arange(len(x)), 0,
         )  # fmt: skip
         u = ((torch.from_numpy(bits.astype(np.int64)).double() + 0.5) * 2.0**-32).clamp(
             max=1 - 2.0**-24
@@ -369,8 +369,8 @@ def test_token_stats(backend):
 def test_losses(backend):
     N = 3
     stats = af.TokenStats(
-        torch.tensor([4.0, 5.0, 6.0]), torch.zeros(3).long(), torch.tensor([3.0, 1.0, 6.0]), torch.tensor([5.0, 6.0, 7.0]),
-        torch.tensor([1, 2, 0]), torch.ones(3),
+        torch.tensor([4.0, 5.0, 6.0]), torch.zeros(3).long(), torch.tensor([3.0, 1.0, 6.0]),
+        torch.tensor([5.0, 6.0, 7.0]), torch.tensor([1, 2, 0]), torch.ones(3),
     )  # fmt: skip
     hinge = {
         "min_p": mostly(st.floats(0.01, 0.9), anything(N)),

@@ -11,14 +11,17 @@ from autodeco_fast.kernels.lm_head_tiles import product_tile as kernel_logits
 from autodeco_fast.sampling import FULL_LOGPROB, SamplingParameters
 from tests.allocations import LargestAllocation
 from tests.on_device import DEVICE, on_device, sample
-from tests.test_sample import reference
+from tests.reference_sampling import reference
 
 linear_sample = on_device(autodeco_fast.linear_sample)
 
 
 def case(B: int, H: int, V: int, dtype: torch.dtype = torch.float32):
     g = torch.Generator().manual_seed(B + H + V)
-    r = lambda *shape: torch.randn(*shape, generator=g)
+
+    def r(*shape):
+        return torch.randn(*shape, generator=g)
+
     return r(B, H).to(dtype), (r(V, H) * (2 / H**0.5)).to(dtype), r(V).to(dtype)
 
 
@@ -193,9 +196,10 @@ def test_never_holds_all_logits():
 
 def test_compiles_without_a_break():
     h, w, _ = case(3, 8, 100)
-    call = lambda a, b: (
-        autodeco_fast.linear_sample(a, b, 0.7, min_p=0.1, seed=4, backend="torch").token
-    )
+
+    def call(a, b):
+        return autodeco_fast.linear_sample(a, b, 0.7, min_p=0.1, seed=4, backend="torch").token
+
     assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(h, w), call(h, w))
 
 

@@ -202,9 +202,12 @@ def test_rows_that_nobody_looked_at_get_status_8(sampler, name, backend):
     if name in ("top_p", "top_k"):
         rows |= {"top_p": torch.full((B,), 0.9), "top_k": torch.full((B,), 20)}
     want = FULL_LOGPROB | (LOGPROB | KEPT if sampler == "sample" else 0)
-    run = lambda r: below(sampler, z, backend, want)(
-        r["temperature"], r["min_p"], **dict(list(r.items())[2:])
-    )
+
+    def run(r):
+        return below(sampler, z, backend, want)(
+            r["temperature"], r["min_p"], **dict(list(r.items())[2:])
+        )
+
     clean = run(rows)
     assert clean.status.tolist() == [broken.get(i, 0) for i in range(B)]
     rows[name][odd] = torch.tensor(values, dtype=rows[name].dtype)
@@ -222,7 +225,10 @@ def test_rows_that_nobody_looked_at_get_status_8(sampler, name, backend):
 
 def test_the_bounds_are_those_of_the_host(backend):
     """At the ends of the ranges rows are served, one step beyond they are not."""
-    step = lambda x, to: float(np.nextafter(np.float32(x), np.float32(to)))
+
+    def step(x, to):
+        return float(np.nextafter(np.float32(x), np.float32(to)))
+
     T = torch.tensor([0.0, 1e29, step(1e29, INF), step(0, -1), 1.0, 1.0, 1.0])
     min_p = torch.tensor([0.5, 0.0, 0.0, 0.0, 1.0, step(1, 2), step(0, -1)])
     z = logits(7, 60)
@@ -252,7 +258,10 @@ def test_a_maximum_that_is_none(known, backend):
 
 def test_compiled_rows_are_not_looked_at():
     z, T = logits(3), torch.tensor([0.9, NAN, 0.9])
-    call = lambda T: sample(z, T, min_p=0.1, seed=4, backend="torch")
+
+    def call(T):
+        return sample(z, T, min_p=0.1, seed=4, backend="torch")
+
     out = torch.compile(call, fullgraph=True, backend="aot_eager")(T)
     assert out.status.tolist() == [0, 8, 0]
     assert out.token.tolist() == [
@@ -358,7 +367,10 @@ def test_transforms_are_refused(name):
     """Where they would give a wrong derivative, batch or constant without a word, or fail in
     many."""
     op, x = public_ops()[name], torch.rand(4, 8)
-    run = lambda x: op(x).float().sum()
+
+    def run(x):
+        return op(x).float().sum()
+
     words = "autodeco_fast cannot run under torch.vmap"
     one_line(lambda: torch.vmap(run)(x[None].expand(3, -1, -1)), words, error=RuntimeError)
     one_line(lambda: torch.func.grad(run)(x), words, error=RuntimeError)
