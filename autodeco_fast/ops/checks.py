@@ -268,8 +268,10 @@ def check_parameter(
     if interval is not None and readable(value):
         # On the CPU, where the value came from, whatever the device of the logits.
         values = (row if row.is_cpu else value.detach().to(dtype).reshape(-1).expand(B)).numpy()
-        outside = ~((values >= interval.low) & (values <= interval.high))  # NaN is in none
-        if outside.any():
+        low, high = interval.low, interval.high
+        inside = values.min(initial=low) >= low and values.max(initial=high) <= high
+        if not inside:  # NaN is neither
+            outside = ~((values >= low) & (values <= high))
             got = value.detach().reshape(-1).expand(B)[outside.argmax().item()].item()
             raise ValueError(f"{name} must be in {interval.text}, got {got}")
     return row
