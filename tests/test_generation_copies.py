@@ -9,8 +9,8 @@ import torch
 
 from autodeco_fast import TemperatureHead, attach, detach
 from tests.tiny_models import (
-    draws,
     every_model,
+    first_tokens,
     prompts,
     tiny_head,
     tiny_model,
@@ -106,4 +106,4 @@ def test_a_peft_model_is_taken_for_the_model_inside():
         assert torch.equal(wrapped.generate(input_ids=ids, max_new_tokens=6, seed=1), want)
     attach(wrapped, head)
     detach(wrapped)
-    assert draws(model, ids[:1], 2, do_sample=True).shape == (2,)
+    assert first_tokens(model, ids[:1], 2, do_sample=True).shape == (2,)

@@ -140,6 +140,6 @@ def min_p_distribution(z: torch.Tensor, T: torch.Tensor | float, min_p: float) -
     return p / p.sum(-1, keepdim=True)
 
 
-def draws(model, ids: torch.Tensor, n: int = 6000, **kwargs) -> torch.Tensor:
+def first_tokens(model, ids: torch.Tensor, n: int = 6000, **kwargs) -> torch.Tensor:
     """`n` first tokens after one prompt. [n]"""
     return model.generate(ids, num_return_sequences=n, max_new_tokens=1, **kwargs)[:, -1]
