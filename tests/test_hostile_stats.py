@@ -20,7 +20,7 @@ from tests.hostile import (
     vector,
 )
 from tests.on_device import DEVICE
-from tests.reference_stats import reference as stats_reference
+from tests.reference.stats import reference as stats_reference
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="values on a GPU are not looked at")
 INF, TINY, HIGHEST = float("inf"), torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max

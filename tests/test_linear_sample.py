@@ -11,7 +11,7 @@ from autodeco_fast.kernels.lm_head_tiles import product_tile as kernel_logits
 from autodeco_fast.sampling import FULL_LOGPROB, SamplingParameters
 from tests.allocations import LargestAllocation
 from tests.on_device import DEVICE, on_device, sample
-from tests.reference_sampling import reference
+from tests.reference.sampling import reference
 
 linear_sample = on_device(autodeco_fast.linear_sample)
 

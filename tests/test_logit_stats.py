@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import autodeco_fast
 from tests.on_device import logit_stats
-from tests.reference_stats import IGNORE, assert_matches, reference
+from tests.reference.stats import IGNORE, assert_matches, reference
 
 
 def make(N, V, dtype=torch.float32, spread=4.0, seed=0):

@@ -13,7 +13,7 @@ import autodeco_fast
 from autodeco_fast.sampling import SamplingParameters
 from autodeco_fast.torch_backend.sample_loops import philox4x32, uniform_bits
 from tests.on_device import DEVICE, on_device, sample
-from tests.reference_sampling import assert_same_tokens, gumbel, reference
+from tests.reference.sampling import assert_same_tokens, gumbel, reference
 
 
 def test_philox_known_answers():

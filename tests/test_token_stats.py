@@ -16,7 +16,7 @@ import autodeco_fast
 from autodeco_fast import TokenStats
 from tests.allocations import LargestAllocation
 from tests.on_device import merge_token_stats, target_logits, token_stats, token_stats_partial
-from tests.reference_stats import IGNORE, assert_matches, reference
+from tests.reference.stats import IGNORE, assert_matches, reference
 
 
 @pytest.fixture(params=[True, False], ids=["streaming", "chunked"])
