@@ -53,7 +53,7 @@ def tensors(N: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tenso
         "logsumexp": row(6, 7),
         "scaled": row(6, 7),
     }
-    losses = {"loss_weight": row(0, 1), "draw": row(0, 1), "grad": row(0, 1)}
+    losses = {"loss_weight": row(0, 1), "uniform": row(0, 1), "grad": row(0, 1)}
     return {**logits, **sampling, **head, **stats, **losses}
 
 
@@ -174,7 +174,10 @@ TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
         ),
     ),
     "required_temperature": (_STATS, lambda t: af.required_temperature(_stats(t), 0.1)),
-    "goldilocks_mask": ((*_STATS, "draw"), lambda t: af.goldilocks_mask(_stats(t), draw=t["draw"])),
+    "goldilocks_mask": (
+        (*_STATS, "uniform"),
+        lambda t: af.goldilocks_mask(_stats(t), uniform=t["uniform"]),
+    ),
     "autodeco_temperature_loss": (
         (*_STATS, "scaled", "temperature"),
         lambda t: af.autodeco_temperature_loss(t["temperature"], _stats(t), easy_drop=0.0),

@@ -77,8 +77,10 @@ def test_disabled_benchmarks_run_once():
 def test_records_say_on_what_they_were_taken(path):
     record = json.loads(path.read_text())
     assert {"device", "threads", "torch"} <= set(record["machine_info"])
-    assert record["datetime"] and record["benchmarks"]
-    assert record["commit_info"]["id"] and not record["commit_info"]["dirty"]
+    assert record["datetime"]
+    assert record["benchmarks"]
+    assert record["commit_info"]["id"]
+    assert not record["commit_info"]["dirty"]
     assert path.stem in report.tables({path.stem: record})
 
 

@@ -278,13 +278,13 @@ def test_the_other_losses():
     rows = {
         "temperature": lambda v: af.soft_top_p_loss(h, w, y, v, torch.ones(N)),
         "top_p": lambda v: af.soft_top_p_loss(h, w, y, torch.ones(N), v),
-        "draw": lambda v: af.goldilocks_mask(stats, draw=v),
+        "uniform": lambda v: af.goldilocks_mask(stats, uniform=v),
     }
 
     def check(given):
         name, value = given
         if name in rows:
-            odd = set() if vector(value, N) or (name == "draw" and value is None) else {name}
+            odd = set() if vector(value, N) or (name == "uniform" and value is None) else {name}
             served(lambda: rows[name](value), odd)
         else:
             call, limits = calls[name]

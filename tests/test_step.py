@@ -9,7 +9,7 @@ from torch import nn
 
 from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.training.base_model import BaseModel
-from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
+from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, Batch, MinPHinge
 from autodeco_fast.training.step import training_step
 from tests.allocations import LargestAllocation
 from tests.reference import autodeco
@@ -42,14 +42,14 @@ def gradients(head: nn.Module) -> list[torch.Tensor]:
 def test_is_the_released_step(joint):
     hidden, y, lm_head, heads = case()
     head = heads if joint else heads["temp_head"]
-    draw = torch.rand(len(y))
+    uniform = torch.rand(len(y))
     objective = AutoDecoJoint(chunk_bytes=7 * 120 * 4) if joint else AutoDecoTemperature()
-    step, seen = training_step(hidden, y, lm_head, head, objective, draw)
+    step, seen = training_step(hidden, y, lm_head, head, objective, uniform)
     step.assign(head.parameters())
     ours = gradients(head)
     head.zero_grad()
     z = hidden @ lm_head.weight.T
-    kept = (y >= 0) & ~((z.argmax(-1) == y) & (draw < 0.6))
+    kept = (y >= 0) & ~((z.argmax(-1) == y) & (uniform < 0.6))
     assert torch.equal(seen.learned, kept)
     T = 2 * torch.sigmoid(heads["temp_head"].mlp(hidden))[:, 0]
     loss = autodeco.temperature_loss(z, T, y, kept, "unscaled")
@@ -70,10 +70,10 @@ def test_batches_change_nothing(objective):
     """Means are over the tokens of the whole step, not means of the batches' means."""
     hidden, y, lm_head, heads = case()
     head = heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"]
-    draw = torch.rand(len(y))
-    whole, _ = training_step(hidden, y, lm_head, head, objective, draw)
+    uniform = torch.rand(len(y))
+    whole, _ = training_step(hidden, y, lm_head, head, objective, uniform)
     cuts = (slice(0, 3), slice(3, 25), slice(25, 40))
-    parts = [training_step(hidden[c], y[c], lm_head, head, objective, draw[c])[0] for c in cuts]
+    parts = [training_step(hidden[c], y[c], lm_head, head, objective, uniform[c])[0] for c in cuts]
     total = parts[0] + parts[1] + parts[2]
     assert total.means() == pytest.approx(whole.means(), rel=1e-5)
     grads = []
@@ -131,15 +131,19 @@ def test_never_holds_all_logits():
 )
 def test_compiles_without_a_break(objective):
     hidden, y, lm_head, heads = case()
-    head, draw = (
+    head, uniform = (
         heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"],
         torch.rand(40),
     )
-    loss = lambda h, t, d: sum(term[0] for term in objective(h, t, lm_head, head, d).terms.values())
+
+    def loss(h, t, uniform):
+        sums = objective(Batch(h, t, uniform), lm_head, head)
+        return sum(term[0] for term in sums.terms.values())
+
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(hidden, y, draw), loss(hidden, y, draw))
+    torch.testing.assert_close(compiled(hidden, y, uniform), loss(hidden, y, uniform))
     ours, eager = (
-        torch.autograd.grad(f(hidden, y, draw), head.parameters()) for f in (compiled, loss)
+        torch.autograd.grad(f(hidden, y, uniform), head.parameters()) for f in (compiled, loss)
     )
     for a, b in zip(ours, eager):
         torch.testing.assert_close(a, b)

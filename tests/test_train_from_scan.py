@@ -82,11 +82,9 @@ def test_every_token_is_seen_once_an_epoch(tmp_path):
         settings = config(tmp_path, **options)
         source, other = ScanSource(Scan(settings.scan), settings, torch.device("cpu")).split()
         seen = []
-        probe = lambda hidden, stats, head, draw: hidden
-        objective = type("Probe", (), {"from_stats": staticmethod(probe)})
         for rank in range(2):
             for step in range(source.steps_per_epoch(2)):
-                seen += [batch(None, objective) for batch in source.batches(1, step, rank, 2)]
+                seen += [batch.hidden for batch in source.batches(1, step, rank, 2)]
         ours = torch.cat(seen).float().sort(0).values
         whole = Scan(settings.scan).load()
         if other is not None:
@@ -114,14 +112,11 @@ def test_memory_stays_within_the_limit(tmp_path, monkeypatch):
 
 def test_order_differs_by_epoch_and_seed(tmp_path):
     make_scan(tmp_path)
-    probe = type(
-        "Probe", (), {"from_stats": staticmethod(lambda hidden, stats, head, draw: stats.max_logit)}
-    )
 
     def first(seed, epoch):
         settings = config(tmp_path, seed=seed)
         source = ScanSource(Scan(settings.scan), settings, torch.device("cpu"))
-        return next(source.batches(epoch, 0, 0, 1))(None, probe)
+        return next(source.batches(epoch, 0, 0, 1)).stats.max_logit
 
     assert torch.equal(first(0, 0), first(0, 0))
     assert not torch.equal(first(0, 0), first(0, 1))
@@ -261,7 +256,10 @@ def test_autodeco_objectives_train_online(tmp_path, objective):
     settings = online_config(tmp_path, objective=objective, num_train_epochs=12, learning_rate=3e-3)
     head = train(OnlineSource(base_model.wrap(tiny_model("llama")), rows(16), settings), settings)
     metrics = read(tmp_path / "out" / METRICS_NAME)
-    mean = lambda part: sum(m["loss"] for m in part) / len(part)
+
+    def mean(part):
+        return sum(m["loss"] for m in part) / len(part)
+
     assert mean(metrics[-12:]) < mean(metrics[:4])
     joint = objective == "autodeco_joint"
     saved = TemperatureHead.from_pretrained(tmp_path / "out")

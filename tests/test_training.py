@@ -145,12 +145,10 @@ def test_accumulation_changes_nothing(tmp_path):
 def test_the_processes_share_a_step(tmp_path, monkeypatch):
     settings = config(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     source = OnlineSource(base_model.wrap(tiny_model("llama")), rows(21), settings)
-    monkeypatch.setattr(source, "_sums", lambda head, objective, numbers, epoch: numbers)
+    monkeypatch.setattr(source, "_batch", lambda numbers, epoch: numbers)
     seen = []
     for step in range(source.steps_per_epoch(2)):
-        shares = [
-            [batch(None, None) for batch in source.batches(0, step, rank, 2)] for rank in range(2)
-        ]
+        shares = [[*source.batches(0, step, rank, 2)] for rank in range(2)]
         assert all(len(batch) <= 2 for share in shares for batch in share)
         seen.append(sorted(i for share in shares for batch in share for i in batch))
     assert [len(step) for step in seen] == [8, 8, 5]

@@ -1,34 +1,32 @@
 """Where a training step's tokens come from: the base model running over rows of text, or a scan of
 it.
 
-A source says how many steps an epoch has and yields a step's micro-batches, each a function of head
-and objective that returns sums. Order and draws depend on seed, epoch and the token alone, not on
-the number of processes or what came before.
+A source says how many steps an epoch has and yields a step's micro-batches. Their order and their
+uniform numbers depend on seed, epoch and the token alone, not on the number of processes or what
+came before.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import nn
 
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.config import TrainConfig
 from autodeco_fast.training.data import IGNORED, Row
-from autodeco_fast.training.objectives import Sums
-from autodeco_fast.training.scan import DRAWS_EPOCH, draws_of, lm_head_fingerprint, pad
+from autodeco_fast.training.objectives import Batch
+from autodeco_fast.training.scan import SCAN_EPOCH, lm_head_fingerprint, pad, uniform_of_scan
 from autodeco_fast.training.scan_store import Scan, ScanTokens, read_fields, read_shard
 from autodeco_fast.training.token_noise import uniform
 
-Batch = Callable[[nn.Module, Callable[..., Sums]], Sums]
 # A group is held as it is read, joined, put in order and taken by a step, and the allocator keeps
 # some of what was freed.
 # With 5, memory grows by less than the limit in bench/scan.py (its rows with max_memory, less the
 # one of 1 MB).
 _COPIES = 5
-_HELD_OUT_EPOCH = DRAWS_EPOCH - 1
+_HELD_OUT_EPOCH = SCAN_EPOCH - 1
 
 
 class Source(Protocol):
@@ -36,6 +34,7 @@ class Source(Protocol):
 
     hidden_size: int
     device: torch.device
+    lm_head: BaseModel | None  # None: batches bring their statistics
 
     def identity(self) -> dict[str, str]:
         """Fingerprints of lm_head and tokenizer, and of the data as trained_on, as far as they are
@@ -85,6 +84,7 @@ class OnlineSource:
         documents: list[int] | None = None,
     ):
         self.base, self.rows, self.config = base, rows, config
+        self.lm_head = base
         self.documents = list(range(len(rows))) if documents is None else documents
         self.hidden_size, self.device = base.weight.shape[1], base.weight.device
 
@@ -93,14 +93,13 @@ class OnlineSource:
         out = held_out(
             torch.tensor(self.documents), self.config.eval_fraction, self.config.seed
         ).tolist()
-        part = lambda want: OnlineSource(
-            self.base,
-            [row for row, o in zip(self.rows, out) if o == want],
-            self.config,
-            [d for d, o in zip(self.documents, out) if o == want],
-        )
         _check_split(len(out) - sum(out), sum(out), self.config.eval_fraction)
-        return part(False), part(True) if any(out) else None
+        return self._where(out, False), self._where(out, True) if any(out) else None
+
+    def _where(self, held: list[bool], wanted: bool) -> "OnlineSource":
+        rows = [row for row, is_held in zip(self.rows, held) if is_held == wanted]
+        documents = [d for d, is_held in zip(self.documents, held) if is_held == wanted]
+        return OnlineSource(self.base, rows, self.config, documents)
 
     def identity(self) -> dict[str, str]:
         return {"lm_head": lm_head_fingerprint(self.base)}
@@ -120,26 +119,20 @@ class OnlineSource:
         order = _order(len(self.rows), self.config.seed, epoch).tolist()
         mine = order[step * width : (step + 1) * width][rank::world]
         for at in range(0, len(mine), size):
-            numbers = mine[at : at + size]
-            yield lambda head, objective, numbers=numbers: self._sums(
-                head, objective, numbers, epoch
-            )
+            yield self._batch(mine[at : at + size], epoch)
 
-    def _sums(
-        self, head: nn.Module, objective: Callable[..., Sums], numbers: list[int], epoch: int
-    ) -> Sums:
+    def _batch(self, numbers: list[int], epoch: int) -> Batch:
         ids, mask, labels = (t.to(self.device) for t in pad([self.rows[i] for i in numbers]))
         wanted = labels[:, 1:] != IGNORED
         hidden = self.base.hidden(ids, mask)[:, :-1][wanted].to(self.base.weight.dtype)  # [N, H]
-        document = torch.tensor([self.documents[i] for i in numbers], device=self.device)[
-            :, None
-        ].expand(wanted.shape)[wanted]
+        document = torch.tensor([self.documents[i] for i in numbers], device=self.device)
+        document = document[:, None].expand(wanted.shape)[wanted]
         position = torch.arange(1, ids.shape[1], device=self.device).expand(wanted.shape)[wanted]
-        draw = uniform(self.config.seed, epoch, document, position)
-        return objective(hidden, labels[:, 1:][wanted], self.base, head, draw)
+        selects = uniform(self.config.seed, epoch, document, position)
+        return Batch(hidden, labels[:, 1:][wanted], selects)
 
 
-class Piece(NamedTuple):
+class Slice(NamedTuple):
     """Neighbouring tokens of a shard."""
 
     path: Path
@@ -148,40 +141,38 @@ class Piece(NamedTuple):
 
 
 class ScanSource:
-    """A scan's tokens, shuffled. Where they are more than `max_memory` holds, pieces of shards are
-    shuffled, and tokens within as many pieces as fit.
+    """A scan's tokens, shuffled. Where they are more than `max_memory` holds, slices of shards are
+    shuffled, and tokens within as many slices as fit.
     """
 
     def __init__(
         self, scan: Scan, config: TrainConfig, device: torch.device, measure: bool = False
     ):
         self.scan, self.config, self.device, self.measure = scan, config, device, measure
-        self.hidden_size = scan.hidden_size
+        self.hidden_size, self.lm_head = scan.hidden_size, None
         self.share, self.seed = scan.manifest["share"], scan.manifest["settings"]["seed"]
         token_bytes = 2 * self.hidden_size + 28
         self.limit = (
             max(1, config.max_memory // (_COPIES * token_bytes)) if config.max_memory else len(scan)
         )
-        self.pieces = [
-            piece for path, n in zip(scan.paths, scan.sizes) for piece in self._cut(path, n)
-        ]
+        self.slices = [one for path, n in zip(scan.paths, scan.sizes) for one in self._cut(path, n)]
         self._held: tuple[tuple[int, int], ScanTokens] | None = None
 
-    def _cut(self, path: Path, n: int) -> Iterator[Piece]:
-        """A shard in pieces of which several fit into memory."""
+    def _cut(self, path: Path, n: int) -> Iterator[Slice]:
+        """A shard in slices of which several fit into memory."""
         size = n if n <= self.limit else max(1, self.limit // 4)
         wanted = (
             self._wanted(*read_fields(path, ("document",))) if self.config.eval_fraction else None
         )
         for at in range(0, n, size):
             rows = slice(at, min(at + size, n))
-            yield Piece(path, rows, rows.stop - at if wanted is None else int(wanted[rows].sum()))
+            yield Slice(path, rows, rows.stop - at if wanted is None else int(wanted[rows].sum()))
 
     def _wanted(self, document: torch.Tensor) -> torch.Tensor:
         return held_out(document, self.config.eval_fraction, self.config.seed) == self.measure
 
     def __len__(self) -> int:
-        return sum(piece.size for piece in self.pieces)
+        return sum(one.size for one in self.slices)
 
     def split(self) -> "tuple[ScanSource, ScanSource | None]":
         """What to learn from, and what to measure on, if anything."""
@@ -203,24 +194,24 @@ class ScanSource:
         return -(-len(self) // (self.config.batch_tokens * world))
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 -- a source lives as long as its run
-    def _groups(self, epoch: int) -> list[tuple[int, list[Piece], int]]:
-        """(number, pieces, tokens) of the groups of an epoch, in order."""
+    def _groups(self, epoch: int) -> list[tuple[int, list[Slice], int]]:
+        """(number, slices, tokens) of the groups of an epoch, in order."""
         groups, group, size = [], [], 0
-        for index in _order(len(self.pieces), self.config.seed, epoch).tolist():
-            piece = self.pieces[index]
-            if group and size + piece.size > self.limit:
+        for index in _order(len(self.slices), self.config.seed, epoch).tolist():
+            one = self.slices[index]
+            if group and size + one.size > self.limit:
                 groups.append((len(groups), group, size))
                 group, size = [], 0
-            group.append(piece)
-            size += piece.size
+            group.append(one)
+            size += one.size
         return [*groups, (len(groups), group, size)]
 
-    def _group(self, epoch: int, number: int, pieces: list[Piece]) -> ScanTokens:
+    def _group(self, epoch: int, number: int, slices: list[Slice]) -> ScanTokens:
         if self._held is None or self._held[0] != (epoch, number):
             self._held = None  # freed before the next is read
             tokens = []
-            for piece in pieces:
-                read = read_shard(piece.path, piece.rows)
+            for one in slices:
+                read = read_shard(one.path, one.rows)
                 tokens.append(
                     read.rows(self._wanted(read.document)) if self.config.eval_fraction else read
                 )
@@ -236,18 +227,16 @@ class ScanSource:
         share = -(-(end - start) // world)
         start, end = start + rank * share, min(start + (rank + 1) * share, end)
         begin = 0
-        for number, pieces, size in self._groups(epoch):
+        for number, slices, size in self._groups(epoch):
             low, high = max(start, begin), min(end, begin + size)
             if low < high:
-                tokens = self._group(epoch, number, pieces).rows(slice(low - begin, high - begin))
-                yield lambda head, objective, tokens=tokens: self._sums(head, objective, tokens)
+                tokens = self._group(epoch, number, slices).rows(slice(low - begin, high - begin))
+                yield self._batch(tokens)
             begin += size
 
-    def _sums(self, head: nn.Module, objective, tokens: ScanTokens) -> Sums:
-        tokens = ScanTokens(
-            *(getattr(tokens, name).to(self.device) for name in ScanTokens.__dataclass_fields__)
-        )
-        draw = (
-            draws_of(tokens.document, tokens.position, self.seed) / self.share
-        )  # what the scan kept stays kept
-        return objective.from_stats(tokens.hidden, tokens.stats(), head, draw)
+    def _batch(self, tokens: ScanTokens) -> Batch:
+        fields = (getattr(tokens, name).to(self.device) for name in ScanTokens.__dataclass_fields__)
+        tokens = ScanTokens(*fields)
+        # Divided by the share that the scan kept: what it kept stays kept.
+        selects = uniform_of_scan(tokens.document, tokens.position, self.seed) / self.share
+        return Batch(tokens.hidden, tokens.target.long(), selects, tokens.stats())

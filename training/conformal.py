@@ -93,8 +93,13 @@ def calibrate(
         last = s.searchsorted(s[at], "right") if s[at] < np.inf else (s < np.inf).sum()
         new = theirs[document]
         coverages[i] = new[:last].sum() / new.sum()
-    clip = lambda q: float(np.clip(q, -max_temperature, max_temperature))
-    interval = lambda x: tuple(float(v) for v in np.quantile(x, (0.025, 0.975), method="nearest"))
+
+    def clip(q):
+        return float(np.clip(q, -max_temperature, max_temperature))
+
+    def interval(x):
+        return tuple(float(v) for v in np.quantile(x, (0.025, 0.975), method="nearest"))
+
     low, high = interval(offsets)
     return Offset(
         alpha,

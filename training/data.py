@@ -38,7 +38,9 @@ def _ids(value: object) -> bool:
 
 
 def _chat(value: object) -> bool:
-    message = lambda m: isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m
+    def message(m):
+        return isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m
+
     return isinstance(value, list) and len(value) > 0 and all(map(message, value))
 
 

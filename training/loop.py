@@ -67,22 +67,17 @@ class Totals:
         self.values = torch.zeros(7, dtype=torch.float64)
 
     def add(self, seen: Seen, config: TrainConfig) -> None:
-        need, T, learned = (
-            required_temperature(seen.stats, config.min_p),
-            seen.temperature,
-            seen.learned,
-        )
-        inside = lambda x: torch.where(learned, x, 0.0).sum()
+        T, learned = seen.temperature, seen.learned
+        required = required_temperature(seen.stats, config.min_p)
         bucket = difficulty(seen.stats, max_rank=config.max_rank, trivial_prob=config.trivial_prob)
         sums = (
-            *(
-                learned.sum(),
-                (seen.stats.rank >= 0).sum(),
-                inside(T),
-                inside(need),
-                (learned & (need <= T)).sum(),
-            ),
-            *((bucket == IMPOSSIBLE).sum(), (bucket == TRIVIAL).sum()),
+            learned.sum(),
+            (seen.stats.rank >= 0).sum(),
+            torch.where(learned, T, 0.0).sum(),
+            torch.where(learned, required, 0.0).sum(),
+            (learned & (required <= T)).sum(),
+            (bucket == IMPOSSIBLE).sum(),
+            (bucket == TRIVIAL).sum(),
         )
         self.values += torch.stack([s.double().cpu() for s in sums])
 
@@ -94,8 +89,14 @@ class Totals:
         if impossible == targets:
             return f"max_rank {config.max_rank} dropped all {targets:,} targets"
         if impossible + trivial == targets:
-            return f"easy_fraction {config.easy_fraction:g} dropped all {trivial:,} targets that max_rank had left"
-        return f"min_p {config.min_p:g} puts every target that was left out of reach of the highest temperature"
+            return (
+                f"easy_fraction {config.easy_fraction:g} dropped all {trivial:,} targets that "
+                "max_rank had left"
+            )
+        return (
+            f"min_p {config.min_p:g} puts every target that was left out of reach of the highest "
+            "temperature"
+        )
 
     def means(self) -> dict[str, float]:
         kept, targets, *sums = self.values.tolist()[:5]
@@ -128,7 +129,8 @@ def held_out_loss(source: Source, head: nn.Module, objective, accelerator) -> fl
     total = Step.zero(objective.names, parameters)
     for step in range(source.steps_per_epoch(world)):
         for batch in source.batches(0, step, rank, world):
-            total = total + differentiate(batch(head, objective), parameters)[0]
+            sums = objective(batch, source.lm_head, head)
+            total = total + differentiate(sums, parameters)[0]
     return sum(total.reduce(lambda x: accelerator.reduce(x, "sum")).means().values())
 
 
@@ -239,14 +241,18 @@ class _Run:
         config, parameters = self.config, list(self.head.parameters())
         total, totals = Step.zero(self.objective.names, parameters), Totals()
         for batch in self.source.batches(epoch, step, self.rank, self.world):
-            part, seen = differentiate(batch(self.head, self.objective), parameters)
-            total = total + part
+            sums = self.objective(batch, self.source.lm_head, self.head)
+            gradients, seen = differentiate(sums, parameters)
+            total = total + gradients
             totals.add(seen, config)
             if log and config.diagnostics:
                 log.diagnose(self.progress.step + 1, seen, config)
-        add = lambda x: self.accelerator.reduce(x, "sum")
-        total = total.reduce(add)
-        totals.values = add(totals.values.to(self.accelerator.device)).cpu()
+
+        def added(x: torch.Tensor) -> torch.Tensor:
+            return self.accelerator.reduce(x, "sum")
+
+        total = total.reduce(added)
+        totals.values = added(totals.values.to(self.accelerator.device)).cpu()
         self.totals.values += totals.values
         losses = total.means()
         if not math.isfinite(sum(losses.values())):

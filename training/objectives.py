@@ -1,10 +1,7 @@
-"""What a head is trained for. An objective makes sums of losses over tokens from hidden states;
-means come later, over a step.
+"""What a head is trained for. An objective makes sums of losses over the tokens of a batch; means
+come later, over a step.
 
-Called with hidden states, targets, the LM head, the head, and `draw [N]`, uniform in [0, 1), which
-decides what is left out at random (None draws with torch).
-
-    MinPHinge              the required temperature, softly                 (λ-quantile, see `min_p_hinge_loss`)
+    MinPHinge              the required temperature, softly (λ-quantile, see `min_p_hinge_loss`)
     AutoDecoTemperature    AutoDeco's temperature loss
     AutoDecoJoint          the same plus its soft top-p loss for a second head
 """
@@ -25,27 +22,34 @@ from autodeco_fast import (
     required_temperature,
     token_stats,
 )
+from autodeco_fast.lm_head import multiply
 from autodeco_fast.losses.autodeco import learned_by_autodeco
 from autodeco_fast.ops.soft_top_p import soft_top_p_rows
-from autodeco_fast.lm_head import multiply
+from autodeco_fast.stats import IGNORED
 
-CHUNK_BYTES = (
-    64 << 20
-)  # of the logits that the joint objective makes at a time; fewer rows make a slow product
+# Of the logits that the joint objective makes at a time; fewer rows make a slow product.
+CHUNK_BYTES = 64 << 20
+
+
+class Batch(NamedTuple):
+    """Tokens that a process takes at once: data, whatever the objective."""
+
+    hidden: torch.Tensor  # [N, H] what enters the output embedding
+    target: torch.Tensor  # [N] int64, −100 where there is none
+    uniform: torch.Tensor | None = None  # [N] in [0, 1): what is left out; by torch if None
+    stats: TokenStats | None = None  # of the logits, where they are known
 
 
 class Sums(NamedTuple):
     """Losses summed over some tokens, with what else is known of them."""
 
-    terms: dict[
-        str, tuple[torch.Tensor, torch.Tensor]
-    ]  # name → (sum with its graph, number of tokens in it)
+    terms: dict[str, tuple[torch.Tensor, torch.Tensor]]  # (sum with its graph, tokens in it)
     temperature: torch.Tensor  # [N] predicted
     stats: TokenStats  # [N]
     learned: torch.Tensor  # bool [N]: the tokens in the first term
 
 
-def head_options(lm_head) -> dict:
+def transform_of(lm_head) -> dict:
     """bias, logit_scale and softcap of an `nn.Linear` or a `BaseModel`."""
     bias = getattr(lm_head, "bias", None)
     scale, softcap = getattr(lm_head, "logit_scale", 1.0), getattr(lm_head, "softcap", None)
@@ -66,30 +70,29 @@ class MinPHinge:
     trivial_prob: float = 0.9
     easy_fraction: float = 0.1
 
-    def __call__(self, hidden, target, lm_head, head: nn.Module, draw: torch.Tensor | None) -> Sums:
-        stats = token_stats(hidden, lm_head.weight, target, **head_options(lm_head))
-        return self.from_stats(hidden, stats, head, draw)
-
-    def from_stats(
-        self, hidden, stats: TokenStats, head: nn.Module, draw: torch.Tensor | None
-    ) -> Sums:
-        """The same where the statistics are known."""
+    def __call__(self, batch: Batch, lm_head, head: nn.Module) -> Sums:
+        stats = batch.stats
+        if stats is None:
+            options = transform_of(lm_head)
+            stats = token_stats(batch.hidden, lm_head.weight, batch.target, **options)
         selected = goldilocks_mask(
             stats,
             max_rank=self.max_rank,
             trivial_prob=self.trivial_prob,
             easy_fraction=self.easy_fraction,
-            draw=draw,
+            uniform=batch.uniform,
         )
-        T, limit = head(hidden), head.max_temperature
-        options = {
-            "min_p": self.min_p,
-            "gravity": self.gravity,
-            "power": self.power,
-            "max_temperature": limit,
-        }
-        chosen = stats._replace(rank=torch.where(selected, stats.rank, -1))
-        loss = min_p_hinge_loss(T, chosen, **options, unreachable=self.unreachable, reduction="sum")
+        T, limit = head(batch.hidden), head.max_temperature
+        loss = min_p_hinge_loss(
+            T,
+            stats._replace(rank=torch.where(selected, stats.rank, -1)),
+            min_p=self.min_p,
+            gravity=self.gravity,
+            power=self.power,
+            max_temperature=limit,
+            unreachable=self.unreachable,
+            reduction="sum",
+        )
         if self.unreachable == "drop":
             selected = selected & (required_temperature(stats, self.min_p) <= limit)
         return Sums({"hinge": (loss, selected.sum())}, T.detach(), stats, selected)
@@ -104,14 +107,14 @@ class AutoDecoTemperature:
     easy_drop: float = 0.6
     weighting: str | None = "unscaled"
 
-    def __call__(self, hidden, target, lm_head, head: nn.Module, draw: torch.Tensor | None) -> Sums:
-        T = head(hidden)
-        stats = token_stats(hidden, lm_head.weight, target, temperature=T, **head_options(lm_head))
-        return self.from_stats(T, stats, draw)
+    def __call__(self, batch: Batch, lm_head, head: nn.Module) -> Sums:
+        T, options = head(batch.hidden), transform_of(lm_head)
+        stats = token_stats(batch.hidden, lm_head.weight, batch.target, temperature=T, **options)
+        return self.at(T, stats, batch.uniform)
 
-    def from_stats(self, T: torch.Tensor, stats: TokenStats, draw: torch.Tensor | None) -> Sums:
+    def at(self, T: torch.Tensor, stats: TokenStats, uniform: torch.Tensor | None) -> Sums:
         """The same where the statistics at T are known."""
-        learned = learned_by_autodeco(stats, self.easy_drop, draw=draw)
+        learned = learned_by_autodeco(stats, self.easy_drop, uniform=uniform)
         chosen = stats._replace(rank=torch.where(learned, stats.rank, -1))
         loss = autodeco_temperature_loss(
             T, chosen, easy_drop=0.0, weighting=self.weighting, reduction="sum"
@@ -134,33 +137,43 @@ class AutoDecoJoint:
     steepness: float = 30.0
     chunk_bytes: int = CHUNK_BYTES
 
-    def __call__(
-        self, hidden, target, lm_head, head: nn.ModuleDict, draw: torch.Tensor | None
-    ) -> Sums:
-        weight, options = lm_head.weight.detach(), head_options(lm_head)
-        bias, transform = options.pop("bias"), options
+    def __call__(self, batch: Batch, lm_head, head: nn.ModuleDict) -> Sums:
+        hidden, weight, transform = batch.hidden, lm_head.weight.detach(), transform_of(lm_head)
+        bias = transform.pop("bias")
         T = head["temp_head"](hidden)
         chunk = max(1, self.chunk_bytes // (len(weight) * hidden.element_size()))
-        block = hidden.new_empty(min(chunk, len(hidden)) * len(weight))
-        parts, losses = [], []
+        buffer = hidden.new_empty(min(chunk, len(hidden)) * len(weight))
+        stats, losses = [], []
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            h, heat, y = hidden[rows], T[rows], target[rows]
             with torch.no_grad():
-                logits = multiply(h, weight, bias, block)
-            parts.append(logit_stats(logits, y, temperature=heat, **transform))
-            enhanced = head["top_p_head"].use_enhanced_features
-            features = prob_stats(logits, heat.detach(), **transform) if enhanced else None
-            top_p = head["top_p_head"](h, heat.detach(), features)
-            column = torch.where(y < 0, -2, y)
-            soft = {
-                "bias": None,
-                "steepness": self.steepness,
-                "chunk_bytes": self.chunk_bytes,
-                **transform,
-            }
-            losses.append(soft_top_p_rows(logits, None, column, heat, top_p, **soft).sum())
-        stats = TokenStats(*(None if f[0] is None else torch.cat(f) for f in zip(*parts)))
-        first = AutoDecoTemperature(self.easy_drop, self.weighting).from_stats(T, stats, draw)
-        soft = torch.stack(losses).sum(), (target >= 0).sum()
+                logits = multiply(hidden[rows], weight, bias, buffer)
+            stats.append(logit_stats(logits, batch.target[rows], temperature=T[rows], **transform))
+            loss = self._soft_top_p(
+                logits, hidden[rows], batch.target[rows], T[rows], head["top_p_head"], transform
+            )
+            losses.append(loss)
+        whole = TokenStats(*(None if f[0] is None else torch.cat(f) for f in zip(*stats)))
+        first = AutoDecoTemperature(self.easy_drop, self.weighting).at(T, whole, batch.uniform)
+        soft = torch.stack(losses).sum(), (batch.target >= 0).sum()
         return first._replace(terms={**first.terms, "soft_top_p": soft})
+
+    def _soft_top_p(
+        self, logits: torch.Tensor, hidden, target, T: torch.Tensor, top_p_head, transform: dict
+    ) -> torch.Tensor:
+        """The sum of the soft top-p losses of a chunk of logits."""
+        features = None
+        if top_p_head.use_enhanced_features:
+            features = prob_stats(logits, T.detach(), **transform)
+        top_p = top_p_head(hidden, T.detach(), features)
+        return soft_top_p_rows(
+            logits,
+            None,
+            torch.where(target < 0, IGNORED, target),
+            T,
+            top_p,
+            bias=None,
+            steepness=self.steepness,
+            chunk_bytes=self.chunk_bytes,
+            **transform,
+        ).sum()

@@ -141,9 +141,12 @@ def ngram_nats(train_ids: np.ndarray, ids: np.ndarray) -> dict[str, float]:
 
     def backed_off(order: int, lower: np.ndarray) -> np.ndarray:
         """p_order(next | order-1 tokens before) at every position of `ids` from `order - 1` on."""
-        key = lambda x: sum(
-            x[k : len(x) - order + 1 + k] * VOCAB ** (order - 1 - k) for k in range(order)
-        )
+
+        def key(x):
+            return sum(
+                x[k : len(x) - order + 1 + k] * VOCAB ** (order - 1 - k) for k in range(order)
+            )
+
         grams, counts = np.unique(key(train_ids), return_counts=True)
         contexts, first, types = np.unique(grams // VOCAB, return_index=True, return_counts=True)
         totals = np.add.reduceat(counts, first)

@@ -59,9 +59,9 @@ def _shaded(passage: list[tuple[str, float]], limit: float) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    line = lambda cells, tag: (
-        "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-    )
+    def line(cells, tag):
+        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
     return f'<div class="scroll"><table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
 
 

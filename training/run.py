@@ -229,7 +229,9 @@ def _train_one(
                 description=f"loss {m['loss']:.4f}  T {m['temperature']:.3f}  coverage {m['coverage']:.3f}",
             )
 
-        start: Callable = lambda steps, done: bar(total=steps, completed=done)
+        def start(steps, done):
+            return bar(total=steps, completed=done)
+
         train(
             source,
             config,

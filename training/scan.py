@@ -4,7 +4,7 @@ from is written down.
 Work is cut into blocks of `rows_per_shard` rows, dealt out to the processes; a block becomes one
 shard, whole or not at all, and carries its own counts. So a scan that was killed continues where it
 was: blocks that are there are not done again, and nothing is counted twice. What is kept at random
-    is decided by numbers that belong to the token (`training/draws.py`).
+is decided by numbers that belong to the token (`training/token_noise.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ from autodeco_fast.training.scan_store import (
 )
 from autodeco_fast.training.token_noise import uniform
 
-DRAWS_EPOCH = 2**32 - 1  # of the draws that belong to a scan; epochs of training count from 0
+SCAN_EPOCH = 2**32 - 1  # of a scan's uniform numbers; epochs of training count from 0
 _BUCKETS = {"trivial": TRIVIAL, "middle": MIDDLE, "impossible": IMPOSSIBLE}
 _LIVE_SETTINGS = ("batch_tokens", "output")  # may change when a scan is continued
 
@@ -41,7 +41,10 @@ _LIVE_SETTINGS = ("batch_tokens", "output")  # may change when a scan is continu
 def pad(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """input_ids, attention_mask and labels `[B, L]` of rows padded on the right."""
     length = max(len(row.input_ids) for row in rows)
-    fill = lambda values, value: values + [value] * (length - len(values))
+
+    def fill(values, value):
+        return values + [value] * (length - len(values))
+
     return (
         torch.tensor([fill(row.input_ids, 0) for row in rows]),
         torch.tensor([fill([1] * len(row.input_ids), 0) for row in rows]),
@@ -64,9 +67,9 @@ def batches_by_length(
         yield batch
 
 
-def draws_of(document: torch.Tensor, position: torch.Tensor, seed: int) -> torch.Tensor:
+def uniform_of_scan(document: torch.Tensor, position: torch.Tensor, seed: int) -> torch.Tensor:
     """The numbers in [0, 1) that decide what a scan keeps."""
-    return uniform(seed, DRAWS_EPOCH, document, position)
+    return uniform(seed, SCAN_EPOCH, document, position)
 
 
 def _bucket(stats: TokenStats, config: ScanConfig) -> torch.Tensor:
@@ -74,14 +77,14 @@ def _bucket(stats: TokenStats, config: ScanConfig) -> torch.Tensor:
 
 
 def _kept(
-    bucket: torch.Tensor, draw: torch.Tensor, config: ScanConfig, share: float
+    bucket: torch.Tensor, uniforms: torch.Tensor, config: ScanConfig, share: float
 ) -> torch.Tensor:
     """All of the middle, `easy_fraction` of the trivial, none of the impossible, or all tokens; of
     these, a share."""
     if config.all_tokens:
-        return (bucket >= 0) & (draw < share)
-    return ((bucket == MIDDLE) & (draw < share)) | (
-        (bucket == TRIVIAL) & (draw < share * config.easy_fraction)
+        return (bucket >= 0) & (uniforms < share)
+    return ((bucket == MIDDLE) & (uniforms < share)) | (
+        (bucket == TRIVIAL) & (uniforms < share * config.easy_fraction)
     )
 
 
@@ -107,7 +110,7 @@ def scan_batch(
     counts["seen"] += len(target)
     counts["not_finite"] += int((~finite).sum())
     bucket = torch.where(finite, _bucket(stats, config), -1)
-    kept = _kept(bucket, draws_of(document, position, config.seed), config, share)
+    kept = _kept(bucket, uniform_of_scan(document, position, config.seed), config, share)
     for name, value in _BUCKETS.items():
         counts[name] += int((bucket == value).sum())
     _count_kept(counts, bucket, kept)
@@ -131,7 +134,9 @@ def thin(path: Path, hidden_size: int, config: ScanConfig, share: float) -> int:
         return n
     tokens = read_shard(path)
     bucket = _bucket(tokens.stats(), config)
-    kept = _kept(bucket, draws_of(tokens.document, tokens.position, config.seed), config, share)
+    kept = _kept(
+        bucket, uniform_of_scan(tokens.document, tokens.position, config.seed), config, share
+    )
     counts |= dict.fromkeys((f"kept_{name}" for name in _BUCKETS), 0)
     _count_kept(counts, bucket, kept)
     write_shard(path, tokens.rows(kept), counts, share)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from autodeco_fast import TokenStats
-from autodeco_fast.training.objectives import Sums
+from autodeco_fast.training.objectives import Batch, Sums
 
 
 @dataclass
@@ -102,7 +102,7 @@ def training_step(
     lm_head: nn.Module,
     head: nn.Module,
     objective: Callable[..., Sums],
-    draw: torch.Tensor | None = None,
+    uniform: torch.Tensor | None = None,
 ) -> tuple[Step, Seen]:
     """Forward and backward of a head on some tokens. `step.assign(head.parameters())` makes the
     gradient an optimizer takes.
@@ -113,10 +113,10 @@ def training_step(
         lm_head: an `nn.Linear`, or a `BaseModel`, which also knows scale and softcap.
         head: a `TemperatureHead`, or what else the objective takes.
         objective: one of `training/objectives.py`.
-        draw: `[N]` uniform in [0, 1), what it leaves out at random; drawn with torch if None.
+        uniform: `[N]` in [0, 1), which decide what it leaves out at random; torch's if None.
 
     Returns:
         The step, to be added to others, and what it saw.
     """
-    sums = objective(hidden.detach(), targets, lm_head, head, draw)
+    sums = objective(Batch(hidden.detach(), targets, uniform), lm_head, head)
     return differentiate(sums, list(head.parameters()))

@@ -39,13 +39,13 @@ def learned_by_autodeco(
     stats: TokenStats,
     easy_drop: float,
     generator: torch.Generator | None = None,
-    draw: torch.Tensor | None = None,
+    uniform: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Which rows the temperature loss looks at: those with a target, less a share of those whose
     target is the argmax. [N]"""
-    if draw is None:
-        draw = torch.rand(stats.rank.shape, generator=generator, device=stats.rank.device)
-    return (stats.rank >= 0) & ~((stats.rank == 0) & (draw < easy_drop))
+    if uniform is None:
+        uniform = torch.rand(stats.rank.shape, generator=generator, device=stats.rank.device)
+    return (stats.rank >= 0) & ~((stats.rank == 0) & (uniform < easy_drop))
 
 
 def autodeco_temperature_loss(
