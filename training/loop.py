@@ -24,14 +24,9 @@ from autodeco_fast.training import checkpoints
 from autodeco_fast.training.batches import Source
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.config import TrainConfig
+from autodeco_fast.training.head_folder import DIAGNOSTICS_NAME, METRICS_NAME, SETTINGS_NAME
 from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
 from autodeco_fast.training.step import Seen, Step, differentiate
-
-METRICS_NAME, SETTINGS_NAME, DIAGNOSTICS_NAME = (
-    "metrics.jsonl",
-    "training.json",
-    "diagnostics.jsonl",
-)
 
 
 def objective_of(config: TrainConfig):

@@ -1,68 +1,47 @@
 """`autodeco-fast report`: one self-contained page and its figures, of a head on one scan or
 several."""
 
-import base64
-import html
+import json
+from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.files import atomic_write, output_folder, write_text
 from autodeco_fast.training import report_data as data
 from autodeco_fast.training import report_figures as figures
+from autodeco_fast.training import report_page as html
 from autodeco_fast.training.base_model import load_tokenizer
-from autodeco_fast.training.calibrate import (
+from autodeco_fast.training.conformal import coverage
+from autodeco_fast.training.head_folder import (
     CALIBRATION_NAME,
     check_every_token,
     check_fits,
     cut_of,
     training_settings,
 )
-from autodeco_fast.training.conformal import coverage
-from autodeco_fast.training.policy_means import SAMPLE, scanned_model
+from autodeco_fast.training.measures import SAMPLE, scanned_model
 from autodeco_fast.training.scan_store import Scan
 
-PAGE = "report.html"
+PAGE, NUMBERS = "report.html", "report.json"
 PASSAGES, PASSAGE_TOKENS = 4, 220
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1e293b; background: #fff; }
-body { max-width: 64rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-figure { margin: 1rem 0; break-inside: avoid; } figure img { max-width: 100%; height: auto; }
-figcaption { color: #475569; font-size: .9rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem .25rem 0; text-align: right; border-bottom: 1px solid #e2e8f0; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; line-height: 1.6; }
-pre { background: #f8fafc; padding: .75rem; }
-pre span { border-radius: 2px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
-@media print { body { max-width: none; padding: 0; } }
-"""
+_MEASURES = ("policy", "coverage", "mean T", "tokens inside the cut", "nats a token")
 
 
-def _image(name: str, png: bytes, title: str, caption: str) -> str:
-    encoded = base64.b64encode(png).decode()
-    source = f"data:image/png;base64,{encoded}"
-    return (
-        f'<h2>{html.escape(title)}</h2>\n<figure id="{name}"><img alt="{html.escape(title)}" src="{source}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
+@dataclass
+class Subject:
+    """What is reported on."""
 
+    head: TemperatureHead
+    folder: Path
+    settings: dict
+    min_p: float
 
-def _shaded(passage: list[tuple[str, float]], limit: float) -> str:
-    """Text whose background is the warmer the higher the temperature."""
-    spans = (
-        f'<span title="T = {T:.2f}" style="background:rgba(234,88,12,{0.75 * T / limit:.2f})">{html.escape(text)}</span>'
-        for text, T in passage
-    )
-    return f"<pre>{''.join(spans)}</pre>"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    def line(cells, tag):
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-    return f'<div class="scroll"><table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
+    @property
+    def limit(self) -> float:
+        return self.head.max_temperature
 
 
 def _summary(domains: list[data.Domain], limit: float) -> str:
@@ -74,7 +53,9 @@ def _summary(domains: list[data.Domain], limit: float) -> str:
         rows.append(
             [d.name, *numbers, f"{covered:.1%}", f"{d.temperature.mean():.3f}", f"{reached:.1%}"]
         )
-    return _table(["text", "tokens", "documents", "coverage", "mean T", "reachable at T_max"], rows)
+    return html.table(
+        ["text", "tokens", "documents", "coverage", "mean T", "reachable at T_max"], rows
+    )
 
 
 def report_from_files(
@@ -104,42 +85,115 @@ def _report(
     for scan in opened:
         check_fits(head, settings, scan)
         check_every_token(scan)
-    min_p = cut_of(head, settings, min_p)
+    subject = Subject(head, head_folder, settings, cut_of(head, settings, min_p))
     base = scanned_model(opened[0], model)
     tokenizer = load_tokenizer(model or opened[0].manifest["settings"]["model"])
-    domains = [data.domain(name, scan, head, min_p) for name, scan in zip(scans, opened)]
-    page = _page(head, settings, head_folder, domains, base, tokenizer, min_p, output)
-    write_text(output / PAGE, page)
+    domains = [data.domain(name, scan, head, subject.min_p) for name, scan in zip(scans, opened)]
+    costs = {d.name: data.costs(d, base, head, subject.min_p) for d in domains}
+    body = [html.paragraph(_facts(subject)), _summary(domains, subject.limit)]
+    body += _compared(costs)
+    classes = data.classes_of(tokenizer.batch_decode([[int(i)] for i in domains[0].tokens.target]))
+    for name, drawing in _drawings(subject, domains, costs, classes).items():
+        png = drawing[0]
+        atomic_write(output / f"{name}.png", lambda draft, png=png: draft.write_bytes(png))
+        body.append(html.image(name, *drawing))
+    for d in domains:
+        body.append(html.heading(f"{d.name}, shaded by temperature"))
+        passages = data.passages(d, tokenizer, PASSAGES, PASSAGE_TOKENS)
+        body += [html.shaded(passage, subject.limit) for passage in passages]
+    numbers = {
+        name: {"measures": cost.measures, "comparisons": cost.comparisons}
+        for name, cost in costs.items()
+    }
+    write_text(output / NUMBERS, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    write_text(output / PAGE, html.page("What the head does, token by token", body))
+    _print(costs)
 
 
-def _page(head, settings, head_folder, domains, base, tokenizer, min_p, output) -> str:
-    limit, first = head.max_temperature, domains[0]
-    parts, many = [], len(domains) > 1
-    curves = {d.name: data.v_curve(d, min_p, limit) for d in domains}
+def _facts(subject: Subject) -> str:
+    offset = subject.head.offset
+    calibrated = (
+        f", offset {offset:+.3f} (see {CALIBRATION_NAME})" if offset else ", not calibrated"
+    )
+    reach = f"Min-P {subject.min_p:g}; temperatures up to {subject.limit:g}."
+    return f"Head {subject.folder.name}{calibrated}. {reach}"
+
+
+def _cells(measures: dict[str, dict[str, float]]) -> list[list[str]]:
+    return [
+        [
+            name,
+            f"{row['coverage']:.1%}",
+            f"{row['temperature']:.3f}",
+            f"{row['kept']:.2f}",
+            f"{row['nll']:.3f}",
+        ]
+        for name, row in measures.items()
+    ]
+
+
+def verdict(axis: str, result: tuple[float, float, float]) -> str:
+    """One plain sentence."""
+    difference, low, high = (100 * x for x in result)
+    word = "wins against" if low > 0 else "loses to" if high < 0 else "ties with"
+    points = f"{difference:+.2f} points of coverage, 95 % interval {low:+.2f} to {high:+.2f}"
+    return f"At equal {axis} the head {word} the best fixed temperature: {points}."
+
+
+def _compared(costs: dict[str, data.Costs]) -> list[str]:
+    """Tables of all policies, and how the head does beside the best fixed temperature."""
+    blocks = []
+    for name, cost in costs.items():
+        blocks.append(html.heading(f"{name}: the head and fixed temperatures"))
+        blocks += [html.paragraph(verdict(*pair)) for pair in cost.comparisons.items()]
+        blocks.append(html.table(_MEASURES, _cells(cost.measures)))
+    return blocks
+
+
+def _print(costs: dict[str, data.Costs]) -> None:
+    """The same on the terminal: as it is, and the fixed temperatures."""
+    console = Console(stderr=True, markup=False)
+    for name, cost in costs.items():
+        table = Table(*_MEASURES, title=name)
+        for cells in _cells(cost.measures):
+            if cells[0].startswith("fixed") or cells[0] in ("head +0", "oracle"):
+                table.add_row(*cells)
+        console.print(table)
+        for pair in cost.comparisons.items():
+            console.print(verdict(*pair))
+
+
+def _drawings(
+    subject: Subject, domains: list[data.Domain], costs: dict[str, data.Costs], classes
+) -> dict[str, tuple[bytes, str, str]]:
+    """name → (PNG, title, caption)."""
+    first, limit = domains[0], subject.limit
+    curves = {d.name: data.v_curve(d, subject.min_p, limit) for d in domains}
     trained = None
-    if "gravity" in settings and not head.offset:
-        trained = 1 - settings["gravity"], coverage(first.required, first.raw, 0.0, limit)
-    classes = data.classes_of(tokenizer.batch_decode([[int(i)] for i in first.tokens.target]))
-    drawn = {
+    if "gravity" in subject.settings and not subject.head.offset:
+        as_it_is = coverage(first.required, first.raw, 0.0, limit)
+        trained = 1 - subject.settings["gravity"], as_it_is
+    promised = data.reliability(first, domains[1:], limit)
+    elsewhere = ", and on the other text, where nothing is promised." if domains[1:] else "."
+    return {
         "v-curve": (
-            figures.v_curves(curves, min_p),
+            figures.v_curves(curves, subject.min_p),
             "V-curve",
             "Predicted temperature against the model's own gap between its best token and the "
-            "reference. A head that knew the "
-            "gap would follow the dashed line.",
+            "reference. A head that knew the gap would follow the dashed line.",
         ),
         "reliability": (
-            figures.reliability(data.reliability(first, domains[1:], limit), trained),
+            figures.reliability(promised, trained),
             "Reliability",
             f"The offset is calibrated on every second document of {first.name} and measured on "
-            "the rest" + (", and on the other text, where nothing is promised." if many else "."),
+            f"the rest{elsewhere}",
         ),
         "cost": (
-            figures.costs({d.name: data.costs(d, base, head, min_p) for d in domains}),
+            figures.costs(costs),
             "What coverage costs",
-            f"Coverage against the tokens inside the cut, on {SAMPLE:,} tokens at most. The head's "
-            "line shifts its "
-            "temperatures by a constant. Up and to the left is better.",
+            f"Coverage against mean temperature and against the tokens inside the cut, on "
+            f"{SAMPLE:,} tokens at most. The head's line shifts its temperatures by a constant. Up "
+            "and to the left is better.",
         ),
         "difficulty": (
             figures.temperatures(first, limit),
@@ -154,21 +208,3 @@ def _page(head, settings, head_folder, domains, base, tokenizer, min_p, output) 
             "the names, the tokens.",
         ),
     }
-    for name, (png, title, caption) in drawn.items():
-        atomic_write(output / f"{name}.png", lambda draft, png=png: draft.write_bytes(png))
-        parts.append(_image(name, png, title, caption))
-    for d in domains:
-        parts.append(f"<h2>{html.escape(d.name)}, shaded by temperature</h2>")
-        parts += [_shaded(p, limit) for p in data.passages(d, tokenizer, PASSAGES, PASSAGE_TOKENS)]
-    offset = (
-        f", offset {head.offset:+.3f} (see {CALIBRATION_NAME})"
-        if head.offset
-        else ", not calibrated"
-    )
-    facts = f"Head {head_folder.name}{offset}. Min-P {min_p:g}; temperatures up to {limit:g}."
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width, initial-scale=1"><title>Temperature head report</title><style>{_STYLE}</style></head>\n'
-        f"<body><h1>What the head does, token by token</h1><p>{html.escape(facts)}</p>\n"
-        f"{_summary(domains, limit)}\n" + "\n".join(parts) + "\n</body></html>\n"
-    )

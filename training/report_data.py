@@ -10,9 +10,15 @@ import torch
 from autodeco_fast import TemperatureHead
 from autodeco_fast.losses import difficulty
 from autodeco_fast.training.base_model import BaseModel
-from autodeco_fast.training.calibrate import predict, required
 from autodeco_fast.training.conformal import calibrate, coverage, scores
-from autodeco_fast.training.policy_means import policy_means, sample
+from autodeco_fast.training.measures import (
+    BEYOND_ROUNDING,
+    compare,
+    means,
+    sample_of,
+    sums_by_document,
+)
+from autodeco_fast.training.predictions import predict, required
 from autodeco_fast.training.scan_store import Scan, ScanTokens
 
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
@@ -54,14 +60,13 @@ def v_curve(
     order = np.argsort(d.required, kind="stable")
     order = order[d.required[order] <= limit]
     zero = int((d.required[order] == 0).sum())
-    parts = [order[:zero], *np.array_split(order[zero:], bins)]
-    width = -math.log(min_p)
-    return [
-        (float(d.required[i].mean() * width), *np.quantile(d.temperature[i], 0.2, keepdims=True).tolist(),
-         float(d.temperature[i].mean()), float(np.quantile(d.temperature[i], 0.8)))
-        for i in parts
-        if len(i)
-    ]  # fmt: skip
+    groups = [order[:zero], *np.array_split(order[zero:], bins)]
+    curve = []
+    for group in (group for group in groups if len(group)):
+        T, gap = d.temperature[group], d.required[group].mean() * -math.log(min_p)
+        low, high = np.quantile(T, 0.2), np.quantile(T, 0.8)
+        curve.append((float(gap), float(low), float(T.mean()), float(high)))
+    return curve
 
 
 def reliability(
@@ -85,18 +90,31 @@ def reliability(
     return curves
 
 
-def costs(
-    d: Domain, base: BaseModel, head: TemperatureHead, min_p: float
-) -> dict[str, dict[str, float]]:
-    """Coverage, temperature, kept-set size and nll of fixed temperatures, the head at several
-    shifts, and the oracle."""
-    picks = sample(d.tokens)
-    T = torch.from_numpy(d.temperature)[picks]
+@dataclass
+class Costs:
+    """What coverage costs, on a sample of a domain's tokens."""
+
+    measures: dict[str, dict[str, float]]  # policy → the four measures
+    # axis → coverage of the head minus that of the best fixed temperature, with its 95 % interval
+    comparisons: dict[str, tuple[float, float, float]]
+
+
+def costs(d: Domain, base: BaseModel, head: TemperatureHead, min_p: float) -> Costs:
+    """Fixed temperatures, the head at several shifts, and the oracle; intervals resample
+    documents."""
+    picks = sample_of(d.tokens)
+    T, T_star = (torch.from_numpy(x)[picks] for x in (d.temperature, d.required))
     limit = head.max_temperature
     policies = {f"fixed {t:g}": torch.full_like(T, t) for t in FIXED}
     policies |= {f"head {shift:+g}": (T + shift).clamp(0.0, limit) for shift in SHIFTS}
-    policies["oracle"] = torch.from_numpy(d.required)[picks].clamp(max=limit)
-    return policy_means(d.tokens.rows(picks), base, policies, min_p)
+    policies["oracle"] = (T_star * BEYOND_ROUNDING).clamp(max=limit).to(T.dtype)
+    sums = sums_by_document(d.tokens.rows(picks), base, policies, min_p)
+    fixed = [sums[f"fixed {t:g}"] for t in FIXED]
+    comparisons = {
+        label: compare(sums["head +0"], fixed, axis, seed=0)
+        for axis, label in ((1, "mean temperature"), (2, "kept-set size"))
+    }
+    return Costs({name: means(value) for name, value in sums.items()}, comparisons)
 
 
 def classes_of(pieces: Sequence[str]) -> np.ndarray:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from autodeco_fast.training.report_data import BUCKETS, CLASSES, Domain
+from autodeco_fast.training.report_data import BUCKETS, CLASSES, Costs, Domain
 
 HEAD, FIXED, ORACLE, OTHER = "#c2410c", "#475569", "#0f766e", "#7c3aed"
 _COLOURS = (HEAD, OTHER, ORACLE, "#a16207")
@@ -66,36 +66,30 @@ def reliability(
     return _png(figure)
 
 
-def costs(tables: dict[str, dict[str, dict[str, float]]]) -> bytes:
-    """Coverage against the mean number of tokens inside the cut, one panel a domain."""
-    figure, axes = _figure(len(tables))
-    for a, (name, rows) in zip(axes, tables.items()):
-        for prefix, style, colour in (("fixed", "o-", FIXED), ("head", "D-", HEAD)):
-            line = [r for key, r in rows.items() if key.startswith(prefix)]
-            a.plot(
-                [r["kept"] for r in line],
-                [r["coverage"] for r in line],
-                style,
-                ms=4,
-                color=colour,
-                label=prefix,
-            )
-        now = rows["head +0"]
-        a.plot(
-            now["kept"], now["coverage"], "D", ms=9, mfc="none", color=HEAD, label="head as it is"
-        )
-        a.plot(
-            rows["oracle"]["kept"],
-            rows["oracle"]["coverage"],
-            "*",
-            ms=13,
-            color=ORACLE,
-            label="oracle T*",
-        )
-        a.set(title=name, xlabel="mean tokens inside the Min-P cut", xscale="log")
-        a.legend(frameon=False, loc="lower right")
+def costs(domains: dict[str, Costs]) -> bytes:
+    """Coverage against mean temperature and against the tokens inside the cut, two panels a
+    domain."""
+    figure, axes = _figure(2 * len(domains))
+    for (name, cost), pair in zip(domains.items(), axes.reshape(-1, 2)):
+        for a, measure, label in zip(pair, ("temperature", "kept"), ("T", "tokens inside the cut")):
+            _cost(a, cost.measures, measure)
+            a.set(title=name, xlabel=f"mean {label}")
+        pair[1].set_xscale("log")
+        pair[1].legend(frameon=False, loc="lower right")
     axes[0].set_ylabel("coverage of the reference token")
     return _png(figure)
+
+
+def _cost(axes, rows: dict[str, dict[str, float]], measure: str) -> None:
+    for prefix, style, colour in (("fixed", "o-", FIXED), ("head", "D-", HEAD)):
+        line = [row for key, row in rows.items() if key.startswith(prefix)]
+        x, y = ([row[name] for row in line] for name in (measure, "coverage"))
+        axes.plot(x, y, style, ms=4, color=colour, label=prefix)
+    now, oracle = rows["head +0"], rows["oracle"]
+    ring = {"ms": 9, "mfc": "none", "color": HEAD, "label": "head as it is"}
+    axes.plot(now[measure], now["coverage"], "D", **ring)
+    star = {"ms": 13, "color": ORACLE, "label": "oracle T*"}
+    axes.plot(oracle[measure], oracle["coverage"], "*", **star)
 
 
 def temperatures(d: Domain, limit: float) -> bytes:
@@ -105,7 +99,8 @@ def temperatures(d: Domain, limit: float) -> bytes:
     for index, (name, colour) in enumerate(zip(BUCKETS, (ORACLE, HEAD, FIXED))):
         values = d.temperature[d.bucket == index]
         if len(values):
-            label = f"{name}: {len(values) / len(d.temperature):.0%} of the tokens, mean {values.mean():.2f}"
+            share = len(values) / len(d.temperature)
+            label = f"{name}: {share:.0%} of the tokens, mean {values.mean():.2f}"
             a.hist(values, edges, density=True, histtype="stepfilled", alpha=0.25, color=colour)
             a.hist(values, edges, density=True, histtype="step", color=colour, label=label)
     a.set(xlabel="predicted temperature", ylabel="density")

@@ -23,8 +23,7 @@ from autodeco_fast.training.data import (
     read_rows,
     stream_rows,
 )
-
-SWEEP_NAME = "sweep.json"
+from autodeco_fast.training.head_folder import METRICS_NAME, SETTINGS_NAME, SWEEP_NAME
 
 
 @contextmanager
@@ -180,7 +179,7 @@ def train_from_files(config: TrainConfig, grid: list[str]) -> None:
 def _train(
     points: list[tuple[dict, TrainConfig]], config: TrainConfig, accelerator, trackers: list[str]
 ) -> None:
-    from autodeco_fast.training.loop import METRICS_NAME, SETTINGS_NAME, check_output
+    from autodeco_fast.training.loop import check_output
 
     swept, console = bool(points[0][0]), _console(accelerator)
     done = {
@@ -247,8 +246,6 @@ def _tabulate(
 ) -> None:
     """A line a point: the last step's loss, and from a scan coverage, temperature and kept-set size
     of the finished head."""
-    from autodeco_fast.training.loop import METRICS_NAME
-
     rows = []
     for point, settings in results:
         last = json.loads(
@@ -257,14 +254,14 @@ def _tabulate(
         rows.append({**point, **{m: last[m] for m in ("loss", "eval_loss") if m in last}})
     if config.scan is not None and config.objective == "min_p_hinge":
         from autodeco_fast import TemperatureHead
-        from autodeco_fast.training.policy_means import of_heads
+        from autodeco_fast.training.measures import measures_of_heads
         from autodeco_fast.training.scan_store import Scan
 
         heads = [TemperatureHead.from_pretrained(settings.output) for _, settings in results]
         try:
             rows = [
                 {**row, **measured}
-                for row, measured in zip(rows, of_heads(Scan(config.scan), heads))
+                for row, measured in zip(rows, measures_of_heads(Scan(config.scan), heads))
             ]
         except (
             ValueError

@@ -1,5 +1,4 @@
-"""The demo: trains heads on the embedded model, compares them with fixed temperatures, draws and
-generates."""
+"""The demo: scan, train, calibrate, report and generate, on a model that ships with the package."""
 
 from pathlib import Path
 
@@ -9,15 +8,15 @@ EMBEDDED_MODEL = Path(__file__).parent / "model"
 def run_demo(
     *, output: Path, text: list[Path] | None = None, model: str | None = None, seed: int = 0
 ) -> None:
-    """Runs the demo and writes `report.json`, `table.md`, `figure.png` and `samples.html` to
-    `output`.
+    """Runs what the commands run, one after the other, and leaves their folders in `output`:
+    scans, `head/`, `report/` and `samples.html`.
 
     Args:
-        output: folder, made if missing.
-        text: UTF-8 files, every second one for training the heads and the others for the
-            comparison; the standard library's source by default.
+        output: folder, made if missing; what an earlier demo left there is replaced.
+        text: UTF-8 files, every second one for training the head and the others for calibration
+            and the report; the standard library's source by default.
         model: folder or hub id of a causal language model; the embedded one by default.
-        seed: of the heads' training, the bootstrap and the samples.
+        seed: of the head's training and the samples.
 
     Raises:
         ValueError: for files that cannot be read as text, or fewer than two of them; for an output

@@ -1,28 +1,30 @@
-"""The steps of the demo, in order."""
+"""The steps of the demo, in order: each is what a command does."""
 
 import json
-from functools import partial
+import shutil
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from autodeco_fast import required_temperature
+from autodeco_fast import TemperatureHead
 from autodeco_fast.demo import EMBEDDED_MODEL
-from autodeco_fast.demo.figure import draw
 from autodeco_fast.demo.samples import continue_prompt, show, write_html
 from autodeco_fast.files import output_folder, write_text
-from autodeco_fast.training import base_model, evaluate
+from autodeco_fast.training import base_model
+from autodeco_fast.training.calibrate import calibrate_from_files
+from autodeco_fast.training.config import ScanConfig, TrainConfig
+from autodeco_fast.training.report import PAGE, report_from_files
+from autodeco_fast.training.run import scan_from_files, train_from_files
 from autodeco_fast.training.stdlib_corpus import read_split
 
-MIN_P = 0.1
-GRAVITIES = (0.05, 0.1, 0.2)
-FIXED = tuple(round(0.1 * k, 1) for k in range(1, 21))
-WINDOW = 512
-TRAIN_TOKENS, TEST_TOKENS = 3072, 1024  # of each document at most
+MIN_P, GRAVITY, ALPHA, EPOCHS = 0.02, 0.1, 0.1, 5
+# Characters of each document at most; of about four a token. Training text is cut into examples.
+TRAIN_CHARACTERS, EXAMPLE_CHARACTERS, HELD_OUT_CHARACTERS = 12_000, 1_800, 4_000
+HELD_OUT_TOKENS = 1024
 PROMPT_TOKENS, NEW_TOKENS = 96, 96
+MARKER = "demo.json"  # what shows that a folder is a demo's, to be replaced by the next
+FOLDERS = ("texts", "scans", "head", "report")
 
 
 def read_texts(text: list[Path] | None) -> tuple[list[str], list[str]]:
@@ -46,112 +48,109 @@ def read_texts(text: list[Path] | None) -> tuple[list[str], list[str]]:
     return contents[::2], contents[1::2]
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """Markdown, one policy a line."""
-    lines = [
-        "| temperature | coverage | mean T | kept tokens | nats a token |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, row in rows.items():
-        lines.append(
-            f"| {name} | {row['coverage']:.4f} | {row['temperature']:.3f} | {row['kept']:.2f} | "
-            f"{row['nll']:.3f} |"
-        )
-    return "\n".join(lines)
+def _examples(text: str) -> list[str]:
+    """The beginning of a document, cut where lines end."""
+    examples = [""]
+    for line in text[:TRAIN_CHARACTERS].splitlines(keepends=True):
+        if examples[-1] and len(examples[-1]) + len(line) > EXAMPLE_CHARACTERS:
+            examples.append("")
+        examples[-1] += line
+    return examples
 
 
-def verdict(name: str, axis: str, result: tuple[float, float, float]) -> str:
-    """One plain sentence."""
-    difference, low, high = result
-    word = "wins against" if low > 0 else "loses to" if high < 0 else "ties with"
-    points = f"{100 * difference:+.2f} points of coverage, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}"
-    return f"- At equal {axis}, {name} **{word}** the best fixed temperature: {points}."
+def _write_jsonl(path: Path, texts: list[str]) -> str:
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    write_text(path, "".join(lines))
+    return str(path)
+
+
+def _clear(output: Path, settings: dict) -> None:
+    """Takes away what an earlier demo left.
+
+    Raises:
+        ValueError: if one of the demo's folders is there, and no demo's.
+    """
+    present = [name for name in FOLDERS if (output / name).exists()]
+    if present and not (output / MARKER).is_file():
+        raise ValueError(f"output {str(output)!r} holds {present[0]}/ already: name another folder")
+    for name in present:
+        shutil.rmtree(output / name)
+    write_text(output / MARKER, json.dumps(settings, indent=1) + "\n")
 
 
 def run(output: Path, text: list[Path] | None, model: str | None, seed: int) -> None:
-    train_texts, test_texts = read_texts(text)
-    with output_folder(output):
-        _run(output, train_texts, test_texts, model, seed)
-
-
-def _run(
-    output: Path, train_texts: list[str], test_texts: list[str], model: str | None, seed: int
-) -> None:
-    console = Console()
+    train_texts, held_texts = read_texts(text)
     name = str(EMBEDDED_MODEL) if model is None else model
-    tokenizer, base = base_model.load_tokenizer(name), base_model.load(name, torch.float32)
-    window = base.row_length(WINDOW)
-    base.verify(torch.tensor([tokenizer(train_texts[0][:500]).input_ids[:window]]))
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console
+    base_model.facts(name)  # is there such a model?
+    with output_folder(output):
+        settings = {"model": name, "seed": seed, "min_p": MIN_P, "gravity": GRAVITY, "alpha": ALPHA}
+        _clear(output, settings)
+        (output / "texts").mkdir()
+        _train(output, name, train_texts, seed)
+        _evaluate(output, name, held_texts)
+        _generate(output, name, held_texts[0], seed)
+
+
+def _say(what: str) -> None:
+    Console(stderr=True, markup=False).print(f"\n— {what}", soft_wrap=True)
+
+
+def _train(output: Path, model: str, texts: list[str], seed: int) -> None:
+    """`autodeco-fast scan`, `autodeco-fast train`."""
+    examples = [example for text in texts for example in _examples(text)]
+    data = _write_jsonl(output / "texts/train.jsonl", examples)
+    _say("scan: the frozen model runs over the training text once")
+    scan = output / "scans/train"
+    scan_from_files(ScanConfig(model=model, data=data, output=scan, seed=seed))
+    _say("train: a head learns the lowest temperatures that lose a tenth of the tokens")
+    settings = TrainConfig(
+        output=output / "head",
+        scan=scan,
+        min_p=MIN_P,
+        gravity=GRAVITY,
+        num_train_epochs=EPOCHS,
+        seed=seed,
     )
-    with bar:
-        task = bar.add_task("base model, training text", total=len(train_texts))
-        advance = partial(bar.advance, task)
-        train = evaluate.collect(base, tokenizer, train_texts, window, TRAIN_TOKENS, advance)
-        bar.update(
-            task, description="base model, held-out text", total=len(test_texts), completed=0
+    train_from_files(settings, [])
+
+
+def _evaluate(output: Path, model: str, texts: list[str]) -> None:
+    """`autodeco-fast calibrate` on every second held-out document, `report` on the others."""
+    texts = [text[:HELD_OUT_CHARACTERS] for text in texts]
+    scans = {"report": texts[::2], "calibration": texts[1::2]}
+    for name, documents in scans.items():
+        if not documents:
+            continue
+        _say(f"scan: held-out text for {name}")
+        config = ScanConfig(
+            model=model,
+            data=_write_jsonl(output / f"texts/{name}.jsonl", documents),
+            output=output / "scans" / name,
+            all_tokens=True,
+            max_length=HELD_OUT_TOKENS,
         )
-        test = evaluate.collect(base, tokenizer, test_texts, window, TEST_TOKENS, advance)
-        bar.update(task, description="training the heads", total=len(GRAVITIES), completed=0)
-        heads = {}
-        for gravity in GRAVITIES:
-            heads[gravity] = evaluate.fit_head(train, gravity=gravity, min_p=MIN_P, seed=seed)
-            advance(1)
-        with torch.inference_mode():
-            predicted = {gravity: head(test.hidden) for gravity, head in heads.items()}
-        policies = {f"fixed {T:.1f}": torch.full((len(test.target),), T) for T in FIXED}
-        policies |= {f"head λ={gravity}": T for gravity, T in predicted.items()}
-        policies["oracle T*"] = (
-            required_temperature(test.stats, MIN_P).mul(1 + 1e-5).clamp(max=2.0)
-        )  # past its own rounding
-        bar.update(task, description="comparing temperatures", total=len(test.target), completed=0)
-        sums = evaluate.per_document_means(test, base, policies, MIN_P, advance)
+        scan_from_files(config)
+    if scans["calibration"]:
+        _say("calibrate: one number makes it a promise")
+        try:
+            calibrate_from_files(output / "head", output / "scans/calibration", ALPHA, None, [])
+        except ValueError as error:  # out of reach: the head stays as it was trained
+            _say(f"not calibrated: {error}")
+    _say("report: what the head does on text that neither training nor calibration saw")
+    report_from_files(output / "head", [output / "scans/report"], output / "report", model, None)
 
-    rows = {name: evaluate.means(s) for name, s in sums.items()}
-    fixed = [sums[f"fixed {T:.1f}"] for T in FIXED]
-    sentences, comparisons = [], {}
-    for gravity in GRAVITIES:
-        name = f"head λ={gravity}"
-        for axis, label in ((1, "mean temperature"), (2, "kept-set size")):
-            comparisons[f"{name}, equal {label}"] = result = evaluate.compare(
-                sums[name], fixed, axis, seed
-            )
-            sentences.append(verdict(name, label, result))
-    curve = evaluate.v_curve(test, predicted[0.1], MIN_P)
-    facts = (
-        f"{len(train.target):,} training tokens; {len(test.target):,} held-out tokens of "
-        f"{len(test_texts)} documents; "
-        f"Min-P {MIN_P}; interval: bootstrap over documents."
-    )
-    markdown = "\n".join([table(rows), "", *sentences, "", facts])
-    console.print(Markdown(markdown))
 
+def _generate(output: Path, model: str, text: str, seed: int) -> None:
+    """A prompt, continued in three ways."""
+    _say("generate: the same prompt greedily, at T = 1 and adaptively")
+    tokenizer, base = base_model.load_tokenizer(model), base_model.load(model, torch.float32)
+    window = base.row_length(PROMPT_TOKENS + NEW_TOKENS)
     new = min(NEW_TOKENS, window // 2)
-    samples = continue_prompt(
-        base,
-        tokenizer,
-        heads[0.1],
-        test_texts[0],
-        MIN_P,
-        seed,
-        min(PROMPT_TOKENS, window - new),
-        new,
-    )
+    head = TemperatureHead.from_pretrained(output / "head")
+    ids = tokenizer(text, add_special_tokens=False).input_ids[: min(PROMPT_TOKENS, window - new)]
+    samples = continue_prompt(base, tokenizer, head, ids, seed=seed, new_tokens=new)
+    console = Console()
     show(console, samples)
-    report = {
-        "rows": rows,
-        "comparisons": comparisons,
-        "v_curve": curve,
-        "seed": seed,
-        "min_p": MIN_P,
-        "facts": facts,
-    }
-    write_text(output / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    write_text(output / "table.md", markdown + "\n")
     write_html(output / "samples.html", samples)
-    draw(output / "figure.png", rows, curve, FIXED, GRAVITIES)
-    heads[0.1].save_pretrained(output / "head")
-    console.print(
-        f"written to {output}: table.md, figure.png, samples.html, report.json, head/", markup=False
-    )
+    written = f"written to {output}: report/{PAGE}, samples.html, head/"
+    console.print(f"\n{written}", markup=False, soft_wrap=True)

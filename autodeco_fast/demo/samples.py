@@ -1,7 +1,6 @@
 """One prompt, continued greedily, at T = 1 and adaptively, every token shaded by the temperature
 the head gives it."""
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,10 @@ from rich.text import Text
 
 from autodeco_fast import TemperatureHead, attach
 from autodeco_fast.files import write_text
+from autodeco_fast.training import report_page as html
 from autodeco_fast.training.base_model import BaseModel
+
+_HOTTEST = 2.0
 
 
 @dataclass
@@ -20,23 +22,21 @@ class Sample:
 
     title: str
     prompt: str
-    pieces: list[str]
-    temperatures: list[float]
+    tokens: list[tuple[str, float]]
 
 
+@torch.inference_mode()
 def continue_prompt(
     base: BaseModel,
     tokenizer,
     head: TemperatureHead,
-    text: str,
-    min_p: float,
+    prompt: list[int],
+    *,
     seed: int,
-    prompt_tokens: int,
     new_tokens: int,
 ) -> list[Sample]:
-    """Continues the beginning of `text` in the three ways."""
-    model = base.model
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids[:prompt_tokens]])
+    """Continues the prompt's ids in the three ways."""
+    model, ids = base.model, torch.tensor([prompt])
     options = {
         "attention_mask": torch.ones_like(ids),
         "max_new_tokens": new_tokens,
@@ -47,21 +47,22 @@ def continue_prompt(
         "greedy": model.generate(ids, do_sample=False, **options),
         "T = 1": model.generate(ids, do_sample=True, temperature=1.0, top_k=0, **options),
     }
-    with attach(model, head, min_p=min_p):
+    with attach(model, head):
         out["adaptive"] = model.generate(ids, seed=seed, **options)
     samples = []
     for title, tokens in out.items():
-        with torch.inference_mode():
-            temperatures = head(base.hidden(tokens[:, :-1])[0, ids.shape[1] - 1 :]).tolist()
-        pieces = [tokenizer.decode([t]) for t in tokens[0, ids.shape[1] :].tolist()]
-        samples.append(Sample(title, tokenizer.decode(ids[0]), pieces, temperatures))
+        hidden = base.hidden(tokens[:, :-1])[0, len(prompt) - 1 :]
+        texts = (tokenizer.decode([token]) for token in tokens[0, len(prompt) :].tolist())
+        shades = list(zip(texts, head(hidden).tolist()))
+        samples.append(Sample(title, tokenizer.decode(prompt), shades))
     return samples
 
 
-def _colour(temperature: float) -> tuple[int, int, int]:
+def _colour(temperature: float) -> str:
     """White at 0 to deep orange at 2."""
-    share = min(max(temperature / 2.0, 0.0), 1.0)
-    return tuple(round(a + share * (b - a)) for a, b in zip((255, 255, 255), (234, 88, 12)))
+    share = min(max(temperature / _HOTTEST, 0.0), 1.0)
+    mixed = (round(a + share * (b - a)) for a, b in zip((255, 255, 255), (234, 88, 12)))
+    return f"rgb({','.join(map(str, mixed))})"
 
 
 def show(console: Console, samples: list[Sample]) -> None:
@@ -70,33 +71,18 @@ def show(console: Console, samples: list[Sample]) -> None:
     console.print(samples[0].prompt[-300:], highlight=False, markup=False)
     for sample in samples:
         line = Text()
-        for piece, temperature in zip(sample.pieces, sample.temperatures):
-            line.append(piece, style=f"black on rgb({','.join(map(str, _colour(temperature)))})")
-        console.print(
-            f"\n[bold]{sample.title}[/bold]  (shaded by predicted temperature: white 0, orange 2)"
-        )
+        for text, temperature in sample.tokens:
+            line.append(text, style=f"black on {_colour(temperature)}")
+        shading = "shaded by predicted temperature: white 0, orange 2"
+        console.print(f"\n[bold]{sample.title}[/bold]  ({shading})")
         console.print(line, highlight=False)
-
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Continuations shaded by predicted temperature</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111;background:#fff}}
-pre{{white-space:pre-wrap;font:14px/1.5 ui-monospace,monospace;border:1px solid #ddd;border-radius:6px;padding:1rem}}
-.prompt{{color:#666}}</style>
-<h1>Continuations shaded by predicted temperature</h1>
-<p>White is T = 0, deep orange T = 2; point at a token for its temperature. The prompt is grey.</p>
-{body}</html>
-"""
 
 
 def write_html(path: Path, samples: list[Sample]) -> None:
     """Writes one page with all continuations."""
-    parts = []
+    legend = "White is T = 0, deep orange T = 2; point at a token for its temperature."
+    body = [html.paragraph(legend)]
     for sample in samples:
-        spans = "".join(
-            f'<span style="background:rgb{_colour(t)}" title="T = {t:.2f}">{html.escape(p)}</span>'
-            for p, t in zip(sample.pieces, sample.temperatures)
-        )
-        prompt = f'<span class="prompt">{html.escape(sample.prompt)}</span>'
-        parts.append(f"<h2>{html.escape(sample.title)}</h2><pre>{prompt}{spans}</pre>")
-    write_text(path, _PAGE.format(body="\n".join(parts)))
+        body.append(html.heading(sample.title))
+        body.append(html.shaded(sample.tokens, _HOTTEST, before=sample.prompt))
+    write_text(path, html.page("Continuations shaded by predicted temperature", body))

@@ -1,0 +1,82 @@
+"""What lies beside a head in its folder, and whether a head and a scan belong together."""
+
+import warnings
+from pathlib import Path
+
+from autodeco_fast import TemperatureHead
+from autodeco_fast.errors import read_json_object
+from autodeco_fast.heads import DEFAULT_MIN_P
+from autodeco_fast.training.scan_store import Scan
+from autodeco_fast.values import finite, inner_share
+
+SETTINGS_NAME, METRICS_NAME, DIAGNOSTICS_NAME = (
+    "training.json",
+    "metrics.jsonl",
+    "diagnostics.jsonl",
+)
+CALIBRATION_NAME, SWEEP_NAME = "calibration.json", "sweep.json"
+
+
+def training_settings(folder: Path) -> dict:
+    """What `autodeco-fast train` wrote beside a head; nothing if the head is from elsewhere."""
+    path = folder / SETTINGS_NAME
+    settings = read_json_object(path) if path.is_file() else {}
+    for name in ("min_p", "gravity"):
+        if name in settings:
+            finite(f"{path}: {name}", settings[name])
+    return settings
+
+
+def cut_of(
+    head: TemperatureHead, settings: dict | None = None, min_p: float | None = None
+) -> float:
+    """The Min-P cut to use a head with: `min_p`, or the one that it, or what was written beside it,
+    knows; 0.1 else.
+
+    Another one than the head's is warned of.
+
+    Raises:
+        ValueError: if it is not in (0, 1).
+    """
+    known = head.min_p if head.min_p is not None else (settings or {}).get("min_p")
+    if min_p is None:
+        return inner_share("min_p", DEFAULT_MIN_P if known is None else known)
+    if known is not None and known != inner_share("min_p", min_p):
+        warnings.warn(
+            f"the head was made for Min-P {known:g}: at {min_p:g} nothing was promised of it",
+            stacklevel=2,
+        )
+    return min_p
+
+
+def check_fits(head: TemperatureHead, settings: dict, scan: Scan) -> None:
+    """Refuses a scan of another width, model or tokenizer than the head's.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    if head.hidden_size != scan.hidden_size:
+        raise ValueError(
+            f"head has width {head.hidden_size}, scan {str(scan.folder)!r} was made of width "
+            f"{scan.hidden_size}"
+        )
+    for name in ("lm_head", "tokenizer"):
+        if settings.get(name, scan.manifest[name]) != scan.manifest[name]:
+            raise ValueError(
+                f"scan {str(scan.folder)!r} is of another {name} than the head: "
+                f"{scan.manifest[name]}, not {settings[name]}"
+            )
+
+
+def check_every_token(scan: Scan) -> None:
+    """Refuses a scan from which tokens were left out by difficulty: shares measured on it would
+    mean little.
+
+    Raises:
+        ValueError: if there are such.
+    """
+    if not scan.manifest["settings"]["all_tokens"]:
+        raise ValueError(
+            f"scan {str(scan.folder)!r} left tokens out by difficulty: scan held-out text with "
+            "--all-tokens"
+        )

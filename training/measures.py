@@ -1,0 +1,148 @@
+"""What a temperature policy buys on reference text: four measures, by document.
+
+Over tokens with logits z, reference y and temperature T:
+
+    covered  z_y ≥ z_max + T·ln p_min        kept  |{i: z_i ≥ z_max + T·ln p_min}|
+    nll      −ln softmax(z/T)_y
+
+A scan keeps no logits, so they are made again from its hidden states.
+"""
+
+import math
+
+import torch
+
+from autodeco_fast import TemperatureHead
+from autodeco_fast.training.base_model import BaseModel, load
+from autodeco_fast.training.head_folder import cut_of
+from autodeco_fast.training.predictions import predict, required
+from autodeco_fast.training.scan import lm_head_fingerprint
+from autodeco_fast.training.scan_store import Scan, ScanTokens
+
+CHUNK = 2048  # tokens whose logits are held at a time
+SAMPLE = 4096  # tokens of a scan that are looked at
+MEASURES = ("coverage", "temperature", "kept", "nll")
+BEYOND_ROUNDING = 1 + 1e-5  # of T*: a token at its own T* lies on the cut
+
+
+def scanned_model(scan: Scan, model: str | None = None) -> BaseModel:
+    """The model that was scanned, from where it was or from `model`.
+
+    Raises:
+        ValueError: if there is none, or it is another.
+    """
+    name = model or scan.manifest["settings"]["model"]
+    base = load(name, torch.bfloat16)
+    if lm_head_fingerprint(base) != scan.manifest["lm_head"]:
+        raise ValueError(f"model {name!r} is not the one that was scanned: its lm_head is another")
+    return base
+
+
+def sample_of(tokens: ScanTokens) -> torch.Tensor:
+    """Indices of at most `SAMPLE` tokens, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(len(tokens), generator=generator)[:SAMPLE].sort().values
+
+
+@torch.inference_mode()
+def sums_by_document(
+    tokens: ScanTokens, base: BaseModel, policies: dict[str, torch.Tensor], min_p: float
+) -> dict[str, torch.Tensor]:
+    """Sums of the four measures, from one pass over the logits.
+
+    Args:
+        policies: name → `[n]` temperatures.
+
+    Returns:
+        name → `[documents, 5]` fp64: covered, temperature, kept, nll, tokens.
+    """
+    cut, hidden, target = math.log(min_p), tokens.hidden, tokens.target.long()
+    names, document = torch.unique(tokens.document, return_inverse=True)
+    sums = {name: torch.zeros(len(names), 5, dtype=torch.float64) for name in policies}
+    for start in range(0, len(target), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        z = base.logits(hidden[chunk])
+        z = z.sub_(z.amax(-1, keepdim=True))
+        z_y = z.gather(1, target[chunk, None])[:, 0]
+        for name, temperature in policies.items():
+            T = temperature[chunk].clamp(min=1e-3)
+            threshold = T * cut
+            measures = [
+                (z_y >= threshold).double(),
+                temperature[chunk].double(),
+                (z >= threshold[:, None]).sum(-1).double(),
+                ((z / T[:, None]).logsumexp(-1) - z_y / T).double(),
+                torch.ones_like(z_y, dtype=torch.float64),
+            ]
+            sums[name].index_add_(0, document[chunk], torch.stack(measures, 1))
+    return sums
+
+
+def means(sums: torch.Tensor) -> dict[str, float]:
+    """The four measures over all tokens of `[documents, 5]` sums."""
+    total = sums.sum(0)
+    return dict(zip(MEASURES, (total[:4] / total[4]).tolist()))
+
+
+def fixed_at_equal(fixed: torch.Tensor, axis: int, value: torch.Tensor) -> torch.Tensor:
+    """Coverage on the fixed-temperature curve where measure `axis` equals `value`, linear between
+    its points.
+
+    Args:
+        fixed: `[resamples, temperatures, 4]` measures, growing along `axis`.
+        value: `[resamples]`; values outside the curve take its end.
+    """
+    x, y = fixed[:, :, axis].contiguous(), fixed[:, :, 0]
+    right = torch.searchsorted(x, value[:, None].contiguous()).clamp(1, x.shape[1] - 1)
+    x0, x1 = x.gather(1, right - 1)[:, 0], x.gather(1, right)[:, 0]
+    y0, y1 = y.gather(1, right - 1)[:, 0], y.gather(1, right)[:, 0]
+    share = ((value - x0) / (x1 - x0)).clamp(0, 1)
+    return y0 + share * (y1 - y0)
+
+
+def compare(
+    head: torch.Tensor, fixed: list[torch.Tensor], axis: int, seed: int, resamples: int = 1000
+) -> tuple[float, float, float]:
+    """Coverage of a head minus that of the best fixed temperature at equal measure `axis`, with a
+    95 % bootstrap interval.
+
+    Documents are resampled with replacement, `resamples` times.
+    """
+    documents = head.shape[0]
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(documents, (resamples, documents), generator=generator)
+    picks = torch.cat([torch.arange(documents)[None], picks])  # the first row is the sample itself
+    counts = torch.zeros(resamples + 1, documents, dtype=torch.float64).scatter_add_(
+        1, picks, torch.ones_like(picks).double()
+    )
+
+    def resampled(sums: torch.Tensor) -> torch.Tensor:
+        total = counts @ sums
+        return total[:, :4] / total[:, 4:]
+
+    ours = resampled(head)
+    curve = torch.stack([resampled(f) for f in fixed], 1)
+    difference = ours[:, 0] - fixed_at_equal(curve, axis, ours[:, axis])
+    low, high = difference[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return difference[0].item(), low, high
+
+
+def measures_of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str, float]]:
+    """The four measures of heads, each at its Min-P, and the oracle's kept-set size.
+
+    Raises:
+        ValueError: if the scanned model is not there any more.
+    """
+    base, tokens = scanned_model(scan), scan.load()
+    tokens = tokens.rows(sample_of(tokens))
+    found = []
+    for head in heads:
+        min_p = cut_of(head)
+        T_star = torch.from_numpy(required(tokens, min_p)) * BEYOND_ROUNDING
+        policies = {
+            "head": torch.from_numpy(predict(head, tokens)),
+            "oracle": T_star.clamp(max=head.max_temperature),
+        }
+        sums = sums_by_document(tokens, base, policies, min_p)
+        found.append({**means(sums["head"]), "oracle_kept": means(sums["oracle"])["kept"]})
+    return found

@@ -1,0 +1,73 @@
+"""Pieces of a self-contained HTML page that reads on a phone and prints."""
+
+import base64
+import html
+from collections.abc import Sequence
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1e293b; background: #fff; }
+body { max-width: 64rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+figure { margin: 1rem 0; break-inside: avoid; } figure img { max-width: 100%; height: auto; }
+figcaption { color: #475569; font-size: .9rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .75rem .25rem 0; text-align: right; white-space: nowrap; }
+th, td { border-bottom: 1px solid #e2e8f0; }
+th:first-child, td:first-child { text-align: left; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; line-height: 1.6; }
+pre { background: #f8fafc; padding: .75rem; }
+pre span { border-radius: 2px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+@media print { body { max-width: none; padding: 0; } }
+"""
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """The whole document."""
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>",
+            f"<body><h1>{html.escape(title)}</h1>",
+            *body,
+            "</body></html>\n",
+        ]
+    )
+
+
+def heading(text: str) -> str:
+    return f"<h2>{html.escape(text)}</h2>"
+
+
+def paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
+
+
+def image(name: str, png: bytes, title: str, caption: str) -> str:
+    """A figure with its heading and caption."""
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return (
+        f'{heading(title)}\n<figure id="{name}"><img alt="{html.escape(title)}" src="{source}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def shaded(passage: Sequence[tuple[str, float]], limit: float, before: str = "") -> str:
+    """Text whose background is the warmer the higher the temperature."""
+    spans = (
+        f'<span title="T = {T:.2f}" style="background:rgba(234,88,12,{0.75 * T / limit:.2f})">'
+        f"{html.escape(text)}</span>"
+        for text, T in passage
+    )
+    return f"<pre>{html.escape(before)}{''.join(spans)}</pre>"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells of text; the first column is left-aligned."""
+    lines = [_line(header, "th"), *(_line(row, "td") for row in rows)]
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _line(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
