@@ -13,7 +13,7 @@ import math
 import torch
 
 from autodeco_fast import TemperatureHead
-from autodeco_fast.training.base_model import BaseModel, load
+from autodeco_fast.training.base_model import BaseModel, frozen_dtype, load
 from autodeco_fast.training.head_folder import cut_of
 from autodeco_fast.training.predictions import predict, required
 from autodeco_fast.training.scan import lm_head_fingerprint
@@ -32,7 +32,7 @@ def scanned_model(scan: Scan, model: str | None = None) -> BaseModel:
         ValueError: if there is none, or it is another.
     """
     name = model or scan.manifest["settings"]["model"]
-    base = load(name, torch.bfloat16)
+    base = load(name, frozen_dtype("cpu"))
     if lm_head_fingerprint(base) != scan.manifest["lm_head"]:
         raise ValueError(f"model {name!r} is not the one that was scanned: its lm_head is another")
     return base

@@ -65,7 +65,7 @@ def scan_from_files(config: ScanConfig) -> None:
 
 
 def _scan(config: ScanConfig, accelerator) -> None:
-    from autodeco_fast.training.base_model import facts, load, load_tokenizer
+    from autodeco_fast.training.base_model import facts, frozen_dtype, load, load_tokenizer
     from autodeco_fast.training.scan import scan
     from autodeco_fast.training.scan_store import discard, why_empty
 
@@ -80,7 +80,7 @@ def _scan(config: ScanConfig, accelerator) -> None:
     else:
         next(stream_rows(config.data, config.split), None)
     tokenizer = load_tokenizer(config.model)
-    base = load(config.model, torch.bfloat16, accelerator.device)
+    base = load(config.model, frozen_dtype(accelerator.device), accelerator.device)
     base.verify(torch.tensor([[0, 1, 2]], device=accelerator.device) % base.vocabulary)
     console = _console(accelerator)
     seen, started = 0, time.perf_counter()
@@ -136,14 +136,20 @@ def _sources(config: TrainConfig, accelerator, console: Console) -> Callable[[Tr
         )
         return lambda settings: ScanSource(scan, settings, accelerator.device).split()
     raw = read_rows(config.data)  # complains before a model is looked at
-    from autodeco_fast.training.base_model import facts, load, load_tokenizer, row_length
+    from autodeco_fast.training.base_model import (
+        facts,
+        frozen_dtype,
+        load,
+        load_tokenizer,
+        row_length,
+    )
 
     found = facts(config.model)
     if any("input_ids" in row for row in raw):
         read_rows(config.data, found.vocabulary)
     length = row_length(config.max_length, found.positions)
     rows = encode_all(load_tokenizer(config.model), raw, length, found.vocabulary)
-    base = load(config.model, torch.bfloat16, accelerator.device)
+    base = load(config.model, frozen_dtype(accelerator.device), accelerator.device)
     base.verify(torch.tensor([rows[0].input_ids], device=accelerator.device))
     console.print(
         f"{len(rows):,} rows of {len(raw):,} have a target; {accelerator.num_processes} × "

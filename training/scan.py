@@ -192,9 +192,9 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
 
 
 def lm_head_fingerprint(base: BaseModel) -> str:
-    """Of weight, bias and transform."""
-    parts = [base.weight, *([] if base.bias is None else [base.bias])]
-    return fingerprint(*parts, f"{base.logit_scale} {base.softcap}".encode())
+    """Of weight and bias in bf16, whatever they run in, and of the transform."""
+    tensors = [x.bfloat16() for x in (base.weight, base.bias) if x is not None]
+    return fingerprint(*tensors, f"{base.logit_scale} {base.softcap}".encode())
 
 
 def scan(

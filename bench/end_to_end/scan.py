@@ -36,7 +36,7 @@ KEPT, EPOCHS, ROUNDS = 200_000, 5, 5
 def prepare(folder: Path) -> tuple[ScanConfig, object, object]:
     """Pieces of the text as JSONL, enough for a scan of `KEPT` tokens."""
     tokenizer = base_model.load_tokenizer(str(EMBEDDED_MODEL))
-    base = base_model.load(str(EMBEDDED_MODEL), torch.bfloat16, device())
+    base = base_model.load(str(EMBEDDED_MODEL), base_model.frozen_dtype(device()), device())
     data, seen = folder / "rows.jsonl", 0
     with data.open("w", encoding="utf-8") as file:
         for row in stream_rows("stdlib:head", ""):
