@@ -84,8 +84,8 @@ class _Saved(nn.Module):
 class TemperatureHead(_Saved):
     """`T = max_temperature · sigmoid(w2 · relu(W1 h + b1) + b2)`.
 
-    Parameters are named as AutoDeco's (`mlp.0`, `mlp.2`). The last layer starts at zero, so T starts
-    at `max_temperature / 2` everywhere.
+    Parameters are named as AutoDeco's (`mlp.0`, `mlp.2`). The last layer starts at zero, so T
+    starts at `max_temperature / 2` everywhere.
 
     Args:
         hidden_size: width H of what enters the output embedding.

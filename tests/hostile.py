@@ -1,5 +1,4 @@
-"""What a hostile user passes: strategies for arguments of any type; the rule that a call is served
-or refused in one line.
+"""What a hostile user passes, and the rule that a call is served or refused in one line.
 
 `FUZZ_SECONDS=600 python -m pytest tests/test_hostile_samplers.py` looks for ten minutes in each
 test instead of at a few examples.
@@ -117,8 +116,7 @@ def number(value: object, low: float, high: float, whole: bool) -> float | None:
 
 
 def row(value: object, B: int, low: float, high: float, whole: bool = False) -> list[float] | None:
-    """What each of B rows is asked for, as the documentation has it; None if the value must be
-    refused."""
+    """What each of B rows is asked for, by the documentation; None if it must be refused."""
     if not isinstance(value, torch.Tensor):
         one = number(value, low, high, whole)
         return None if one is None else [one if whole else float(np.float32(one))] * B
@@ -139,8 +137,7 @@ def vector(value: object, N: int) -> bool:
 
 
 def served(call: Callable, odd: set[str]) -> object | None:
-    """The result, if no argument is odd; else it must refuse, in one line that begins with the name
-    of an odd one."""
+    """The result, if no argument is odd; else it must refuse, naming an odd one first."""
     if not odd:
         return call()
     try:

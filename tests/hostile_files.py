@@ -34,8 +34,7 @@ YAML_JUNK = junk(depth=600)  # past Python's limit too; the parser takes a secon
 
 
 def odd_json(text: str, change: tuple) -> bytes:
-    """A JSON object with some of it replaced, (path of keys, value), what was below as well; or
-    other bytes."""
+    """A JSON object with some of it replaced, or other bytes, as one of `json_changes` says."""
     what, content = change
     if what == "bytes":
         return content

@@ -96,8 +96,7 @@ def test_generate_continues_the_prompt(tmp_path):
 
 
 def test_generate_takes_the_heads_min_p(model, tmp_path):
-    """At Min-P near 1 only the argmax is left: the head's own cut shows, and another given cut
-    wins."""
+    """At Min-P near 1 only the argmax is left: the head's cut shows, and a given one wins."""
     head = TemperatureHead(32, max_temperature=50.0)
     options = ("--model", model, "--head", tmp_path / "head")
     options += ("--prompt", "w5", "--max-new-tokens", 8)

@@ -67,7 +67,7 @@ def test_static_cache(name, fused):
 @pytest.mark.slow
 @every_model
 def test_compiled_forward(name):
-    """The whole forward, hooks and gate included, is one graph that reads the gate on every call."""
+    """The forward, hooks and gate included, is one graph that reads the gate on every call."""
     torch._dynamo.reset()
     model, ids = tiny_model(name), prompts()
     head = tiny_head(model)
@@ -152,7 +152,7 @@ def test_stop_strings(name, tokenizer):
 
 @every_model
 def test_pipeline(name, tokenizer):
-    """The pipeline's temperature of 0.7 does not stack on the predicted one, one given to it does."""
+    """The pipeline's temperature of 0.7 does not stack on the predicted one, a given one does."""
     model = tiny_model(name)
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
     ids = tokenizer("abc", return_tensors="pt").input_ids

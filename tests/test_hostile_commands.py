@@ -1,6 +1,7 @@
-"""Hostile files and options: a command serves them, or says in one line on standard error why not
-and returns 2; whatever it leaves in the output folder is whole. Anything else that is raised is a
-bug.
+"""Hostile files and options: they are served, or refused in one line.
+
+A command that refuses says why on standard error and returns 2; whatever it leaves in the output
+folder is whole. Anything else that is raised is a bug.
 
 `FUZZ_SECONDS=100 pytest tests/test_hostile_commands.py` goes on for so many seconds a test, on
 other examples every time.
@@ -44,8 +45,7 @@ def hostile(strategy: st.SearchStrategy, check: Callable) -> None:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
-    """A folder with a model, rows, a scan of them in two shards, and a head; nothing is wrong with
-    them."""
+    """A folder with a model, data, a scan of it in two shards, and a head: nothing is wrong."""
     folder = tmp_path_factory.mktemp("good")
     save_tiny(folder / "model")
     write_rows(folder / "rows.jsonl", 12)

@@ -179,8 +179,9 @@ def _folder_name(point: dict[str, float]) -> str:
 
 
 def sweep(config: TrainConfig, grid: list[str]) -> list[tuple[dict[str, float], TrainConfig]]:
-    """The settings of every point of a grid like `["gravity=0.05,0.1", "min_p=0.1,0.2"]`, each with
-    a folder of its own.
+    """The settings of every point of a grid like `["gravity=0.05,0.1", "min_p=0.1,0.2"]`.
+
+    Each point has its folder inside the output.
 
     Raises:
         ValueError: for an entry of another form or name, a setting or a value that is there twice,
