@@ -33,7 +33,7 @@ def test_peak_memory_is_what_was_taken():
 
 def pytest_bench(*options: str) -> str:
     command = [sys.executable, "-m", "pytest", "bench", "--bench-shapes=tiny", *options]
-    command += ["-o", "addopts=", "-p", "no:cacheprovider", "-n", "0", "--color=no"]
+    command += ["-o", "addopts=", "-p", "no:cacheprovider", "--color=no"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500

@@ -12,10 +12,11 @@ from autodeco_fast import TemperatureHead
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.training import base_model
 from autodeco_fast.training.batches import ScanSource
-from autodeco_fast.training.calibrate import calibrate_from_files, predict, required
+from autodeco_fast.training.calibrate import calibrate_from_files
 from autodeco_fast.training.config import ScanConfig, TrainConfig
 from autodeco_fast.training.conformal import calibrate, coverage, scores
 from autodeco_fast.training.loop import train
+from autodeco_fast.training.predictions import predict, required
 from autodeco_fast.training.scan import scan
 from autodeco_fast.training.scan_store import Scan
 from tests.scans import EVERY, make_scan
@@ -158,9 +159,10 @@ def test_what_does_not_fit_is_refused(tmp_path):
     folder = tmp_path / "head"
     TemperatureHead(32).save_pretrained(folder)
     TemperatureHead(8).save_pretrained(tmp_path / "narrow")
-    run = lambda head=folder, scan=scan_folder, alpha=0.4, min_p=None: calibrate_from_files(
-        head, scan, alpha, min_p, []
-    )
+
+    def run(head=folder, scan=scan_folder, alpha=0.4, min_p=None):
+        calibrate_from_files(head, scan, alpha, min_p, [])
+
     before = (folder / "autodeco_config.json").read_bytes()
     for call, words in (
         (lambda: run(head=tmp_path / "narrow"), "head has width 8, scan .* was made of width 32"),

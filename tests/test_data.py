@@ -8,7 +8,10 @@ from transformers import AutoTokenizer
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.training.data import IGNORED, encode, encode_all, read_rows
 
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>\n{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
 USER, REPLY = (
     {"role": "user", "content": "name a number"},
     {"role": "assistant", "content": "seven"},

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, GPT2Con
 
 from autodeco_fast.demo import EMBEDDED_MODEL, run_demo
 
-FILES = ("table.md", "report.json", "samples.html", "figure.png", "head")
+FILES = ("demo.json", "head", "report", "samples.html", "scans", "texts")
 
 
 @pytest.fixture(scope="module")
@@ -26,36 +26,41 @@ def texts(tmp_path_factory):
 
 
 def run(texts, output, **options) -> dict:
+    """The report's numbers."""
     run_demo(**{"output": output, "text": texts, "model": None, "seed": 3, **options})
     assert sorted(p.name for p in output.iterdir()) == sorted(FILES)
-    return json.loads((output / "report.json").read_text())
+    return json.loads((output / "report/report.json").read_text())["report"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers(texts, tmp_path):
+    """Also in the folder of an earlier demo, which is replaced."""
     first, second = run(texts, tmp_path / "a"), run(texts, tmp_path / "b")
     assert first == second
-    assert run(texts, tmp_path / "c", seed=4) != first
-    assert set(first["rows"]) >= {
-        "fixed 0.1",
-        "fixed 2.0",
-        "head λ=0.05",
-        "head λ=0.1",
-        "head λ=0.2",
-        "oracle T*",
-    }
+    assert run(texts, tmp_path / "b", seed=4) != first
+    assert {"fixed 0.1", "fixed 2", "head +0", "oracle"} <= set(first["measures"])
+    assert set(first["comparisons"]) == {"mean temperature", "kept-set size"}
     page = (tmp_path / "a/samples.html").read_text()
     assert page.count("<h2>") == 3
     assert page.count('title="T = ') > 200
-    assert len(first["comparisons"]) == 6
+    assert (tmp_path / "a/report/report.html").stat().st_size > 50_000
 
 
-def test_texts_whose_tokens_are_out_of_reach(tmp_path):
-    """Their curve is empty, and so is its panel."""
+def test_a_folder_of_somebody_else_is_left_alone(texts, tmp_path):
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head/mine").write_text("x")
+    with pytest.raises(ValueError, match="holds head/ already"):
+        run_demo(output=tmp_path, text=texts)
+    assert [p.name for p in tmp_path.iterdir()] == ["head"]
+    assert (tmp_path / "head/mine").read_text() == "x"
+
+
+def test_texts_of_which_nothing_can_be_learned(tmp_path):
     texts = [tmp_path / name for name in "xy"]
     for path in texts:
         path.write_text(path.name)
-    report = run(texts, tmp_path / "out")
-    assert report["v_curve"] == []
+    with pytest.raises(ValueError, match=r"nothing is kept|no token was left|must have a target"):
+        run_demo(output=tmp_path / "out", text=texts)
 
 
 def test_a_model_of_few_positions(tmp_path):
@@ -75,7 +80,7 @@ def test_a_model_of_few_positions(tmp_path):
     texts = [tmp_path / name for name in "ab"]
     for path in texts:
         path.write_text("w5 w6 w7 [/red] " * 100)  # no markup
-    assert run(texts, tmp_path / "out", model=str(folder))["rows"]
+    assert run(texts, tmp_path / "out", model=str(folder))["measures"]
 
 
 def test_another_model(texts, tmp_path):
@@ -94,6 +99,5 @@ def test_another_model(texts, tmp_path):
     Gemma2ForCausalLM(config).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(tmp_path / "model")
     report = run(texts, tmp_path / "out", model=str(tmp_path / "model"))
-    assert report["rows"]["fixed 1.0"]["nll"] == pytest.approx(
-        9.0, abs=0.5
-    )  # random weights: about ln 8192
+    # Random weights: about ln 8192.
+    assert report["measures"]["fixed 1"]["nll"] == pytest.approx(9.0, abs=0.5)

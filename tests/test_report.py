@@ -28,20 +28,27 @@ def report(embedded) -> Path:  # noqa: F811
 def test_is_one_page_and_its_figures(report):
     page = (report / "report.html").read_text()
     assert sorted(p.name for p in report.iterdir()) == sorted(
-        ["report.html", *(f"{name}.png" for name in FIGURES)]
+        ["report.html", "report.json", *(f"{name}.png" for name in FIGURES)]
     )
     assert re.findall(r'<figure id="([\w-]+)"', page) == FIGURES
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing from elsewhere
     assert page.count("<pre>") == 8
     assert "held-out" in page
+    numbers = json.loads((report / "report.json").read_text())
+    assert set(numbers) == {"held-out", "backwards"}
+    for domain in numbers.values():
+        assert {"fixed 0.1", "fixed 2", "head +0", "oracle"} <= set(domain["measures"])
+        for axis, (difference, low, high) in domain["comparisons"].items():
+            assert low <= difference <= high
+            assert f"At equal {axis} the head " in page
     assert "backwards" in page
     for name in FIGURES:
         assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 PROBE = """<script>window.addEventListener("load", () => { document.title = JSON.stringify({
-    figures: [...document.images].map(i => i.naturalWidth), wide: document.documentElement.scrollWidth,
-    screen: window.innerWidth }); });</script>"""
+    figures: [...document.images].map(i => i.naturalWidth),
+    wide: document.documentElement.scrollWidth, screen: window.innerWidth }); });</script>"""
 
 
 def opened(page: str, width: int, folder: Path) -> tuple[dict, str]:

@@ -186,7 +186,8 @@ def test_two_processes_make_the_same_scan(tmp_path):
 
         accelerator, plain = Accelerator(), module.scan
         scans.scan = lambda *args, **options: plain(*args, **options, accelerator=accelerator)
-        scans.make_scan(Path({str(tmp_path)!r}), "two", data=Path({str(tmp_path / "rows.jsonl")!r}), **{HALF})
+        data = Path({str(tmp_path / "rows.jsonl")!r})
+        scans.make_scan(Path({str(tmp_path)!r}), "two", data=data, **{HALF})
         accelerator.end_training()
         """)
     )

@@ -192,7 +192,9 @@ def test_resume_of_two_processes_is_exact(tmp_path):
             from pathlib import Path
             sys.path.insert(0, {str(ROOT)!r})
             from tests.test_train_from_scan import LONG, run
-            stop = lambda m: os.kill(os.getpid(), signal.SIGKILL) if m["step"] == {kill_at} else None
+            def stop(metrics):
+                if metrics["step"] == {kill_at}:
+                    os.kill(os.getpid(), signal.SIGKILL)
             run(Path({str(tmp_path)!r}), {name!r}, on_step=stop, resume={resume}, batch_tokens=25,
                 **{{k: v for k, v in LONG.items()}})
             """)

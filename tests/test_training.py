@@ -103,9 +103,9 @@ def test_hidden_states_changed_before_the_embedding_are_refused():
     another h."""
     torch.manual_seed(0)
     config = MiniCPM3Config(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
-        vocab_size=VOCAB, q_lora_rank=16,
-        kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, pad_token_id=0, dim_model_base=8,
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, vocab_size=VOCAB, q_lora_rank=16, kv_lora_rank=16,
+        qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, pad_token_id=0, dim_model_base=8,
     )  # fmt: skip
     with pytest.raises(ValueError, match="changes hidden states before its output embedding"):
         base_model.wrap(MiniCPM3ForCausalLM(config)).verify(torch.arange(3, 10)[None])

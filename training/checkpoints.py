@@ -2,7 +2,8 @@
 all that a resume needs.
 
     head.safetensors, optimizer.safetensors    parameters, and AdamW's moments by parameter name
-    state.json                                 step, and what early stopping knows; best.safetensors if it has a best head
+    best.safetensors                           of early stopping, if it has a best head
+    state.json                                 step, and what early stopping knows
 
 Order, draws and the learning rate are functions of seed and step, so no generator's state has to be
 kept.

@@ -9,7 +9,7 @@ from autodeco_fast.options import Options, documented, from_text, option, type_o
 
 OBJECTIVES = ("min_p_hinge", "autodeco_temperature", "autodeco_joint")
 SCHEDULES = ("cosine", "constant")
-MODEL = "folder or hub id of a causal language model; it stays frozen, in bf16 where the hardware has it"
+MODEL = "folder or hub id of a causal language model; it stays frozen, in bf16 where that is fast"
 _ROWS = "JSONL of prompt+completion, messages, text, or input_ids+labels"
 
 

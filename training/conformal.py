@@ -3,7 +3,8 @@
 
 Over calibration tokens with required temperature T* and predicted T̂ let
 
-    s = T* − T̂;    +∞ where T* > T_max: no temperature reaches the token;    −∞ where T* = 0: every temperature does
+    s = T* − T̂,   +∞ where T* > T_max: no temperature reaches the token
+                  −∞ where T* = 0: every temperature does
 
 and q the ⌈(n + 1)(1 − α)⌉-th smallest. A token is covered at `clip(T̂ + q, 0, T_max)` exactly if s
 ≤ q, so a new token that is exchangeable with these is covered with probability ≥ 1 − α (split

@@ -65,7 +65,8 @@ def _complaint(row: object, vocabulary: int | None) -> str | None:
         if not _ids(row["input_ids"]) or not _ids(row["labels"]):
             return "input_ids and labels must be lists of integers"
         if len(row["input_ids"]) != len(row["labels"]):
-            return f"input_ids and labels must be equally long, got {len(row['input_ids'])} and {len(row['labels'])}"
+            lengths = f"{len(row['input_ids'])} and {len(row['labels'])}"
+            return f"input_ids and labels must be equally long, got {lengths}"
         if any(y not in (i, IGNORED) for i, y in zip(row["input_ids"], row["labels"])):
             return f"labels must repeat input_ids or be {IGNORED}"
         if vocabulary is not None and any(not 0 <= i < vocabulary for i in row["input_ids"]):
@@ -141,7 +142,10 @@ def stream_rows(data: str, split: str, vocabulary: int | None = None) -> Iterato
             f"data must be a JSONL file or a dataset's name, got {data!r}, which is no file; names "
             "need `pip install datasets`"
         ) from None
-    unreadable = f"data must be a JSONL file or a dataset's name, got {data!r}, of which split {split!r} cannot be read"
+    unreadable = (
+        f"data must be a JSONL file or a dataset's name, got {data!r}, of which split {split!r} "
+        "cannot be read"
+    )
     with foreign(unreadable):
         dataset = iter(load_dataset(data, split=split, streaming=True))
     for number in itertools.count(1):

@@ -187,8 +187,9 @@ A language model of Python source text, small enough to ship with a package: Lla
 
     python -m autodeco_fast.training.pretrain --output DIR --steps {steps} --seed {seed}
 
-on the source text of Python {python}'s standard library (the `train` list of `stdlib_corpus.py`: {train_tokens:,} tokens,
-{seen_tokens:,} seen in training). That text is under the Python Software Foundation License. For demonstrations and tests only.
+on the source text of Python {python}'s standard library (the `train` list of `stdlib_corpus.py`:
+{train_tokens:,} tokens, {seen_tokens:,} seen in training). That text is under the Python Software
+Foundation License. For demonstrations and tests only.
 
 Held-out modules ({held_out_tokens:,} tokens, {held_out_bytes:,} bytes; never seen in training):
 

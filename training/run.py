@@ -90,9 +90,10 @@ def _scan(config: ScanConfig, accelerator) -> None:
         def show(done: int, tokens: int) -> None:
             nonlocal seen
             seen += tokens
+            elapsed = time.perf_counter() - started
             bar(
                 advance=done,
-                description=f"rows, {seen / (time.perf_counter() - started):,.0f} tokens/s a process",
+                description=f"rows, {seen / elapsed:,.0f} tokens/s a process",
             )
 
         manifest = scan(config, base, tokenizer, accelerator=accelerator, on_rows=show)
@@ -231,7 +232,9 @@ def _train_one(
                 accelerator.log({k: v for k, v in m.items() if k != "step"}, step=m["step"])
             bar(
                 advance=1,
-                description=f"loss {m['loss']:.4f}  T {m['temperature']:.3f}  coverage {m['coverage']:.3f}",
+                description="  ".join(
+                    f"{name} {m[name]:.3f}" for name in ("loss", "temperature", "coverage")
+                ),
             )
 
         def start(steps, done):

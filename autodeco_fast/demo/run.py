@@ -18,9 +18,9 @@ from autodeco_fast.training.report import PAGE, report_from_files
 from autodeco_fast.training.run import scan_from_files, train_from_files
 from autodeco_fast.training.stdlib_corpus import read_split
 
-MIN_P, GRAVITY, ALPHA, EPOCHS = 0.02, 0.1, 0.1, 5
+MIN_P, GRAVITY, ALPHA, EPOCHS = 0.02, 0.1, 0.1, 10
 # Characters of each document at most; of about four a token. Training text is cut into examples.
-TRAIN_CHARACTERS, EXAMPLE_CHARACTERS, HELD_OUT_CHARACTERS = 12_000, 1_800, 4_000
+TRAIN_CHARACTERS, EXAMPLE_CHARACTERS, HELD_OUT_CHARACTERS = 4_000, 1_800, 2_400
 HELD_OUT_TOKENS = 1024
 PROMPT_TOKENS, NEW_TOKENS = 96, 96
 MARKER = "demo.json"  # what shows that a folder is a demo's, to be replaced by the next

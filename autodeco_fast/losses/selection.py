@@ -41,7 +41,7 @@ def goldilocks_mask(
         max_rank: targets with more ids above them are *impossible*: dropped. The default is a
             choice, not a measurement.
         trivial_prob: targets that are the argmax with more probability than this are *trivial*.
-        easy_fraction: share of the trivial tokens that is kept: those with `uniform < easy_fraction`.
+        easy_fraction: share of the trivial tokens kept: those with `uniform < easy_fraction`.
         generator: of uniform numbers, on the device of `stats`; the default generator if None.
         uniform: `[N]` these numbers, in [0, 1), instead.
 

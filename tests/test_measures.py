@@ -1,12 +1,11 @@
-"""What the demo's numbers mean, on logits small enough to do by hand."""
-
-import math
+"""What the measures of a policy mean, on logits small enough to do by hand."""
 
 import pytest
 import torch
 
 from autodeco_fast import logit_stats, required_temperature
-from autodeco_fast.training import evaluate
+from autodeco_fast.training import measures
+from autodeco_fast.training.scan_store import ScanTokens
 
 
 class Logits:
@@ -16,11 +15,21 @@ class Logits:
         return hidden.clone()
 
 
-def tokens(n: int = 300, V: int = 40) -> evaluate.Tokens:
+def tokens(n: int = 300, V: int = 40) -> ScanTokens:
     g = torch.Generator().manual_seed(0)
     z = torch.randn(n, V, generator=g) * 3
     y = z.softmax(-1).multinomial(1, generator=g)[:, 0]
-    return evaluate.Tokens(z, y, torch.arange(n) % 7, logit_stats(z, y))
+    stats = logit_stats(z, y)
+    return ScanTokens(
+        hidden=z,
+        gap=stats.gap,
+        target_prob=stats.target_prob,
+        entropy=stats.entropy,
+        rank=stats.rank,
+        target=y,
+        document=torch.arange(n) % 7,
+        position=torch.arange(n),
+    )
 
 
 def test_measures_follow_their_definitions():
@@ -28,11 +37,12 @@ def test_measures_follow_their_definitions():
     z = t.hidden.double()
     p = (z / T).softmax(-1)
     inside = p >= 0.1 * p.amax(-1, keepdim=True)
-    at_target = lambda x: x.gather(1, t.target[:, None])[:, 0]
-    sums = evaluate.per_document_means(
-        t, Logits(), {"x": torch.full((300,), T)}, 0.1, lambda n: None
-    )
-    got = evaluate.means(sums["x"])
+
+    def at_target(x):
+        return x.gather(1, t.target[:, None])[:, 0]
+
+    sums = measures.sums_by_document(t, Logits(), {"x": torch.full((300,), T)}, 0.1)
+    got = measures.means(sums["x"])
     assert got["coverage"] == pytest.approx(at_target(inside).double().mean().item())
     assert got["temperature"] == pytest.approx(T, rel=1e-6)
     assert got["kept"] == pytest.approx(inside.sum(-1).double().mean().item())
@@ -42,30 +52,30 @@ def test_measures_follow_their_definitions():
 
 def test_the_oracle_covers_whatever_can_be_reached():
     t = tokens()
-    need = required_temperature(t.stats, 0.1)
-    T = (need * (1 + 1e-5)).clamp(max=2.0)
-    sums = evaluate.per_document_means(t, Logits(), {"oracle": T}, 0.1, lambda n: None)
-    assert evaluate.means(sums["oracle"])["coverage"] == pytest.approx(
-        (need <= 2.0).double().mean().item()
+    T_star = required_temperature(t.stats(), 0.1)
+    T = (T_star * (1 + 1e-5)).clamp(max=2.0)
+    sums = measures.sums_by_document(t, Logits(), {"oracle": T}, 0.1)
+    assert measures.means(sums["oracle"])["coverage"] == pytest.approx(
+        (T_star <= 2.0).double().mean().item()
     )
 
 
 def test_a_fixed_temperature_ties_with_itself_and_a_better_policy_wins():
     t = tokens()
     grid = [0.2, 0.5, 1.0, 1.5, 2.0]
-    need = required_temperature(t.stats, 0.1)
+    T_star = required_temperature(t.stats(), 0.1)
     policies = {str(T): torch.full((300,), T) for T in grid} | {
-        "oracle": (need * 1.001).clamp(max=2.0)
+        "oracle": (T_star * 1.001).clamp(max=2.0)
     }
-    sums = evaluate.per_document_means(t, Logits(), policies, 0.1, lambda n: None)
+    sums = measures.sums_by_document(t, Logits(), policies, 0.1)
     fixed = [sums[str(T)] for T in grid]
-    difference, low, high = evaluate.compare(sums["1.0"], fixed, 1, seed=0)
+    difference, low, high = measures.compare(sums["1.0"], fixed, 1, seed=0)
     assert abs(difference) < 1e-6
     assert low < 1e-6 < 1e-5 + high
-    difference, low, _ = evaluate.compare(sums["oracle"], fixed, 1, seed=0)
+    difference, low, _ = measures.compare(sums["oracle"], fixed, 1, seed=0)
     assert difference > 0
     assert low > 0
-    assert evaluate.compare(sums["oracle"], fixed, 1, seed=0) == evaluate.compare(
+    assert measures.compare(sums["oracle"], fixed, 1, seed=0) == measures.compare(
         sums["oracle"], fixed, 1, seed=0
     )
 
@@ -74,19 +84,10 @@ def test_equal_cost_is_linear_between_temperatures():
     curve = torch.tensor(
         [[[0.2, 0.5, 0, 0], [0.6, 1.0, 0, 0], [0.8, 2.0, 0, 0]]], dtype=torch.float64
     )
-    at = lambda x: evaluate.fixed_at_equal(curve, 1, torch.tensor([x], dtype=torch.float64)).item()
+
+    def at(x):
+        return measures.fixed_at_equal(curve, 1, torch.tensor([x], dtype=torch.float64)).item()
+
     assert at(0.75) == pytest.approx(0.4)
     assert at(1.5) == pytest.approx(0.7)
     assert (at(0.1), at(9.0)) == (0.2, 0.8)  # outside the curve: its ends
-
-
-def test_v_curve_rises_with_the_gap():
-    t = tokens()
-    need = required_temperature(t.stats, 0.1)
-    curve = evaluate.v_curve(t, need, 0.1)
-    gaps, predicted, required = zip(*curve)
-    assert gaps[0] == 0
-    assert list(gaps) == sorted(gaps)
-    assert predicted == pytest.approx(required)
-    assert max(required) <= 2.0
-    assert required[-1] == pytest.approx(gaps[-1] / -math.log(0.1), rel=1e-5)
