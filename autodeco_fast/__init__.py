@@ -1,5 +1,4 @@
-"""Adaptive decoding for frozen causal language models: a head predicts every token's temperature,
-Min-P cuts, one draw picks.
+"""Adaptive decoding for frozen causal language models: a head predicts each token's temperature.
 
 Public names are imported on first use, so `import autodeco_fast` costs little more than
 `import torch`.
