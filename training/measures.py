@@ -5,7 +5,8 @@ Over tokens with logits z, reference y and temperature T:
     covered  z_y ≥ z_max + T·ln p_min        kept  |{i: z_i ≥ z_max + T·ln p_min}|
     nll      −ln softmax(z/T)_y
 
-A scan keeps no logits, so they are made again from its hidden states.
+A scan keeps no logits, so they are made again from its hidden states, which it rounded to bf16:
+what depends on the last bits of a gap, as the oracle does, takes it from the logits made again.
 """
 
 import math
@@ -15,14 +16,14 @@ import torch
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training.base_model import BaseModel, frozen_dtype, load
 from autodeco_fast.training.head_folder import cut_of
-from autodeco_fast.training.predictions import predict, required
+from autodeco_fast.training.predictions import predict
 from autodeco_fast.training.scan import lm_head_fingerprint
 from autodeco_fast.training.scan_store import Scan, ScanTokens
 
 CHUNK = 2048  # tokens whose logits are held at a time
 SAMPLE = 4096  # tokens of a scan that are looked at
 MEASURES = ("coverage", "temperature", "kept", "nll")
-BEYOND_ROUNDING = 1 + 1e-5  # of T*: a token at its own T* lies on the cut
+_BEYOND_ROUNDING = 1 + 1e-5  # of T*: a token at its own T* lies on the cut
 
 
 def scanned_model(scan: Scan, model: str | None = None) -> BaseModel:
@@ -46,12 +47,17 @@ def sample_of(tokens: ScanTokens) -> torch.Tensor:
 
 @torch.inference_mode()
 def sums_by_document(
-    tokens: ScanTokens, base: BaseModel, policies: dict[str, torch.Tensor], min_p: float
+    tokens: ScanTokens,
+    base: BaseModel,
+    policies: dict[str, torch.Tensor | None],
+    min_p: float,
+    max_temperature: float = 2.0,
 ) -> dict[str, torch.Tensor]:
     """Sums of the four measures, from one pass over the logits.
 
     Args:
-        policies: name → `[n]` temperatures.
+        policies: name → `[n]` temperatures; None for the oracle, which takes T*, or
+            `max_temperature` where that is less.
 
     Returns:
         name → `[documents, 5]` fp64: covered, temperature, kept, nll, tokens.
@@ -64,12 +70,14 @@ def sums_by_document(
         z = base.logits(hidden[chunk])
         z = z.sub_(z.amax(-1, keepdim=True))
         z_y = z.gather(1, target[chunk, None])[:, 0]
-        for name, temperature in policies.items():
-            T = temperature[chunk].clamp(min=1e-3)
+        oracle = (z_y / cut * _BEYOND_ROUNDING).clamp(max=max_temperature)
+        for name, temperatures in policies.items():
+            temperature = oracle if temperatures is None else temperatures[chunk]
+            T = temperature.clamp(min=1e-3)
             threshold = T * cut
             measures = [
                 (z_y >= threshold).double(),
-                temperature[chunk].double(),
+                temperature.double(),
                 (z >= threshold[:, None]).sum(-1).double(),
                 ((z / T[:, None]).logsumexp(-1) - z_y / T).double(),
                 torch.ones_like(z_y, dtype=torch.float64),
@@ -138,11 +146,7 @@ def measures_of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str
     found = []
     for head in heads:
         min_p = cut_of(head)
-        T_star = torch.from_numpy(required(tokens, min_p)) * BEYOND_ROUNDING
-        policies = {
-            "head": torch.from_numpy(predict(head, tokens)),
-            "oracle": T_star.clamp(max=head.max_temperature),
-        }
-        sums = sums_by_document(tokens, base, policies, min_p)
+        policies = {"head": torch.from_numpy(predict(head, tokens)), "oracle": None}
+        sums = sums_by_document(tokens, base, policies, min_p, head.max_temperature)
         found.append({**means(sums["head"]), "oracle_kept": means(sums["oracle"])["kept"]})
     return found

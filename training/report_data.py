@@ -12,7 +12,6 @@ from autodeco_fast.losses import difficulty
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.conformal import calibrate, coverage, scores
 from autodeco_fast.training.measures import (
-    BEYOND_ROUNDING,
     compare,
     means,
     sample_of,
@@ -103,12 +102,13 @@ def costs(d: Domain, base: BaseModel, head: TemperatureHead, min_p: float) -> Co
     """Fixed temperatures, the head at several shifts, and the oracle; intervals resample
     documents."""
     picks = sample_of(d.tokens)
-    T, T_star = (torch.from_numpy(x)[picks] for x in (d.temperature, d.required))
-    limit = head.max_temperature
-    policies = {f"fixed {t:g}": torch.full_like(T, t) for t in FIXED}
+    T, limit = torch.from_numpy(d.temperature)[picks], head.max_temperature
+    policies: dict[str, torch.Tensor | None] = {
+        f"fixed {t:g}": torch.full_like(T, t) for t in FIXED
+    }
     policies |= {f"head {shift:+g}": (T + shift).clamp(0.0, limit) for shift in SHIFTS}
-    policies["oracle"] = (T_star * BEYOND_ROUNDING).clamp(max=limit).to(T.dtype)
-    sums = sums_by_document(d.tokens.rows(picks), base, policies, min_p)
+    policies["oracle"] = None
+    sums = sums_by_document(d.tokens.rows(picks), base, policies, min_p, limit)
     fixed = [sums[f"fixed {t:g}"] for t in FIXED]
     comparisons = {
         label: compare(sums["head +0"], fixed, axis, seed=0)
