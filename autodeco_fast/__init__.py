@@ -1,5 +1,4 @@
-"""Adaptive decoding for frozen causal language models: a head predicts every token's temperature,
-Min-P cuts, one draw picks.
+"""Adaptive decoding for frozen causal language models: a head predicts each token's temperature.
 
 Public names are imported on first use, so `import autodeco_fast` costs little more than
 `import torch`.
@@ -26,12 +25,12 @@ _HOME = {
     "soft_top_p_loss": "losses.autodeco",
     "ProbStats": "ops.prob_stats",
     "prob_stats": "ops.prob_stats",
-    "SampleOutput": "ops.sample",
+    "SampleOutput": "sampling",
     "sample": "ops.sample",
     "linear_sample": "ops.linear_sample",
-    "SamplePartial": "ops.sample_partial",
+    "SamplePartial": "vocab_parallel",
     "sample_partial": "ops.sample_partial",
-    "merge_partials": "ops.sample_partial",
+    "merge_samples": "ops.sample_partial",
     "Attachment": "generation",
     "attach": "generation",
     "detach": "generation",

@@ -1,17 +1,17 @@
 """Which implementation runs an op: the Triton kernels or the torch backend."""
 
+import functools
+import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 
 import torch
 from torch.autograd import forward_ad
 
+from autodeco_fast.numerics import FLOATS
+
 BACKENDS = ("triton", "torch")
-FLOATS = (
-    torch.bfloat16,
-    torch.float16,
-    torch.float32,
-)  # what kernels take; fp64 is the torch backend's alone
 
 _TRITON = importlib.util.find_spec("triton") is not None
 
@@ -83,3 +83,19 @@ def resolve(backend: str | None, *tensors: torch.Tensor) -> str:
                 "(TRITON_INTERPRET=1 interprets)"
             )
     return backend
+
+
+_PACKAGES = {"triton": "kernels", "torch": "torch_backend"}
+
+
+@functools.cache
+def implementation(backend: str, function: str, module: str | None = None) -> Callable:
+    """The function of a backend, whose module is imported when it is first asked for.
+
+    Args:
+        backend: `"triton"` or `"torch"`.
+        function: its name, the same in both.
+        module: the file in `kernels/` and in `torch_backend/`; by default of the same name.
+    """
+    path = f"autodeco_fast.{_PACKAGES[backend]}.{module or function}"
+    return getattr(importlib.import_module(path), function)

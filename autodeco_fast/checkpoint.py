@@ -1,5 +1,7 @@
-"""Heads on disk: a folder with `autodeco_config.json` and `head.safetensors`. Written whole or not
-at all; no pickle."""
+"""Heads on disk: a folder with `autodeco_config.json` and `head.safetensors`.
+
+Written whole or not at all; no pickle.
+"""
 
 import json
 import os
@@ -43,14 +45,10 @@ def fetch(name: str) -> Path:
     """A local folder as it is; anything else is an id on the Hugging Face hub."""
     if Path(name).is_dir():
         return Path(name)
+    complaint = f"head must be a folder or a hub id like 'user/name', got {name!r}"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(
-            f"head must be a folder or a hub id like 'user/name', got {name!r}, which is no folder"
-        )
-    with foreign(
-        f"head must be a folder or a hub id like 'user/name', got {name!r}, which is no folder and "
-        "not found there"
-    ):
+        raise ValueError(f"{complaint}, which is no folder")
+    with foreign(f"{complaint}, which is no folder and not found there"):
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
@@ -81,9 +79,10 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     with foreign(f"{path} is not a safetensors file"), safe_open(path, "pt") as file:
         slices = {name: file.get_slice(name) for name in sorted(file.keys())}
         shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
-        kinds = {s.get_dtype() for s in slices.values()}
-    if not kinds <= {"F64", "F32", "F16", "BF16"}:
-        raise ValueError(f"{path} must hold floating-point tensors, got {', '.join(sorted(kinds))}")
+        dtypes = {s.get_dtype() for s in slices.values()}
+    if not dtypes <= {"F64", "F32", "F16", "BF16"}:
+        found = ", ".join(sorted(dtypes))
+        raise ValueError(f"{path} must hold floating-point tensors, got {found}")
     return shapes
 
 

@@ -27,8 +27,7 @@ def line(error: BaseException) -> str:
 
 @contextmanager
 def foreign(complaint: str) -> Iterator[None]:
-    """Around a call of a foreign loader or parser on a user's file: whatever it raises is about
-    that file.
+    """Around a call of a foreign loader or parser: whatever it raises is about the user's file.
 
     Raises:
         ValueError: the complaint and what was raised.
@@ -37,9 +36,9 @@ def foreign(complaint: str) -> Iterator[None]:
         yield
     except Exception as error:
         said = line(error)
-        raise ValueError(
-            f"{complaint}: {said if len(said) <= _LONGEST else said[:_LONGEST] + '…'}"
-        ) from error
+        if len(said) > _LONGEST:
+            said = said[:_LONGEST] + "…"
+        raise ValueError(f"{complaint}: {said}") from error
 
 
 def parse_json(text: str | bytes, where: str) -> object:

@@ -1,5 +1,4 @@
-"""Writing: files that are whole or not there, with the user's permissions, in folders that one run
-at a time holds."""
+"""Writing: files that are whole or not there, in folders that one run at a time holds."""
 
 import errno
 import fcntl
@@ -60,18 +59,10 @@ def output_folder(folder: Path, name: str = "output") -> Iterator[None]:
     """
     missing = []
     try:
-        try:
+        with _refused(folder, name):
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             lock = _take(folder)
-        except BlockingIOError:
-            raise ValueError(f"{name} {str(folder)!r} is being written by another run") from None
-        except FileExistsError:
-            raise ValueError(
-                f"{name} must be a folder, got {str(folder)!r}, which is a file"
-            ) from None
-        except OSError as error:
-            raise ValueError(f"{name} {str(folder)!r} cannot be written: {error}") from None
         try:
             yield
         finally:
@@ -81,6 +72,20 @@ def output_folder(folder: Path, name: str = "output") -> Iterator[None]:
         for path in missing:
             with suppress(OSError):  # not there, or something was written into it
                 path.rmdir()
+
+
+@contextmanager
+def _refused(folder: Path, name: str) -> Iterator[None]:
+    """What the file system says of a folder, as a complaint about a setting."""
+    given = str(folder)
+    try:
+        yield
+    except BlockingIOError:
+        raise ValueError(f"{name} {given!r} is being written by another run") from None
+    except FileExistsError:
+        raise ValueError(f"{name} must be a folder, got {given!r}, which is a file") from None
+    except OSError as error:
+        raise ValueError(f"{name} {given!r} cannot be written: {error}") from None
 
 
 def _take(folder: Path) -> FileIO:

@@ -10,7 +10,7 @@ from autodeco_fast.ops.prob_stats import ProbStats
 from autodeco_fast.ops.temperature_head import temperature_head
 from autodeco_fast.values import finite, inner_share, require, whole
 
-DEFAULT_MIN_P = 0.1  # where a head does not know its own
+DEFAULT_MIN_P = 0.1  # where a head does not know what it was made for
 _WIDEST = 2**24  # so that no product of two sizes overflows
 
 
@@ -20,15 +20,14 @@ def _sizes(hidden_size: object, intermediate_size: object) -> dict[str, int]:
 
 
 class _Saved(nn.Module):
-    """An MLP of two layers with settings, saved and loaded as a folder with its configuration and
-    its weights."""
+    """An MLP of two layers with settings, saved as a folder with its configuration and weights."""
 
     config_keys: tuple[str, ...]
     optional_keys: tuple[str, ...] = ()  # of configurations written before they existed
 
     @staticmethod
     def _checked(**settings) -> dict:
-        """The settings as they are kept. Raises ValueError for those that are no head's."""
+        """The settings as they are stored. Raises ValueError for those that are no head's."""
         raise NotImplementedError
 
     @staticmethod
@@ -73,24 +72,20 @@ class _Saved(nn.Module):
             )
         settings = cls._checked(**{**dict.fromkeys(optional), **config})
         W, F = cls._input_width(settings), settings["intermediate_size"]
-        want = {
-            "mlp.0.bias": (F,),
-            "mlp.0.weight": (F, W),
-            "mlp.2.bias": (1,),
-            "mlp.2.weight": (1, F),
-        }
-        if want != got:
-            raise ValueError(f"head weights must be {want}, got {got}")
+        expected = {"mlp.0.bias": (F,), "mlp.0.weight": (F, W)}
+        expected |= {"mlp.2.bias": (1,), "mlp.2.weight": (1, F)}
+        if expected != got:
+            raise ValueError(f"head weights must be {expected}, got {got}")
         head = cls(**settings)
         head.load_state_dict(load_tensors(folder))
         return head
 
 
 class TemperatureHead(_Saved):
-    """`T = max_temperature · sigmoid(w2 · relu(W1 h + b1) + b2)`, with AutoDeco's parameter names
-    (`mlp.0`, `mlp.2`).
+    """`T = max_temperature · sigmoid(w2 · relu(W1 h + b1) + b2)`.
 
-    The last layer starts at zero, so T starts at `max_temperature / 2` everywhere.
+    Parameters are named as AutoDeco's (`mlp.0`, `mlp.2`). The last layer starts at zero, so T
+    starts at `max_temperature / 2` everywhere.
 
     Args:
         hidden_size: width H of what enters the output embedding.
@@ -130,15 +125,11 @@ class TemperatureHead(_Saved):
 
     @staticmethod
     def _checked(*, hidden_size, intermediate_size, max_temperature, offset, min_p) -> dict:
-        require(
-            finite("max_temperature", max_temperature) > 0,
-            "max_temperature",
-            max_temperature,
-            "positive",
-        )
+        limit = finite("max_temperature", max_temperature)
+        require(limit > 0, "max_temperature", max_temperature, "positive")
         return {
             **_sizes(hidden_size, intermediate_size),
-            "max_temperature": float(max_temperature),
+            "max_temperature": limit,
             "offset": finite("offset", offset),
             "min_p": None if min_p is None else inner_share("min_p", min_p),
         }
@@ -166,8 +157,9 @@ class TemperatureHead(_Saved):
 
 
 class TopPHead(_Saved):
-    """AutoDeco's second head, `P = sigmoid(w2 · relu(W1 [h, T, features] + b1) + b2)`, with its
-    parameter names and shapes.
+    """AutoDeco's second head, `P = sigmoid(w2 · relu(W1 [h, T, features] + b1) + b2)`.
+
+    Parameters have AutoDeco's names and shapes.
 
     Args:
         hidden_size: width H of what enters the output embedding.
@@ -190,12 +182,8 @@ class TopPHead(_Saved):
 
     @staticmethod
     def _checked(*, hidden_size, use_enhanced_features, intermediate_size) -> dict:
-        require(
-            isinstance(use_enhanced_features, bool),
-            "use_enhanced_features",
-            use_enhanced_features,
-            "True or False",
-        )
+        is_bool = isinstance(use_enhanced_features, bool)
+        require(is_bool, "use_enhanced_features", use_enhanced_features, "True or False")
         return {
             **_sizes(hidden_size, intermediate_size),
             "use_enhanced_features": use_enhanced_features,
@@ -224,13 +212,12 @@ class TopPHead(_Saved):
                 f"hidden has width {hidden.shape[-1]}, the head was made for {self.hidden_size}"
             )
         if (features is None) == self.use_enhanced_features:
-            wanted, came = ("prob_stats", "none") if features is None else ("None", "some")
+            expected, came = ("prob_stats", "none") if features is None else ("None", "some")
             raise ValueError(
-                f"features must be {wanted} with "
+                f"features must be {expected} with "
                 f"use_enhanced_features={self.use_enhanced_features}, got {came}"
             )
-        kind = self.mlp[0].weight.dtype
+        dtype = self.mlp[0].weight.dtype
         columns = torch.stack([temperature, *(features or ())], -1)
-        return torch.sigmoid(
-            self.mlp(torch.cat([hidden.to(kind), columns.to(kind)], -1)).squeeze(-1)
-        )
+        inputs = torch.cat([hidden.to(dtype), columns.to(dtype)], -1)
+        return self.mlp(inputs).squeeze(-1).sigmoid()

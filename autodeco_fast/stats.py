@@ -1,13 +1,14 @@
-"""Row statistics of a part of the vocabulary, and how parts become a whole.
+"""Row statistics: the sums that backends make of a row's logits, and what is computed from them.
 
-A part is two tensors. With m the part's largest logit and x = (z − m)/T:
+Row sums are two tensors. With m the largest logit seen and x = (z − m)/T:
 
-    floats [4 or 7, N]   m, z_y (−inf where another part holds y), s = Σ e^{z−m}, t = Σ e^{z−m}(z−m);
-                         with temperatures also Σ e^x, Σ e^x x, Σ e^x x²
-    ints   [2, N] int64  argmax in the whole vocabulary, |{i ≠ y: z_i > threshold}|, or −1 in ignored rows
+    floats [4 or 7, N]   m, z_y (−inf where another rank holds y), s = Σ e^{z−m},
+                         t = Σ e^{z−m}(z−m); with temperatures also Σ e^x, Σ e^x x, Σ e^x x²
+    ints   [2, N] int64  argmax in the whole vocabulary; |{i ≠ y: z_i > threshold}|, or −1 in
+                         ignored rows
 
 For another maximum m' = m − d the sums are e^d s, e^d (t + d s), e^d (q + 2 d t + d² s): exact, so
-the merge is in any order.
+they can be joined in any order.
 """
 
 from collections.abc import Sequence
@@ -15,30 +16,39 @@ from typing import NamedTuple
 
 import torch
 
-Part = tuple[torch.Tensor, torch.Tensor]
-IGNORED = -2  # as a column: the row is not looked at
-ABSENT = -1  # as a column: another part holds the target
+from autodeco_fast.numerics import compute_dtype
+
+RowSums = tuple[torch.Tensor, torch.Tensor]  # floats, ints
+IGNORED = -2  # as a target's column: the row is not looked at
+ABSENT = -1  # as a target's column: another rank holds it
 
 
 class TokenStats(NamedTuple):
-    """Per-row statistics of the logits z, each `[N]`. Rows whose target is ignored hold 0, and rank
-    −1.
+    """Statistics of each row's logits z, `[N]` each, fp32, or fp64 where the logits are.
 
-    fp32, or fp64 where the logits are.
+    Rows whose target is ignored hold 0, and rank −1.
     """
 
     max_logit: torch.Tensor
     argmax: torch.Tensor  # int64, the lowest id on ties
     target_logit: torch.Tensor
     logsumexp: torch.Tensor
-    rank: (
-        torch.Tensor
-    )  # int64: ids with a strictly larger logit than the target; 0 = the target is an argmax
+    rank: torch.Tensor  # int64: ids with a logit strictly above the target's; 0: it is an argmax
     entropy: torch.Tensor  # nats, of softmax(z)
     temperature: torch.Tensor | None = None  # T of the following, at least 0.01
     scaled_logsumexp: torch.Tensor | None = None  # of z/T, differentiable in T
     scaled_entropy: torch.Tensor | None = None  # nats, of softmax(z/T), differentiable in T
     kept: torch.Tensor | None = None  # int64: tokens that Min-P keeps at T
+
+    @property
+    def gap(self) -> torch.Tensor:
+        """`max z − z_y ≥ 0`."""
+        return self.max_logit - self.target_logit
+
+    @property
+    def target_prob(self) -> torch.Tensor:
+        """`softmax(z)_y`."""
+        return (self.target_logit - self.logsumexp).exp()
 
     def rows(self, index: torch.Tensor | slice) -> "TokenStats":
         """The statistics of these rows."""
@@ -54,42 +64,27 @@ def moved(
     return sums if q is None else [*sums, decay * (q + d * (2 * t + d * s))]
 
 
-def neutral(n: int, like: torch.Tensor, kind: torch.dtype, scaled: bool) -> Part:
-    """A part of n ignored rows."""
-    floats = torch.zeros(7 if scaled else 4, n, dtype=kind, device=like.device)
-    ints = torch.zeros(2, n, dtype=torch.int64, device=like.device)
+def scatter(
+    rows: torch.Tensor, sums: Sequence[RowSums], n: int, like: torch.Tensor, scaled: bool
+) -> RowSums:
+    """Row sums of n rows, from those of `rows`, in order; the others are ignored."""
+    floats = like.new_zeros(7 if scaled else 4, n, dtype=compute_dtype(like))
+    ints = rows.new_zeros(2, n)
     ints[1] = -1
+    for whole, chunks in zip((floats, ints), zip(*sums)):
+        whole[:, rows] = torch.cat(chunks, 1)
     return floats, ints
 
 
-def merge(parts: Sequence[Part], inverse_temperature: torch.Tensor | None) -> Part:
-    """One part of several; `inverse_temperature` `[N]` or None."""
-    if len(parts) == 1:
-        return parts[0]
-    floats, ints = torch.stack([f for f, _ in parts]), torch.stack([i for _, i in parts])
-    maxima = floats[:, 0]
-    top = maxima.amax(0)
-    d = torch.where(maxima == top, 0.0, maxima - top).clamp(
-        min=-1e30
-    )  # a part of −inf alone has no sums to move
-    rows = [top, floats[:, 1].amax(0), *(x.sum(0) for x in moved(d, floats[:, 2], floats[:, 3]))]
-    if inverse_temperature is not None:
-        dx = (d * inverse_temperature).clamp(min=-1e9)  # its square is finite
-        rows += [x.sum(0) for x in moved(dx, floats[:, 4], floats[:, 5], floats[:, 6])]
-    largest = torch.iinfo(torch.int64).max
-    argmax = torch.where(maxima == top, ints[:, 0], largest).amin(0)
-    return torch.stack(rows), torch.stack([argmax, ints[:, 1].sum(0)])
-
-
-def finish(part: Part, temperature: torch.Tensor | None) -> list[torch.Tensor]:
-    """The statistics, `[N]` each: max, argmax, target, logsumexp, rank, entropy; at T also
-    logsumexp, mean, variance of z.
+def finish(sums: RowSums, temperature: torch.Tensor | None) -> list[torch.Tensor]:
+    """The statistics, `[N]` each: the first six of `TokenStats`; at T also logsumexp, mean and
+    variance of z.
 
     Ignored rows are 0 everywhere, rank −1. The threshold that ranks were counted against comes from
     a product of its own and may round differently from the tile's z_y, so rank 0 is decided by z_y:
     it is 0 exactly where z_y is the maximum.
     """
-    (top, target, s, t, *scaled), (argmax, count) = part
+    (top, target, s, t, *scaled), (argmax, count) = sums
     ignored = count < 0
     rank = torch.where(target == top, 0, count.clamp(min=1))
     mass = s.clamp(min=1e-30)  # 0 only where every logit is −inf

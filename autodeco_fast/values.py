@@ -27,8 +27,7 @@ def finite(name: str, value: object) -> float:
 
 
 def text(name: str, value: str) -> str:
-    """A string that is Unicode: half of a surrogate pair, which JSON and file names can bring, is
-    not."""
+    """A string that is Unicode, without the lone surrogates that JSON and file names can bring."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -15,27 +15,13 @@ from pathlib import Path
 
 import torch
 
-from bench.harness import (
-    RESULTS,
-    ROOT,
-    copy_bandwidth,
-    device,
-    device_slug,
-    interleave,
-    read_bandwidth,
-    record,
-)
+from bench.clock import interleave
+from bench.limits import copy_bandwidth, read_bandwidth
+from bench.machine import RESULTS, ROOT, device, device_slug
+from bench.records import record
 
-BENCHMARKS = (
-    "sampling",
-    "top_k_top_p",
-    "linear_sample",
-    "kernels",
-    "training",
-    "scan",
-    "generate",
-    "startup",
-)
+SCRIPTS = ("training", "scan", "generate", "startup")
+MICROBENCHMARKS = ["-m", "pytest", "bench", "--benchmark-only", "--benchmark-group-by=group"]
 KERNEL_TESTS = (
     *("ops", "logit_stats", "token_stats", "autodeco", "temperature_head", "losses"),
     *("sample", "sample_cuts", "linear_sample", "sample_partial"),
@@ -43,7 +29,8 @@ KERNEL_TESTS = (
 STEPS = {
     "tests": ["-m", "pytest", *(f"tests/test_{name}.py" for name in KERNEL_TESTS)],
     "ceilings": ["-m", "bench.gpu", "--ceilings"],
-    **{name: ["-m", f"bench.{name}"] for name in BENCHMARKS},
+    "kernels": [*MICROBENCHMARKS, f"--benchmark-json={RESULTS / device_slug() / 'kernels.json'}"],
+    **{name: ["-m", f"bench.end_to_end.{name}"] for name in SCRIPTS},
 }
 
 

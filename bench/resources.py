@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bench.harness import markdown, write_record
+from bench.records import markdown, write
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {
@@ -72,7 +72,10 @@ def _nvidia(cubin: bytes, ptx: str) -> dict:
 def _amd(assembly: str) -> dict:
     """The same from the metadata of the assembly. Scalars that spill into lanes of vector registers
     touch no memory."""
-    find = lambda key: int(re.search(rf"\.{key}:\s*(\d+)", assembly).group(1))
+
+    def find(key: str) -> int:
+        return int(re.search(rf"\.{key}:\s*(\d+)", assembly).group(1))
+
     matrix = "mfma" if "v_mfma" in assembly else "-"
     loads = [int(w) for w in re.findall(r"(?:global|buffer)_load_dwordx(\d)", assembly)]
     return {
@@ -145,7 +148,7 @@ def main() -> None:
     rows = survey()
     print(markdown(rows))
     if args.output:
-        write_record(args.output, rows)
+        write(args.output, rows)
 
 
 if __name__ == "__main__":

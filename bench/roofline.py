@@ -11,7 +11,8 @@ instructions in the sm_90 code of the loop that every logit goes through. Needs 
 `token_stats`, streaming: a multiprocessor works on one tile at a time (registers allow no second),
 in waves;
 
-    tile = max(matrix, cache) + epilogue,   cache = (rows + block)·H elements over the second level's bandwidth for one of them
+    tile = max(matrix, cache) + epilogue
+    cache = (rows + block)·H elements over the second level's bandwidth for one multiprocessor
 
 or max(matrix + epilogue, cache), where its loops are flattened and copies go on during the sums.
 
@@ -27,8 +28,9 @@ import triton
 from triton.compiler import ASTSource
 
 from autodeco_fast.kernels import linear_sample, sample, token_stats
-from autodeco_fast.kernels.rows import TILE, splits_of
-from bench.harness import RESULTS, markdown, write_record
+from autodeco_fast.kernels.logit_tiles import TILE, splits_of
+from bench.machine import RESULTS
+from bench.records import markdown, write
 from bench.resources import TARGETS
 
 CARD = {
@@ -68,7 +70,7 @@ def loop_instructions() -> int:
     """SASS instructions a warp issues for a tile of bf16 logits where no noise is drawn: the loop
     of the scan."""
     return fast_path(
-        sass(sample.AOT[0], ("z_ptr", "float_ptr", "int_ptr", "V", "stride"), draw=False)
+        sass(sample.AOT[0], ("z_ptr", "float_ptr", "int_ptr", "V", "stride"), with_noise=False)
     )
 
 
@@ -147,9 +149,16 @@ def sample_row(B: int, V: int, instructions: int) -> dict:
     issue = warps / (CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"])
     total = max(memory, issue) + CARD["second_launch_seconds"]
     return {
-        "op": "sample", "B": B, "V": V, "H": None, "MB": (read + 2 * partials) / 1e6, "memory_us": 1e6 * memory,
-        "issue_us": 1e6 * issue, "predicted_us": 1e6 * total, "share_of_one_read": read / CARD["bytes_per_second"] / total,
-    }  # fmt: skip
+        "op": "sample",
+        "B": B,
+        "V": V,
+        "H": None,
+        "MB": (read + 2 * partials) / 1e6,
+        "memory_us": 1e6 * memory,
+        "issue_us": 1e6 * issue,
+        "predicted_us": 1e6 * total,
+        "share_of_one_read": read / CARD["bytes_per_second"] / total,
+    }
 
 
 def linear_row(B: int, H: int, V: int, instructions: int) -> dict:
@@ -172,9 +181,16 @@ def linear_row(B: int, H: int, V: int, instructions: int) -> dict:
         + sample_row(B, V, 0)["predicted_us"] / 1e6
     )
     return {
-        "op": "linear_sample", "B": B, "V": V, "H": H, "MB": weight / 1e6, "memory_us": 1e6 * memory,
-        "issue_us": 1e6 * (matrix + epilogue), "predicted_us": 1e6 * total, "product_and_sample_us": 1e6 * apart,
-    }  # fmt: skip
+        "op": "linear_sample",
+        "B": B,
+        "V": V,
+        "H": H,
+        "MB": weight / 1e6,
+        "memory_us": 1e6 * memory,
+        "issue_us": 1e6 * (matrix + epilogue),
+        "predicted_us": 1e6 * total,
+        "product_and_sample_us": 1e6 * apart,
+    }
 
 
 def streaming_seconds(
@@ -208,10 +224,17 @@ def statistics_row(N: int, H: int, V: int, instructions: int) -> dict:
     product = 2.0 * N * H * V / CARD["tflops"]
     chunked = product + 4 * N * V / CARD["bytes_per_second"]
     return {
-        "op": "token_stats", "B": N, "V": V, "H": H, "MB": 4 * N * V / 1e6, "issue_us": 1e6 * product,
-        "predicted_us": 1e6 * chunked, "streaming_us": 1e6 * streaming_seconds(token_stats.POINTERS, N, H, V, instructions),
-        "hopper_us": 1e6 * streaming_seconds(token_stats.HOPPER, N, H, V, instructions), "over_product": chunked / product,
-    }  # fmt: skip
+        "op": "token_stats",
+        "B": N,
+        "V": V,
+        "H": H,
+        "MB": 4 * N * V / 1e6,
+        "issue_us": 1e6 * product,
+        "predicted_us": 1e6 * chunked,
+        "streaming_us": 1e6 * streaming_seconds(token_stats.POINTERS, N, H, V, instructions),
+        "hopper_us": 1e6 * streaming_seconds(token_stats.HOPPER, N, H, V, instructions),
+        "over_product": chunked / product,
+    }
 
 
 def main() -> None:
@@ -219,10 +242,9 @@ def main() -> None:
     rows = [
         sample_row(B, V, instructions) for V in (151_936, 262_208) for B in (1, 8, 64, 128, 512)
     ]
-    draw = [
-        epilogue_instructions(entry) for entry in linear_sample.AOT[:2]
-    ]  # tiles of few rows, tiles of 64
-    rows += [linear_row(B, 4096, 151_936, draw[B > 32]) for B in (1, 8, 64)]
+    # Of tiles of few rows, and of 64.
+    epilogues = [epilogue_instructions(entry) for entry in linear_sample.AOT[:2]]
+    rows += [linear_row(B, 4096, 151_936, epilogues[B > 32]) for B in (1, 8, 64)]
     epilogue = epilogue_instructions(token_stats.AOT[0], "column_ptr", "threshold_ptr")
     shapes = (
         (8192, 256, 128_256),
@@ -237,10 +259,10 @@ def main() -> None:
         "instructions_per_tile_and_warp": instructions,
         "logits_per_tile_and_warp": TILE // WARPS,
     }
-    facts["linear_sample_epilogue_instructions_per_tile_and_warp"] = draw
+    facts["linear_sample_epilogue_instructions_per_tile_and_warp"] = epilogues
     facts["token_stats_epilogue_instructions_per_tile_and_warp"] = epilogue
     print(f"{instructions} instructions a warp for {TILE // WARPS} logits")
-    write_record(RESULTS / "predictions.json", rows, **facts)
+    write(RESULTS / "predictions.json", rows, **facts)
 
 
 if __name__ == "__main__":

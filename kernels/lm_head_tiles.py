@@ -1,6 +1,6 @@
 """Tiles of the LM head's product: what the kernels that never write logits share.
 
-z[b, v] = softcap·tanh(scale·(Σ_h x[b, h]·w[v, h] + bias[v]) / softcap)          (no softcap: no tanh)
+z[b, v] = softcap·tanh(scale·(Σ_h x[b, h]·w[v, h] + bias[v]) / softcap)    (None: no tanh)
 """
 
 import triton
@@ -9,15 +9,16 @@ import triton.language as tl
 
 @triton.jit
 def transform(b_x, scale, softcap):
-    """Logits from the product: scale, then softcap. tanh(a) = a·(1 − a²/3 + 2a⁴/15) near 0, else
-    from e^{−2|a|}."""
+    """Logits from the product: scale, then softcap.
+
+    tanh(a) = a·(1 − a²/3 + 2a⁴/15 − …) near 0, else from e^{−2|a|}.
+    """
     b_z = b_x * scale
     if softcap is not None:
         b_a = b_z / softcap
         b_q = b_a * b_a
-        b_small = b_a * (
-            1.0 + b_q * (-1 / 3 + b_q * (2 / 15 + b_q * (-17 / 315 + b_q * (62 / 2835))))
-        )
+        b_series = -1 / 3 + b_q * (2 / 15 + b_q * (-17 / 315 + b_q * (62 / 2835)))
+        b_small = b_a * (1.0 + b_q * b_series)
         b_e = tl.exp(-2.0 * tl.abs(b_a))
         b_large = (1.0 - b_e) / (1.0 + b_e)
         b_large = tl.where(b_a < 0, -b_large, b_large)
@@ -30,22 +31,18 @@ def product_tile(
     x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
     rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, upcast: tl.constexpr,
 ):  # fmt: skip
-    """fp32 logits `[rows, block]` of a tile; −inf beyond V. Always the same tile shape and order
-    along H."""
+    """fp32 logits `[rows, block]` of a tile; −inf beyond V.
+
+    Always the same tile shape and order along H.
+    """
     o_v = tile * block + tl.arange(0, block)
     o_h = tl.arange(0, step)
     # Rows beyond the last are read as the last one and masked at the end; offsets inside a tile fit
     # 32 bits.
-    p_x = (
-        x_ptr
-        + tl.cast(row0, tl.int64) * x_stride
-        + (tl.minimum(row0 + tl.arange(0, rows), B - 1) - row0)[:, None] * x_stride
-    )
-    p_w = (
-        w_ptr
-        + tl.cast(tile * block, tl.int64) * w_stride
-        + (tl.minimum(o_v, V - 1) - tile * block)[None, :] * w_stride
-    )
+    o_row = tl.minimum(row0 + tl.arange(0, rows), B - 1) - row0
+    o_column = tl.minimum(o_v, V - 1) - tile * block
+    p_x = x_ptr + tl.cast(row0, tl.int64) * x_stride + o_row[:, None] * x_stride
+    p_w = w_ptr + tl.cast(tile * block, tl.int64) * w_stride + o_column[None, :] * w_stride
     b_z = tl.zeros((rows, block), tl.float32)
     for h in range(0, H, step):
         m_h = h + o_h < H

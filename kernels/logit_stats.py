@@ -1,12 +1,14 @@
-"""Row statistics of logits in one read: a part of the vocabulary, or all of it.
+"""Row statistics of logits in one read: of a rank's columns of the vocabulary, or of all of them.
 
-    z = softcap·tanh(scale·x / softcap)          (no softcap: z = scale·x)
-    m = max z,  argmax: lowest id on ties        count = |{i ≠ y: z_i > threshold}|, threshold = z_y unless given
-    s = Σ e^{z−m},  t = Σ e^{z−m}(z−m)           and with temperatures, for x = (z − m)/T:  Σ e^x,  Σ e^x x,  Σ e^x x²
+    z = softcap·tanh(scale·x / softcap)                     (no softcap: z = scale·x)
+    m = max z,  argmax: lowest id on ties
+    count = |{i ≠ y: z_i > threshold}|,  threshold = z_y unless given
+    s = Σ e^{z−m},  t = Σ e^{z−m}(z−m)
+    with temperatures, for x = (z − m)/T:  Σ e^x,  Σ e^x x,  Σ e^x x²
 
-Sums are carried online, a partial sum a lane: when m grows by −d, s ← e^d s, t ← e^d (t + d s), q ←
-e^d (q + 2 d t + d² s). One program a row; ignored rows are not read: 0 everywhere, count −1. Reads
-N·V elements, writes 32 or 44 bytes a row. `torch_backend/stats_partial.py` makes logsumexp, rank,
+Sums are carried online, a partial sum a lane: when m grows by −d, s ← e^d s, t ← e^d (t + d s),
+q ← e^d (q + 2 d t + d² s). One program a row; ignored rows are not read: 0 everywhere, count −1.
+Reads N·V elements, writes 32 or 44 bytes a row. `autodeco_fast/stats.py` makes logsumexp, rank,
 entropy and moments of it.
 """
 
@@ -31,21 +33,20 @@ def moved(d, b_s, b_t, b_q):
 
 @triton.jit
 def _step(
-    b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q, tail: tl.constexpr, scaled: tl.constexpr, V
+    b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q, V,
+    tail: tl.constexpr, scaled: tl.constexpr,
 ):  # fmt: skip
     """Takes a block of logits into the row's (m, argmax) and the lanes' sums."""
     if tail:
-        b_z = tl.where(
-            o_v < V, b_z, -float("inf")
-        )  # after the transform: softcap·tanh(−inf) is not −inf
+        # After the transform: softcap·tanh(−inf) is not −inf.
+        b_z = tl.where(o_v < V, b_z, -float("inf"))
     block_max = tl.max(b_z, 0)
     if block_max > m:
         best = tl.min(tl.where(b_z == block_max, o_v, 2147483647), 0)
     new_m = tl.maximum(m, block_max)
     safe_m = tl.where(new_m == -float("inf"), 0.0, new_m)
-    d = tl.where(
-        m == -float("inf"), 0.0, m - safe_m
-    )  # before the first finite logit all sums are 0: any finite d will do
+    # Before the first finite logit all sums are 0: any finite d will do.
+    d = tl.where(m == -float("inf"), 0.0, m - safe_m)
     empty = b_z == -float("inf")
     b_d = tl.where(empty, 0.0, b_z - safe_m)  # 0·(−inf) must not reach a sum
     b_e = tl.where(empty, 0.0, tl.exp(b_d))
@@ -100,46 +101,18 @@ def _logit_stats(
             o_v = start + o_block
             b_z = transform(tl.load(p_x + o_v).to(tl.float32), scale, softcap)
             m, best, b_s, b_t, b_rank, b_u, b_a, b_q = _step(
-                b_z,
-                o_v,
-                column,
-                threshold,
-                inverse,
-                m,
-                best,
-                b_s,
-                b_t,
-                b_rank,
-                b_u,
-                b_a,
-                b_q,
-                False,
-                scaled,
-                V,
-            )
+                b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q,
+                V, False, scaled,
+            )  # fmt: skip
         if whole < V:
             o_v = whole + o_block
             b_z = transform(
                 tl.load(p_x + o_v, mask=o_v < V, other=0.0).to(tl.float32), scale, softcap
             )
             m, best, b_s, b_t, b_rank, b_u, b_a, b_q = _step(
-                b_z,
-                o_v,
-                column,
-                threshold,
-                inverse,
-                m,
-                best,
-                b_s,
-                b_t,
-                b_rank,
-                b_u,
-                b_a,
-                b_q,
-                True,
-                scaled,
-                V,
-            )
+                b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q,
+                V, True, scaled,
+            )  # fmt: skip
     tl.store(float_ptr + row, tl.where(valid, m, 0.0))
     tl.store(float_ptr + N + row, tl.where(valid, z_y, 0.0))
     tl.store(float_ptr + 2 * N + row, tl.sum(b_s, 0))
@@ -165,15 +138,15 @@ def logit_stats(
 
     Args:
         logits: `[N, V]` bf16, fp16 or fp32, unit stride along V.
-        column: `[N]` int64: the target's column in `[0, V)`, −1 if another part of the vocabulary
-            has it, −2 in ignored rows.
+        column: `[N]` int64: the target's column in `[0, V)`, −1 if another rank has it,
+            −2 in ignored rows.
         threshold: `[N]` fp32 that ranks count against, or None for the target's logit (then no
             column is −1).
         inverse_temperature: `[N]` fp32 or None.
         scale, softcap: the transform; `softcap=None` leaves it out.
 
     Returns:
-        floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `torch_backend/stats_partial.py`.
+        floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `autodeco_fast/stats.py`.
     """
     N, V = logits.shape
     floats = torch.empty(
@@ -182,16 +155,16 @@ def logit_stats(
     ints = torch.empty(2, N, dtype=torch.int64, device=logits.device)
     if N:
         _logit_stats[(N,)](
-            logits, column, threshold, inverse_temperature, floats, ints, N, V, logits.stride(0), float(scale),
-            softcap, min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=WARPS,
+            logits, column, threshold, inverse_temperature, floats, ints, N, V, logits.stride(0),
+            float(scale), softcap, min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=WARPS,
         )  # fmt: skip
     return floats, ints
 
 
 _SIGNATURE = {
-    "x_ptr": "*bf16", "column_ptr": "*i64", "float_ptr": "*fp32", "int_ptr": "*i64", "N": "i32", "V": "i32", "stride": "i32",
-    "scale": "fp32", "softcap": "fp32",
-}  # fmt: skip
+    **{"x_ptr": "*bf16", "column_ptr": "*i64", "float_ptr": "*fp32", "int_ptr": "*i64"},
+    **{"N": "i32", "V": "i32", "stride": "i32", "scale": "fp32", "softcap": "fp32"},
+}
 _PLAIN = {"threshold_ptr": None, "block": BLOCK}
 AOT = [
     (_logit_stats, _SIGNATURE, {**_PLAIN, "inverse_ptr": None}, WARPS, 3),

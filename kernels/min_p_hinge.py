@@ -33,17 +33,17 @@ def _load(
 ):
     """T, T* and the weight (0 for rows that do not count) of a block of rows."""
     b_t = tl.load(t_ptr + o_n, mask=m_n, other=0.0)
-    b_need = tl.load(gap_ptr + o_n, mask=m_n, other=0.0) * inv
+    b_required = tl.load(gap_ptr + o_n, mask=m_n, other=0.0) * inv
     m_kept = m_n & (tl.load(rank_ptr + o_n, mask=m_n, other=-1) >= 0)
     if clip:
-        b_need = tl.minimum(b_need, t_max)
+        b_required = tl.minimum(b_required, t_max)
     else:
-        m_kept = m_kept & (b_need <= t_max)
+        m_kept = m_kept & (b_required <= t_max)
     if weighted:
         b_w = tl.load(w_ptr + o_n, mask=m_n, other=0.0)
     else:
         b_w = tl.full(o_n.shape, 1.0, tl.float32)
-    return b_t, b_need, tl.where(m_kept, b_w, 0.0)
+    return b_t, b_required, tl.where(m_kept, b_w, 0.0)
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def _hinge_fwd(
     rank_ptr,  # [N] i64
     w_ptr,  # [N] fp32 or unused
     loss_ptr,  # [N] fp32, written
-    part_ptr,  # [2, blocks] fp32, written: Σ ℓ, Σ w
+    partial_ptr,  # [2, blocks] fp32, written: Σ ℓ, Σ w
     N,
     blocks,
     inv,
@@ -67,14 +67,16 @@ def _hinge_fwd(
     pid = tl.program_id(0)
     o_n = pid.to(tl.int64) * block + tl.arange(0, block)
     m_n = o_n < N
-    b_t, b_need, b_w = _load(t_ptr, gap_ptr, rank_ptr, w_ptr, o_n, m_n, inv, t_max, clip, weighted)
-    b_h = tl.maximum(b_need - b_t, 0.0)
+    b_t, b_required, b_w = _load(
+        t_ptr, gap_ptr, rank_ptr, w_ptr, o_n, m_n, inv, t_max, clip, weighted
+    )
+    b_h = tl.maximum(b_required - b_t, 0.0)
     if power == 2:
         b_h = b_h * b_h
     b_loss = tl.where(b_w != 0, b_w * (b_h + gravity * b_t), 0.0)
     tl.store(loss_ptr + o_n, b_loss, mask=m_n)
-    tl.store(part_ptr + pid, tl.sum(b_loss, 0))
-    tl.store(part_ptr + blocks + pid, tl.sum(b_w, 0))
+    tl.store(partial_ptr + pid, tl.sum(b_loss, 0))
+    tl.store(partial_ptr + blocks + pid, tl.sum(b_w, 0))
 
 
 @triton.jit
@@ -97,11 +99,13 @@ def _hinge_bwd(
 ):
     o_n = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     m_n = o_n < N
-    b_t, b_need, b_w = _load(t_ptr, gap_ptr, rank_ptr, w_ptr, o_n, m_n, inv, t_max, clip, weighted)
+    b_t, b_required, b_w = _load(
+        t_ptr, gap_ptr, rank_ptr, w_ptr, o_n, m_n, inv, t_max, clip, weighted
+    )
     b_g = tl.load(g_ptr + o_n * g_stride, mask=m_n, other=0.0)
-    b_slope = tl.where(b_need > b_t, 1.0, 0.0)
+    b_slope = tl.where(b_required > b_t, 1.0, 0.0)
     if power == 2:
-        b_slope = 2.0 * tl.maximum(b_need - b_t, 0.0)
+        b_slope = 2.0 * tl.maximum(b_required - b_t, 0.0)
     tl.store(dt_ptr + o_n, tl.where(b_w != 0, b_g * b_w * (gravity - b_slope), 0.0), mask=m_n)
 
 
@@ -126,13 +130,13 @@ def hinge_forward(
     N = temperature.shape[0]
     blocks = max(1, triton.cdiv(N, BLOCK))
     loss = torch.empty_like(temperature)
-    part = torch.empty(2, blocks, dtype=torch.float32, device=temperature.device)
+    partial = torch.empty(2, blocks, dtype=torch.float32, device=temperature.device)
     _hinge_fwd[(blocks,)](
-        temperature, gap, rank, temperature if weight is None else weight, loss, part, N, blocks,
+        temperature, gap, rank, temperature if weight is None else weight, loss, partial, N, blocks,
         inv, max_temperature, gravity, power, clip, weight is not None, BLOCK, num_warps=WARPS,
     )  # fmt: skip
-    total, mass = part.sum(1)
-    return loss, total.clone(), mass.clone()
+    total, weight_sum = partial.sum(1)
+    return loss, total.clone(), weight_sum.clone()
 
 
 @on_its_device
@@ -152,7 +156,8 @@ def hinge_backward(
     N = temperature.shape[0]
     dt = torch.empty_like(temperature)
     _hinge_bwd[(max(1, triton.cdiv(N, BLOCK)),)](
-        temperature, gap, rank, temperature if weight is None else weight, grad, dt, N, grad.stride(0),
+        temperature, gap, rank, temperature if weight is None else weight, grad, dt, N,
+        grad.stride(0),
         inv, max_temperature, gravity, power, clip, weight is not None, BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return dt
@@ -164,7 +169,14 @@ _CONFIG = {"power": 2, "clip": False, "weighted": True, "block": BLOCK}
 AOT = [
     (
         _hinge_fwd,
-        {**_IN, "loss_ptr": "*fp32", "part_ptr": "*fp32", "N": "i32", "blocks": "i32", **_SCALARS},
+        {
+            **_IN,
+            "loss_ptr": "*fp32",
+            "partial_ptr": "*fp32",
+            "N": "i32",
+            "blocks": "i32",
+            **_SCALARS,
+        },
         _CONFIG,
         WARPS,
         3,

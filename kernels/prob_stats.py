@@ -1,6 +1,7 @@
 """What AutoDeco's top-p head sees of a distribution: four numbers a row.
 
-    p = softmax(z / (T + 1e-8)):   max p,   −Σ p ln(p + 1e-8),   Σ (p − 1/V)² / (V − 1),   sum of the five largest p
+    p = softmax(z / (T + 1e-8)):   max p,   −Σ p ln(p + 1e-8),
+                                   Σ (p − 1/V)² / (V − 1),   sum of the five largest p
     z = softcap·tanh(scale·x / softcap)          (no softcap: z = scale·x)
 
 One program a row, two reads of it: ln(p + 1e-8) needs Σ e^z first, and leaving the 1e-8 out would
@@ -114,29 +115,14 @@ def prob_stats(
     if N:
         block = min(BLOCK, max(16, triton.next_power_of_2(V)))
         _prob_stats[(N,)](
-            logits,
-            temperature,
-            out,
-            N,
-            V,
-            logits.stride(0),
-            float(scale),
-            softcap,
-            block,
+            logits, temperature, out, N, V, logits.stride(0), float(scale), softcap, block,
             num_warps=WARPS,
-        )
+        )  # fmt: skip
     return out
 
 
-AOT = [
-    (
-        _prob_stats,
-        {
-            "x_ptr": "*bf16", "temperature_ptr": "*fp32", "out_ptr": "*fp32", "N": "i32", "V": "i32", "stride": "i32",
-            "scale": "fp32", "softcap": "fp32",
-        },
-        {"block": BLOCK},
-        WARPS,
-        3,
-    ),
-]  # fmt: skip
+_SIGNATURE = {
+    **{"x_ptr": "*bf16", "temperature_ptr": "*fp32", "out_ptr": "*fp32"},
+    **{"N": "i32", "V": "i32", "stride": "i32", "scale": "fp32", "softcap": "fp32"},
+}
+AOT = [(_prob_stats, _SIGNATURE, {"block": BLOCK}, WARPS, 3)]

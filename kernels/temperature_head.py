@@ -22,22 +22,18 @@ from .device import on_its_device
 @triton.jit
 def _hidden(
     h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h,
-    rows: tl.constexpr, units: tl.constexpr, block_h: tl.constexpr, precision: tl.constexpr, upcast: tl.constexpr,
+    rows: tl.constexpr, units: tl.constexpr, block_h: tl.constexpr,
+    precision: tl.constexpr, upcast: tl.constexpr,
 ):  # fmt: skip
     """a [rows, units] fp32 = h W1ᵀ + b1; W1 is taken in h's dtype, products accumulate in fp32."""
     b_a = tl.zeros((rows, units), tl.float32)
     for start in range(0, H, block_h):
         o_h = start + tl.arange(0, block_h)
         m_h = o_h < H
-        b_h = tl.load(
-            h_ptr + o_n[:, None] * stride_h + o_h[None, :],
-            mask=m_n[:, None] & m_h[None, :],
-            other=0.0,
-        )
-        b_w = tl.load(
-            w1_ptr + o_f[None, :] * H + o_h[:, None], mask=m_f[None, :] & m_h[:, None], other=0.0
-        )
-        b_w = b_w.to(b_h.dtype)
+        p_h = h_ptr + o_n[:, None] * stride_h + o_h[None, :]
+        p_w = w1_ptr + o_f[None, :] * H + o_h[:, None]
+        b_h = tl.load(p_h, mask=m_n[:, None] & m_h[None, :], other=0.0)
+        b_w = tl.load(p_w, mask=m_f[None, :] & m_h[:, None], other=0.0).to(b_h.dtype)
         if upcast:
             b_a = tl.dot(b_h.to(tl.float32), b_w.to(tl.float32), b_a, input_precision=precision)
         else:
@@ -51,7 +47,7 @@ def _head_partial(
     w1_ptr,  # [F, H]
     b1_ptr,  # [F]
     w2_ptr,  # [F]
-    part_ptr,  # [splits, N] fp32, written
+    partial_ptr,  # [splits, N] fp32, written
     N,
     H,
     F,
@@ -68,30 +64,17 @@ def _head_partial(
     m_n = o_n < N
     m_f = o_f < F
     b_a = _hidden(
-        h_ptr,
-        w1_ptr,
-        b1_ptr,
-        o_n,
-        o_f,
-        m_n,
-        m_f,
-        H,
-        F,
-        stride_h,
-        rows,
-        units,
-        block_h,
-        precision,
+        h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, precision,
         upcast,
-    )
+    )  # fmt: skip
     b_w2 = tl.load(w2_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
     b_s = tl.sum(tl.maximum(b_a, 0.0) * b_w2[None, :], 1)
-    tl.store(part_ptr + split.to(tl.int64) * N + o_n, b_s, mask=m_n)
+    tl.store(partial_ptr + split.to(tl.int64) * N + o_n, b_s, mask=m_n)
 
 
 @triton.jit
 def _head_finish(
-    part_ptr,  # [splits, N] fp32
+    partial_ptr,  # [splits, N] fp32
     b2_ptr,  # [1]
     t_ptr,  # [N] fp32, written
     N,
@@ -103,7 +86,7 @@ def _head_finish(
     m_n = o_n < N
     b_s = tl.zeros((block,), tl.float32) + tl.load(b2_ptr).to(tl.float32)
     for split in range(0, splits):
-        b_s += tl.load(part_ptr + split * N + o_n, mask=m_n, other=0.0)
+        b_s += tl.load(partial_ptr + split * N + o_n, mask=m_n, other=0.0)
     tl.store(t_ptr + o_n, t_max * tl.sigmoid(b_s), mask=m_n)
 
 
@@ -133,22 +116,9 @@ def _head_bwd(
     m_n = o_n < N
     m_f = o_f < F
     b_a = _hidden(
-        h_ptr,
-        w1_ptr,
-        b1_ptr,
-        o_n,
-        o_f,
-        m_n,
-        m_f,
-        H,
-        F,
-        stride_h,
-        rows,
-        units,
-        block_h,
-        precision,
+        h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, precision,
         upcast,
-    )
+    )  # fmt: skip
     b_w2 = tl.load(w2_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
     b_ds = tl.load(ds_ptr + o_n, mask=m_n, other=0.0)
     b_da = tl.where(b_a > 0, b_ds[:, None] * b_w2[None, :], 0.0)
@@ -175,6 +145,11 @@ def _tiles(N: int, dtype: torch.dtype, interpreted: bool = False) -> dict:
     return {"rows": 64, "units": 128, "block_h": 64, **rest}
 
 
+def keeps(rows: int) -> bool:
+    """Whether the hidden layer of so many rows is kept for the backward: never."""
+    return False
+
+
 @on_its_device
 def head_forward(
     hidden: torch.Tensor,
@@ -183,8 +158,8 @@ def head_forward(
     w2: torch.Tensor,
     b2: torch.Tensor,
     max_temperature: float,
-) -> torch.Tensor:
-    """T `[N]` fp32.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """T `[N]` fp32, and what the backward needs of the hidden layer: nothing, `[0, F]`.
 
     Args:
         hidden: `[N, H]` bf16, fp16 or fp32, unit stride along H.
@@ -192,16 +167,17 @@ def head_forward(
     """
     (N, H), F = hidden.shape, w1.shape[0]
     T = torch.empty(N, dtype=torch.float32, device=hidden.device)
+    layer = T.new_empty(0, F)
     if N == 0:
-        return T
+        return T, layer
     tile = _tiles(N, hidden.dtype, not hidden.is_cuda)
     splits = triton.cdiv(F, tile["units"])
-    part = torch.empty(splits, N, dtype=torch.float32, device=hidden.device)
+    partial = torch.empty(splits, N, dtype=torch.float32, device=hidden.device)
     _head_partial[(triton.cdiv(N, tile["rows"]), splits)](
-        hidden, w1, b1, w2, part, N, H, F, hidden.stride(0), **tile
+        hidden, w1, b1, w2, partial, N, H, F, hidden.stride(0), **tile
     )
-    _head_finish[(triton.cdiv(N, 256),)](part, b2, T, N, splits, max_temperature, 256)
-    return T
+    _head_finish[(triton.cdiv(N, 256),)](partial, b2, T, N, splits, max_temperature, 256)
+    return T, layer
 
 
 @on_its_device
@@ -212,11 +188,16 @@ def head_backward(
     b1: torch.Tensor,
     w2: torch.Tensor,
     T: torch.Tensor,
+    layer: torch.Tensor,
     max_temperature: float,
     need_hidden: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dW1, db1, dw2, db2 and dh (empty unless asked for), fp32 sums returned in fp32; `grad` is dT
-    `[N]` fp32."""
+    """dW1, db1, dw2, db2 and dh (empty unless asked for); sums are returned in fp32.
+
+    Args:
+        grad: dT, `[N]` fp32.
+        layer: what `head_forward` returned; the hidden layer is computed again.
+    """
     (N, H), F = hidden.shape, w1.shape[0]
     ds = grad * T * (1 - T / max_temperature)
     tile = _tiles(N, hidden.dtype, not hidden.is_cuda)
@@ -241,11 +222,15 @@ _BWD = {
     "dw2_ptr": "*fp32",
     **_SIZES,
 }
+_PARTIAL = {**_IN, "partial_ptr": "*fp32", **_SIZES}
+_FINISH = {
+    **{"partial_ptr": "*fp32", "b2_ptr": "*fp32", "t_ptr": "*fp32"},
+    **{"N": "i32", "splits": "i32", "t_max": "fp32"},
+}
 AOT = [
-    (_head_partial, {**_IN, "part_ptr": "*fp32", **_SIZES}, _tiles(1, torch.bfloat16), 4, 3),
-    (_head_partial, {**_IN, "part_ptr": "*fp32", **_SIZES}, _tiles(4096, torch.bfloat16), 4, 3),
-    (_head_partial, {**_IN, "h_ptr": "*fp32", "part_ptr": "*fp32", **_SIZES}, _tiles(4096, torch.float32), 4, 3),
+    (_head_partial, _PARTIAL, _tiles(1, torch.bfloat16), 4, 3),
+    (_head_partial, _PARTIAL, _tiles(4096, torch.bfloat16), 4, 3),
+    (_head_partial, {**_PARTIAL, "h_ptr": "*fp32"}, _tiles(4096, torch.float32), 4, 3),
     (_head_bwd, _BWD, _tiles(4096, torch.bfloat16), 4, 3),
-    (_head_finish, {"part_ptr": "*fp32", "b2_ptr": "*fp32", "t_ptr": "*fp32", "N": "i32", "splits": "i32", "t_max": "fp32"},
-     {"block": 256}, 4, 3),
-]  # fmt: skip
+    (_head_finish, _FINISH, {"block": 256}, 4, 3),
+]

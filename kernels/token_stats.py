@@ -1,10 +1,14 @@
 """Statistics of the LM head's product, whose logits never reach device memory.
 
-    z[n, v] = softcap·tanh(scale·(Σ_h x[n, h]·w[v, h] + bias[v]) / softcap),   statistics as in kernels/logit_stats.py
+    z[n, v] = softcap·tanh(scale·(Σ_h x[n, h]·w[v, h] + bias[v]) / softcap)
+    statistics as in kernels/logit_stats.py
 
-    1. _target  grid [N]             the threshold z_y that ranks count against, if none is given: one dot product a row
-    2. _tiles   grid [⌈N/rows⌉, S]   products in tiles [rows, block] through a split of V; partial sums a row and split
-    3. _merge   grid [N]             the S splits of a row, in their order: no atomics, the same bits every time
+    1. _target  grid [N]             the threshold z_y that ranks count against, if none is given:
+                                     one dot product a row
+    2. _tiles   grid [⌈N/rows⌉, S]   products in tiles [rows, block] through a split of V; partial
+                                     sums a row and split
+    3. _merge   grid [N]             the S splits of a row, in their order: no atomics, the same
+                                     bits every time
 
 Reads of w from device memory: once for all row blocks that run at the same time, since those walk
 through one split together. Writes [K, N, S] fp32 partials (K = 4, or 7 with temperatures) and twice
@@ -13,7 +17,7 @@ as many int32 as rows and splits. fp32 operands are multiplied in fp32, not in T
 `_tiles` comes in three variants, all with one program for a split. `POINTERS` runs anywhere.
 `HOPPER` fetches tiles by bulk copies (TMA), which leaves registers for tiles of 256 × 128, ¾ of the
 cache traffic, and flattens both loops, so that copies go on during the sums. `BLACKWELL` gives
-copies, products and sums to warps of their own; it needs Triton 3.7.
+copies, products and sums to warps of their safe_column; it needs Triton 3.7.
 """
 
 from typing import NamedTuple
@@ -38,7 +42,8 @@ class Variant(NamedTuple):
     block: int
     scaled_rows: int
     scaled_block: int
-    described: bool = False  # tensor descriptors instead of pointers: 16-bit operands, rows of a multiple of 16 bytes
+    # Tensor descriptors instead of pointers: 16-bit operands, rows of a multiple of 16 bytes.
+    described: bool = False
     flatten: bool = False
     specialize: bool = False
 
@@ -74,15 +79,17 @@ def _target(
     """out[n] = z[n, column[n]]; −inf where the column is negative."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.load(column_ptr + row)
-    own = tl.maximum(column, 0)
+    safe_column = tl.maximum(column, 0)
     b_sum = tl.zeros((block,), tl.float32)
     for start in range(0, H, block):
         o_h = start + tl.arange(0, block)
         b_x = tl.load(x_ptr + row * x_stride + o_h, mask=o_h < H, other=0.0).to(tl.float32)
-        b_sum += b_x * tl.load(w_ptr + own * w_stride + o_h, mask=o_h < H, other=0.0).to(tl.float32)
+        b_sum += b_x * tl.load(w_ptr + safe_column * w_stride + o_h, mask=o_h < H, other=0.0).to(
+            tl.float32
+        )
     z = tl.sum(b_sum, 0)
     if bias_ptr is not None:
-        z += tl.load(bias_ptr + own).to(tl.float32)
+        z += tl.load(bias_ptr + safe_column).to(tl.float32)
     tl.store(out_ptr + row, tl.where(column < 0, -float("inf"), transform(z, scale, softcap)))
 
 
@@ -123,7 +130,7 @@ def _tiles(
     scaled: tl.constexpr = inverse_ptr is not None
     b_inverse = tl.load(inverse_ptr + row) if inverse_ptr is not None else 1.0
     zero = tl.zeros((rows,), tl.float32)
-    b_max, b_own = zero - float("inf"), zero - float("inf")
+    b_max, b_target = zero - float("inf"), zero - float("inf")
     b_s, b_t, b_u, b_a, b_q = zero, zero, zero, zero, zero
     b_best, b_count = zero.to(tl.int32), zero.to(tl.int32)
     end = tl.minimum((split + 1) * depth, tl.cdiv(V, block))
@@ -134,21 +141,21 @@ def _tiles(
             )
         else:
             b_z = product_tile(
-                x_ptr, w_ptr, bias_ptr, row0, tile, N, V, H, x_stride, w_stride, scale, softcap, rows, block, step, upcast
+                x_ptr, w_ptr, bias_ptr, row0, tile, N, V, H, x_stride, w_stride, scale, softcap,
+                rows, block, step, upcast,
             )  # fmt: skip
         o_v = tile * block + tl.arange(0, block)
-        m_own = o_v[None, :] == b_column[:, None]
-        b_own = tl.maximum(b_own, tl.max(tl.where(m_own, b_z, -float("inf")), 1))
-        b_count += tl.sum(((b_z > b_threshold[:, None]) & ~m_own).to(tl.int32), 1)
+        m_target = o_v[None, :] == b_column[:, None]
+        b_target = tl.maximum(b_target, tl.max(tl.where(m_target, b_z, -float("inf")), 1))
+        b_count += tl.sum(((b_z > b_threshold[:, None]) & ~m_target).to(tl.int32), 1)
         b_top = tl.max(b_z, 1)
         b_first = tl.min(tl.where(b_z == b_top[:, None], o_v[None, :], 2147483647), 1)
         b_best = tl.where(b_top > b_max, b_first, b_best)
         b_new = tl.maximum(b_max, b_top)
         b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
         b_d = tl.where(b_max == -float("inf"), 0.0, b_max - b_safe)
-        b_x = tl.maximum(
-            b_z - b_safe[:, None], -1e5
-        )  # e^x is 0 there at any T below 900; 0·(−inf) must not reach a sum
+        # e^x is 0 there at any T below 900; 0·(−inf) must not reach a sum.
+        b_x = tl.maximum(b_z - b_safe[:, None], -1e5)
         b_e = tl.where(b_z == -float("inf"), 0.0, tl.exp(b_x))
         b_s, b_t, _ = moved(b_d, b_s, b_t, zero)
         b_s += tl.sum(b_e, 1)
@@ -164,7 +171,7 @@ def _tiles(
     plane = tl.cast(N, tl.int64) * S
     o = row * S + split
     tl.store(float_ptr + o, b_max, mask=m_n)
-    tl.store(float_ptr + plane + o, b_own, mask=m_n)
+    tl.store(float_ptr + plane + o, b_target, mask=m_n)
     tl.store(float_ptr + 2 * plane + o, b_s, mask=m_n)
     tl.store(float_ptr + 3 * plane + o, b_t, mask=m_n)
     if scaled:
@@ -177,8 +184,8 @@ def _tiles(
 
 @triton.jit
 def _merge(
-    part_ptr,  # [4 or 7, N, S] fp32
-    part_int_ptr,  # [2, N, S] i32
+    partial_ptr,  # [4 or 7, N, S] fp32
+    partial_int_ptr,  # [2, N, S] i32
     inverse_ptr,  # [N] fp32 or None
     float_ptr,  # [4 or 7, N] fp32, written
     int_ptr,  # [2, N] i64, written
@@ -190,7 +197,7 @@ def _merge(
     plane = tl.cast(N, tl.int64) * S
     o_s = tl.arange(0, block_s)
     m_s = o_s < S
-    p = part_ptr + row * S + o_s
+    p = partial_ptr + row * S + o_s
     b_max = tl.load(p, mask=m_s, other=-float("inf"))
     m = tl.max(b_max, 0)
     b_d = tl.where(b_max == m, 0.0, tl.maximum(b_max - m, -1e9))  # its square is finite
@@ -210,7 +217,7 @@ def _merge(
         tl.store(float_ptr + 4 * N + row, tl.sum(b_u, 0))
         tl.store(float_ptr + 5 * N + row, tl.sum(b_a, 0))
         tl.store(float_ptr + 6 * N + row, tl.sum(b_q, 0))
-    p = part_int_ptr + row * S + o_s
+    p = partial_int_ptr + row * S + o_s
     b_best = tl.where(b_max == m, tl.load(p, mask=m_s, other=0), 2147483647)
     tl.store(int_ptr + row, tl.min(tl.where(m_s, b_best, 2147483647), 0).to(tl.int64))
     tl.store(int_ptr + N + row, tl.sum(tl.load(p + plane, mask=m_s, other=0), 0).to(tl.int64))
@@ -238,48 +245,48 @@ def token_stats(
         column, threshold, inverse_temperature, scale, softcap: as in
             `kernels.logit_stats.logit_stats`, no column −2.
         bias: `[V]` or None.
-        splits: parts of V; None chooses. It only changes rounding.
+        splits: of V; None chooses. It only changes rounding.
         variant: `POINTERS` until the others have been measured; operands that no descriptor fits
             are read by pointers anyway.
 
     Returns:
-        floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `torch_backend/stats_partial.py`.
+        floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `autodeco_fast/stats.py`.
     """
     (N, H), V = hidden.shape, weight.shape[0]
     if variant.specialize and not COMPILES_SPECIALIZED:
         raise ValueError(f"variant BLACKWELL needs Triton 3.7 or newer, got {triton.__version__}")
     scaled = inverse_temperature is not None
     K = 7 if scaled else 4
-    new = lambda *shape, dtype=torch.float32: torch.empty(*shape, dtype=dtype, device=hidden.device)
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=hidden.device)
+
     floats, ints = new(K, N), new(2, N, dtype=torch.int64)
     if N == 0:
         return floats, ints
-    threshold = (
-        target_logit(hidden, weight, column, bias, scale, softcap)
-        if threshold is None
-        else threshold
-    )
+    if threshold is None:
+        threshold = target_logit(hidden, weight, column, bias, scale, softcap)
     if variant.described and not (_describable(hidden) and _describable(weight)):
         variant = POINTERS
     rows, block = variant.tile(scaled)
     tiles, blocks = triton.cdiv(V, block), triton.cdiv(N, rows)
     depth = triton.cdiv(tiles, min(tiles, splits or triton.cdiv(PROGRAMS, blocks)))
     S = triton.cdiv(tiles, depth)
-    parts, part_ints = new(K, N, S), new(2, N, S, dtype=torch.int32)
+    partials, partial_ints = new(K, N, S), new(2, N, S, dtype=torch.int32)
     x, w = hidden, weight
     if variant.described:
-        x, w = (
-            TensorDescriptor.from_tensor(x, [rows, DEPTH_H]),
-            TensorDescriptor.from_tensor(w, [block, DEPTH_H]),
-        )
+        x = TensorDescriptor.from_tensor(x, [rows, DEPTH_H])
+        w = TensorDescriptor.from_tensor(w, [block, DEPTH_H])
     _tiles[(blocks, S)](
-        x, w, bias, column, threshold, inverse_temperature, parts, part_ints,
+        x, w, bias, column, threshold, inverse_temperature, partials, partial_ints,
         N, V, H, hidden.stride(0), weight.stride(0), S, depth, float(scale), softcap,
         rows, block, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda, *variant[4:],
         num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     block_s = max(16, triton.next_power_of_2(S))
-    _merge[(N,)](parts, part_ints, inverse_temperature, floats, ints, N, S, block_s, num_warps=1)
+    _merge[(N,)](
+        partials, partial_ints, inverse_temperature, floats, ints, N, S, block_s, num_warps=1
+    )
     return floats, ints
 
 
@@ -297,13 +304,16 @@ def target_logit(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """`[N]` fp32 logits of these columns; −inf where the column is negative. Arguments as in
-    `token_stats`."""
+    """`[N]` fp32 logits of these columns; −inf where the column is negative.
+
+    Arguments as in `token_stats`.
+    """
     (N, H), out = hidden.shape, torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     if N:
         block = min(TARGET_BLOCK, max(16, triton.next_power_of_2(H)))
         _target[(N,)](
-            hidden, weight, bias, column, out, H, hidden.stride(0), weight.stride(0), float(scale), softcap, block
+            hidden, weight, bias, column, out, H, hidden.stride(0), weight.stride(0),
+            float(scale), softcap, block,
         )  # fmt: skip
     return out
 
@@ -314,9 +324,9 @@ _DATA = {
     **dict.fromkeys(("N", "V", "H", "x_stride", "w_stride", "S", "depth"), "i32"),
     "scale": "fp32",
 }
-_PARTS = {
-    "part_ptr": "*fp32",
-    "part_int_ptr": "*i32",
+_PARTIALS = {
+    "partial_ptr": "*fp32",
+    "partial_int_ptr": "*i32",
     "inverse_ptr": "*fp32",
     "float_ptr": "*fp32",
     "int_ptr": "*i64",
@@ -334,39 +344,21 @@ _DOT = {
 def _entry(variant: Variant, scaled: bool, *targets: str) -> tuple:
     """What is compiled ahead of time; of a variant for some targets, only for these."""
     rows, block = variant.tile(scaled)
-    kinds = {**_DATA, "inverse_ptr": "*fp32"} if scaled else _DATA
+    signature = {**_DATA, "inverse_ptr": "*fp32"} if scaled else dict(_DATA)
     if variant.described:
-        kinds = {
-            **kinds,
-            **{
-                f"{n}_ptr": f"tensordesc<bf16[{size},{DEPTH_H}]>"
-                for n, size in (("x", rows), ("w", block))
-            },
-        }
-    fixed = {
-        "bias_ptr": None,
-        "softcap": None,
-        "rows": rows,
-        "block": block,
-        "step": DEPTH_H,
-        "upcast": False,
-    }
+        signature["x_ptr"] = f"tensordesc<bf16[{rows},{DEPTH_H}]>"
+        signature["w_ptr"] = f"tensordesc<bf16[{block},{DEPTH_H}]>"
+    fixed = {"bias_ptr": None, "softcap": None, "rows": rows, "block": block, "step": DEPTH_H}
     loops = dict(zip(Variant._fields[4:], variant[4:]))
-    return (
-        _tiles,
-        kinds,
-        {**fixed, **loops, **({} if scaled else {"inverse_ptr": None})},
-        WARPS,
-        STAGES,
-        *targets,
-    )
+    constants = {**fixed, "upcast": False, **loops, **({} if scaled else {"inverse_ptr": None})}
+    return (_tiles, signature, constants, WARPS, STAGES, *targets)
 
 
 AOT = [
     *(_entry(POINTERS, scaled) for scaled in (False, True)),
     *(_entry(HOPPER, scaled, "sm_90") for scaled in (False, True)),
     *(_entry(BLACKWELL, scaled, "sm_100") for scaled in (False, True) if COMPILES_SPECIALIZED),
-    (_merge, {**_PARTS, "N": "i32", "S": "i32"}, {"block_s": 64}, 1, 3),
+    (_merge, {**_PARTIALS, "N": "i32", "S": "i32"}, {"block_s": 64}, 1, 3),
     (
         _target,
         {**_DOT, "w_stride": "i32", "scale": "fp32"},

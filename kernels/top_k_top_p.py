@@ -1,13 +1,15 @@
 """Top-k and top-p as one threshold a row, without a sort.
 
-    floor = max(τ_k, τ_p)      τ_k = the k-th largest logit      τ_p = min {v : Σ_{z_i > v} p_i < top_p · Σ_{z_i ≥ τ_k} p_i}
+    floor = max(τ_k, τ_p)      τ_k = the k-th largest logit
+                               τ_p = min {v : Σ_{z_i > v} p_i < top_p · Σ_{z_i ≥ τ_k} p_i}
 
 with p ∝ e^{z/T}: temperature, then top-k, then top-p, as transformers applies them. Both are
 functions of a value, so ties stand or fall together. A bisection over the bit patterns of fp32, in
 their order, finds each value exactly in at most 32 counts, and a count reads only those splits
 whose maximum reaches the value tried. Two bounds start it close:
 
-    τ_k ≥ the k-th largest of the splits' maxima        τ_p ≥ max z + T·ln((1 − top_p)/V)    (all below weigh ≤ 1 − top_p)
+    τ_k ≥ the k-th largest of the splits' maxima
+    τ_p ≥ max z + T·ln((1 − top_p)/V)                  (all below weigh ≤ 1 − top_p)
 
 One program a row; sums in a fixed order.
 """
@@ -16,8 +18,11 @@ import torch
 import triton
 import triton.language as tl
 
+from autodeco_fast.sampling import SamplingParameters
+
 from .device import on_its_device
-from .rows import GREEDY_BELOW, LOWEST, TILE, finite, load_tile, row_or_number, row_value
+from .logit_tiles import LOWEST, TILE, finite, load_tile
+from .row_parameters import GREEDY_BELOW, row_value, tensors_and_numbers
 
 MOST = tl.constexpr(2147483647)
 TINY = tl.constexpr(1.1754943508222875e-38)
@@ -45,7 +50,7 @@ def _above(
     row,
     v,
     m,
-    heat,
+    divisor,
     V,
     stride,
     words,
@@ -64,7 +69,7 @@ def _above(
                 b_z = finite(b_z)
                 b_in = b_z > v if strict else b_z >= v
                 count += tl.sum(b_in.to(tl.int32), 0)
-                mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / heat), 0.0), 0)
+                mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / divisor), 0.0), 0)
     return count, mass
 
 
@@ -76,7 +81,7 @@ def _threshold(
     temperature_ptr,  # [B] fp32 or None, as the next two
     top_k_ptr,  # [B] i64; 0 is off
     top_p_ptr,  # [B] fp32; 1 is off
-    floor_ptr,  # [B] fp32, written; −inf where nothing is cut, +inf where k or p is NaN or out of range
+    floor_ptr,  # [B] fp32, written; −inf: nothing is cut, +inf: k or p is NaN or out of range
     V,
     stride,
     words,
@@ -89,7 +94,7 @@ def _threshold(
     block_s: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    heat = tl.maximum(row_value(temperature_ptr, temperature, row, tl.float32), GREEDY_BELOW)
+    divisor = tl.maximum(row_value(temperature_ptr, temperature, row, tl.float32), GREEDY_BELOW)
     k = row_value(top_k_ptr, top_k, row, tl.int64)
     p = row_value(top_p_ptr, top_p, row, tl.float32)
     o_s = tl.arange(0, block_s)
@@ -102,84 +107,35 @@ def _threshold(
             b_sorted = tl.sort(b_max, descending=True)
             low = _key(tl.maximum(tl.max(tl.where(o_s == k - 1, b_sorted, LOWEST), 0), LOWEST))
             n, _ = _above(
-                z_ptr,
-                allowed_ptr,
-                m_ptr,
-                row,
-                _value(low),
-                m,
-                heat,
-                V,
-                stride,
-                words,
-                S,
-                depth,
-                block,
-                False,
-            )
+                z_ptr, allowed_ptr, m_ptr, row, _value(low), m, divisor, V, stride, words, S, depth,
+                block, False,
+            )  # fmt: skip
             if n >= k:
                 while low < high:  # #{z ≥ low} ≥ k
                     middle = (low + high + 1) >> 1
                     n, _ = _above(
-                        z_ptr,
-                        allowed_ptr,
-                        m_ptr,
-                        row,
-                        _value(middle),
-                        m,
-                        heat,
-                        V,
-                        stride,
-                        words,
-                        S,
-                        depth,
-                        block,
-                        False,
-                    )
+                        z_ptr, allowed_ptr, m_ptr, row, _value(middle), m, divisor, V, stride,
+                        words, S, depth, block, False,
+                    )  # fmt: skip
                     enough = n >= k
                     low = tl.where(enough, middle, low)
                     high = tl.where(enough, high, middle - 1)
                 floor = _value(low)
         if p < 1:
-            reach = (
-                m + heat * tl.log((1 - p) / V) * 1.0001 - 1e-3
-            )  # a little lower: it is only where the search begins
+            # A little lower than the bound: it is only where the search begins.
+            reach = m + divisor * tl.log((1 - p) / V) * 1.0001 - 1e-3
             low = _key(tl.maximum(tl.maximum(reach, floor), LOWEST))
             _, total = _above(
-                z_ptr,
-                allowed_ptr,
-                m_ptr,
-                row,
-                tl.maximum(floor, LOWEST),
-                m,
-                heat,
-                V,
-                stride,
-                words,
-                S,
-                depth,
-                block,
-                False,
-            )
+                z_ptr, allowed_ptr, m_ptr, row, tl.maximum(floor, LOWEST), m, divisor, V, stride,
+                words, S, depth, block, False,
+            )  # fmt: skip
             high = _key(m)
             while low < high:  # Σ_{z > high} < p·total
                 middle = (low + high) >> 1
                 _, mass = _above(
-                    z_ptr,
-                    allowed_ptr,
-                    m_ptr,
-                    row,
-                    _value(middle),
-                    m,
-                    heat,
-                    V,
-                    stride,
-                    words,
-                    S,
-                    depth,
-                    block,
-                    True,
-                )
+                    z_ptr, allowed_ptr, m_ptr, row, _value(middle), m, divisor, V, stride, words, S,
+                    depth, block, True,
+                )  # fmt: skip
                 small = mass < p * total
                 high = tl.where(small, middle, high)
                 low = tl.where(small, low, middle + 1)
@@ -192,40 +148,45 @@ def _threshold(
 def top_k_top_p(
     logits: torch.Tensor,
     maxima: torch.Tensor,
-    depth: int,
-    temperature: torch.Tensor | float,
-    top_k: torch.Tensor | int,
-    top_p: torch.Tensor | float,
+    parameters: SamplingParameters,
     *,
     allowed: torch.Tensor | None = None,
+    depth: int = 1,
     tile: int = TILE,
 ) -> torch.Tensor:
-    """The lowest logit that top-k and top-p keep, `[B]` fp32; −inf where both are off or fewer than
-    k are finite; +inf, which no token reaches, where one is NaN or out of range.
+    """The lowest logit that top-k and top-p keep, `[B]` fp32.
+
+    −inf where both are off or fewer than k are finite; +inf, which no token reaches, where one is
+    NaN or out of range.
 
     Args:
         logits: `[B, V]` any float, unit stride along V.
-        maxima: `[B, S]` fp32 of splits of `depth` tiles of `tile` logits.
-        temperature, top_p: `[B]` fp32 or a number; top_p 1 is off.
-        top_k: `[B]` int64 or a number; 0 is off.
+        maxima: `[B, S]` fp32 of the splits of a row.
+        parameters: of the rows.
         allowed: `[B, ⌈V/32⌉]` int32 bits.
+        depth: tiles of a split.
+        tile: logits of a tile.
     """
     B, V = logits.shape
     S = maxima.shape[1]
     floor = torch.empty(B, dtype=torch.float32, device=logits.device)
     if B == 0:
         return floor
-    rows, numbers = zip(*map(row_or_number, (temperature, top_k, top_p)))
+    p = parameters
+    tensors, numbers = tensors_and_numbers(p.temperature, p.top_k, p.top_p)
     words = 0 if allowed is None else allowed.stride(0)
     block_s = max(16, triton.next_power_of_2(S))
-    sizes = V, logits.stride(0), words, S, depth
-    _threshold[(B,)](logits, allowed, maxima, *rows, floor, *sizes, *numbers, tile, block_s)
+    _threshold[(B,)](
+        logits, allowed, maxima, *tensors, floor,
+        V, logits.stride(0), words, S, depth, *numbers, tile, block_s,
+    )  # fmt: skip
     return floor
 
 
-AOT = [
-    (_threshold, {"z_ptr": "*bf16", "allowed_ptr": "*i32", "m_ptr": "*fp32", "temperature_ptr": "*fp32", "top_k_ptr": "*i64",
-                  "top_p_ptr": "*fp32", "floor_ptr": "*fp32", "temperature": "fp32", "top_k": "i64", "top_p": "fp32",
-                  **dict.fromkeys(("V", "stride", "words", "S", "depth"), "i32")},
-     {"block": TILE, "block_s": 256}, 4, 3),
-]  # fmt: skip
+_SIGNATURE = {
+    **{"z_ptr": "*bf16", "allowed_ptr": "*i32", "m_ptr": "*fp32", "temperature_ptr": "*fp32"},
+    **{"top_k_ptr": "*i64", "top_p_ptr": "*fp32", "floor_ptr": "*fp32"},
+    **dict.fromkeys(("V", "stride", "words", "S", "depth"), "i32"),
+    **{"temperature": "fp32", "top_k": "i64", "top_p": "fp32"},
+}
+AOT = [(_threshold, _SIGNATURE, {"block": TILE, "block_s": 256}, 4, 3)]

@@ -1,5 +1,4 @@
-"""A tiny random model of every causal architecture that transformers knows, and what is special
-about some of them."""
+"""A tiny random model of every causal architecture that transformers knows."""
 
 import inspect
 
@@ -27,16 +26,19 @@ TINY = {
         "hidden_size n_embd d_model hidden_size_global mm_embed_dim output_proj_dims": 32,
         "adapter_in_dim adapter_out_dim adapter_input_size": 32,
         "embedding_size word_embed_proj_dim input_embedding_size output_embedding_size": 24,
-        "intermediate_size moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size": 48,
+        "intermediate_size moe_intermediate_size": 48,
+        "shared_expert_intermediate_size shared_intermediate_size": 48,
         "moe_shared_expert_intermediate_size expert_ffn_hidden_size n_inner d_inner dff dim_ff": 48,
         "ffn_dim ffn_hidden_size encoder_ffn_dim decoder_ffn_dim feed_forward_size": 48,
         "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers depth": 4,
         "num_attention_heads num_key_value_heads n_head n_heads num_heads": 4,
-        "encoder_attention_heads decoder_attention_heads swa_num_attention_heads swa_num_key_value_heads": 4,
+        "encoder_attention_heads decoder_attention_heads": 4,
+        "swa_num_attention_heads swa_num_key_value_heads": 4,
         "linear_num_heads linear_num_key_heads linear_num_value_heads": 4,
         "mamba_n_heads n_mamba_heads mamba_num_heads": 4,
-        "head_dim v_head_dim qk_rope_head_dim qk_nope_head_dim attention_head_size index_head_dim dim_head": 8,
-        "swa_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim hidden_size_per_layer_input": 8,
+        "head_dim v_head_dim qk_rope_head_dim qk_nope_head_dim attention_head_size": 8,
+        "index_head_dim dim_head swa_head_dim linear_head_dim": 8,
+        "linear_key_head_dim linear_value_head_dim hidden_size_per_layer_input": 8,
         "mamba_d_state mamba_head_dim state_size ssm_state_size mamba_chunk_size chunk_size": 8,
         "rotary_dim num_experts num_local_experts n_routed_experts moe_num_experts": 4,
         "q_lora_rank kv_lora_rank o_lora_rank": 16,
@@ -49,7 +51,8 @@ TINY = {
         "eos_token_id": None,
         "is_decoder": True,
         "use_mamba_kernels": False,
-        "initializer_range init_std embed_init_std axial_norm_std": 0.2,  # or h would be the last token's embedding
+        # Smaller, and h would be the last token's embedding.
+        "initializer_range init_std embed_init_std axial_norm_std": 0.2,
         # What stands around the output embedding, strong enough to be seen.
         "tie_word_embeddings": False,
         "final_logit_softcapping logits_soft_cap output_logit_soft_cap": 3.0,
@@ -78,8 +81,7 @@ _QWEN4 = {
     "indexer_compress_ratio": 2,
 }
 
-# What an architecture needs besides; inner dictionaries are for the parts of a composite
-# configuration.
+# What an architecture needs besides; inner dictionaries are for configurations inside others.
 SPECIAL: dict[str, dict] = {
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1, 3]},
@@ -116,20 +118,16 @@ SPECIAL: dict[str, dict] = {
     "zaya": {"num_experts_per_tok": 1},
 }
 
-# What `AutoModelForCausalLM` cannot make a model of that continues ids: why, and words of the
-# error.
-_DRAFTER = "a drafter: it reads the keys and values of the model it drafts for"
+# What `AutoModelForCausalLM` makes no model of that continues ids: why, and words of the error.
+_DRAFTER = (
+    "a drafter: it reads the keys and values of the model it drafts for",
+    "hidden_size_per_layer_input|producing a cache|shared_kv_states",
+)
 _MUSIC = "the mapped class takes the decoder's configuration, not this one"
 CANNOT = {
     "gemma3n": ("its vision part needs timm; the text model is gemma3n_text", "timm"),
-    "gemma4_assistant": (
-        _DRAFTER,
-        "hidden_size_per_layer_input|producing a cache|shared_kv_states",
-    ),
-    "gemma4_unified_assistant": (
-        _DRAFTER,
-        "hidden_size_per_layer_input|producing a cache|shared_kv_states",
-    ),
+    "gemma4_assistant": _DRAFTER,
+    "gemma4_unified_assistant": _DRAFTER,
     "musicgen": (_MUSIC, "no attribute|missing"),
     "musicgen_melody": (_MUSIC, "no attribute|missing"),
 }
@@ -146,9 +144,8 @@ UNATTACHED = {
 }
 
 # What `generate` needs for its step to be the whole forward: attached or not, the cached step of
-# these is another one.
-# (That of Nemotron-H and Zamba2 leaves out a clamp of the time steps; Doge's is right in later
-# versions.)
+# these is another one. (That of Nemotron-H and Zamba2 leaves out a clamp of the time steps; Doge's
+# is right in later versions.)
 UNCACHED: dict[str, dict] = {
     name: {"use_cache": False} for name in "blt cpmant doge nemotron_h rwkv zamba2".split()
 }
@@ -164,26 +161,17 @@ def _prepared(model: PreTrainedModel, ids: torch.Tensor) -> dict:
 
 
 # Where `generate` does not feed a model the plain ids.
-_ROBERTA = [
-    "camembert",
-    "data2vec-text",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-]
+_ROBERTA = ["camembert", "data2vec-text", "roberta", "roberta-prelayernorm"]
+_ROBERTA += ["xlm-roberta", "xlm-roberta-xl", "xmod"]
 FED = {
-    **dict.fromkeys(
-        _ROBERTA, _positions_from_zero
-    ),  # by themselves they count from pad_token_id + 1
+    # By themselves they count from pad_token_id + 1.
+    **dict.fromkeys(_ROBERTA, _positions_from_zero),
     **dict.fromkeys(["xlm", "xlnet"], _prepared),  # a token at the end that stands for the next one
 }
 
 # What training may refuse. Anything else it must take; and whatever it takes it must read rightly.
-_BERT = (
-    "bert big_bird electra ernie megatron-bert modernbert-decoder rembert roc_bert roformer".split()
-)
+_BERT = ["bert", "big_bird", "electra", "ernie", "megatron-bert", "modernbert-decoder"]
+_BERT += ["rembert", "roc_bert", "roformer"]
 UNTRAINED = {
     **dict.fromkeys([*_BERT, *_ROBERTA], "layers of the LM head stand before the output embedding"),
     **dict.fromkeys(
@@ -212,17 +200,19 @@ def _tiny_config(cls: type[PreTrainedConfig], special: dict) -> PreTrainedConfig
     if "vocab_size" in known:
         known.add("pad_token_id")  # which some take without a parameter of that name
     values = {name: value for name, value in (TINY | special).items() if name in known}
-    for part, kind in cls.sub_configs.items():
-        if kind is AutoConfig:
-            kind = type(getattr(cls(), part))
-        if issubclass(kind, PreTrainedConfig):
-            values[part] = _tiny_config(kind, special.get(part, {})).to_diff_dict()
+    for inner, inner_cls in cls.sub_configs.items():
+        if inner_cls is AutoConfig:
+            inner_cls = type(getattr(cls(), inner))
+        if issubclass(inner_cls, PreTrainedConfig):
+            values[inner] = _tiny_config(inner_cls, special.get(inner, {})).to_diff_dict()
     return cls(**values)
 
 
 def build(name: str) -> PreTrainedModel:
-    """In eval mode; next-token distributions neither flat nor one-hot; the output embedding tied to
-    nothing."""
+    """In eval mode, its output embedding tied to nothing.
+
+    Next-token distributions are neither flat nor one-hot.
+    """
     torch.manual_seed(0)
     config = _tiny_config(CONFIG_MAPPING[name], SPECIAL.get(name, {}))
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -243,7 +233,9 @@ def prompts(rows: int = 8, length: int = 5) -> torch.Tensor:
 @torch.no_grad()
 def seen(model: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What enters the output embedding in a whole forward of `ids [B, L]`, and the logits.
-    `[B, L, H]`, `[B, L, V]`"""
+
+    `[B, L, H]`, `[B, L, V]`.
+    """
     caught = []
 
     def catch(_, args, kwargs):
@@ -257,8 +249,7 @@ def seen(model: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def spread_head(model: PreTrainedModel) -> TemperatureHead:
-    """A random head whose temperatures on the model's own hidden states spread over most of (0,
-    2)."""
+    """A random head whose temperatures on the model's hidden states spread over most of (0, 2)."""
     h = torch.cat([seen(model, prompts(length=length))[0][:, -1] for length in (5, 6, 8)])
     torch.manual_seed(1)
     head = TemperatureHead(h.shape[-1], intermediate_size=16)

@@ -8,6 +8,8 @@ from pathlib import Path
 from autodeco_fast.cli import run
 from tests.tiny_models import VOCAB, tiny_model
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @dataclass
 class Done:

@@ -48,10 +48,10 @@ def model(tmp_path_factory):
 def scan(model, tmp_path_factory):
     """The folder of a scan of it, every token, in two shards."""
     from tests.commands import command
-    from tests.scans import write_rows
+    from tests.scans import write_examples
 
     folder = tmp_path_factory.mktemp("scanned")
-    rows = write_rows(folder / "rows.jsonl", 12)
+    rows = write_examples(folder / "rows.jsonl", 12)
     options = (
         "--model",
         model,

@@ -1,5 +1,4 @@
-"""What a hostile user passes: strategies for arguments of any type; the rule that a call is served
-or refused in one line.
+"""What a hostile user passes, and the rule that a call is served or refused in one line.
 
 `FUZZ_SECONDS=600 python -m pytest tests/test_hostile_samplers.py` looks for ten minutes in each
 test instead of at a few examples.
@@ -21,81 +20,23 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 INTEGERS = [torch.int64, torch.int32, torch.int8, torch.uint8, torch.uint32, torch.uint64]
 REALS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 OTHERS = [torch.bool, torch.complex64]
-EDGES = [
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**32,
-    2**63 - 1,
-    2**63,
-    2**64 - 1,
-    2**64,
-    -(2**63),
-    -(2**63) - 1,
-    10**400,
-]
-NUMBERS = [
-    *(
-        np.float32(0.5),
-        np.float64("nan"),
-        np.float16(0.25),
-        np.int64(3),
-        np.uint8(1),
-        np.bool_(True),
-        np.longdouble(0.5),
-    ),
-    *(
-        Fraction(1, 3),
-        Fraction(10**400),
-        Decimal("0.5"),
-        Decimal("NaN"),
-        Decimal("sNaN"),
-        Decimal("1e999"),
-    ),
-    *(
-        0.0,
-        -0.0,
-        1.0,
-        1e-45,
-        5e-324,
-        1e-3,
-        1e29,
-        2e29,
-        1.7e308,
-        float("nan"),
-        float("inf"),
-        -float("inf"),
-    ),
-]
-_INF = float("inf")
-THINGS = [
-    *(
-        "0.5",
-        "",
-        "a\nb",
-        b"1",
-        [0.5],
-        (1,),
-        {},
-        {1},
-        object(),
-        1j,
-        np.array(0.5),
-        np.ones(2),
-        np.array([]),
-        len,
-        range(3),
-    ),
-    *(torch.float32, torch.Size([2]), ..., NotImplemented, type),
-]
+EDGES = [2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1, 2**64]
+EDGES += [-(2**63), -(2**63) - 1, 10**400]
+_INF, _NAN = float("inf"), float("nan")
+NUMBERS = [np.float32(0.5), np.float64("nan"), np.float16(0.25), np.int64(3), np.uint8(1)]
+NUMBERS += [np.bool_(True), np.longdouble(0.5), Fraction(1, 3), Fraction(10**400)]
+NUMBERS += [Decimal(text) for text in ("0.5", "NaN", "sNaN", "1e999")]
+NUMBERS += [0.0, -0.0, 1.0, 1e-45, 5e-324, 1e-3, 1e29, 2e29, 1.7e308, _NAN, _INF, -_INF]
+THINGS = ["0.5", "", "a\nb", b"1", [0.5], (1,), {}, {1}, object(), 1j, len, range(3)]
+THINGS += [np.array(0.5), np.ones(2), np.array([])]
+THINGS += [torch.float32, torch.Size([2]), ..., NotImplemented, type]
 
 
 def tensor(shape: tuple, dtype: torch.dtype, values: list[float], form: str) -> torch.Tensor:
     """A tensor of these values, repeated, in one of several forms."""
     n = int(np.prod(shape))
-    data = torch.tensor([values[i % len(values)] for i in range(max(n, 1))], dtype=torch.float64)[
-        :n
-    ]
+    repeated = [values[i % len(values)] for i in range(n)]
+    data = torch.tensor(repeated, dtype=torch.float64)
     if dtype in INTEGERS:
         data = data.nan_to_num(0, 127, 0).clamp(0 if not dtype.is_signed else -128, 127)
     x = data.to(dtype).reshape(shape)
@@ -164,8 +105,8 @@ def mostly(ordinary: st.SearchStrategy, odd: st.SearchStrategy) -> st.SearchStra
 
 def number(value: object, low: float, high: float, whole: bool) -> float | None:
     """The number that a value is, None if it is none in the range."""
-    kinds = numbers.Integral if whole else (numbers.Real, Decimal)
-    if isinstance(value, bool) or not isinstance(value, kinds):
+    types = numbers.Integral if whole else (numbers.Real, Decimal)
+    if isinstance(value, bool) or not isinstance(value, types):
         return None
     try:
         exact = int(value) if whole else float(value)
@@ -175,8 +116,7 @@ def number(value: object, low: float, high: float, whole: bool) -> float | None:
 
 
 def row(value: object, B: int, low: float, high: float, whole: bool = False) -> list[float] | None:
-    """What each of B rows is asked for, as the documentation has it; None if the value must be
-    refused."""
+    """What each of B rows is asked for, by the documentation; None if it must be refused."""
     if not isinstance(value, torch.Tensor):
         one = number(value, low, high, whole)
         return None if one is None else [one if whole else float(np.float32(one))] * B
@@ -197,8 +137,7 @@ def vector(value: object, N: int) -> bool:
 
 
 def served(call: Callable, odd: set[str]) -> object | None:
-    """The result, if no argument is odd; else it must refuse, in one line that begins with the name
-    of an odd one."""
+    """The result, if no argument is odd; else it must refuse, naming an odd one first."""
     if not odd:
         return call()
     try:
@@ -215,8 +154,12 @@ def served(call: Callable, odd: set[str]) -> object | None:
     raise AssertionError(f"{odd} passed: {result}")
 
 
-def search(strategy: st.SearchStrategy, check: Callable, examples: int) -> None:
-    """Looks at some examples, the same every time; or at new ones for `SECONDS`."""
+def search(strategy: st.SearchStrategy, check: Callable, examples: int, fuzzed: int = 500) -> None:
+    """Looks at some examples, the same every time; or for `SECONDS` at new ones.
+
+    Args:
+        fuzzed: examples between looks at the clock.
+    """
     quiet = {"deadline": None, "suppress_health_check": list(HealthCheck)}
     fuzz = given(strategy)(check)
     if not SECONDS:
@@ -225,4 +168,4 @@ def search(strategy: st.SearchStrategy, check: Callable, examples: int) -> None:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         again = seed(time.time_ns())(given(strategy)(check))
-        settings(max_examples=500, derandomize=False, database=None, **quiet)(again)()
+        settings(max_examples=fuzzed, derandomize=False, database=None, **quiet)(again)()

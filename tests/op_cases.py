@@ -1,5 +1,6 @@
 """Every public op as a call of named tensors, for tests that vary one of them."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -13,50 +14,47 @@ H, V, F = 24, 70, 20
 def tensors(N: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Arguments of N rows; V is no multiple of 32."""
     g = torch.Generator().manual_seed(N)
-    normal = lambda *shape: torch.randn(*shape, generator=g).to(dtype)
-    row = lambda low, high: torch.rand(N, generator=g) * (high - low) + low
-    ids = lambda high: torch.randint(0, high, (N,), generator=g)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g).to(dtype)
+
+    def row(low, high):
+        return torch.rand(N, generator=g) * (high - low) + low
+
+    def ids(high):
+        return torch.randint(0, high, (N,), generator=g)
+
     target = ids(V)
     target[1::4] = -100
-    return {
-        **{
-            "logits": normal(N, V) * 3 + torch.linspace(0, 6, V).to(dtype),
-            "hidden": normal(N, H),
-            "weight": normal(V, H),
-            "bias": normal(V),
-            "target": target,
-        },
-        **{
-            "temperature": row(0.3, 2),
-            "min_p": row(0, 0.3),
-            "top_p": row(0.5, 1),
-            "top_k": ids(V),
-            "seed": ids(1000),
-        },
-        **{
-            "position": ids(50),
-            "stream": ids(50),
-            "maximum": row(8, 9),
-            "target_logit": row(0, 3),
-            "loss_weight": row(0, 1),
-        },
-        "token_bitmask": torch.randint(-(2**31), 2**31, (N, 3), generator=g).int(),
-        **{
-            "w1": normal(F, H),
-            "b1": normal(F),
-            "w2": normal(1, F),
-            "b2": normal(1),
-            "draw": row(0, 1),
-            "grad": row(0, 1),
-        },
-        **{
-            "max_logit": row(3, 6),
-            "stat_logit": row(0, 3),
-            "rank": ids(4) - 1,
-            "logsumexp": row(6, 7),
-            "scaled": row(6, 7),
-        },
+    logits = {
+        "logits": normal(N, V) * 3 + torch.linspace(0, 6, V).to(dtype),
+        "hidden": normal(N, H),
+        "weight": normal(V, H),
+        "bias": normal(V),
+        "target": target,
+        "target_logit": row(0, 3),
     }
+    sampling = {
+        "temperature": row(0.3, 2),
+        "min_p": row(0, 0.3),
+        "top_p": row(0.5, 1),
+        "top_k": ids(V),
+        "seed": ids(1000),
+        "position": ids(50),
+        "stream": ids(50),
+        "maximum": row(8, 9),
+        "token_bitmask": torch.randint(-(2**31), 2**31, (N, 3), generator=g).int(),
+    }
+    head = {"w1": normal(F, H), "b1": normal(F), "w2": normal(1, F), "b2": normal(1)}
+    stats = {
+        "max_logit": row(3, 6),
+        "stat_logit": row(0, 3),
+        "rank": ids(4) - 1,
+        "logsumexp": row(6, 7),
+        "scaled": row(6, 7),
+    }
+    losses = {"loss_weight": row(0, 1), "uniform": row(0, 1), "grad": row(0, 1)}
+    return {**logits, **sampling, **head, **stats, **losses}
 
 
 def _stats(t: dict) -> af.TokenStats:
@@ -97,43 +95,67 @@ _PRODUCT = ("hidden", "weight", "bias", "target")
 _STATS = ("max_logit", "stat_logit", "rank", "logsumexp")
 _ALL = {"return_logprob": True, "return_kept": True, "return_full_logprob": True}
 
+
+def _picked(t: dict, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    return {name: t[name] for name in names}
+
+
+def _sample(t: dict, **options) -> af.SampleOutput:
+    given = _picked(t, (*_SAMPLER, "token_bitmask"))
+    return af.sample(t["logits"], **given, **_ALL, **options)
+
+
+def _linear_sample(t: dict, **options) -> af.SampleOutput:
+    given = _picked(t, ("bias", *_SAMPLER))
+    asked = {"return_full_logprob": True, "fused": True}
+    return af.linear_sample(t["hidden"], t["weight"], **given, **asked, **options)
+
+
+def _logit_stats(t: dict, **options) -> af.TokenStats:
+    given = {"temperature": t["temperature"], "min_p": 0.1, "softcap": 20.0}
+    return af.logit_stats(t["logits"], t["target"], **given, **options)
+
+
+def _token_stats(t: dict, **options) -> af.TokenStats:
+    given = _picked(t, ("bias", "temperature"))
+    return af.token_stats(t["hidden"], t["weight"], t["target"], **given, min_p=0.1, **options)
+
+
+def _target_logits(t: dict, **options) -> torch.Tensor:
+    given = t["hidden"], t["weight"], t["target"]
+    return af.target_logits(*given, first_id=0, bias=t["bias"], **options)
+
+
+def _prob_stats(t: dict, **options) -> af.ProbStats:
+    return af.prob_stats(t["logits"], t["temperature"], **options)
+
+
 # name → the tensors it takes, and the call, whose results are tensors, tuples of them, or None
 CASES: dict[str, tuple[tuple[str, ...], Callable]] = {
-    "sample": (
-        ("logits", *_SAMPLER, "token_bitmask"),
-        lambda t, **o: af.sample(t["logits"], **{n: t[n] for n in (*_SAMPLER, "token_bitmask")}, **_ALL, **o),
-    ),
-    "linear_sample": (
-        ("hidden", "weight", "bias", *_SAMPLER),
-        lambda t, **o: af.linear_sample(
-            t["hidden"], t["weight"], bias=t["bias"], **{n: t[n] for n in _SAMPLER}, return_full_logprob=True, fused=True, **o
-        ),
-    ),
+    "sample": (("logits", *_SAMPLER, "token_bitmask"), _sample),
+    "linear_sample": (("hidden", "weight", "bias", *_SAMPLER), _linear_sample),
     "sample_partial": (("logits", *_SAMPLER, "token_bitmask", "maximum"), _partial),
-    "logit_stats": (
-        ("logits", "target", "temperature"),
-        lambda t, **o: af.logit_stats(t["logits"], t["target"], temperature=t["temperature"], min_p=0.1, softcap=20.0, **o),
-    ),
+    "logit_stats": (("logits", "target", "temperature"), _logit_stats),
     **{
         f"token_stats, fused={fused}": (
             (*_PRODUCT, "temperature"),
-            lambda t, fused=fused, **o: af.token_stats(
-                *(t[n] for n in ("hidden", "weight", "target")), bias=t["bias"], temperature=t["temperature"], min_p=0.1,
-                fused=fused, **o,
-            ),
+            functools.partial(_token_stats, fused=fused),
         )
         for fused in (True, False)
     },
-    "target_logits": (
-        _PRODUCT,
-        lambda t, **o: af.target_logits(t["hidden"], t["weight"], t["target"], first_id=0, bias=t["bias"], **o),
-    ),
+    "target_logits": (_PRODUCT, _target_logits),
     "token_stats_partial": ((*_PRODUCT, "target_logit", "temperature"), _stats_partial),
-    "prob_stats": (("logits", "temperature"), lambda t, **o: af.prob_stats(t["logits"], t["temperature"], **o)),
+    "prob_stats": (("logits", "temperature"), _prob_stats),
     "temperature_head": (("hidden", "w1", "b1", "w2", "b2", "grad"), _head),
-    "min_p_hinge_loss": ((*_STATS, "temperature", "loss_weight"), lambda t, **o: _hinge(t, "mean", **o)),
-    "min_p_hinge_loss, rows": ((*_STATS, "temperature", "loss_weight", "grad"), lambda t, **o: _hinge(t, "none", **o)),
-}  # fmt: skip
+    "min_p_hinge_loss": (
+        (*_STATS, "temperature", "loss_weight"),
+        functools.partial(_hinge, reduction="mean"),
+    ),
+    "min_p_hinge_loss, rows": (
+        (*_STATS, "temperature", "loss_weight", "grad"),
+        functools.partial(_hinge, reduction="none"),
+    ),
+}
 TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
     "sample, top-k and top-p": (  # slow in Triton's interpreter
         ("top_k", "top_p"),
@@ -141,9 +163,9 @@ TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
             t["logits"], 0.9, seed=1, top_k=t["top_k"], top_p=t["top_p"], backend="torch"
         ),
     ),
-    "merge_partials": (
+    "merge_samples": (
         ("temperature", "min_p"),
-        lambda t: af.merge_partials([_partial(t)], t["temperature"], min_p=t["min_p"]),
+        lambda t: af.merge_samples([_partial(t)], t["temperature"], min_p=t["min_p"]),
     ),
     "merge_token_stats": (
         ("target", "temperature"),
@@ -152,7 +174,10 @@ TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
         ),
     ),
     "required_temperature": (_STATS, lambda t: af.required_temperature(_stats(t), 0.1)),
-    "goldilocks_mask": ((*_STATS, "draw"), lambda t: af.goldilocks_mask(_stats(t), draw=t["draw"])),
+    "goldilocks_mask": (
+        (*_STATS, "uniform"),
+        lambda t: af.goldilocks_mask(_stats(t), uniform=t["uniform"]),
+    ),
     "autodeco_temperature_loss": (
         (*_STATS, "scaled", "temperature"),
         lambda t: af.autodeco_temperature_loss(t["temperature"], _stats(t), easy_drop=0.0),
@@ -173,7 +198,7 @@ TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
 
 
 CAPTURABLE = (
-    "merge_partials",
+    "merge_samples",
     "merge_token_stats",
     "required_temperature",
     "goldilocks_mask",
@@ -196,7 +221,7 @@ NUMBERS: dict[str, Callable] = {
         t["hidden"], t["weight"], 0.7, softcap=20.0, seed=3, fused=False
     ),
     "sample_partial": lambda t: af.sample_partial(t["logits"], 0.7, first_id=8, seed=-1),
-    "merge_partials": lambda t: af.merge_partials([_partial(t)] * 2, 0.7, min_p=0.1),
+    "merge_samples": lambda t: af.merge_samples([_partial(t)] * 2, 0.7, min_p=0.1),
     "token_stats": lambda t: af.token_stats(t["hidden"], t["weight"], t["target"]),
 }
 

@@ -1,5 +1,4 @@
-"""Every causal architecture of transformers: what is drawn, what a head is trained on, and what
-detaching leaves."""
+"""Every causal architecture of transformers: its tokens, what heads read, what detaching leaves."""
 
 import math
 from importlib.util import find_spec
@@ -68,7 +67,7 @@ def logits_and_temperature(model, head, ids) -> tuple[torch.Tensor, torch.Tensor
     return z[:, -1].float(), head(h[:, -1])
 
 
-def drawn_by_hand(model, head) -> torch.Tensor:
+def sampled_by_hand(model, head) -> torch.Tensor:
     ids = prompts()
     for _ in range(NEW):
         z, T = logits_and_temperature(model, head, ids)
@@ -82,10 +81,9 @@ def test_tokens_are_those_of_a_loop_by_hand(name, model, head):
     assert T.max() > 1.5 * T.min()
     with attach(model, head, min_p=MIN_P):
         got = generate(name, model)
-    assert torch.equal(got, drawn_by_hand(model, head))
-    assert not torch.equal(
-        got, drawn_by_hand(model, lambda h: torch.ones(len(h)))
-    )  # the test can tell
+    assert torch.equal(got, sampled_by_hand(model, head))
+    constant = sampled_by_hand(model, lambda h: torch.ones(len(h)))
+    assert not torch.equal(got, constant)  # the test can tell
 
 
 def test_processors_see_the_logits_over_the_temperature(name, model, head):
@@ -102,16 +100,14 @@ def test_processors_see_the_logits_over_the_temperature(name, model, head):
     for ids, scores in steps:
         z, T = logits_and_temperature(model, head, ids)
         want = z / T[:, None]
-        # A cached step rounds otherwise than a whole forward: in fp32, by up to 2e-5 of the largest
-        # here.
+        # A cached step rounds otherwise than a whole forward: by up to 2e-5 of the largest here.
         assert (scores - want).abs().max() < 1e-4 * want.abs().max()
         token = want.gather(1, got[:, ids.shape[1], None])[:, 0]
         assert (token > want.amax(1) + math.log(MIN_P) - 1e-3).all()
 
 
 def test_training_reads_the_h_that_generate_reads(name, model):
-    """At every position: what a forward of the whole row gives is what enters the output embedding
-    after its prefix."""
+    """What a forward gives at a position is what enters the output embedding after its prefix."""
     ids, refused = prompts()[:1], None
     try:
         base = base_model.wrap(model)

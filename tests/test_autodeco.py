@@ -6,7 +6,7 @@ import torch
 from autodeco_fast import TopPHead, autodeco_temperature_loss, soft_top_p_loss
 from autodeco_fast.losses.autodeco import learned_by_autodeco
 from tests.on_device import logit_stats, prob_stats
-from tests.reference import joint_features, soft_top_p, temperature_loss
+from tests.reference.autodeco import joint_features, soft_top_p, temperature_loss
 
 IGNORE = -100
 

@@ -10,7 +10,7 @@ import torch
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training.calibrate import calibrate_from_files
 from autodeco_fast.training.conformal import Offset, calibrate, coverage, scores
-from autodeco_fast.training.head_on_scan import predict, required_temperatures
+from autodeco_fast.training.predictions import predict, required_temperatures
 from autodeco_fast.training.scan_store import Scan
 from tests.scans import EMBEDDED_MIN_P, link_embedded, make_scan
 

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,8 @@ from safetensors.torch import load_file
 
 from autodeco_fast import TemperatureHead, __version__
 from autodeco_fast.demo import EMBEDDED_MODEL
-from tests.commands import Done, assert_refuses, command, listing
+from tests.commands import ROOT, Done, assert_refuses, command, listing
 from tests.scans import write_examples
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def process(*arguments: object) -> Done:
@@ -36,12 +35,35 @@ def test_doctor_finds_everything_well():
     assert done.stdout.count(" ok") >= 9
 
 
-def test_a_process_says_its_version_and_what_is_wrong(tmp_path):
+def test_a_process_says_its_version():
     assert process("--version").stdout == f"autodeco-fast {__version__}\n"
-    assert_refuses(
-        process("train", "--output", tmp_path / "out", "--scan", tmp_path),
-        "scan must be a folder with scan.json",
-    )
+
+
+_MODEL_AND_DATA = ("--model", "m", "--data", "d")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("demo", "--seed", "x"), "Invalid value for '--seed'"),
+        (("doctor", "--nothing"), "No such option: --nothing"),
+        (("scan", *_MODEL_AND_DATA, "--output", "o", "--max-bytes", "2X"), "a size must be"),
+        (("train", *_MODEL_AND_DATA), "output must name a new folder"),
+        (("calibrate", "--head", "h"), "Missing option '--scan'"),
+        (("report", "--head", "h", "--scan", "s"), "Missing option '--output'"),
+        (("generate", *_MODEL_AND_DATA[:2], "--head", "h", "--prompt", "p", "--min-p", "0"),
+         "min_p must be in (0, 1], got 0.0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_a_process_says_what_is_wrong(arguments, words):
+    """Once a command: the other tests of refusals stay in this process."""
+    assert_refuses(process(*arguments), words)
+
+
+def test_what_is_no_scan_is_refused(tmp_path):
+    done = command("train", "--output", tmp_path / "out", "--scan", tmp_path)
+    assert_refuses(done, "scan must be a folder with scan.json")
     assert not (tmp_path / "out").exists()
 
 
@@ -64,16 +86,8 @@ def test_usage_errors_are_one_line():
 
 def test_generate_continues_the_prompt(tmp_path):
     TemperatureHead(256).save_pretrained(tmp_path / "head")
-    options = (
-        "--model",
-        EMBEDDED_MODEL,
-        "--head",
-        tmp_path / "head",
-        "--prompt",
-        "def area(",
-        "--max-new-tokens",
-        12,
-    )
+    options = ("--model", EMBEDDED_MODEL, "--head", tmp_path / "head")
+    options += ("--prompt", "def area(", "--max-new-tokens", 12)
     done = command("generate", *options, "--seed", 1)
     assert done.returncode == 0, done.stderr
     assert "def area(" in done.stdout
@@ -82,19 +96,10 @@ def test_generate_continues_the_prompt(tmp_path):
 
 
 def test_generate_takes_the_heads_min_p(model, tmp_path):
-    """At Min-P near 1 only the argmax is left: the head's own cut shows, and another given cut
-    wins."""
+    """At Min-P near 1 only the argmax is left: the head's cut shows, and a given one wins."""
     head = TemperatureHead(32, max_temperature=50.0)
-    options = (
-        "--model",
-        model,
-        "--prompt",
-        "w5",
-        "--max-new-tokens",
-        8,
-        "--head",
-        tmp_path / "head",
-    )
+    options = ("--model", model, "--head", tmp_path / "head")
+    options += ("--prompt", "w5", "--max-new-tokens", 8)
     said = {}
     for cut in (0.9999, 1e-6):
         head.min_p = cut
@@ -102,9 +107,9 @@ def test_generate_takes_the_heads_min_p(model, tmp_path):
         said[cut] = {command("generate", *options, "--seed", seed).stdout for seed in range(3)}
     assert len(said[0.9999]) == 1
     assert len(said[1e-6]) == 3
-    assert {
-        command("generate", *options, "--seed", seed, "--min-p", 0.9999).stdout for seed in range(3)
-    } == said[0.9999]
+    options += ("--min-p", 0.9999)
+    again = {command("generate", *options, "--seed", seed).stdout for seed in range(3)}
+    assert again == said[0.9999]
 
 
 @pytest.mark.parametrize(
@@ -126,19 +131,18 @@ def test_generate_takes_the_heads_min_p(model, tmp_path):
 )
 def test_generate_refuses_in_one_line(model, head, options, words):
     given = {"--model": model, "--head": head, "--prompt": "w5", **options}
-    assert_refuses(command("generate", *(part for pair in given.items() for part in pair)), words)
+    assert_refuses(command("generate", *chain(*given.items())), words)
 
 
 def commands_that_write(model, scan, head, rows, output) -> dict[str, tuple]:
-    texts = []
-    for name in "ab":
-        texts += ["--text", rows.parent / f"{name}.txt"]
-        (rows.parent / f"{name}.txt").write_text("def f(x):\n    return x\n")
+    texts = [rows.parent / f"{name}.txt" for name in "ab"]
+    for path in texts:
+        path.write_text("def f(x):\n    return x\n")
     return {
         "scan": ("--model", model, "--data", rows, "--output", output),
         "train": ("--scan", scan, "--output", output),
         "report": ("--head", head, "--scan", scan, "--output", output),
-        "demo": (*texts, "--output", output),
+        "demo": ("--text", texts[0], "--text", texts[1], "--output", output),
     }
 
 
@@ -229,18 +233,11 @@ def test_two_runs_into_one_folder_cannot_both_go_on(scan, tmp_path):
     assert not (output / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_the_processes_of_one_run_share_its_folder(scan, tmp_path):
     """Only the first holds it."""
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "autodeco_fast",
-    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc-per-node", "2", "-m", "autodeco_fast"]
     command = [*launch, "train", "--scan", str(scan), "--output", str(tmp_path / "out")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
@@ -264,12 +261,8 @@ def test_train_writes_a_head_that_generates(tmp_path):
     assert len((tmp_path / "head/metrics.jsonl").read_text().splitlines()) == 4
     assert TemperatureHead.from_pretrained(tmp_path / "head").min_p == 0.05
     prompt = ("--prompt", "x = 1", "--max-new-tokens", 4)
-    assert (
-        command(
-            "generate", "--model", EMBEDDED_MODEL, "--head", tmp_path / "head", *prompt
-        ).returncode
-        == 0
-    )
+    done = command("generate", "--model", EMBEDDED_MODEL, "--head", tmp_path / "head", *prompt)
+    assert done.returncode == 0
     assert_refuses(command("train", *options), "holds a head already")
 
 
@@ -290,18 +283,9 @@ def test_a_rate_that_is_not_finite_is_refused(scan, tmp_path, rate):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(scan, tmp_path):
-    arguments = (
-        "train",
-        "--scan",
-        scan,
-        "--output",
-        tmp_path / "out",
-        "--num-train-epochs",
-        40,
-        "--batch-tokens",
-        50,
-    )
-    done = command(*arguments, "--learning-rate", 1e30, "--warmup-ratio", 0, "--save-steps", 1)
+    arguments = ("train", "--scan", scan, "--output", tmp_path / "out")
+    arguments += ("--num-train-epochs", 40, "--batch-tokens", 50, "--save-steps", 1)
+    done = command(*arguments, "--learning-rate", 1e30, "--warmup-ratio", 0)
     assert done.returncode == 2
     assert "no head is written" in done.stderr or "must be finite" in done.stderr
     assert not (tmp_path / "out/head.safetensors").exists()
@@ -319,10 +303,8 @@ def test_calibrate_stores_its_cut_and_warns_of_another(scan, head):
     assert TemperatureHead.from_pretrained(head).min_p == 1e-4
     done = command("calibrate", "--head", head, "--scan", scan, "--alpha", 0.4, "--min-p", 1e-5)
     assert done.returncode == 0, done.stderr
-    assert (
-        "warning: the head was made for Min-P 0.0001: at 1e-05 nothing was promised of it"
-        in done.stderr
-    )
+    warning = "warning: the head was made for Min-P 0.0001: at 1e-05 nothing was promised of it"
+    assert warning in done.stderr
     assert TemperatureHead.from_pretrained(head).min_p == 1e-5
     assert json.loads((head / "calibration.json").read_text())["min_p"] == 1e-5
 

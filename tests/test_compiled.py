@@ -167,7 +167,8 @@ def test_a_forked_process_has_threads_of_its_own():
 def test_new_code_and_code_from_the_cache_round_alike(tmp_path):
     script = """
         import hashlib, torch
-        from autodeco_fast import TokenStats, logit_stats, min_p_hinge_loss, soft_top_p_loss, token_stats
+        from autodeco_fast import TokenStats, logit_stats, min_p_hinge_loss
+        from autodeco_fast import soft_top_p_loss, token_stats
 
         g = torch.Generator().manual_seed(0)
         T = torch.rand(300, generator=g).mul_(2).requires_grad_()

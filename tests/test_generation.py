@@ -1,4 +1,4 @@
-"""`attach` on five kinds of logits: what is drawn, what is refused, and what detaching leaves."""
+"""`attach` on five ways to make logits: the tokens, what is refused, and what detaching leaves."""
 
 import json
 
@@ -12,9 +12,10 @@ from autodeco_fast.ops import linear_sample
 from autodeco_fast.torch_backend import linear_sample as chunked
 from tests.allocations import LargestAllocation
 from tests.tiny_models import (
-    NAMES,
     VOCAB,
-    draws,
+    both_paths,
+    every_model,
+    first_tokens,
     logits_and_temperature,
     min_p_distribution,
     prompts,
@@ -23,12 +24,14 @@ from tests.tiny_models import (
     undecided_prompt,
 )
 
-every_model = pytest.mark.parametrize("name", NAMES)
+EVERYTHING = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
 
 
 def chi_square(tokens: torch.Tensor, p: torch.Tensor) -> float:
-    """The p-value of draws `[N]` under `p [V]`, bins under 10 expected draws pooled; 0 if one has
-    probability 0."""
+    """The p-value of tokens `[N]` under `p [V]`; 0 if one has probability 0.
+
+    Ids of which fewer than 10 are expected share a bin.
+    """
     counts, expected = torch.bincount(tokens, minlength=len(p)).double(), p * len(tokens)
     if counts[p == 0].any():
         return 0.0
@@ -47,13 +50,7 @@ def test_scores_are_the_logits_over_the_temperature(name):
     z, T = logits_and_temperature(model, head, ids)
     assert T.max() > 1.3 * T.min()
     with attach(model, head, min_p=0.0):
-        out = model.generate(
-            ids,
-            max_new_tokens=1,
-            return_dict_in_generate=True,
-            output_scores=True,
-            output_logits=True,
-        )
+        out = model.generate(ids, max_new_tokens=1, **EVERYTHING)
     want = (z / T[:, None]).softmax(-1)
     for got in (out.scores[0], out.logits[0]):
         assert got.dtype == torch.float32
@@ -61,7 +58,7 @@ def test_scores_are_the_logits_over_the_temperature(name):
 
 
 @every_model
-@pytest.mark.parametrize("fused", [True, False])
+@both_paths
 def test_tokens_follow_the_cut_softmax(name, fused):
     model = tiny_model(name)
     head = tiny_head(model)
@@ -70,11 +67,10 @@ def test_tokens_follow_the_cut_softmax(name, fused):
     p = min_p_distribution(z[0], T[0], 0.1)
     assert 6 < (p > 0).sum() < 24
     with attach(model, head, min_p=0.1, fused=fused):
-        tokens = draws(model, ids, seed=11)
+        tokens = first_tokens(model, ids, seed=11)
     assert chi_square(tokens, p) > 1e-3
-    assert (
-        chi_square(tokens, min_p_distribution(z[0], T[0] * 1.25, 0.1)) < 1e-6
-    )  # the test can tell
+    # The test can tell.
+    assert chi_square(tokens, min_p_distribution(z[0], T[0] * 1.25, 0.1)) < 1e-6
     assert chi_square(tokens, min_p_distribution(z[0], T[0], 0.3)) < 1e-6
 
 
@@ -95,15 +91,10 @@ def test_inherited_settings_do_not_stack(name):
     head = tiny_head(model)
     with attach(model, head):
         want = model.generate(ids, max_new_tokens=6, seed=5)
-    own = {
-        "temperature": 0.1,
-        "top_k": 2,
-        "top_p": 0.3,
-        "min_p": 0.9,
-        "typical_p": 0.3,
-        "epsilon_cutoff": 0.1,
-    }
-    model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False, **own)
+    defaults = {"temperature": 0.1, "top_k": 2, "top_p": 0.3, "min_p": 0.9, "typical_p": 0.3}
+    model.generation_config = GenerationConfig(
+        pad_token_id=0, do_sample=False, epsilon_cutoff=0.1, **defaults
+    )
     with attach(model, head):
         assert torch.equal(model.generate(ids, max_new_tokens=6, seed=5), want)
         config = GenerationConfig(max_new_tokens=6)
@@ -119,7 +110,7 @@ def test_inherited_settings_do_not_stack(name):
 def test_the_default_top_k_does_not_stack():
     model, ids = tiny_model("gemma2"), prompts(1)
     with attach(model, tiny_head(model), min_p=0.0, fused=False):
-        assert len(draws(model, ids, 4000).unique()) > 60
+        assert len(first_tokens(model, ids, 4000).unique()) > 60
 
 
 def test_settings_of_the_call_are_honoured():
@@ -137,9 +128,9 @@ def test_settings_of_the_call_are_honoured():
                 min_p_distribution(z[0], 2 * T[0], 0.3),
             ),
         ]:
-            assert chi_square(draws(model, ids, seed=2, **kwargs), want) > 1e-3
+            assert chi_square(first_tokens(model, ids, seed=2, **kwargs), want) > 1e-3
         best = set(z[0].topk(2).indices.tolist())
-        assert set(draws(model, ids, 500, top_k=2, min_p=0.0).tolist()) == best
+        assert set(first_tokens(model, ids, 500, top_k=2, min_p=0.0).tolist()) == best
 
 
 def test_greedy_when_asked():
@@ -250,9 +241,7 @@ def test_detaching_restores_the_model_bit_for_bit(name, tmp_path):
 
     def outputs():
         torch.manual_seed(3)
-        return model.generate(
-            ids, return_dict_in_generate=True, output_scores=True, output_logits=True, **sampled
-        )
+        return model.generate(ids, **EVERYTHING, **sampled)
 
     before = outputs()
     attachment = attach(model, tiny_head(model))
@@ -284,8 +273,7 @@ def test_errors_inside_the_block_detach():
 
 
 def test_no_logits_in_the_decode_loop(monkeypatch):
-    """With the fused sampler alone in charge, no `[B, V]` tensor is ever stored; with a processor
-    there is."""
+    """No `[B, V]` tensor is stored with the fused sampler alone in charge, one with a processor."""
     monkeypatch.setattr(linear_sample, "FUSED_BYTES", 0)  # else a CPU makes logits this small
     monkeypatch.setattr(chunked, "CHUNK", 0)
     monkeypatch.setattr(chunked, "COLUMNS", 40)  # of 96
@@ -298,8 +286,8 @@ def test_no_logits_in_the_decode_loop(monkeypatch):
         assert seen.numel >= len(ids) * VOCAB
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_draw_is_the_same_with_and_without_logits(name):
+@every_model
+def test_tokens_are_the_same_with_and_without_logits(name):
     """Token by token, but for near-ties: the same noise on the same logits."""
     model, ids = tiny_model(name), prompts()
     with attach(model, tiny_head(model)) as attachment:
@@ -312,9 +300,10 @@ def test_the_draw_is_the_same_with_and_without_logits(name):
 def test_someone_elses_hook_sees_logits():
     model, ids = tiny_model("llama"), prompts()
     widths = set()
-    with (
-        attach(model, tiny_head(model)),
-        model.lm_head.register_forward_hook(lambda *a: widths.add(a[2].shape[-1])),
-    ):
+
+    def hook(_, args, logits):
+        widths.add(logits.shape[-1])
+
+    with attach(model, tiny_head(model)), model.lm_head.register_forward_hook(hook):
         model.generate(ids, max_new_tokens=3, seed=0)
     assert widths == {VOCAB}

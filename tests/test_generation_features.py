@@ -1,5 +1,4 @@
-"""What else `generate` does keeps working while attached: caches, compilation, speculation,
-streaming, pipelines, threads."""
+"""What else `generate` does while attached: caches, compilation, speculation, streams, threads."""
 
 import threading
 
@@ -13,9 +12,10 @@ from transformers import PreTrainedTokenizerFast, TextIteratorStreamer, pipeline
 
 from autodeco_fast import attach
 from tests.tiny_models import (
-    NAMES,
     VOCAB,
-    draws,
+    both_paths,
+    every_model,
+    first_tokens,
     logits_and_temperature,
     min_p_distribution,
     prompts,
@@ -23,7 +23,7 @@ from tests.tiny_models import (
     tiny_model,
 )
 
-every_model = pytest.mark.parametrize("name", NAMES)
+EVERYTHING = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +55,19 @@ def test_left_padding_changes_nothing(name):
 
 
 @every_model
-@pytest.mark.parametrize("fused", [True, False])
+@both_paths
 def test_static_cache(name, fused):
     model, ids = tiny_model(name), prompts()
+    asked = {"max_new_tokens": 8, "seed": 3}
     with attach(model, tiny_head(model), fused=fused):
-        want = model.generate(ids, max_new_tokens=8, seed=3)
-        assert torch.equal(
-            model.generate(ids, max_new_tokens=8, seed=3, cache_implementation="static"), want
-        )
+        want = model.generate(ids, **asked)
+        assert torch.equal(model.generate(ids, **asked, cache_implementation="static"), want)
 
 
+@pytest.mark.slow
 @every_model
 def test_compiled_forward(name):
-    """The whole forward, hooks and gate included, is one graph; the gate is re-read on every
-    call."""
+    """The forward, hooks and gate included, is one graph that reads the gate on every call."""
     torch._dynamo.reset()
     model, ids = tiny_model(name), prompts()
     head = tiny_head(model)
@@ -89,8 +88,7 @@ def test_compiled_forward(name):
 
 
 def check_scores(model, head, out, start: int) -> None:
-    """Every step's scores are its logits over its temperature, cut at Min-P 0.1, and its token is
-    among them."""
+    """Every step's scores are its logits over its T, cut at Min-P 0.1; its token is among them."""
     assert len(out.scores) == out.sequences.shape[1] - start
     for i, scores in enumerate(out.scores):
         z, T = logits_and_temperature(model, head, out.sequences[:, : start + i])
@@ -101,8 +99,7 @@ def check_scores(model, head, out, start: int) -> None:
 
 @every_model
 def test_prompt_lookup(name):
-    """Candidates of several tokens a forward: every position gets the temperature of its own hidden
-    state."""
+    """Candidates of several tokens a forward: every position gets its own hidden state's T."""
     model, ids = tiny_model(name), prompts(1, 4).repeat(1, 3)
     head = tiny_head(model)
     asked = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 8}
@@ -155,8 +152,7 @@ def test_stop_strings(name, tokenizer):
 
 @every_model
 def test_pipeline(name, tokenizer):
-    """The pipeline's own temperature of 0.7 does not stack on the predicted one, one given to it
-    does."""
+    """The pipeline's temperature of 0.7 does not stack on the predicted one, a given one does."""
     model = tiny_model(name)
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
     ids = tokenizer("abc", return_tensors="pt").input_ids
@@ -164,15 +160,13 @@ def test_pipeline(name, tokenizer):
         want = model.generate(ids, max_new_tokens=8, seed=21)
         got = pipe("abc", max_new_tokens=8, seed=21, return_tensors=True)[0]["generated_token_ids"]
         assert list(got) == want[0].tolist()
-        colder = pipe("abc", max_new_tokens=8, temperature=1e-5, return_tensors=True)[0][
-            "generated_token_ids"
-        ]
+        (colder,) = pipe("abc", max_new_tokens=8, temperature=1e-5, return_tensors=True)
     greedy = model.generate(ids, max_new_tokens=8, do_sample=False)
-    assert list(colder) == greedy[0].tolist()
+    assert list(colder["generated_token_ids"]) == greedy[0].tolist()
 
 
 @every_model
-def test_num_return_sequences_are_draws_of_their_own(name):
+def test_num_return_sequences_differ(name):
     model, ids = tiny_model(name), prompts(1)
     with attach(model, tiny_head(model)):
         out = model.generate(ids, num_return_sequences=6, max_new_tokens=10, seed=1)
@@ -198,9 +192,8 @@ def test_two_threads(name):
                 barrier.wait()
                 scored.extend(model(jobs[0][0]).logits for _ in range(10))
 
-            threads = [threading.Thread(target=work, args=(k,)) for k in range(2)] + [
-                threading.Thread(target=score)
-            ]
+            threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
+            threads.append(threading.Thread(target=score))
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -213,9 +206,9 @@ def test_two_threads(name):
 def test_processors_see_scaled_logits_and_keep_their_say():
     model, ids = tiny_model("llama"), prompts(1)
     with attach(model, tiny_head(model)):
-        free = draws(model, ids, 200, seed=1)
+        free = first_tokens(model, ids, 200, seed=1)
         banned = int(free.mode().values)
-        tokens = draws(model, ids, 200, seed=1, suppress_tokens=[banned])
+        tokens = first_tokens(model, ids, 200, seed=1, suppress_tokens=[banned])
     assert banned not in tokens
     assert torch.equal(tokens[free != banned], free[free != banned])
 
@@ -224,13 +217,7 @@ def test_bfloat16_models_and_heads():
     model, ids = tiny_model("llama").to(torch.bfloat16), prompts()
     for dtype in (torch.float32, torch.bfloat16):
         with attach(model, tiny_head(model).to(dtype)):
-            out = model.generate(
-                ids,
-                max_new_tokens=2,
-                return_dict_in_generate=True,
-                output_scores=True,
-                output_logits=True,
-            )
+            out = model.generate(ids, max_new_tokens=2, **EVERYTHING)
             assert out.logits[0].dtype == torch.float32
             assert model.generate(ids, max_new_tokens=3).shape == (2, 8)
 
@@ -240,8 +227,7 @@ def test_a_prompt_of_embeddings():
     model = tiny_model("llama")
     head, embeddings = tiny_head(model), model.get_input_embeddings()(prompts())
     with attach(model, head):
-        first, again = (
-            model.generate(inputs_embeds=embeddings, max_new_tokens=5, seed=1) for _ in range(2)
-        )
+        first = model.generate(inputs_embeds=embeddings, max_new_tokens=5, seed=1)
+        again = model.generate(inputs_embeds=embeddings, max_new_tokens=5, seed=1)
     assert first.shape == (len(embeddings), 5)
     assert torch.equal(first, again)

@@ -25,7 +25,7 @@ def change(folder, **values) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_min_p_is_kept_and_may_be_missing(folder):
+def test_min_p_is_stored_and_may_be_missing(folder):
     assert TemperatureHead(8).min_p is None
     assert TemperatureHead.from_pretrained(folder).min_p == 0.02
     config = json.loads((folder / CONFIG_NAME).read_text())
@@ -34,26 +34,22 @@ def test_min_p_is_kept_and_may_be_missing(folder):
     assert TemperatureHead.from_pretrained(folder).min_p is None
 
 
-@pytest.mark.parametrize("kind", ["nan", "inf"])
-@pytest.mark.parametrize("make", [lambda: TemperatureHead(8), lambda: TopPHead(8)])
-def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path, kind, make):
-    head = make()
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("head_class", [TemperatureHead, TopPHead])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path, value, head_class):
+    head = head_class(8)
     head.save_pretrained(tmp_path / "good")
     before = (tmp_path / "good" / WEIGHTS_NAME).read_bytes()
     with torch.no_grad():
-        head.mlp[0].weight[0, 0] = float(kind)
+        head.mlp[0].weight[0, 0] = float(value)
+    words = r"mlp\.0\.weight holds NaN or infinite values"
     for name in ("good", "new"):
-        with pytest.raises(
-            ValueError, match=r"must be finite, mlp\.0\.weight holds NaN or infinite values"
-        ):
+        with pytest.raises(ValueError, match=f"must be finite, {words}"):
             head.save_pretrained(tmp_path / name)
     assert (tmp_path / "good" / WEIGHTS_NAME).read_bytes() == before
     assert not (tmp_path / "new").exists()
     save_file(head.state_dict(), tmp_path / "good" / WEIGHTS_NAME)
-    with pytest.raises(
-        ValueError,
-        match=r"head\.safetensors must be finite, mlp\.0\.weight holds NaN or infinite values",
-    ):
+    with pytest.raises(ValueError, match=rf"head\.safetensors must be finite, {words}"):
         type(head).from_pretrained(tmp_path / "good")
 
 

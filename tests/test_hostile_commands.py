@@ -1,67 +1,57 @@
-"""Hostile files and options: a command serves them, or says in one line on standard error why not
-and returns 2; whatever it leaves in the output folder is whole. Anything else that is raised is a
-bug.
+"""Hostile files and options: they are served, or refused in one line.
+
+A command that refuses says why on standard error and returns 2; whatever it leaves in the output
+folder is whole. Anything else that is raised is a bug.
 
 `FUZZ_SECONDS=100 pytest tests/test_hostile_commands.py` goes on for so many seconds a test, on
 other examples every time.
 """
 
 import json
-import os
 import shutil
-import time
+from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-import torch
-from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.checkpoint import CONFIG_NAME, WEIGHTS_NAME
+from autodeco_fast.training.config import ScanConfig, TrainConfig
 from autodeco_fast.training.scan_store import MANIFEST, shard_path
 from tests.commands import Done, command, save_tiny
+from tests.hostile import search
+from tests.hostile_files import (
+    YAML_JUNK,
+    json_changes,
+    jsonl,
+    odd_json,
+    odd_tensors,
+    tensor_changes,
+)
 from tests.scans import write_examples
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
 EXAMPLES = 12
 
 
-def hostile(strategy, check) -> None:
+def hostile(strategy: st.SearchStrategy, check: Callable) -> None:
     """Calls `check` with examples."""
-    options = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
-    if not SECONDS:
-        settings(max_examples=EXAMPLES, derandomize=True, **options)(given(strategy)(check))()
-        return
-    start = time.monotonic()
-    while time.monotonic() < start + SECONDS:
-        run = settings(max_examples=50, derandomize=False, **options)(
-            given(strategy)(lambda example: check(example))
-        )
-        seed(time.monotonic_ns())(run)()
+    search(strategy, check, EXAMPLES, fuzzed=50)
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
-    """A folder with a model, rows, a scan of them in two shards, and a head; nothing is wrong with
-    them."""
+    """A folder with a model, data, a scan of it in two shards, and a head: nothing is wrong."""
     folder = tmp_path_factory.mktemp("good")
     save_tiny(folder / "model")
     write_examples(folder / "rows.jsonl", 12)
-    options = (
-        "--data",
-        folder / "rows.jsonl",
-        "--output",
-        folder / "scan",
-        "--rows-per-shard",
-        6,
-        "--all-tokens",
-    )
-    assert command("scan", "--model", folder / "model", *options).returncode == 0
+    reads = ("--model", folder / "model", "--data", folder / "rows.jsonl")
+    options = ("--output", folder / "scan", "--rows-per-shard", 6, "--all-tokens")
+    assert command("scan", *reads, *options).returncode == 0
     TemperatureHead(32, 8, min_p=0.05).save_pretrained(folder / "head")
     return folder
 
@@ -95,130 +85,6 @@ def held(done: Done, output: Path, refused: tuple[str, ...] = ()) -> None:
         assert not {path.name for path in left} & set(refused)
 
 
-scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-3, 200),
-    st.sampled_from([2**31, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**30]),
-    st.floats(),
-    st.sampled_from(
-        ["", " ", "1e-3", "2G", "a", "\ud800", "[red]", "32", "none", "../x", "\x00", "é\u2028"]
-    ),
-)
-values = st.recursive(
-    scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3)
-)
-junk = st.one_of(
-    st.binary(max_size=40),
-    st.sampled_from([b"", b"[" * 3000, b'{"a":' * 3000, b"\xff\xfe{}", b"9" * 5000]),
-)
-
-
-def odd_json(text: str, change: tuple) -> bytes:
-    """A JSON object with some of it replaced, (path of keys, value), what was below as well; or
-    other bytes."""
-    kind, what = change
-    if kind == "bytes":
-        return what
-    data = json.loads(text)
-    for names, value in what:
-        place = data
-        for name in names[:-1]:
-            place = place.get(name) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            continue
-        if value is ...:
-            place.pop(names[-1], None)
-        else:
-            place[names[-1]] = value
-    return json.dumps(data).encode()
-
-
-def json_changes(paths: list[tuple[str, ...]]):
-    one = st.tuples(st.sampled_from(paths), values | st.just(...))
-    return st.tuples(st.just("keys"), st.lists(one, min_size=1, max_size=2)) | st.tuples(
-        st.just("bytes"), junk
-    )
-
-
-# What to do to a safetensors file.
-def odd_tensors(path: Path, change: tuple) -> None:
-    kind, where, what = change
-    data = path.read_bytes()
-    if kind == "cut":
-        path.write_bytes(data[: int(where * len(data))])
-    elif kind == "byte":
-        at = int(where * min(len(data), 900))
-        path.write_bytes(data[:at] + bytes([what]) + data[at + 1 :])
-    else:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        tensors = load_file(path)
-        name = sorted(tensors)[int(where * len(tensors)) % len(tensors)]
-        t = tensors[name]
-        if kind == "value" and t.numel():
-            value = (
-                float(what)
-                if t.is_floating_point()
-                else int(max(min(what, 2**31 - 1), -(2**31)))
-                if what == what
-                else 0
-            )
-            t.view(-1)[int(where * t.numel()) % t.numel()] = value
-        elif kind == "shape":
-            tensors[name] = t[:-1] if what else t.unsqueeze(0)
-        elif kind == "kind":
-            tensors[name] = t.to(torch.int64 if what else torch.float64)
-        elif kind == "name":
-            tensors[f"{name}x"] = tensors.pop(name)
-        else:
-            metadata = {"scan": what} if isinstance(what, str) else None
-        save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata=metadata)
-
-
-share = st.floats(0, 1, exclude_max=True)
-numbers_in_files = st.sampled_from(
-    [float("nan"), float("inf"), float("-inf"), -1.0, 0.0, 1e30, 96.0, 2.0**31]
-)
-tensor_changes = st.one_of(
-    st.tuples(st.just("cut"), share, st.none()),
-    st.tuples(st.just("byte"), share, st.integers(0, 255)),
-    st.tuples(st.just("value"), share, numbers_in_files),
-    st.tuples(st.sampled_from(["shape", "kind", "name"]), share, st.booleans()),
-    st.tuples(
-        st.just("metadata"),
-        share,
-        st.none() | st.sampled_from(["", "{}", "[]", "{", '{"share": "a"}']),
-    ),
-)
-
-texts = st.text(max_size=12) | st.sampled_from(["w5 w6 w7", "", "w3 " * 400, "\ud800", "\x00"])
-ids = st.lists(st.integers(0, 95) | st.sampled_from([-1, 96, 2**31, 10**30, 1.5, True]), max_size=5)
-messages = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", ""]), "content": values}),
-    max_size=2,
-)
-good_rows = st.sampled_from(
-    [
-        {"text": "w5 w6 w7"},
-        {"prompt": "w5", "completion": "w6"},
-        {"input_ids": [3, 4], "labels": [3, 4]},
-    ]
-)
-odd_rows = st.one_of(
-    st.fixed_dictionaries({"text": texts | values}),
-    st.fixed_dictionaries({"prompt": texts, "completion": texts | values}),
-    st.fixed_dictionaries({"messages": messages}),
-    ids.map(lambda x: {"input_ids": x, "labels": x}),
-    st.fixed_dictionaries({"input_ids": ids, "labels": ids}),
-    values,
-)
-lines = (good_rows | odd_rows).map(lambda row: json.dumps(row).encode()) | junk
-files_of_rows = st.lists(
-    good_rows.map(lambda row: json.dumps(row).encode()) | lines, max_size=5
-).map(b"\n".join)
-
-
 def test_rows(good):
     def check(example):
         name, data = example
@@ -228,7 +94,7 @@ def test_rows(good):
             done = command(name, "--model", good / "model", "--data", rows, "--output", output)
             held(done, output, (CONFIG_NAME,))
 
-    hostile(st.tuples(st.sampled_from(["train", "scan"]), files_of_rows), check)
+    hostile(st.tuples(st.sampled_from(["train", "scan"]), jsonl), check)
 
 
 # Long runs are no failure, so these take small numbers, or none at all.
@@ -241,159 +107,64 @@ _LONG = (
 )
 option_values = st.sampled_from(
     [
-        *(
-            "0",
-            "1",
-            "-1",
-            "2",
-            "0.5",
-            "1e-3",
-            "inf",
-            "nan",
-            "-inf",
-            "1e400",
-            "1e30",
-            "1e-320",
-            "",
-            " ",
-            "x",
-            "٣",
-            "1_000",
-        ),
-        *(
-            str(2**31),
-            str(2**63 - 1),
-            str(2**63),
-            str(2**64),
-            str(-(2**63) - 1),
-            "0x10",
-            "true",
-            "None",
-            "\udc80",
-            "[/red]",
-            "2G",
-        ),
+        *("0", "1", "-1", "2", "0.5", "1e-3", "inf", "nan", "-inf", "1e400", "1e30", "1e-320"),
+        *("", " ", "x", "٣", "1_000", "0x10", "true", "None", "\udc80", "[/red]", "2G"),
+        *map(str, (2**31, 2**63 - 1, 2**63, 2**64, -(2**63) - 1)),
     ]
 )
 small_values = st.sampled_from(
     ["0", "1", "-1", "2", "0.5", "inf", "nan", "", "x", str(2**63), str(-(2**63) - 1)]
 )
-_TRAIN = (
-    *(
-        "objective",
-        "min-p",
-        "gravity",
-        "power",
-        "max-length",
-        "per-device-train-batch-size",
-        "batch-tokens",
-        "learning-rate",
-    ),
-    *(
-        "lr-scheduler-type",
-        "warmup-ratio",
-        "max-rank",
-        "trivial-prob",
-        "easy-fraction",
-        "eval-fraction",
-        "eval-steps",
-    ),
-    *(
-        "early-stopping-patience",
-        "save-total-limit",
-        "max-memory",
-        "report-to",
-        "seed",
-        "sweep",
-        *_LONG,
-    ),
-)
-_SCAN = (
-    *(
-        "max-length",
-        "batch-tokens",
-        "rows-per-shard",
-        "max-bytes",
-        "max-rank",
-        "trivial-prob",
-        "easy-fraction",
-        "seed",
-    ),
-    *("split", "data"),
-)
-_OTHERS = {
-    "calibrate": ("alpha", "min-p"),
-    "report": ("min-p", "model"),
-    "generate": ("min-p", "seed", "max-new-tokens", "prompt"),
-}
 
+
+def _options(config: type, *but: str) -> list[str]:
+    """The options of a command, without those of a good call."""
+    return [field.name.replace("_", "-") for field in fields(config) if field.name not in but]
+
+
+_SCAN = _options(ScanConfig, "model", "output", "all_tokens")
+_TRAIN = [*_options(TrainConfig, "output", "scan", "model", "data", "resume"), "sweep"]
 _OPTIONS = {
-    **{
-        "scan": _SCAN,
-        "train": _TRAIN,
-        "scanned": _TRAIN,
-        "calibrate": ("alpha", "min-p"),
-        "report": ("min-p", "model"),
-    },
-    "generate": ("min-p", "seed", "max-new-tokens", "prompt"),
+    "scan": _SCAN,
+    "train": _TRAIN,
+    "scanned": _TRAIN,
+    "calibrate": ["alpha", "min-p"],
+    "report": ["min-p", "model"],
+    "generate": ["min-p", "seed", "max-new-tokens", "prompt"],
 }
+_axis = st.tuples(
+    st.sampled_from(["gravity", "min_p", "seed", "power", ""]), st.lists(option_values, max_size=2)
+).map(lambda axis: f"{axis[0]}={','.join(axis[1])}")
 
 
-def options_of(names: tuple[str, ...]):
-    def value(name: str):
-        if name == "sweep":
-            axis = st.tuples(
-                st.sampled_from(["gravity", "min_p", "seed", "power", ""]),
-                st.lists(option_values, max_size=2),
-            )
-            return st.lists(axis.map(lambda e: f"{e[0]}={','.join(e[1])}"), max_size=2).map(
-                " ".join
-            )
-        if name in ("objective", "lr-scheduler-type"):
-            return option_values | st.sampled_from(
-                ["autodeco_joint", "autodeco_temperature", "constant"]
-            )
-        return small_values if name in _LONG else option_values
+def value_of(name: str) -> st.SearchStrategy:
+    """What to give an option."""
+    if name == "sweep":
+        return st.lists(_axis, max_size=2).map(" ".join)
+    if name in ("objective", "lr-scheduler-type"):
+        choices = ["autodeco_joint", "autodeco_temperature", "constant"]
+        return option_values | st.sampled_from(choices)
+    return small_values if name in _LONG else option_values
 
-    one = st.sampled_from(names).flatmap(lambda name: st.tuples(st.just(name), value(name)))
+
+def named_values(names: list[str]) -> st.SearchStrategy:
+    """Some of these options, with their values."""
+    one = st.sampled_from(names).flatmap(lambda name: st.tuples(st.just(name), value_of(name)))
     return st.lists(one, min_size=1, max_size=4, unique_by=lambda pair: pair[0])
 
 
 def arguments_of(name: str, good: Path, head: Path, output: Path) -> list:
     """Of a command that would be served; "scanned" trains from a scan."""
+    reads = ["--model", good / "model", "--data", good / "rows.jsonl"]
+    judges = ["--head", head, "--scan", good / "scan"]
     given = {
-        "scan": [
-            "scan",
-            "--model",
-            good / "model",
-            "--data",
-            good / "rows.jsonl",
-            "--output",
-            output,
-        ],
-        "train": [
-            "train",
-            "--model",
-            good / "model",
-            "--data",
-            good / "rows.jsonl",
-            "--output",
-            output,
-        ],
+        "scan": ["scan", *reads, "--output", output],
+        "train": ["train", *reads, "--output", output],
         "scanned": ["train", "--scan", good / "scan", "--output", output],
-        "calibrate": ["calibrate", "--head", head, "--scan", good / "scan", "--alpha", "0.4"],
-        "report": ["report", "--head", head, "--scan", good / "scan", "--output", output],
-        "generate": [
-            "generate",
-            "--model",
-            good / "model",
-            "--head",
-            head,
-            "--prompt",
-            "w5",
-            "--max-new-tokens",
-            "2",
-        ],
+        "calibrate": ["calibrate", *judges, "--alpha", "0.4"],
+        "report": ["report", *judges, "--output", output],
+        "generate": ["generate", *reads[:2], "--head", head, "--prompt", "w5"]
+        + ["--max-new-tokens", "2"],
     }
     return given[name]
 
@@ -406,19 +177,17 @@ def test_options(good):
             before = (head / CONFIG_NAME).read_bytes()
             given = [f"--{option}={value}" for option, value in options]
             done = command(*arguments_of(name, good, head, output), *given)
-            only_served = (
-                () if "sweep" in dict(options) else (CONFIG_NAME,)
-            )  # a sweep keeps the heads of points before
-            held(
-                done,
-                head if name == "calibrate" else output,
-                () if name == "calibrate" else only_served,
-            )
+            if name == "calibrate":
+                held(done, head)
+            else:  # a refused sweep keeps the heads of the points before
+                held(done, output, () if "sweep" in dict(options) else (CONFIG_NAME,))
             if done.returncode:
                 assert (head / CONFIG_NAME).read_bytes() == before
 
     some = st.sampled_from(sorted(_OPTIONS))
-    hostile(some.flatmap(lambda name: st.tuples(st.just(name), options_of(_OPTIONS[name]))), check)
+    hostile(
+        some.flatmap(lambda name: st.tuples(st.just(name), named_values(_OPTIONS[name]))), check
+    )
 
 
 def test_settings_in_yaml(good):
@@ -433,32 +202,21 @@ def test_settings_in_yaml(good):
             )
 
     names = [name.replace("-", "_") for name in _TRAIN if name not in (*_LONG, "sweep")]
-    special = [
-        "",
-        "~",
-        "2024-01-01",
-        "[1]",
-        "{a: 1}",
-        "!!bool b",
-        "&a [*a]",
-        "yes",
-        "'1e-3'",
-        "1:30",
-    ]
+    special = ["", "~", "2024-01-01", "[1]", "{a: 1}", "!!bool b", "&a [*a]", "yes"]
+    special += ["'1e-3'", "1:30"]
     written = option_values | st.sampled_from(special)
     keys = st.sampled_from([*names, "2", "", "[a]", "? b"])
     entry = st.tuples(keys, written).map(lambda e: f"{e[0]}: {e[1]}")
     text = st.lists(entry, max_size=4).map(lambda x: "\n".join(x).encode("utf-8", "surrogatepass"))
-    hostile(text | junk, check)
+    hostile(text | YAML_JUNK, check)
 
 
 HEAD_PATHS = [
-    ("hidden_size",),
-    ("intermediate_size",),
-    ("max_temperature",),
-    ("offset",),
-    ("min_p",),
-    ("more",),
+    (name,)
+    for name in (
+        *("hidden_size", "intermediate_size", "max_temperature"),
+        *("offset", "min_p", "more"),
+    )
 ]
 
 
@@ -484,19 +242,8 @@ def test_heads(good):
 
 
 MANIFEST_PATHS = [
-    *[
-        (name,)
-        for name in (
-            "format",
-            "settings",
-            "revision",
-            "hidden_size",
-            "lm_head",
-            "tokenizer",
-            "data",
-        )
-    ],
-    *[(name,) for name in ("share", "shards", "kept", "counts")],
+    *[(name,) for name in ("format", "settings", "revision", "hidden_size", "lm_head")],
+    *[(name,) for name in ("tokenizer", "data", "share", "shards", "kept", "counts")],
     *[("settings", name) for name in ("model", "all_tokens", "seed", "max_rank")],
     *[("counts", name) for name in ("rows", "seen", "trivial")],
 ]
@@ -507,10 +254,10 @@ def test_scans(good):
         name, manifest, tensors = example
         with TemporaryDirectory() as folder:
             copy = Path(folder)
-            for part in ("head", "scan"):
-                shutil.copytree(good / part, copy / part)
-            for part in ("model", "rows.jsonl"):
-                (copy / part).symlink_to(good / part)
+            for name_of_copy in ("head", "scan"):
+                shutil.copytree(good / name_of_copy, copy / name_of_copy)
+            for name_of_link in ("model", "rows.jsonl"):
+                (copy / name_of_link).symlink_to(good / name_of_link)
             output = copy / ("scan" if name == "scan" else "out")
             path, head = copy / "scan" / MANIFEST, copy / "head"
             if manifest is not None:

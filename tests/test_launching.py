@@ -36,7 +36,7 @@ BY_NUMBER = {
     "linear_sample": ["_tiles", "_settle"],
     "linear_sample, with logits": ["_scan", "_finish"],
     "sample_partial": ["_scan", "_finish"],
-    "merge_partials": ["_scan", "_finish"],
+    "merge_samples": ["_scan", "_finish"],
     "token_stats": ["_logit_stats"],
 }
 

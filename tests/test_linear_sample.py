@@ -8,16 +8,20 @@ import triton.language as tl
 
 import autodeco_fast
 from autodeco_fast.kernels.lm_head_tiles import product_tile as kernel_logits
+from autodeco_fast.sampling import FULL_LOGPROB, SamplingParameters
 from tests.allocations import LargestAllocation
 from tests.on_device import DEVICE, on_device, sample
-from tests.test_sample import reference
+from tests.reference.sampling import reference
 
 linear_sample = on_device(autodeco_fast.linear_sample)
 
 
 def case(B: int, H: int, V: int, dtype: torch.dtype = torch.float32):
     g = torch.Generator().manual_seed(B + H + V)
-    r = lambda *shape: torch.randn(*shape, generator=g)
+
+    def r(*shape):
+        return torch.randn(*shape, generator=g)
+
     return r(B, H).to(dtype), (r(V, H) * (2 / H**0.5)).to(dtype), r(V).to(dtype)
 
 
@@ -58,9 +62,8 @@ def test_half_precision(dtype, backend):
     out = linear_sample(h, w, T, min_p=0.2, seed=3, fused=True, backend=backend)
     z = exact(h, w)
     gap = z.amax(-1) - z.gather(1, out.token[:, None])[:, 0]
-    rounding = (
-        0.05 if backend == "torch" else 1e-3
-    )  # the torch backend rounds logits of about 8 to `dtype`
+    # The torch backend rounds logits of about 8 to `dtype`.
+    rounding = 0.05 if backend == "torch" else 1e-3
     assert (gap <= T * torch.tensor(5.0).log() + rounding).all()
 
 
@@ -70,9 +73,9 @@ def test_does_not_depend_on_the_splits():
     run = on_device(kernel)
     h, w, _ = case(33, 24, 700)
     T = torch.rand(33, generator=torch.Generator().manual_seed(0)) * 2
+    parameters = SamplingParameters(temperature=T, min_p=0.4, seed=7, stream=None)
     results = [
-        run(h, w, None, 1.0, None, T, 0.4, 7, 0, None, splits=s)["token"].tolist()
-        for s in (1, 2, 5, 11)
+        run(h, w, None, 1.0, None, parameters, splits=s).token.tolist() for s in (1, 2, 5, 11)
     ]
     assert results[0] == results[1] == results[2] == results[3]
 
@@ -82,21 +85,21 @@ def test_does_not_depend_on_the_chunks(monkeypatch):
 
     h, w, _ = case(40, 24, 700)
     T = torch.rand(40, generator=torch.Generator().manual_seed(0)) * 2
-    run = lambda: torch_backend.linear_sample(
-        h, w, None, 1.0, None, T, 0.4, 7, 0, None, want=("full_logprob",)
-    )
-    whole = run()
+    parameters = SamplingParameters(temperature=T, min_p=0.4, seed=7, stream=None)
+    call = h, w, None, 1.0, None, parameters
+    whole = torch_backend.linear_sample(*call, want=FULL_LOGPROB)
     monkeypatch.setattr(torch_backend, "CHUNK", 0)
     monkeypatch.setattr(torch_backend, "COLUMNS", 100)
-    parts = run()
-    assert whole["token"].tolist() == parts["token"].tolist()
-    torch.testing.assert_close(whole["full_logprob"], parts["full_logprob"])
+    chunked = torch_backend.linear_sample(*call, want=FULL_LOGPROB)
+    assert whole.token.tolist() == chunked.token.tolist()
+    torch.testing.assert_close(whole.full_logprob, chunked.full_logprob)
 
 
 @triton.jit
 def _store_logits(
     x_ptr, w_ptr, z_ptr, B, V, H,
-    rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, upcast: tl.constexpr, backwards: tl.constexpr,
+    rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, upcast: tl.constexpr,
+    backwards: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     if backwards:
@@ -193,9 +196,10 @@ def test_never_holds_all_logits():
 
 def test_compiles_without_a_break():
     h, w, _ = case(3, 8, 100)
-    call = lambda a, b: (
-        autodeco_fast.linear_sample(a, b, 0.7, min_p=0.1, seed=4, backend="torch").token
-    )
+
+    def call(a, b):
+        return autodeco_fast.linear_sample(a, b, 0.7, min_p=0.1, seed=4, backend="torch").token
+
     assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(h, w), call(h, w))
 
 

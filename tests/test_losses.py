@@ -125,9 +125,14 @@ def test_goldilocks():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"min_p": 1.0}, "min_p must be in"), ({"power": 3}, "power must be one of"), ({"reduction": "x"}, "reduction must be"),
-     ({"gravity": -1.0}, "gravity must be"), ({"weight": torch.ones(2)}, r"weight must be \[3\]")],
-)  # fmt: skip
+    [
+        ({"min_p": 1.0}, "min_p must be in"),
+        ({"power": 3}, "power must be one of"),
+        ({"reduction": "x"}, "reduction must be"),
+        ({"gravity": -1.0}, "gravity must be"),
+        ({"weight": torch.ones(2)}, r"weight must be \[3\]"),
+    ],
+)
 def test_says_what_is_wrong(options, words):
     with pytest.raises(ValueError, match=words):
         min_p_hinge_loss(torch.ones(3), stats_of(torch.ones(3)), **options)

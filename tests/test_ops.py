@@ -14,7 +14,10 @@ from autodeco_fast.ops import (
     temperature_head,
     token_stats,
 )
+from autodeco_fast.sampling import FULL_LOGPROB, KEPT, LOGPROB
 from tests.on_device import DEVICE
+
+_WANTED = {"token": 0, "logprob and kept": LOGPROB | KEPT, "full_logprob": FULL_LOGPROB}
 
 
 def rand(*shape: int, grad: bool = False, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -25,16 +28,24 @@ def full(n: int, value: float, dtype: torch.dtype = torch.float32) -> torch.Tens
     return torch.full((n,), value, dtype=dtype, device=DEVICE)
 
 
-ids = lambda n: full(n, 3, torch.int64)
+def ids(n: int) -> torch.Tensor:
+    return full(n, 3, torch.int64)
 
 
 def cases(dtype: torch.dtype) -> dict:
     """name → the op, and what makes its arguments; logits, hidden states and weights in this
     dtype."""
-    x = lambda *shape, grad=False: rand(*shape, grad=grad, dtype=dtype)
-    product = lambda: (x(5, 8), x(40, 8))
-    heads = lambda: [x(*shape, grad=True) for shape in ((16, 8), (16,), (16,), (1,))]
-    numbers = [0.0, 0.1, 1.0], [7, 0, -1, 0]
+
+    def x(*shape: int, grad: bool = False) -> torch.Tensor:
+        return rand(*shape, grad=grad, dtype=dtype)
+
+    def product() -> tuple[torch.Tensor, torch.Tensor]:
+        return x(5, 8), x(40, 8)
+
+    def heads() -> list[torch.Tensor]:
+        return [x(*shape, grad=True) for shape in ((16, 8), (16,), (16,), (1,))]
+
+    numbers = [0.0, 0.1, 1.0], [0, 7, 0, -1]
     return {
         "logit_stats": (
             logit_stats._logit_stats,
@@ -50,27 +61,26 @@ def cases(dtype: torch.dtype) -> dict:
         ),
         "prob_stats": (prob_stats._prob_stats, lambda: (x(5, 40), rand(5), 0.5, None)),
         **{
-            f"sample, {want or 'token'}": (
+            f"sample, {name}": (
                 sample._sample,
                 lambda want=want: (x(5, 40), [full(5, 0.7), *[None] * 6], *numbers, None, want),
             )
-            for want in ("", "logprob kept", "full_logprob")
+            for name, want in _WANTED.items()
         },
         **{
-            f"linear_sample, full={full_}": (
+            f"linear_sample, full={bool(want)}": (
                 linear_sample._linear_sample,
-                lambda f=full_: (
+                lambda want=want: (
                     *product(),
                     None,
                     1.0,
                     None,
-                    [full(5, 0.7), *[None] * 4],
-                    [0.0, 0.1],
-                    [7, 0, -1],
-                    f,
+                    [full(5, 0.7), *[None] * 6],
+                    *numbers,
+                    want,
                 ),
             )
-            for full_ in (True, False)
+            for want in (FULL_LOGPROB, 0)
         },
         "temperature_head": (temperature_head._head, lambda: (x(5, 8), *heads(), 2.0)),
         "temperature_head, hidden states too": (

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import autodeco_fast
-from autodeco_fast import TemperatureHead, linear_sample, merge_partials, sample, sample_partial
-from autodeco_fast.backends import resolve
+from autodeco_fast import TemperatureHead, linear_sample, merge_samples, sample, sample_partial
+from autodeco_fast.backends import implementation, resolve
 from autodeco_fast.ops.checks import check_seed
+from autodeco_fast.sampling import CANDIDATE, FULL_LOGPROB, KEPT, LOGPROB, SamplingParameters
 from tests.on_device import DEVICE, on_device
 
 NAN, INF = float("nan"), float("inf")
@@ -67,7 +68,7 @@ def test_none_cuts_nothing(name, backend):
         if takes(sampler, name):
             assert torch.equal(draw(**{name: None}), draw())
     part = sample_partial(z, 0.9, first_id=0, seed=3, min_p=None)
-    assert torch.equal(merge_partials([part], 0.9, min_p=None)[0], sample(z, 0.9, seed=3).token)
+    assert torch.equal(merge_samples([part], 0.9, min_p=None)[0], sample(z, 0.9, seed=3).token)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_values_out_of_range_are_refused(name, value, form, backend):
     if name in ("temperature", "min_p"):
         part = sample_partial(z, 0.9, first_id=0, seed=3)
         T, min_p = (given, 0.1) if name == "temperature" else (0.9, given)
-        one_line(lambda: merge_partials([part], T, min_p=min_p), f"{name} must be in ")
+        one_line(lambda: merge_samples([part], T, min_p=min_p), f"{name} must be in ")
 
 
 def test_names_the_value_and_the_range():
@@ -166,20 +167,19 @@ def test_what_is_no_number_is_refused(name):
 # Below the host's check: what a GPU's rows get, and a CPU's where nobody looks.
 
 
-def below(name: str, z: torch.Tensor, backend: str, want: tuple[str, ...]):
+def parameters(T, min_p, **cuts) -> SamplingParameters:
+    return SamplingParameters(T, min_p, **cuts, seed=5, position=2, stream=None)
+
+
+def below(name: str, z: torch.Tensor, backend: str, want: int):
     """The sampler under the checks, on parameters by row."""
     if name == "sample":
-        if backend == "triton":
-            from autodeco_fast.kernels.sample import sample as call
-        else:
-            from autodeco_fast.torch_backend.sample import sample as call
-        return lambda T, min_p, **cuts: on_device(call)(z, T, min_p, 5, 2, None, want=want, **cuts)
-    if backend == "triton":
-        from autodeco_fast.kernels.linear_sample import linear_sample as call
-    else:
-        from autodeco_fast.torch_backend.linear_sample import linear_sample as call
+        call = implementation(backend, "sample")
+        return lambda T, min_p, **cuts: on_device(call)(z, parameters(T, min_p, **cuts), want=want)
+    call = implementation(backend, "linear_sample")
+    eye = torch.eye(z.shape[1])
     return lambda T, min_p: on_device(call)(
-        z, torch.eye(z.shape[1]), None, 1.0, None, T, min_p, 5, 2, None, want=want
+        z, eye, None, 1.0, None, parameters(T, min_p), want=want
     )
 
 
@@ -189,9 +189,8 @@ def test_rows_that_nobody_looked_at_get_status_8(sampler, name, backend):
     values = WRONG[name]
     if sampler == "linear_sample" and name in ("top_p", "top_k"):
         pytest.skip("makes the logits")
-    values = (
-        values[:2] if backend == "triton" and name in ("top_p", "top_k") else values
-    )  # slow in the interpreter
+    if backend == "triton" and name in ("top_p", "top_k"):
+        values = values[:2]  # slow in the interpreter
     B = 3 * len(values) + 1
     z, broken = logits(B, 60), {}
     if sampler == "sample":  # in a product one NaN makes a row of them
@@ -202,56 +201,67 @@ def test_rows_that_nobody_looked_at_get_status_8(sampler, name, backend):
     rows["temperature"][3] = 0.0
     if name in ("top_p", "top_k"):
         rows |= {"top_p": torch.full((B,), 0.9), "top_k": torch.full((B,), 20)}
-    want = ("logprob", "kept", "full_logprob") if sampler == "sample" else ("full_logprob",)
-    run = lambda r: below(sampler, z, backend, want)(
-        r["temperature"], r["min_p"], **dict(list(r.items())[2:])
-    )
+    want = FULL_LOGPROB | (LOGPROB | KEPT if sampler == "sample" else 0)
+
+    def run(r):
+        return below(sampler, z, backend, want)(
+            r["temperature"], r["min_p"], **dict(list(r.items())[2:])
+        )
+
     clean = run(rows)
-    assert clean["status"].tolist() == [broken.get(i, 0) for i in range(B)]
+    assert clean.status.tolist() == [broken.get(i, 0) for i in range(B)]
     rows[name][odd] = torch.tensor(values, dtype=rows[name].dtype)
     if broken:
         z[1, 9] = NAN  # a broken row with a wrong parameter says both
     out = run(rows)
-    for key, got in out.items():
-        assert torch.equal(got[~odd], clean[key][~odd]), key
-        if key != "status":
-            assert got[odd].tolist() == [0] * len(values), key
-    assert out["status"][odd].tolist() == [
-        9 if broken and i == 0 else 8 for i in range(len(values))
-    ]
+    for name, got in out._asdict().items():
+        if got is None:
+            continue
+        assert torch.equal(got[~odd], getattr(clean, name)[~odd]), name
+        if name != "status":
+            assert got[odd].tolist() == [0] * len(values), name
+    assert out.status[odd].tolist() == [9 if broken and i == 0 else 8 for i in range(len(values))]
 
 
 def test_the_bounds_are_those_of_the_host(backend):
     """At the ends of the ranges rows are served, one step beyond they are not."""
-    step = lambda x, to: float(np.nextafter(np.float32(x), np.float32(to)))
+
+    def step(x, to):
+        return float(np.nextafter(np.float32(x), np.float32(to)))
+
     T = torch.tensor([0.0, 1e29, step(1e29, INF), step(0, -1), 1.0, 1.0, 1.0])
     min_p = torch.tensor([0.5, 0.0, 0.0, 0.0, 1.0, step(1, 2), step(0, -1)])
     z = logits(7, 60)
-    out = below("sample", z, backend, ())(T, min_p)
-    assert out["status"].tolist() == [0, 0, 8, 8, 0, 8, 8]
+    out = below("sample", z, backend, 0)(T, min_p)
+    assert out.status.tolist() == [0, 0, 8, 8, 0, 8, 8]
     top_p = torch.tensor(
         [1.0, float(torch.finfo(torch.float32).tiny), step(1, 2), 0.0, 1.0, 1.0, 1.0]
     )
     top_k = torch.tensor([0, 2**31 - 1, 1, 1, 2**31, -1, 1])
-    out = below("sample", z, backend, ())(torch.ones(7), torch.zeros(7), top_p=top_p, top_k=top_k)
-    assert out["status"].tolist() == [0, 0, 8, 8, 8, 8, 0]
+    out = below("sample", z, backend, 0)(torch.ones(7), torch.zeros(7), top_p=top_p, top_k=top_k)
+    assert out.status.tolist() == [0, 0, 8, 8, 8, 8, 0]
 
 
 @pytest.mark.parametrize("known", [INF, NAN])
 def test_a_maximum_that_is_none(known, backend):
-    z, eye = logits(2, 40), torch.tensor([known, -INF])
-    out = below("sample", z, backend, ("partial",))(torch.ones(2), torch.full((2,), 0.1), known=eye)
-    assert out["status"].tolist() == [8, 0]
+    z, maximum = logits(2, 40), torch.tensor([known, -INF])
+    run = on_device(implementation(backend, "sample"))
+    of_rows = parameters(torch.ones(2), torch.full((2,), 0.1))
+    out = run(z, of_rows, known_maximum=maximum, want=CANDIDATE)
+    assert out.status.tolist() == [8, 0]
     if DEVICE == "cpu":
         one_line(
-            lambda: sample_partial(z, 1.0, first_id=0, seed=0, maximum=eye),
+            lambda: sample_partial(z, 1.0, first_id=0, seed=0, maximum=maximum),
             f"maximum must be below inf, got {known}",
         )
 
 
 def test_compiled_rows_are_not_looked_at():
     z, T = logits(3), torch.tensor([0.9, NAN, 0.9])
-    call = lambda T: sample(z, T, min_p=0.1, seed=4, backend="torch")
+
+    def call(T):
+        return sample(z, T, min_p=0.1, seed=4, backend="torch")
+
     out = torch.compile(call, fullgraph=True, backend="aot_eager")(T)
     assert out.status.tolist() == [0, 8, 0]
     assert out.token.tolist() == [
@@ -308,7 +318,7 @@ def test_draws_under_autograd(backend):
     )
     assert torch.equal(compiled(z.clone().requires_grad_()), sample(z, T, seed=3).token)
     part = sample_partial(z, T, first_id=0, seed=3)
-    assert torch.equal(merge_partials([part], T)[0], sample(z, T, seed=3).token)
+    assert torch.equal(merge_samples([part], T)[0], sample(z, T, seed=3).token)
 
 
 def public_ops() -> dict:
@@ -327,7 +337,7 @@ def public_ops() -> dict:
         ),
         "linear_sample": lambda x: linear_sample(x, w, 1.0, seed=0, return_logprob=True).logprob,
         "sample_partial": lambda x: sample_partial(x, 1.0, first_id=0, seed=0).score,
-        "merge_partials": lambda x: merge_partials([part], x[:, 0])[0],
+        "merge_samples": lambda x: merge_samples([part], x[:, 0])[0],
         "logit_stats": lambda x: autodeco_fast.logit_stats(x, y).logsumexp,
         "token_stats": lambda x: autodeco_fast.token_stats(x, w, y).logsumexp,
         "target_logits": lambda x: autodeco_fast.target_logits(x, w, y, first_id=0),
@@ -357,7 +367,10 @@ def test_transforms_are_refused(name):
     """Where they would give a wrong derivative, batch or constant without a word, or fail in
     many."""
     op, x = public_ops()[name], torch.rand(4, 8)
-    run = lambda x: op(x).float().sum()
+
+    def run(x):
+        return op(x).float().sum()
+
     words = "autodeco_fast cannot run under torch.vmap"
     one_line(lambda: torch.vmap(run)(x[None].expand(3, -1, -1)), words, error=RuntimeError)
     one_line(lambda: torch.func.grad(run)(x), words, error=RuntimeError)

@@ -64,7 +64,8 @@ def test_a_spill_would_be_seen():
             tl.store(y_ptr + o, total + b)
 
         entry = (hungry, {"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32"}, {"block": 16384}, 1, 1)
-        print(all(compile_one(entry, target)["spills"] > 0 for target in ("sm_80", "sm_90", "sm_100", "gfx942")))
+        targets = ("sm_80", "sm_90", "sm_100", "gfx942")
+        print(all(compile_one(entry, target)["spills"] > 0 for target in targets))
     """
     with tempfile.NamedTemporaryFile(
         "w", suffix=".py"

@@ -1,7 +1,6 @@
 """`sample` against masked Gumbel-max in fp64 on the same integers, and against the distribution it
 claims."""
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -11,59 +10,18 @@ from scipy.stats import chisquare
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper
 
 import autodeco_fast
-from autodeco_fast.torch_backend.sample_loops import gumbel_of, philox4x32, uniform_bits, uniform_of
+from autodeco_fast.sampling import SamplingParameters
+from autodeco_fast.torch_backend.sample_loops import philox4x32, uniform_bits
 from tests.on_device import DEVICE, on_device, sample
-
-
-def kept_set(z, T, min_p=0.0, top_k=0, top_p=1.0):
-    """What top-k, then top-p, then Min-P keep of fp64 logits, by sorting. bool [B, V]; T > 0."""
-    kept = z.isfinite()
-    if top_k:
-        kept &= z >= z.topk(min(top_k, z.shape[1]), -1).values[:, -1:]
-    p = (z / T[:, None]).masked_fill(~kept, -float("inf")).softmax(-1)
-    if top_p < 1:
-        ordered = p.sort(-1, descending=True).values
-        above = ordered.cumsum(-1) - ordered
-        least = torch.where(above < top_p, ordered, 2.0).amin(-1, keepdim=True)
-        kept &= p >= least
-    return kept & (p >= min_p * p.amax(-1, keepdim=True))
-
-
-def reference(logits, T, min_p, seed, position=0, **cuts):
-    """Tokens by fp64 masked Gumbel-max, and each row's distance between its best two scores."""
-    B, V = logits.shape
-    z = logits.double()
-    row = torch.arange(B).repeat_interleave(V).numpy()
-    ids = torch.arange(V).repeat(B).numpy()
-    bits = uniform_bits(seed, position, row, ids, 0)
-    bits = torch.from_numpy(bits.astype(np.int64)).view(B, V)
-    u = ((bits.double() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
-    g = -(-torch.log1p(-u)).log()
-    T = T.double()[:, None]
-    greedy = T < 1e-3
-    kept = torch.where(
-        greedy, z == z.amax(-1, keepdim=True), kept_set(z, T[:, 0].clamp(min=1e-3), min_p, **cuts)
-    )
-    score = torch.where(kept, z + torch.where(greedy, 0.0, T) * g, -float("inf"))
-    best = score.topk(min(2, V), -1).values
-    return score.argmax(-1), best[:, 0] - best[:, -1] if V > 1 else torch.ones(B)
-
-
-@numba.vectorize
-def gumbel(r):
-    """The sampler's noise of 32-bit integers."""
-    return gumbel_of(uniform_of(r))
-
-
-def assert_same_tokens(token, want, margin):
-    clear = margin > 1e-5
-    assert clear.float().mean() > 0.9
-    assert token[clear].tolist() == want[clear].tolist()
+from tests.reference.sampling import assert_same_tokens, gumbel, reference
 
 
 def test_philox_known_answers():
     """Those of the authors' own test vectors."""
-    words = lambda key, c: [int(x) for x in philox4x32(key, c, c, c, c)]
+
+    def words(key, c):
+        return [int(x) for x in philox4x32(key, c, c, c, c)]
+
     assert words(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     assert words(-1, 0xFFFFFFFF) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
 
@@ -71,7 +29,10 @@ def test_philox_known_answers():
 def test_one_philox_serves_four_ids():
     """Their integers are its four words; other seeds, positions, streams and domains have
     others."""
-    words = lambda *key: [int(x) for x in philox4x32(*key)]
+
+    def words(*key):
+        return [int(x) for x in philox4x32(*key)]
+
     assert uniform_bits(-7, 3, 5, np.arange(4, 8), 0).tolist() == words(-7, 1, 3, 5, 0)
     assert (
         uniform_bits(5, 2**32 - 1, 0, np.array([151935]), 0).tolist()
@@ -159,9 +120,11 @@ def test_does_not_depend_on_the_tile():
 
     run = on_device(kernel_sample)
     z, B = torch.randn(3, 1000), 3
-    rows = [torch.ones(B), torch.full((B,), 0.05), *(torch.full((B,), k) for k in (7, 0, 0))]
+    parameters = SamplingParameters(
+        temperature=torch.ones(B), min_p=torch.full((B,), 0.05), seed=torch.full((B,), 7)
+    )
     tokens = [
-        run(z, *rows, tile=tile, splits=splits)["token"]
+        run(z, parameters, tile=tile, splits=splits).token
         for tile, splits in ((128, None), (128, 3), (128, 1), (1024, 1))
     ]
     assert all(torch.equal(tokens[0], t) for t in tokens[1:])
@@ -259,8 +222,13 @@ def test_far_tail_and_its_controls():
     """The tail holds 200000·e^−18 / (1 + 200000·e^−18) = 0.003037 of the mass: of 20,000 draws
     60.7, and 5 σ is 39."""
     n, generator = 200_000, np.random.default_rng(0)
-    exact = lambda v: np.log(n) - np.log(-np.log(v))  # the largest of n is a Gumbel moved by ln n
-    capped = lambda v: np.minimum(exact(v), 16.6)  # where a 24-bit uniform ends
+
+    def exact(v):
+        return np.log(n) - np.log(-np.log(v))  # the largest of n is a Gumbel moved by ln n
+
+    def capped(v):
+        return np.minimum(exact(v), 16.6)  # where a 24-bit uniform ends
+
     assert abs(far_tail_hits(20_000) - 60.7) < 39
     assert abs(far_tail_hits_of(exact, 20_000, generator) - 60.7) < 39
     assert abs(far_tail_hits_of(capped, 20_000, generator) - 60.7) > 39
@@ -330,7 +298,10 @@ def test_a_graph_reads_its_parameters_when_it_is_replayed():
         torch.arange(6, device="cuda"),
         torch.zeros(6, device="cuda").long(),
     )
-    run = lambda: autodeco_fast.sample(z, T, min_p=0.02, seed=seed, position=position).token
+
+    def run():
+        return autodeco_fast.sample(z, T, min_p=0.02, seed=seed, position=position).token
+
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

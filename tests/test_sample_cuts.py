@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from tests.on_device import sample
-from tests.test_sample import assert_same_tokens, kept_set, reference
+from tests.reference.sampling import assert_same_tokens, kept_set, reference
 
 CUTS = [
     {"top_k": 1},

@@ -6,10 +6,10 @@ import itertools
 import pytest
 import torch
 
-from autodeco_fast import merge_partials, sample, sample_partial
+from autodeco_fast import merge_samples, sample, sample_partial
 from tests.on_device import on_device
 
-part_of, merged, whole = on_device(sample_partial), on_device(merge_partials), on_device(sample)
+part_of, merged, whole = on_device(sample_partial), on_device(merge_samples), on_device(sample)
 
 
 def case(B: int = 256, V: int = 480):
@@ -31,9 +31,13 @@ def shards(z: torch.Tensor, n: int):
 def test_merged_draws_are_those_of_the_whole(ranks, backend):
     z, T, options = case(256 if backend == "torch" else 64)  # the interpreter runs a program a row
     want = whole(z, T, **options, backend=backend).token
-    draw = lambda **more: [
-        part_of(x, T, first_id=a, **options, **more, backend=backend) for a, x in shards(z, ranks)
-    ]
+
+    def draw(**more):
+        return [
+            part_of(x, T, first_id=a, **options, **more, backend=backend)
+            for a, x in shards(z, ranks)
+        ]
+
     parts = draw()
     token, still_open = merged(parts, T, min_p=0.4)
     assert torch.equal(token[~still_open], want[~still_open])

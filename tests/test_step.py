@@ -11,8 +11,8 @@ from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, Batch, MinPHinge
 from autodeco_fast.training.step import training_step
-from tests import reference
 from tests.allocations import LargestAllocation
+from tests.reference import autodeco
 
 IGNORE = -100
 
@@ -52,11 +52,11 @@ def test_is_the_released_step(joint):
     selected = (y >= 0) & ~((z.argmax(-1) == y) & (uniform < 0.6))
     assert torch.equal(seen.selected, selected)
     T = 2 * torch.sigmoid(heads["temp_head"].mlp(hidden))[:, 0]
-    loss = reference.temperature_loss(z, T, y, selected, "unscaled")
+    loss = autodeco.temperature_loss(z, T, y, selected, "unscaled")
     if joint:
-        columns = torch.stack([T.detach(), *reference.joint_features(z, T)], -1)
+        columns = torch.stack([T.detach(), *autodeco.joint_features(z, T)], -1)
         P = torch.sigmoid(heads["top_p_head"].mlp(torch.cat([hidden, columns], -1)))[:, 0]
-        loss = loss + reference.soft_top_p(z, T, P, y)
+        loss = loss + autodeco.soft_top_p(z, T, P, y)
     loss.backward()
     assert sum(step.means().values()) == pytest.approx(loss.item(), rel=1e-5)
     for mine, theirs in zip(ours, gradients(head)):

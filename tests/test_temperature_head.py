@@ -17,7 +17,10 @@ temperature_head = on_device(op.temperature_head)
 
 def make(N, H, F, dtype=torch.float32, seed=0):
     g = torch.Generator().manual_seed(seed + N + H + F)
-    r = lambda *s: torch.randn(*s, generator=g)
+
+    def r(*s):
+        return torch.randn(*s, generator=g)
+
     return r(N, H).to(dtype), r(F, H) / H**0.5, r(F) * 0.1, r(1, F) / F**0.5, r(1)
 
 

@@ -16,7 +16,7 @@ import autodeco_fast
 from autodeco_fast import TokenStats
 from tests.allocations import LargestAllocation
 from tests.on_device import merge_token_stats, target_logits, token_stats, token_stats_partial
-from tests.test_logit_stats import IGNORE, assert_matches, reference
+from tests.reference.stats import IGNORE, assert_matches, reference
 
 
 @pytest.fixture(params=[True, False], ids=["streaming", "chunked"])
@@ -147,7 +147,7 @@ def test_never_holds_all_logits(fused):
         autodeco_fast.token_stats(
             h, w, y, temperature=torch.ones(600), fused=fused, chunk_bytes=4 << 20
         )
-    from autodeco_fast.torch_backend.logit_stats import TILE
+    from autodeco_fast.torch_backend.running_sums import TILE
 
     assert seen.numel <= (TILE if fused is not False else 1 << 20)
 
@@ -205,11 +205,13 @@ def test_a_real_group_of_two_processes(tmp_path):
     script.write_text(
         textwrap.dedent("""
         import torch, torch.distributed as dist
-        from autodeco_fast import TokenStatsPartial, merge_token_stats, target_logits, token_stats, token_stats_partial
+        from autodeco_fast import TokenStatsPartial, merge_token_stats, target_logits
+        from autodeco_fast import token_stats, token_stats_partial
 
         dist.init_process_group("gloo")
         g = torch.Generator().manual_seed(0)
-        h, w, y = torch.randn(9, 16, generator=g), torch.randn(200, 16, generator=g), torch.randint(0, 200, (9,), generator=g)
+        h, w = torch.randn(9, 16, generator=g), torch.randn(200, 16, generator=g)
+        y = torch.randint(0, 200, (9,), generator=g)
         first = 100 * dist.get_rank()
         mine = w[first : first + 100]
         logit = target_logits(h, mine, y, first_id=first)
@@ -242,7 +244,10 @@ def test_a_real_group_of_two_processes(tmp_path):
 
 def test_says_what_is_wrong():
     h, w, _, y = case(3, 4, 5)
-    stats = lambda *a, **k: autodeco_fast.token_stats(*a, **k)
+
+    def stats(*a, **k):
+        return autodeco_fast.token_stats(*a, **k)
+
     for call, words in (
         (
             lambda: stats(h, w.bfloat16(), y),

@@ -17,7 +17,7 @@ from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.training import base_model, checkpoints
 from autodeco_fast.training.batches import OnlineSource, ScanSource
 from autodeco_fast.training.config import from_yaml, sweep
-from autodeco_fast.training.file_names import DIAGNOSTICS_NAME, METRICS_NAME
+from autodeco_fast.training.head_folder import DIAGNOSTICS_NAME, METRICS_NAME
 from autodeco_fast.training.loop import train
 from autodeco_fast.training.objectives import MinPHinge
 from autodeco_fast.training.run import train_from_files

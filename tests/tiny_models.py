@@ -1,5 +1,6 @@
 """Random models of two layers, one for every way in which logits are made."""
 
+import pytest
 import torch
 from transformers import (
     Gemma2Config,
@@ -73,6 +74,8 @@ def _gpt2():
 
 _MAKERS = {"llama": _llama, "qwen3": _qwen3, "gemma2": _gemma2, "granite": _granite, "gpt2": _gpt2}
 NAMES = sorted(_MAKERS)
+every_model = pytest.mark.parametrize("name", NAMES)
+both_paths = pytest.mark.parametrize("fused", [True, False])
 
 
 def tiny_model(name: str) -> PreTrainedModel:
@@ -109,11 +112,12 @@ def prompts(rows: int = 2, length: int = 5, seed: int = 1) -> torch.Tensor:
 def logits_and_temperature(model, head, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The last position's logits `[B, V]` and T `[B]` in fp64, by hand from a plain forward."""
     seen = []
-    handle = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, args: seen.append(args[0])
-    )
-    z = model(ids).logits[:, -1].double()
-    handle.remove()
+
+    def see(_, args):
+        seen.append(args[0])
+
+    with model.get_output_embeddings().register_forward_pre_hook(see):
+        z = model(ids).logits[:, -1].double()
     h = seen[0][:, -1].double()
     first, _, last = head.mlp
     hidden = torch.relu(h @ first.weight.double().T + first.bias.double())
@@ -122,11 +126,11 @@ def logits_and_temperature(model, head, ids: torch.Tensor) -> tuple[torch.Tensor
 
 
 def undecided_prompt(model, head) -> torch.Tensor:
-    """The prompt `[1, 5]`, of 64, whose cut at Min-P 0.1 keeps closest to 12 tokens."""
+    """The prompt `[1, 5]`, of 64, whose kept set at Min-P 0.1 is closest to 12 tokens."""
     ids = prompts(64)
     z, T = logits_and_temperature(model, head, ids)
-    kept = (min_p_distribution(z, T[:, None], 0.1) > 0).sum(-1)
-    return ids[(kept - 12).abs().argmin()][None]
+    kept_set_size = (min_p_distribution(z, T[:, None], 0.1) > 0).sum(-1)
+    return ids[(kept_set_size - 12).abs().argmin()][None]
 
 
 def min_p_distribution(z: torch.Tensor, T: torch.Tensor | float, min_p: float) -> torch.Tensor:
@@ -136,6 +140,6 @@ def min_p_distribution(z: torch.Tensor, T: torch.Tensor | float, min_p: float) -
     return p / p.sum(-1, keepdim=True)
 
 
-def draws(model, ids: torch.Tensor, n: int = 6000, **kwargs) -> torch.Tensor:
+def first_tokens(model, ids: torch.Tensor, n: int = 6000, **kwargs) -> torch.Tensor:
     """`n` first tokens after one prompt. [n]"""
     return model.generate(ids, num_return_sequences=n, max_new_tokens=1, **kwargs)[:, -1]

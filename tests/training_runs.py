@@ -13,7 +13,7 @@ from autodeco_fast.training import base_model
 from autodeco_fast.training.batches import OnlineSource, ScanSource
 from autodeco_fast.training.config import TrainConfig
 from autodeco_fast.training.data import Example
-from autodeco_fast.training.file_names import METRICS_NAME
+from autodeco_fast.training.head_folder import METRICS_NAME
 from autodeco_fast.training.loop import train
 from autodeco_fast.training.scan_store import Scan
 from tests.scans import make_scan

@@ -11,15 +11,14 @@ from rich.table import Table
 from autodeco_fast import TemperatureHead
 from autodeco_fast.files import output_folder, write_text
 from autodeco_fast.training.conformal import Offset, calibrate, coverage, scores
-from autodeco_fast.training.file_names import CALIBRATION_NAME
-from autodeco_fast.training.head_on_scan import (
+from autodeco_fast.training.head_folder import (
+    CALIBRATION_NAME,
     check_every_token,
     check_fits,
     min_p_of,
-    predict,
-    required_temperatures,
     training_settings,
 )
+from autodeco_fast.training.predictions import predict, required_temperatures
 from autodeco_fast.training.scan_store import Scan
 
 

@@ -1,83 +1,97 @@
-"""Measures of policies on reference text: coverage, mean T, kept-set size and nats, per document.
+"""What a temperature policy buys on reference text: four measures, by document.
 
-Over tokens with logits z, reference y, required temperature T* and temperature T:
+Over tokens with logits z, reference y and temperature T:
 
-    covered      T ≥ T* = (z_max − z_y) / (−ln p_min)
-    kept set     {i: z_i ≥ z_max + T·ln p_min}
-    nats         −ln softmax(z/T)_y
+    covered  z_y ≥ z_max + T·ln p_min        kept set  {i: z_i ≥ z_max + T·ln p_min}
+    nll      −ln softmax(z/T)_y
 
-T* is the scan's; logits are made again from its hidden states.
+A scan keeps no logits, so they are made again from its hidden states, which it rounded to bf16:
+what depends on the last bits of a gap, as the oracle does, takes it from the logits made again.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from autodeco_fast import TemperatureHead
-from autodeco_fast.training.base_model import BaseModel
-from autodeco_fast.training.head_on_scan import (
-    min_p_of,
-    predict,
-    required_temperatures,
-    scanned_model,
-)
+from autodeco_fast.training.base_model import BaseModel, frozen_dtype, load
+from autodeco_fast.training.head_folder import min_p_of
+from autodeco_fast.training.predictions import predict
+from autodeco_fast.training.scan import lm_head_fingerprint
 from autodeco_fast.training.scan_store import Scan, ScanTokens
 
-MEASURES = ("coverage", "temperature", "kept_set_size", "nats")
-_CHUNK = 1 << 20  # logits that are held at a time: they stay in a cache
-_SAMPLED = 1 << 26  # logits of a sample of tokens
-_FEWEST = 4096  # tokens of a sample, however large the vocabulary
+CHUNK_LOGITS = 1 << 20  # are held at a time: more would leave the caches
+SAMPLE = 4096  # tokens of a scan that are looked at
+MEASURES = ("coverage", "temperature", "kept_set_size", "nll")
+_BEYOND_ROUNDING = 1 + 1e-5  # of T*: a token at its own T* lies on the cut
 
 
-def sample(tokens: ScanTokens, vocabulary: int) -> torch.Tensor:
-    """Indices of as many tokens as can be measured in seconds, always the same."""
-    count = max(_FEWEST, _SAMPLED // vocabulary)
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))
-    return order[:count].sort().values
+def scanned_model(scan: Scan, model: str | None = None) -> BaseModel:
+    """The model that was scanned, from where it was or from `model`.
+
+    Raises:
+        ValueError: if there is none, or it is another.
+    """
+    name = model or scan.manifest["settings"]["model"]
+    base = load(name, frozen_dtype("cpu"))
+    if lm_head_fingerprint(base) != scan.manifest["lm_head"]:
+        raise ValueError(f"model {name!r} is not the one that was scanned: its lm_head is another")
+    return base
+
+
+def sample_of(tokens: ScanTokens) -> torch.Tensor:
+    """Indices of at most `SAMPLE` tokens, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(len(tokens), generator=generator)[:SAMPLE].sort().values
 
 
 @torch.inference_mode()
-def measure(
-    tokens: ScanTokens, base: BaseModel, policies: dict[str, torch.Tensor], *, min_p: float
+def sums_by_document(
+    tokens: ScanTokens,
+    base: BaseModel,
+    policies: dict[str, torch.Tensor | None],
+    *,
+    min_p: float,
+    max_temperature: float = 2.0,
 ) -> dict[str, torch.Tensor]:
-    """Sums of the four measures by document, from one pass over the logits.
+    """Sums of the four measures, from one pass over the logits.
 
     Args:
-        policies: name → `[N]` temperatures, fp32.
+        policies: name → `[n]` temperatures; None for the oracle, which takes T*, or
+            `max_temperature` where that is less.
 
     Returns:
-        name → `[documents, 5]` fp64: the four measures and the number of tokens.
+        name → `[documents, 5]` fp64: covered, temperature, kept-set size, nll, tokens.
     """
-    _, document = torch.unique(tokens.document, return_inverse=True)
-    documents = int(document.max()) + 1
-    required = torch.from_numpy(required_temperatures(tokens, min_p))
-    sums = {name: torch.zeros(documents, 5, dtype=torch.float64) for name in policies}
-    chunk = max(1, _CHUNK // base.vocabulary)
-    for at in range(0, len(tokens), chunk):
-        index = slice(at, at + chunk)
-        z = base.logits(tokens.hidden[index])
-        z_y = z.gather(1, tokens.target[index, None].long())[:, 0]
-        top = z.amax(-1)
-        z, z_y = z.sub_(top[:, None]), z_y - top
-        for name, temperature in policies.items():
-            T = temperature[index]
-            covered = required[index] <= T
-            columns = [covered, T, *_cost(z, z_y, T, min_p), torch.ones_like(T)]
-            sums[name].index_add_(0, document[index], torch.stack([c.double() for c in columns], 1))
+    cut, hidden, target = math.log(min_p), tokens.hidden, tokens.target.long()
+    names, document = torch.unique(tokens.document, return_inverse=True)
+    sums = {name: torch.zeros(len(names), 5, dtype=torch.float64) for name in policies}
+    size = max(1, CHUNK_LOGITS // base.vocabulary)
+    for start in range(0, len(target), size):
+        chunk = slice(start, start + size)
+        z = base.logits(hidden[chunk])
+        z = z.sub_(z.amax(-1, keepdim=True))
+        z_y = z.gather(1, target[chunk, None])[:, 0]
+        oracle = (z_y / cut * _BEYOND_ROUNDING).clamp(max=max_temperature)
+        for name, temperatures in policies.items():
+            temperature = oracle if temperatures is None else temperatures[chunk]
+            columns = _of_chunk(z, z_y, temperature, cut)
+            sums[name].index_add_(0, document[chunk], torch.stack(columns, 1))
     return sums
 
 
-def _cost(
-    z: torch.Tensor, z_y: torch.Tensor, temperature: torch.Tensor, min_p: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kept-set size and nats, `[n]`, from logits `[n, V]` less their maxima."""
-    inverse = 1 / temperature.clamp(min=1e-3)
-    scaled = z * inverse[:, None]
-    # Comparisons into floats: sums of bools are slow.
-    kept = torch.ge(scaled, math.log(min_p), out=torch.empty_like(scaled))
-    return kept.sum(-1), scaled.exp_().sum(-1).log() - z_y * inverse
+def _of_chunk(
+    z: torch.Tensor, z_y: torch.Tensor, temperature: torch.Tensor, cut: float
+) -> list[torch.Tensor]:
+    """The columns of the sums, `[n]` fp64 each, from logits `[n, V]` less their maxima."""
+    T = temperature.clamp(min=1e-3)
+    threshold = T * cut
+    # A comparison into floats, since sums of bools are slow; no maximum is to be sought again.
+    inside = torch.ge(z, threshold[:, None], out=torch.empty_like(z))
+    size = inside.sum(-1)
+    log_mass = torch.mul(z, 1 / T[:, None], out=inside).exp_().sum(-1).log()
+    columns = (z_y >= threshold, temperature, size, log_mass - z_y / T, torch.ones_like(T))
+    return [column.double() for column in columns]
 
 
 def means(sums: torch.Tensor) -> dict[str, float]:
@@ -86,75 +100,67 @@ def means(sums: torch.Tensor) -> dict[str, float]:
     return dict(zip(MEASURES, (total[:4] / total[4]).tolist()))
 
 
-def at_equal(fixed: torch.Tensor, axis: int, value: torch.Tensor) -> torch.Tensor:
-    """Coverage on the curve of fixed temperatures where measure `axis` equals `value`.
-
-    Linear between its points.
+def fixed_at_equal(fixed: torch.Tensor, axis: int, value: torch.Tensor) -> torch.Tensor:
+    """Coverage on the fixed-temperature curve where measure `axis` equals `value`, linear between
+    its points.
 
     Args:
-        fixed: `[samples, temperatures, 4]` measures, growing along `axis`.
-        value: `[samples]`; values outside the curve take its end.
+        fixed: `[resamples, temperatures, 4]` measures, growing along `axis`.
+        value: `[resamples]`; values outside the curve take its end.
     """
     x, y = fixed[:, :, axis].contiguous(), fixed[:, :, 0]
     right = torch.searchsorted(x, value[:, None].contiguous()).clamp(1, x.shape[1] - 1)
     x0, x1 = x.gather(1, right - 1)[:, 0], x.gather(1, right)[:, 0]
     y0, y1 = y.gather(1, right - 1)[:, 0], y.gather(1, right)[:, 0]
-    share = ((value - x0) / (x1 - x0)).nan_to_num(0.0).clamp(0, 1)  # equal points: either
+    share = ((value - x0) / (x1 - x0)).nan_to_num(0.0).clamp(0, 1)  # two equal points: either
     return y0 + share * (y1 - y0)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Coverage of a policy less that of the best fixed temperature where one measure is equal."""
-
-    equal: str  # the measure, in words
-    difference: float
-    low: float  # of a 95 % interval: documents are resampled; one document says nothing
-    high: float
-
-
 def compare(
-    policy: torch.Tensor, fixed: Sequence[torch.Tensor], equal: str, samples: int = 1000
-) -> Comparison:
-    """A policy against fixed temperatures at equal "temperature" or "kept_set_size".
+    head: torch.Tensor, fixed: list[torch.Tensor], axis: int, seed: int, resamples: int = 1000
+) -> tuple[float, float, float]:
+    """Coverage of a head minus that of the best fixed temperature at equal measure `axis`, with a
+    95 % bootstrap interval.
 
-    Args:
-        policy: `[documents, 5]` sums.
-        fixed: the same of every fixed temperature, rising.
-        samples: of the bootstrap; documents are drawn with replacement.
+    Documents are resampled with replacement, `resamples` times.
     """
-    documents, axis = len(policy), MEASURES.index(equal)
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(documents, (samples, documents), generator=generator)
+    documents = head.shape[0]
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(documents, (resamples, documents), generator=generator)
     picks = torch.cat([torch.arange(documents)[None], picks])  # the first is all of them, once
-    counts = torch.zeros(samples + 1, documents, dtype=torch.float64)
-    counts.scatter_add_(1, picks, torch.ones_like(picks).double())
-    totals = [counts @ sums for sums in (policy, *fixed)]
-    ours, *others = [total[:, :4] / total[:, 4:] for total in totals]
-    difference = ours[:, 0] - at_equal(torch.stack(others, 1), axis, ours[:, axis])
+    counts = torch.zeros(resamples + 1, documents, dtype=torch.float64).scatter_add_(
+        1, picks, torch.ones_like(picks).double()
+    )
+
+    def resampled(sums: torch.Tensor) -> torch.Tensor:
+        total = counts @ sums
+        return total[:, :4] / total[:, 4:]
+
+    ours = resampled(head)
+    curve = torch.stack([resampled(f) for f in fixed], 1)
+    difference = ours[:, 0] - fixed_at_equal(curve, axis, ours[:, axis])
     levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    # One document says nothing of others: the interval is all there can be.
     low, high = difference[1:].quantile(levels).tolist() if documents > 1 else (-1.0, 1.0)
-    words = {"temperature": "mean temperature", "kept_set_size": "kept-set size"}
-    return Comparison(equal=words[equal], difference=difference[0].item(), low=low, high=high)
+    return difference[0].item(), low, high
 
 
-def of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str, float]]:
-    """The measures of heads, each at its Min-P, and the kept-set size of the oracle T*.
+def measures_of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str, float]]:
+    """The four measures of heads, each at its Min-P, and the oracle's kept-set size.
 
     Raises:
         ValueError: if the scanned model is not there any more.
     """
     base, tokens = scanned_model(scan), scan.load()
-    tokens = tokens.rows(sample(tokens, base.vocabulary))
+    tokens = tokens.rows(sample_of(tokens))
     found = []
     for head in heads:
         min_p = min_p_of(head)
-        required = torch.from_numpy(required_temperatures(tokens, min_p))
-        policies = {
-            "head": torch.from_numpy(predict(head, tokens)),
-            "oracle": required.clamp(max=head.max_temperature),
-        }
-        sums = measure(tokens, base, policies, min_p=min_p)
-        oracle = means(sums["oracle"])["kept_set_size"]
-        found.append({**means(sums["head"]), "oracle_kept_set_size": oracle})
+        policies = {"head": torch.from_numpy(predict(head, tokens)), "oracle": None}
+        sums = sums_by_document(
+            tokens, base, policies, min_p=min_p, max_temperature=head.max_temperature
+        )
+        found.append(
+            {**means(sums["head"]), "oracle_kept_set_size": means(sums["oracle"])["kept_set_size"]}
+        )
     return found

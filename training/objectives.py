@@ -23,9 +23,10 @@ from autodeco_fast import (
     required_temperature,
     token_stats,
 )
+from autodeco_fast.lm_head import multiply
 from autodeco_fast.losses.autodeco import learned_by_autodeco
 from autodeco_fast.ops.soft_top_p import soft_top_p_rows
-from autodeco_fast.torch_backend.logit_stats import multiply
+from autodeco_fast.stats import IGNORED
 
 # Of the logits that the joint objective makes at a time; fewer rows make a slow product.
 CHUNK_BYTES = 64 << 20
@@ -91,7 +92,7 @@ class MinPHinge:
             max_rank=self.max_rank,
             trivial_prob=self.trivial_prob,
             easy_fraction=self.easy_fraction,
-            draw=batch.uniform,
+            uniform=batch.uniform,
         )
         T = head(batch.hidden)
         loss = min_p_hinge_loss(
@@ -129,7 +130,7 @@ class AutoDecoTemperature:
         self, temperature: torch.Tensor, stats: TokenStats, uniform: torch.Tensor | None
     ) -> Sums:
         """The same where the statistics at the predicted temperature are known."""
-        selected = learned_by_autodeco(stats, self.easy_drop, draw=uniform)
+        selected = learned_by_autodeco(stats, self.easy_drop, uniform=uniform)
         loss = autodeco_temperature_loss(
             temperature,
             stats._replace(rank=torch.where(selected, stats.rank, -1)),
@@ -201,7 +202,7 @@ class AutoDecoJoint:
         return soft_top_p_rows(
             logits,
             None,
-            torch.where(rows.target < 0, -2, rows.target),
+            torch.where(rows.target < 0, IGNORED, rows.target),
             temperature,
             head(rows.hidden, temperature.detach(), features),
             bias=None,

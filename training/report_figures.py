@@ -11,15 +11,16 @@ HEAD, FIXED, ORACLE, OTHER = "#c2410c", "#475569", "#0f766e", "#7c3aed"
 _COLOURS = (HEAD, OTHER, ORACLE, "#a16207")
 
 
-def _figure(columns: int, lines: int = 1, width: float = 7.0, height: float = 4.4):
+def _figure(columns: int, width: float = 7.0, height: float = 4.4):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    size = width * (1 if columns == 1 else 0.85 * columns), height * lines
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(
+        figsize=(width * (1 if columns == 1 else 0.85 * columns), height), layout="constrained"
+    )
     FigureCanvasAgg(figure)
-    axes = figure.subplots(lines, columns, sharey="row", squeeze=False)
-    for a in axes.flat:
+    axes = np.atleast_1d(figure.subplots(1, columns, sharey=True))
+    for a in axes:
         a.grid(alpha=0.25)
         a.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -34,7 +35,7 @@ def _png(figure) -> bytes:
 def v_curves(curves: dict[str, list], min_p: float) -> bytes:
     """Predicted temperature against the model's own gap, one panel a domain."""
     figure, axes = _figure(len(curves))
-    for a, (name, curve), colour in zip(axes[0], curves.items(), _COLOURS):
+    for a, (name, curve), colour in zip(axes, curves.items(), _COLOURS):
         gap, low, mean, high = zip(*curve) if curve else ((), (), (), ())
         a.plot(gap, [g / -math.log(min_p) for g in gap], "--", color=FIXED, label="required T*")
         a.fill_between(
@@ -43,15 +44,16 @@ def v_curves(curves: dict[str, list], min_p: float) -> bytes:
         a.plot(gap, mean, "D-", ms=4, color=colour, label="predicted T, mean")
         a.set(title=name, xlabel="gap  z_max − z_y  (nats)")
         a.legend(frameon=False)
-    axes[0, 0].set_ylabel("temperature")
+    axes[0].set_ylabel("temperature")
     return _png(figure)
 
 
 def reliability(
     curves: dict[str, list[tuple[float, float]]], trained: tuple[float, float] | None
 ) -> bytes:
-    """Promised against measured coverage; `trained` is 1 − λ and the coverage of the head as is."""
-    figure, ((a,),) = _figure(1)
+    """Promised against measured coverage; `trained` is 1 − λ and the coverage of the head as it
+    is."""
+    figure, (a,) = _figure(1)
     low = min((x for curve in curves.values() for point in curve for x in point), default=0.5)
     a.plot([low, 1], [low, 1], "--", color=FIXED, lw=1, label="as promised")
     for (name, curve), colour in zip(curves.items(), _COLOURS):
@@ -64,33 +66,37 @@ def reliability(
     return _png(figure)
 
 
-def costs(found: dict[str, Costs]) -> bytes:
-    """Coverage against mean temperature and against kept-set size, a line of panels a domain."""
-    figure, axes = _figure(2, len(found))
-    for line, (name, costs_of_domain) in zip(axes, found.items()):
-        _costs(line[0], costs_of_domain, "temperature")
-        line[0].set(title=name, xlabel="mean temperature", ylabel="coverage of reference tokens")
-        _costs(line[1], costs_of_domain, "kept_set_size")
-        line[1].set(title=name, xlabel="mean kept-set size (tokens)", xscale="log")
+def costs(domains: dict[str, Costs]) -> bytes:
+    """Coverage against mean temperature and against the tokens inside the cut, two panels a
+    domain."""
+    figure, axes = _figure(2 * len(domains))
+    for (name, cost), pair in zip(domains.items(), axes.reshape(-1, 2)):
+        for a, measure, label in zip(
+            pair, ("temperature", "kept_set_size"), ("T", "kept-set size")
+        ):
+            _cost(a, cost.measures, measure)
+            a.set(title=name, xlabel=f"mean {label}")
+        pair[1].set_xscale("log")
+        pair[1].legend(frameon=False, loc="lower right")
+    axes[0].set_ylabel("coverage of the reference token")
     return _png(figure)
 
 
-def _costs(a, found: Costs, measure: str) -> None:
-    policies = (
-        ("fixed T", found.fixed.values(), {"marker": "o", "ms": 4, "color": FIXED}),
-        ("head, shifted", found.shifted.values(), {"marker": "D", "ms": 4, "color": HEAD}),
-        ("head as it is", [found.shifted[0.0]], {"marker": "D", "ms": 9, "color": HEAD}),
-        ("oracle T*", [found.oracle], {"marker": "*", "ms": 13, "color": ORACLE}),
-    )
-    for label, measured, style in policies:
-        x, y = [m[measure] for m in measured], [m["coverage"] for m in measured]
-        a.plot(x, y, label=label, ls="-" if len(x) > 1 else "", **style)
-    a.legend(frameon=False, loc="lower right")
+def _cost(axes, measures: dict[str, dict[str, float]], measure: str) -> None:
+    for prefix, style, colour in (("fixed", "o-", FIXED), ("head", "D-", HEAD)):
+        line = [m for key, m in measures.items() if key.startswith(prefix)]
+        x, y = ([m[name] for m in line] for name in (measure, "coverage"))
+        axes.plot(x, y, style, ms=4, color=colour, label=prefix)
+    now, oracle = measures["head +0"], measures["oracle"]
+    ring = {"ms": 9, "mfc": "none", "color": HEAD, "label": "head as it is"}
+    axes.plot(now[measure], now["coverage"], "D", **ring)
+    star = {"ms": 13, "color": ORACLE, "label": "oracle T*"}
+    axes.plot(oracle[measure], oracle["coverage"], "*", **star)
 
 
 def temperatures(d: Domain, limit: float) -> bytes:
     """Histograms of predicted temperature by difficulty bucket."""
-    figure, ((a,),) = _figure(1)
+    figure, (a,) = _figure(1)
     edges = np.linspace(0, limit, 61)
     for index, (name, colour) in enumerate(zip(BUCKETS, (ORACLE, HEAD, FIXED))):
         values = d.temperature[d.bucket == index]
@@ -106,7 +112,7 @@ def temperatures(d: Domain, limit: float) -> bytes:
 
 def by_class(d: Domain, classes: np.ndarray) -> bytes:
     """Quartiles of predicted temperature by class of token."""
-    figure, ((a,),) = _figure(1)
+    figure, (a,) = _figure(1)
     present = [i for i in range(len(CLASSES)) if (classes == i).any()]
     boxes = [d.temperature[classes == i] for i in present]
     names = [f"{CLASSES[i]}\n{len(b):,}" for i, b in zip(present, boxes)]

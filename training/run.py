@@ -21,7 +21,7 @@ from autodeco_fast.training.data import (
     read_examples,
     stream_examples,
 )
-from autodeco_fast.training.file_names import METRICS_NAME, SETTINGS_NAME, SWEEP_NAME
+from autodeco_fast.training.head_folder import METRICS_NAME, SETTINGS_NAME, SWEEP_NAME
 
 
 def _held(folder: Path, accelerator) -> AbstractContextManager:
@@ -232,12 +232,12 @@ def _tabulate(
 def _measures(console: Console, scan: Path, results: list[tuple[dict, TrainConfig]]) -> list[dict]:
     """Of every head on the scan; none, and a line that says so, if its model is not there."""
     from autodeco_fast import TemperatureHead
-    from autodeco_fast.training.measures import of_heads
+    from autodeco_fast.training.measures import measures_of_heads
     from autodeco_fast.training.scan_store import Scan
 
     heads = [TemperatureHead.from_pretrained(settings.output) for _, settings in results]
     try:
-        return of_heads(Scan(scan), heads)
+        return measures_of_heads(Scan(scan), heads)
     except ValueError as error:  # the heads are trained and written: their losses are worth showing
         console.print(
             f"no coverage and kept-set size, which need the scanned model: {error}", soft_wrap=True

@@ -1,110 +1,158 @@
-"""The steps of the demo, in order; each is what a command does, and the command is printed."""
+"""The steps of the demo, in order: each is what a command does."""
 
-import shlex
-from contextlib import suppress
+import json
+import shutil
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from autodeco_fast import TemperatureHead
-from autodeco_fast.checkpoint import CONFIG_NAME, WEIGHTS_NAME
-from autodeco_fast.demo.samples import continue_prompt, show
-from autodeco_fast.demo.texts import read_texts, write_examples
-from autodeco_fast.files import output_folder
+from autodeco_fast.demo import EMBEDDED_MODEL
+from autodeco_fast.demo.samples import continue_prompt, show, write_html
+from autodeco_fast.files import output_folder, write_text
 from autodeco_fast.training import base_model
 from autodeco_fast.training.calibrate import calibrate_from_files
 from autodeco_fast.training.config import ScanConfig, TrainConfig
-from autodeco_fast.training.file_names import CALIBRATION_NAME, METRICS_NAME, SETTINGS_NAME
 from autodeco_fast.training.report import PAGE, report_from_files
-from autodeco_fast.training.report_data import Passage
 from autodeco_fast.training.run import scan_from_files, train_from_files
-from autodeco_fast.training.scan_store import MANIFEST
+from autodeco_fast.training.stdlib_corpus import read_split
 
-# At more than Min-P 0.02, few temperatures reach enough tokens of so small a model.
-MIN_P, ALPHA = 0.02, 0.25
-_SCANS = ("training", "calibration", "held-out")
-# Of every token, so that λ is a share of all of them.
-_TRAINING = {
-    "min_p": MIN_P,
-    "gravity": ALPHA,
-    "num_train_epochs": 4,
-    "learning_rate": 2e-3,
-    "max_rank": 2**31 - 1,
-    "easy_fraction": 1.0,
-}
-_WRITTEN = (
-    "text/*.jsonl",
-    *(f"scans/{name}/{file}" for name in _SCANS for file in (MANIFEST, "shard-*.safetensors")),
-    *(f"head/{name}" for name in (CONFIG_NAME, WEIGHTS_NAME, SETTINGS_NAME, METRICS_NAME)),
-    f"head/{CALIBRATION_NAME}",
-)
+MIN_P, GRAVITY, ALPHA, EPOCHS = 0.02, 0.1, 0.1, 10
+# Characters of each document at most; of about four a token. Training text is cut into examples.
+TRAIN_CHARACTERS, EXAMPLE_CHARACTERS, HELD_OUT_CHARACTERS = 4_000, 1_800, 2_400
+HELD_OUT_TOKENS = 1024
+PROMPT_TOKENS, NEW_TOKENS = 96, 96
+MARKER = "demo.json"  # what shows that a folder is a demo's, to be replaced by the next
+FOLDERS = ("texts", "scans", "head", "report")
 
 
-def run(output: Path, *, text: list[Path] | None, model: str, seed: int) -> None:
-    learned, held_out = read_texts(text)
-    console = Console()
-    with output_folder(output):
-        base = base_model.load(model, base_model.frozen_dtype("cpu"))
-        tokenizer = base_model.load_tokenizer(model)
-        _forget(output)
+def read_texts(text: list[Path] | None) -> tuple[list[str], list[str]]:
+    """Training and held-out documents."""
+    if text is None:
+        return tuple(
+            [content for _, content in read_split(split)] for split in ("head", "held_out")
+        )
+    if len(text) < 2:
+        raise ValueError(
+            f"text must be at least 2 files (half train the head, half test it), got {len(text)}"
+        )
+    contents = []
+    for path in text:
         try:
-            data = write_examples(output / "text", learned, held_out)
-            scans = {name: output / "scans" / name for name in _SCANS}
-            for name, folder in scans.items():
-                _scan(console, model, data[name], folder)
-            _train(console, scans, output / "head", seed)
-            head = TemperatureHead.from_pretrained(output / "head")
-            samples = continue_prompt(base, tokenizer, head, text=held_out[0], seed=seed)
-            show(console, samples, head.max_temperature)
-            _report(console, output, scans["held-out"], samples)
-        except BaseException:
-            _forget(output)
-            raise
+            contents.append(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"text file {path} cannot be read: {error}") from None
+        if not contents[-1].strip():
+            raise ValueError(f"text file {path} holds no text")
+    return contents[::2], contents[1::2]
 
 
-def _forget(output: Path) -> None:
-    """Removes what a demo wrote before its report, and nothing else."""
-    folders = set()
-    for path in [path for pattern in _WRITTEN for path in output.glob(pattern)]:
-        folders |= {path.parent, path.parent.parent} - {output}
-        path.unlink()
-    for folder in sorted(folders, reverse=True):
-        with suppress(OSError):  # something of somebody else's is in it
-            folder.rmdir()
+def _examples(text: str) -> list[str]:
+    """The beginning of a document, cut where lines end."""
+    examples = [""]
+    for line in text[:TRAIN_CHARACTERS].splitlines(keepends=True):
+        if examples[-1] and len(examples[-1]) + len(line) > EXAMPLE_CHARACTERS:
+            examples.append("")
+        examples[-1] += line
+    return examples
 
 
-def _scan(console: Console, model: str, data: Path, folder: Path) -> None:
-    options = {"model": model, "data": str(data), "output": folder, "all_tokens": True}
-    _announce(console, "scan", options)
-    scan_from_files(ScanConfig(**options))
+def _write_jsonl(path: Path, texts: list[str]) -> str:
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    write_text(path, "".join(lines))
+    return str(path)
 
 
-def _train(console: Console, scans: dict[str, Path], folder: Path, seed: int) -> None:
-    """Trains the head and calibrates it, if that is possible."""
-    options = {"scan": scans["training"], "output": folder, **_TRAINING, "seed": seed}
-    _announce(console, "train", options)
-    train_from_files(TrainConfig(**options))
-    options = {"head": folder, "scan": scans["calibration"], "alpha": ALPHA}
-    _announce(console, "calibrate", options)
-    try:
-        calibrate_from_files(folder, scans["calibration"], alpha=ALPHA)
-    except ValueError as error:  # no temperature reaches so many tokens of this text
-        console.print(f"the head stays as it was trained: {error}", markup=False, soft_wrap=True)
+def _clear(output: Path, settings: dict) -> None:
+    """Takes away what an earlier demo left.
+
+    Raises:
+        ValueError: if one of the demo's folders is there, and no demo's.
+    """
+    present = [name for name in FOLDERS if (output / name).exists()]
+    if present and not (output / MARKER).is_file():
+        raise ValueError(f"output {str(output)!r} holds {present[0]}/ already: name another folder")
+    for name in present:
+        shutil.rmtree(output / name)
+    write_text(output / MARKER, json.dumps(settings, indent=1) + "\n")
 
 
-def _report(console: Console, output: Path, scan: Path, samples: list[Passage]) -> None:
-    options = {"head": output / "head", "scan": scan, "output": output / "report"}
-    _announce(console, "report", options)
-    report_from_files(output / "head", [scan], output / "report", samples=samples)
-    page = output / "report" / PAGE
-    console.print(f"written to {output}: head/, scans/, text/, {page}", markup=False)
+def run(output: Path, text: list[Path] | None, model: str | None, seed: int) -> None:
+    train_texts, held_texts = read_texts(text)
+    name = str(EMBEDDED_MODEL) if model is None else model
+    base_model.facts(name)  # is there such a model?
+    with output_folder(output):
+        settings = {"model": name, "seed": seed, "min_p": MIN_P, "gravity": GRAVITY, "alpha": ALPHA}
+        _clear(output, settings)
+        (output / "texts").mkdir()
+        _train(output, name, train_texts, seed)
+        _evaluate(output, name, held_texts)
+        _generate(output, name, held_texts[0], seed)
 
 
-def _announce(console: Console, name: str, options: dict) -> None:
-    """The command that does what comes next."""
-    flags = []
-    for option, value in options.items():
-        flag = f"--{option.replace('_', '-')}"
-        flags.append(flag if value is True else f"{flag} {shlex.quote(str(value))}")
-    line = " ".join(["\n$ autodeco-fast", name, *flags])
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def _say(what: str) -> None:
+    Console(stderr=True, markup=False).print(f"\n— {what}", soft_wrap=True)
+
+
+def _train(output: Path, model: str, texts: list[str], seed: int) -> None:
+    """`autodeco-fast scan`, `autodeco-fast train`."""
+    examples = [example for text in texts for example in _examples(text)]
+    data = _write_jsonl(output / "texts/train.jsonl", examples)
+    _say("scan: the frozen model runs over the training text once")
+    scan = output / "scans/train"
+    scan_from_files(ScanConfig(model=model, data=data, output=scan, seed=seed))
+    _say("train: a head learns the lowest temperatures that lose a tenth of the tokens")
+    settings = TrainConfig(
+        output=output / "head",
+        scan=scan,
+        min_p=MIN_P,
+        gravity=GRAVITY,
+        num_train_epochs=EPOCHS,
+        seed=seed,
+    )
+    train_from_files(settings)
+
+
+def _evaluate(output: Path, model: str, texts: list[str]) -> None:
+    """`autodeco-fast calibrate` on every second held-out document, `report` on the others."""
+    texts = [text[:HELD_OUT_CHARACTERS] for text in texts]
+    scans = {"report": texts[::2], "calibration": texts[1::2]}
+    for name, documents in scans.items():
+        if not documents:
+            continue
+        _say(f"scan: held-out text for {name}")
+        config = ScanConfig(
+            model=model,
+            data=_write_jsonl(output / f"texts/{name}.jsonl", documents),
+            output=output / "scans" / name,
+            all_tokens=True,
+            max_length=HELD_OUT_TOKENS,
+        )
+        scan_from_files(config)
+    if scans["calibration"]:
+        _say("calibrate: one number makes it a promise")
+        try:
+            calibrate_from_files(output / "head", output / "scans/calibration", alpha=ALPHA)
+        except ValueError as error:  # out of reach: the head stays as it was trained
+            _say(f"not calibrated: {error}")
+    _say("report: what the head does on text that neither training nor calibration saw")
+    report_from_files(
+        output / "head", [output / "scans/report"], output / "report", model=model, min_p=None
+    )
+
+
+def _generate(output: Path, model: str, text: str, seed: int) -> None:
+    """A prompt, continued in three ways."""
+    _say("generate: the same prompt greedily, at T = 1 and adaptively")
+    tokenizer, base = base_model.load_tokenizer(model), base_model.load(model, torch.float32)
+    window = base.example_length(PROMPT_TOKENS + NEW_TOKENS)
+    new = min(NEW_TOKENS, window // 2)
+    head = TemperatureHead.from_pretrained(output / "head")
+    ids = tokenizer(text, add_special_tokens=False).input_ids[: min(PROMPT_TOKENS, window - new)]
+    samples = continue_prompt(base, tokenizer, head, ids, seed=seed, new_tokens=new)
+    console = Console()
+    show(console, samples)
+    write_html(output / "samples.html", samples)
+    written = f"written to {output}: report/{PAGE}, samples.html, head/"
+    console.print(f"\n{written}", markup=False, soft_wrap=True)

@@ -1,29 +1,46 @@
-"""One prompt, continued greedily, at T = 1 and adaptively, with the head's temperatures."""
+"""One prompt, continued greedily, at T = 1 and adaptively, every token shaded by the temperature
+the head gives it."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
 from autodeco_fast import TemperatureHead, attach
+from autodeco_fast.files import write_text
+from autodeco_fast.training import report_page as html
 from autodeco_fast.training.base_model import BaseModel
-from autodeco_fast.training.report_data import Passage
 
-_PROMPT_TOKENS, _NEW_TOKENS = 96, 96
-_WARM = (234, 88, 12)  # of the highest temperature; white is 0
+_HOTTEST = 2.0
 
 
+@dataclass
+class Sample:
+    """A continuation: its tokens as text, and the head's temperature for each."""
+
+    title: str
+    prompt: str
+    tokens: list[tuple[str, float]]
+
+
+@torch.inference_mode()
 def continue_prompt(
-    base: BaseModel, tokenizer, head: TemperatureHead, *, text: str, seed: int
-) -> list[Passage]:
-    """Continues the beginning of `text` in the three ways."""
-    model, window = base.model, base.example_length(512)
-    new = min(_NEW_TOKENS, window // 2)
-    prompt_tokens = min(_PROMPT_TOKENS, window - new)
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids[:prompt_tokens]])
+    base: BaseModel,
+    tokenizer,
+    head: TemperatureHead,
+    prompt: list[int],
+    *,
+    seed: int,
+    new_tokens: int,
+) -> list[Sample]:
+    """Continues the prompt's ids in the three ways."""
+    model, ids = base.model, torch.tensor([prompt])
     options = {
         "attention_mask": torch.ones_like(ids),
-        "max_new_tokens": new,
-        "min_new_tokens": new,
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": new_tokens,
     }
     torch.manual_seed(seed)
     out = {
@@ -32,30 +49,40 @@ def continue_prompt(
     }
     with attach(model, head):
         out["adaptive"] = model.generate(ids, seed=seed, **options)
-    prompt = tokenizer.decode(ids[0])
     samples = []
     for title, tokens in out.items():
-        hidden = base.hidden(tokens[:, :-1])[0, ids.shape[1] - 1 :]
-        with torch.inference_mode():
-            temperatures = head(hidden.float()).tolist()
-        texts = tokenizer.batch_decode([[t] for t in tokens[0, ids.shape[1] :].tolist()])
-        samples.append(Passage(list(zip(texts, temperatures)), prompt=prompt, title=title))
+        hidden = base.hidden(tokens[:, :-1])[0, len(prompt) - 1 :]
+        texts = (tokenizer.decode([token]) for token in tokens[0, len(prompt) :].tolist())
+        shades = list(zip(texts, head(hidden).tolist()))
+        samples.append(Sample(title, tokenizer.decode(prompt), shades))
     return samples
 
 
-def _colour(temperature: float, limit: float) -> str:
-    share = min(max(temperature / limit, 0.0), 1.0)
-    return ",".join(str(round(255 + share * (c - 255))) for c in _WARM)
+def _colour(temperature: float) -> str:
+    """White at 0 to deep orange at 2."""
+    share = min(max(temperature / _HOTTEST, 0.0), 1.0)
+    mixed = (round(a + share * (b - a)) for a, b in zip((255, 255, 255), (234, 88, 12)))
+    return f"rgb({','.join(map(str, mixed))})"
 
 
-def show(console: Console, samples: list[Passage], limit: float) -> None:
-    """Prints the continuations on backgrounds that are the warmer the higher the temperature."""
+def show(console: Console, samples: list[Sample]) -> None:
+    """Prints the continuations with shaded backgrounds."""
     console.print("\n[bold]prompt[/bold] (from a held-out text)")
     console.print(samples[0].prompt[-300:], highlight=False, markup=False)
     for sample in samples:
         line = Text()
         for text, temperature in sample.tokens:
-            line.append(text, style=f"black on rgb({_colour(temperature, limit)})")
-        scale = f"shaded by predicted temperature: white 0, orange {limit:g}"
-        console.print(f"\n[bold]{sample.title}[/bold]  ({scale})")
+            line.append(text, style=f"black on {_colour(temperature)}")
+        shading = "shaded by predicted temperature: white 0, orange 2"
+        console.print(f"\n[bold]{sample.title}[/bold]  ({shading})")
         console.print(line, highlight=False)
+
+
+def write_html(path: Path, samples: list[Sample]) -> None:
+    """Writes one page with all continuations."""
+    legend = "White is T = 0, deep orange T = 2; point at a token for its temperature."
+    body = [html.paragraph(legend)]
+    for sample in samples:
+        body.append(html.heading(sample.title))
+        body.append(html.shaded(sample.tokens, _HOTTEST, before=sample.prompt))
+    write_text(path, html.page("Continuations shaded by predicted temperature", body))

@@ -4,7 +4,7 @@ attach.py     attach, detach, Attachment: what users call
 settings.py   what a call of `generate` chose, what it merely inherits, what is refused
 gate.py       the hooks that divide a model's logits by T(h), and when they act
 lazy.py       logits whose product is made when something looks at them
-loop.py       the draw, and other people's callbacks inside the decoding loop
+loop.py       the fused sampler, and other people's callbacks inside the decoding loop
 copies.py     copies and pickles of an attached model, which are plain models
 """
 

@@ -1,8 +1,8 @@
-"""`attach(model, head)`: a model whose `generate` draws every token at its own temperature.
+"""`attach(model, head)`: a model whose `generate` samples every token at a predicted temperature.
 
 The model's class is switched to a subclass whose decoding loops open the gate (gate.py): inside
 them, and only there, the logits that leave the model are divided by `T(h)`. In transformers'
-sampling loop our draw is appended as the last logits processor; where nobody else looks at the
+sampling loop our sampler is appended as the last logits processor; where nobody else looks at the
 logits they are never made (lazy.py). Its noise depends on (seed, position, stream) alone.
 
 What the fused sampler cannot serve (scores or logits asked for, speculative decoding, watermarks,
@@ -14,8 +14,11 @@ import copy
 import functools
 import sys
 import warnings
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from numbers import Real
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,8 +27,10 @@ from transformers import GenerationConfig, GenerationMixin
 from autodeco_fast.generation import loop
 from autodeco_fast.generation.copies import plain_copy, shared_tensors
 from autodeco_fast.generation.gate import Call, Gate, Unscaled, install
-from autodeco_fast.generation.settings import plan
+from autodeco_fast.generation.settings import Plan, plan
 from autodeco_fast.heads import DEFAULT_MIN_P
+
+_BATCHING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 
 
 def _refuse_batching(self, *args, **kwargs):
@@ -34,65 +39,76 @@ def _refuse_batching(self, *args, **kwargs):
     )
 
 
+def _adaptive(decode: Callable, attachment: "Attachment", can_fuse: bool) -> Callable:
+    """A decoding loop of the model's class with the gate open.
+
+    Args:
+        decode: the loop of the class, a method.
+        can_fuse: whether the fused sampler may take its last step.
+    """
+    gate = attachment.gate
+
+    @functools.wraps(decode)  # `generate` reads its parameters
+    def run(
+        self,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus=False,
+        streamer=None,
+        **kwargs,
+    ):
+        call, processors, config = gate.call, logits_processor, generation_config
+        loop_of_base = functools.partial(decode, self, input_ids, synced_gpus=synced_gpus, **kwargs)
+        if gate.open or call is None:
+            return loop_of_base(
+                logits_processor=processors,
+                stopping_criteria=stopping_criteria,
+                generation_config=config,
+                streamer=streamer,
+            )
+        fused = can_fuse and call.fused
+        if fused:
+            call.sampled = True
+            processors = [*processors, loop.FusedSampler(call, input_ids, config, kwargs)]
+            # The loop takes the argmax of what the fused sampler returns.
+            config = copy.copy(config)
+            config.do_sample = False
+        processors, criteria, streamer = loop.paused(gate, processors, stopping_criteria, streamer)
+        with gate.opened(lazy=fused and attachment.lazy):
+            return loop_of_base(
+                logits_processor=processors,
+                stopping_criteria=criteria,
+                generation_config=config,
+                streamer=streamer,
+            )
+
+    return run
+
+
 def _attached_class(base: type, attachment: "Attachment") -> type:
     """A subclass of the model's class, under its name, whose `generate` is adaptive."""
-    gate = attachment.gate
 
     def generate(
         self, inputs=None, generation_config=None, *args, seed=None, stream=None, **kwargs
     ):
-        """`generate` of the model's class with a predicted temperature; see `autodeco_fast.attach`
-        for `seed` and `stream`."""
-        base_generate = super(cls, self).generate
-        if gate.open:  # a candidate generator asking the same model
-            return base_generate(inputs, generation_config, *args, **kwargs)
-        caller = sys._getframe(1)
+        """`generate` of the model's class with a predicted temperature.
+
+        See `autodeco_fast.attach` for `seed` and `stream`.
+        """
+        base_generate = functools.partial(super(cls, self).generate, inputs)
+        if attachment.gate.open:  # a candidate generator asking the same model
+            return base_generate(generation_config, *args, **kwargs)
         return attachment.generate(
-            base_generate, inputs, generation_config, args, seed, stream, kwargs, caller
-        )
-
-    def adaptive(decode, draws: bool):
-        """A decoding loop of the model's class with the gate open; `draws`: the fused sampler may
-        take its last step."""
-
-        @functools.wraps(decode)  # `generate` reads its parameters
-        def run(
-            self,
-            input_ids,
-            logits_processor,
-            stopping_criteria,
+            base_generate,
             generation_config,
-            synced_gpus=False,
-            streamer=None,
-            **kwargs,
-        ):
-            call, processors, config = gate.call, logits_processor, generation_config
-            if gate.open or call is None:
-                return decode(
-                    self,
-                    input_ids,
-                    processors,
-                    stopping_criteria,
-                    config,
-                    synced_gpus,
-                    streamer,
-                    **kwargs,
-                )
-            fused = draws and call.fused
-            if fused:
-                call.sampled = True
-                processors = [*processors, loop.FusedDraw(call, input_ids, config, kwargs)]
-                config = copy.copy(config)
-                config.do_sample = False
-            processors, criteria, streamer = loop.paused(
-                gate, processors, stopping_criteria, streamer
-            )
-            with gate.opened(lazy=fused and attachment.lazy):
-                return decode(
-                    self, input_ids, processors, criteria, config, synced_gpus, streamer, **kwargs
-                )
-
-        return run
+            args,
+            kwargs,
+            seed=seed,
+            stream=stream,
+            caller=sys._getframe(1),
+        )
 
     def __deepcopy__(self, memo):
         return attachment.plain_copy(memo)
@@ -106,18 +122,12 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         "__doc__": base.__doc__,
         "_autodeco_attachment": attachment,
         "generate": generate,
-        "_sample": adaptive(base._sample, draws=True),
-        "_assisted_decoding": adaptive(base._assisted_decoding, draws=False),
+        "_sample": _adaptive(base._sample, attachment, can_fuse=True),
+        "_assisted_decoding": _adaptive(base._assisted_decoding, attachment, can_fuse=False),
         "__deepcopy__": __deepcopy__,
         "__reduce_ex__": __reduce_ex__,
     }
-    for name in (
-        "generate_batch",
-        "init_continuous_batching",
-        "continuous_batching_context_manager",
-    ):
-        if hasattr(base, name):
-            body[name] = _refuse_batching
+    body |= {name: _refuse_batching for name in _BATCHING if hasattr(base, name)}
     cls = type(base.__name__, (base,), body)
     return cls
 
@@ -125,16 +135,17 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
 class Attachment:
     """A head attached to a model, until `detach()` or the end of the `with` block."""
 
-    def __init__(self, model: GenerationMixin, head: nn.Module, min_p: float | None, fused: bool):
+    def __init__(
+        self, model: GenerationMixin, head: nn.Module, *, min_p: float | None, fused: bool
+    ):
         self.model, self.head, self.fused = model, head, fused
         self.gate = Gate()
-        self.lazy = False  # whether the model's forward leaves lazy logits alone or makes them: found by `_try`
+        self.lazy = False  # whether the model's forward runs with lazy logits: found by `_try`
         self.embedding = model.get_output_embeddings()
-        known = getattr(head, "min_p", None)
-        self._known_min_p = known
-        self.min_p = float(
-            min_p if min_p is not None else DEFAULT_MIN_P if known is None else known
-        )
+        self._known_min_p = known = getattr(head, "min_p", None)
+        if min_p is None:
+            min_p = DEFAULT_MIN_P if known is None else known
+        self.min_p = float(min_p)
         self._warned = False
         self._warn_of(self.min_p)
         device = self.embedding.weight.device
@@ -167,8 +178,7 @@ class Attachment:
 
     @torch.no_grad()
     def _try(self) -> None:
-        """A forward of two tokens as the decoding loop runs it, with lazy logits if it runs with
-        them.
+        """A forward of two tokens as the decoding loop runs it, lazy logits if they will do.
 
         A model that cannot run on ids alone is not refused: every forward of `generate` is checked
         all the same.
@@ -181,9 +191,8 @@ class Attachment:
             return
         token = getattr(self.model.config.get_text_config(), "bos_token_id", None)
         token = token if isinstance(token, int) and 0 <= token < len(self.embedding.weight) else 0
-        ids = torch.full(
-            (1, 2), token, device=getattr(self.model, "device", self.embedding.weight.device)
-        )
+        device = getattr(self.model, "device", self.embedding.weight.device)
+        ids = torch.full((1, 2), token, device=device)
         devices = {p.device for p in self.model.parameters() if p.is_cuda}
         with torch.random.fork_rng(list(devices)):  # dropout, in a model that is being trained
             for self.lazy in (True, False):
@@ -194,9 +203,7 @@ class Attachment:
                     return
                 except Unscaled:
                     raise
-                except (
-                    Exception
-                ):  # whatever a model raises that asks for more than ids, or looks at storage
+                except Exception:  # the model asks for more than ids, or looks at storage
                     continue
 
     @property
@@ -229,50 +236,49 @@ class Attachment:
 
     def plain_copy(self, memo: dict) -> nn.Module:
         """`copy.deepcopy` of the model, unattached."""
-        ours = {handle.id for handle in self._handles}
-        return plain_copy(self.model, self._base, [self.model, self.embedding], ours, memo)
+        return plain_copy(
+            self.model,
+            self._base,
+            modules=[self.model, self.embedding],
+            hooks={handle.id for handle in self._handles},
+            memo=memo,
+        )
 
     def generate(
         self,
-        base_generate,
-        inputs,
+        base_generate: Callable,
         config: GenerationConfig | None,
-        args,
-        seed,
-        stream,
-        kwargs,
-        caller,
+        args: tuple,
+        kwargs: dict,
+        *,
+        seed: Any,
+        stream: Any,
+        caller: FrameType,
     ):
-        """One call of the attached model's `generate`."""
+        """One call of the attached model's `generate`.
+
+        Args:
+            base_generate: that of the model's class, with its inputs.
+            config, args, kwargs: what else it was called with.
+            seed, stream: of the noise.
+            caller: the frame of the call.
+        """
         if self.model.get_output_embeddings() is not self.embedding:
             raise RuntimeError(
                 "the model's output embedding was replaced after attach(): detach() and attach "
                 "again"
             )
-        own = self.model.generation_config or GenerationConfig()
-        p = plan(own, config, kwargs, min_p=self.min_p, fused=self.fused, caller=caller)
+        defaults = self.model.generation_config or GenerationConfig()
+        p = plan(defaults, config, kwargs, min_p=self.min_p, fused=self.fused, caller=caller)
         if not p.sample:
-            return base_generate(inputs, p.generation_config, *args, **p.kwargs)
+            return base_generate(p.generation_config, *args, **p.kwargs)
         self._warn_of(p.min_p)
-        seed = None if seed is None else loop.seeds(seed)
-        stream = None if stream is None else loop.streams(stream)
-        several = stream is not None or isinstance(seed, torch.Tensor)
-        if several and not p.fused:
-            raise ValueError(
-                "seed a prompt and stream need the fused sampler, which cannot serve this call"
-            )
-        with ExitStack() as stack:
-            if p.fused and seed is None:
-                seed = int(torch.randint(0, 2**63 - 1, ()))
-            elif not p.fused and seed is not None:
-                device = self.embedding.weight.device
-                stack.enter_context(
-                    torch.random.fork_rng([device] if device.type == "cuda" else [])
-                )
-                torch.manual_seed(seed)
-            call = Call(p.fused, p.min_p, seed, stream)
-            with self.gate.called(call):
-                output = base_generate(inputs, p.generation_config, *args, **p.kwargs)
+        call = self._call(p, seed, stream)
+        torch_seed = nullcontext()
+        if not p.fused and call.seed is not None:
+            torch_seed = self._torch_seeded(call.seed)
+        with torch_seed, self.gate.called(call):
+            output = base_generate(p.generation_config, *args, **p.kwargs)
         if p.fused and not call.sampled:
             raise RuntimeError(
                 f"{self._base.__name__}.generate did not run _sample; attach with fused=False"
@@ -280,27 +286,57 @@ class Attachment:
         loop.check_status(call)
         return output
 
+    @staticmethod
+    def _call(p: Plan, seed: Any, stream: Any) -> Call:
+        """A call with its noise; where no seed is given, the fused sampler's comes from torch.
+
+        Raises:
+            ValueError: for a seed or a stream that is none, or that this call cannot use.
+        """
+        seed = None if seed is None else loop.seeds(seed)
+        stream = None if stream is None else loop.streams(stream)
+        if not p.fused and (stream is not None or isinstance(seed, torch.Tensor)):
+            raise ValueError(
+                "seed a prompt and stream need the fused sampler, which cannot serve this call"
+            )
+        if p.fused and seed is None:
+            seed = int(torch.randint(0, 2**63 - 1, ()))
+        return Call(fused=p.fused, min_p=p.min_p, seed=seed, stream=stream)
+
+    @contextmanager
+    def _torch_seeded(self, seed: int) -> Iterator[None]:
+        """torch's default generator under this seed; its state is put back."""
+        device = self.embedding.weight.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PeftModel, or the model itself."""
+    inside = getattr(model, "get_base_model", None)
+    return inside() if callable(inside) else model
+
 
 def attach(
     model: GenerationMixin, head: nn.Module, *, min_p: float | None = None, fused: bool = True
 ) -> Attachment:
-    """Makes `model.generate` adaptive: every token is drawn from `softmax(z / T(h))` cut at Min-P.
+    """Makes `model.generate` adaptive: tokens are sampled from `softmax(z / T(h))` cut at Min-P.
 
     While attached, `generate`
-    * samples unless `do_sample=False` is passed, which is plain greedy decoding of the model
-    itself; * takes `seed=`: an integer, or one a prompt, under which a prompt's text is the same
-    alone and in any batch. Under one
-      integer the noise of a row depends on its number in the batch: row 1 alone draws as row 0.
-      Without a seed `torch.manual_seed` fixes the output;
+
+    * samples unless `do_sample=False` is passed, which is greedy decoding of the model itself;
+    * takes `seed=`: an integer, or one a prompt, under which a prompt's text is the same alone and
+      in any batch. Under one integer the noise of a row depends on its number in the batch: row 1
+      alone gets the noise of row 0. Without a seed `torch.manual_seed` fixes the output;
     * takes `stream=`: an integer, or one a row (prompts × num_return_sequences), in place of the
-    row's number; * ignores the temperature, top-k, top-p and other cuts that the model's generation
-    configuration or a pipeline
-      brings, and honours those passed in the call: a temperature multiplies the predicted one, a
-      `min_p` replaces the attached one;
+      row's number;
+    * ignores the temperature, top-k, top-p and other cuts that the model's generation configuration
+      or a pipeline brings, and honours those passed in the call: a temperature multiplies the
+      predicted one, a `min_p` replaces the attached one;
     * raises ValueError for beams, guidance, sequence biases, contrastive, DoLa, constrained and
-    custom decoding, and
-      continuous batching; RuntimeError, at its end, if a row held NaN, inf or nothing that is not
-      masked.
+      custom decoding, and continuous batching; RuntimeError, at its end, if a row held NaN, inf or
+      nothing that is not masked.
 
     Logits processors see scaled logits, as do `output_scores` and `output_logits`. A row with T <
     1e-3 is greedy. Forwards of your own, in a stopping criterion or a streamer too, return the
@@ -314,7 +350,7 @@ def attach(
         head: predicts `T [...]` from `h [..., H]`; moved to the model's device.
         min_p: in [0, 1]; 0 cuts nothing. None takes the one that the head was trained for, 0.1 if
             it does not know; another one warns.
-        fused: False keeps transformers' own sampling step throughout.
+        fused: False leaves transformers' sampling step in place throughout.
 
     Returns:
         An `Attachment`: a context manager with `.detach()`.
@@ -324,8 +360,7 @@ def attach(
         ValueError: if a head is attached already, the widths differ, the model is no decoder, its
             logits are not made by its output embedding, or `min_p` is out of range.
     """
-    inside = getattr(model, "get_base_model", None)  # of a PeftModel
-    model = inside() if callable(inside) else model
+    model = _inside(model)
     if not isinstance(model, GenerationMixin):
         raise TypeError(
             f"attach() needs a transformers model that generates, got {type(model).__name__}"
@@ -344,14 +379,11 @@ def attach(
         raise ValueError(
             f"the head reads hidden states of width {head.hidden_size}, the model's have {width}"
         )
-    return Attachment(model, head, min_p, fused)
+    return Attachment(model, head, min_p=min_p, fused=fused)
 
 
 def detach(model: GenerationMixin) -> None:
     """Takes the head off a model; nothing happens if none is attached."""
-    inside = getattr(model, "get_base_model", None)
-    attachment = getattr(
-        type(inside() if callable(inside) else model), "_autodeco_attachment", None
-    )
+    attachment = getattr(type(_inside(model)), "_autodeco_attachment", None)
     if attachment is not None:
         attachment.detach()

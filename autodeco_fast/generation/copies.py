@@ -14,20 +14,21 @@ _HOOKS = (
 
 
 def plain_copy(
-    model: nn.Module, base: type, modules: list[nn.Module], ours: set[int], memo: dict
+    model: nn.Module, base: type, *, modules: list[nn.Module], hooks: set[int], memo: dict
 ) -> nn.Module:
-    """`copy.deepcopy(model, memo)` as an instance of `base`, without the hooks whose ids are in
-    `ours` on `modules`.
+    """`copy.deepcopy(model, memo)` as an instance of `base`, without the hooks of these ids.
 
     What the memo knows is not copied: so hooks are left out by giving the copies' tables in
     advance, and nothing of the original has to change meanwhile.
+
+    Args:
+        modules: those that have such hooks.
     """
     for module in modules:
         for name in _HOOKS:
             table = getattr(module, name)
-            memo[id(table)] = OrderedDict(
-                (key, copy.deepcopy(hook, memo)) for key, hook in table.items() if key not in ours
-            )
+            others = {key: hook for key, hook in table.items() if key not in hooks}
+            memo[id(table)] = OrderedDict(copy.deepcopy(others, memo))
     new = base.__new__(base)
     memo[id(model)] = new
     new.__dict__.update(copy.deepcopy(model.__dict__, memo))
@@ -35,7 +36,6 @@ def plain_copy(
 
 
 def shared_tensors(model: nn.Module) -> dict:
-    """A memo under which a copy shares all parameters and buffers, as a pickle of the original
-    would hold them."""
+    """A memo under which a copy shares all parameters and buffers, as a pickle would."""
     tensors = [*model.parameters(), *model.buffers()]
     return {id(t): t for t in tensors}

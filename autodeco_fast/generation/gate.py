@@ -1,15 +1,13 @@
-"""The hooks that divide a model's logits by the predicted temperature, and the gate that lets them
-act.
+"""Hooks that divide a model's logits by the predicted temperature; the gate that lets them act.
 
 A forward of the attached model's decoding loop goes through three hooks:
 
     enter   on the model      a forward begins
-    read    on the embedding  h is what enters it: T(h); the product stays lazy if the sampler will make it
+    read    on the embedding  h is what enters it: T(h); its product is lazy if the sampler makes it
     leave   on the model      z = the logits, whatever scale or cap they went through: z / T(h)
 
 Dividing where the logits leave the model asks nothing of what stands in between. A forward that did
-not go through `read`
-raises: its logits would not be scaled.
+not go through `read` raises: its logits would not be scaled.
 """
 
 import threading
@@ -36,12 +34,11 @@ class Call:
     seed: int | torch.Tensor | None  # or [prompts]
     stream: int | torch.Tensor | None  # or [rows]
     sampled: bool = False  # whether the fused sampler was put in charge
-    status: torch.Tensor | None = None  # [rows] int32, what the draws so far reported
+    status: torch.Tensor | None = None  # [rows] int32, what the sampler reported so far
 
 
 class Gate(threading.local):
-    """Open while the decoding loop of the attached model runs in this thread; every thread has its
-    own.
+    """Open while the decoding loop of the attached model runs in this thread, one gate a thread.
 
     A thread-local rather than a ContextVar: `torch.compile` traces it and guards on it.
     """
@@ -75,8 +72,7 @@ class Gate(threading.local):
         return self._changed(open=True, lazy=lazy, temperatures=[])
 
     def paused(self):
-        """Somebody else's code runs inside the loop: its forwards are the model's own, its
-        `generate` is a call of its own."""
+        """Somebody else's code runs inside the loop: it finds the model as it is."""
         return self._changed(open=False, lazy=False, call=None, temperatures=[])
 
 
@@ -125,8 +121,11 @@ def install(model: nn.Module, embedding: nn.Module, head: nn.Module, gate: Gate)
                 "T(h)"
             )
         if temperature.shape != logits.shape[:-1]:
-            shapes = f"{tuple(temperature.shape)} hidden states and {tuple(logits.shape[:-1])} rows of logits"
-            raise Unscaled(f"{name} has {shapes} in a forward: which h decides is not known")
+            raise Unscaled(
+                f"{name} has {tuple(temperature.shape)} hidden states and "
+                f"{tuple(logits.shape[:-1])} rows of logits in a forward: which h decides is not "
+                "known"
+            )
         scaled = _scaled(logits, temperature)
         if isinstance(output, tuple):
             return (scaled, *output[1:])

@@ -1,6 +1,6 @@
 """Tensors that are made when something looks at them.
 
-While the fused sampler draws, nobody need see the `[B, V]` logits: `linear_sample` draws from what
+While the fused sampler runs, nobody need see the `[B, V]` logits: `linear_sample` samples from what
 enters the output embedding. So the embedding gets its input as `_Handed`, whose product is a
 `LazyLogits`: a tensor of the logits' shape, dtype and device that remembers how they would be made.
 Taking the last position, a copy in fp32 and the division by T keep it lazy; any other operation (a
@@ -43,7 +43,7 @@ class Lazy(torch.Tensor):
     def _make(self) -> torch.Tensor:
         raise AssertionError("a Lazy says how it is made")
 
-    def _kept_lazy(self, func, args: tuple, kwargs: dict) -> torch.Tensor | None:
+    def _still_lazy(self, func, args: tuple, kwargs: dict) -> torch.Tensor | None:
         """The result of an operation that needs no values; None if it does."""
         return None
 
@@ -52,9 +52,9 @@ class Lazy(torch.Tensor):
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, Lazy) and first.untouched:
-            kept = first._kept_lazy(func, args, kwargs)
-            if kept is not None:
-                return kept
+            lazy = first._still_lazy(func, args, kwargs)
+            if lazy is not None:
+                return lazy
         real_args, real_kwargs = tree_map_only(Lazy, Lazy.value, (args, kwargs))
         out = func(*real_args, **real_kwargs)
         return first if isinstance(first, Lazy) and out is first._made else out
@@ -97,12 +97,8 @@ class LazyLogits(Lazy):
             view: (logits, operation, arguments) of which these are a view.
         """
         super().__init__()
-        self.hidden, self.embedding, self.temperature, self._view = (
-            hidden,
-            embedding,
-            temperature,
-            view,
-        )
+        self.hidden, self.embedding = hidden, embedding
+        self.temperature, self._view = temperature, view
 
     @property
     def untouched(self) -> bool:
@@ -118,20 +114,22 @@ class LazyLogits(Lazy):
 
     def divided(self, temperature: torch.Tensor) -> "LazyLogits":
         """Over `temperature [...]`, in fp32."""
-        return LazyLogits(self.hidden, self.embedding, temperature, torch.float32)
+        return self._with(temperature=temperature, dtype=torch.float32)
 
-    def _kept_lazy(self, func, args, kwargs):
+    def _with(self, **changes) -> "LazyLogits":
+        """These logits, otherwise made."""
+        made = {"hidden": self.hidden, "temperature": self.temperature, "dtype": self.dtype}
+        return LazyLogits(embedding=self.embedding, **{**made, **changes})
+
+    def _still_lazy(self, func, args, kwargs):
         if func is _aten._to_copy.default:
             asked = {name: value for name, value in kwargs.items() if value is not None}
             dtype, device = asked.pop("dtype", self.dtype), asked.pop("device", self.device)
             asked.pop("non_blocking", None)
-            if (
-                asked
-                or torch.device(device) != self.device
-                or dtype not in (self.dtype, torch.float32)
-            ):
+            moved = torch.device(device) != self.device
+            if asked or moved or dtype not in (self.dtype, torch.float32):
                 return None
-            return LazyLogits(self.hidden, self.embedding, self.temperature, dtype)
+            return self._with(dtype=dtype)
         if func in (_aten.alias.default, _aten.detach.default):
             return self._viewed(func, ())
         if func is _aten.slice.Tensor and self._is_whole(*args[1:]):
@@ -148,9 +146,7 @@ class LazyLogits(Lazy):
 
     def _viewed(self, func, args: tuple) -> "LazyLogits":
         T = None if self.temperature is None else func(self.temperature, *args)
-        return LazyLogits(
-            func(self.hidden, *args), self.embedding, T, self.dtype, (self, func, args)
-        )
+        return self._with(hidden=func(self.hidden, *args), temperature=T, view=(self, func, args))
 
 
 class OneHot(Lazy):
@@ -168,15 +164,14 @@ class OneHot(Lazy):
         scores = torch.full(self.shape, float("-inf"), device=self.token.device)
         return scores.scatter_(1, self.token[:, None], 0.0)
 
-    def _kept_lazy(self, func, args, kwargs):
+    def _still_lazy(self, func, args, kwargs):
         if func is _aten.argmax.default and args[1:] in ((-1,), (1,)) and not kwargs:
             return self.token
         return None
 
 
 class _Handed(torch.Tensor):
-    """What enters the output embedding: a tensor as it was, but that its product with that weight
-    stays lazy."""
+    """What enters the output embedding: a tensor whose product with that weight is lazy."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -184,11 +179,8 @@ class _Handed(torch.Tensor):
         if func is torch.nn.functional.linear and isinstance(args[0], _Handed):
             hidden, weight, *bias = args
             embedding = hidden.embedding
-            if (
-                weight is embedding.weight
-                and (not bias or bias[0] is embedding.bias)
-                and not kwargs
-            ):
+            same_bias = not bias or bias[0] is embedding.bias
+            if weight is embedding.weight and same_bias and not kwargs:
                 return LazyLogits(hidden.source, embedding)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Inside transformers' decoding loop: our draw, and other people's callbacks.
+"""Inside transformers' decoding loop: the fused sampler, and other people's callbacks.
 
 Processors, stopping criteria and streamers may call the model themselves, or its `generate`. While
 they run the gate is paused, so they find the model as it is.
@@ -69,22 +69,19 @@ def paused(
 def _first_position(
     input_ids: torch.Tensor, config: GenerationConfig, kwargs: dict
 ) -> int | torch.Tensor:
-    """The number of real tokens in each row of the prompt, ids or embeddings: noise does not depend
-    on left padding."""
+    """The real tokens of each prompt, ids or embeddings: noise does not depend on left padding."""
     mask, embeddings = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
     if mask is not None and mask.dim() == 2:
         return mask.to(input_ids.device).sum(1)
-    length = getattr(
-        config, "_mask_length", None
-    )  # where transformers drops a mask that masks nothing
+    # Transformers drops a mask that masks nothing, and notes its length here.
+    length = getattr(config, "_mask_length", None)
     if length is None:
         length = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
     return length
 
 
 def _integers(name: str, value, check) -> int | torch.Tensor:
-    """An integer, or a tensor of several, from whatever holds them; each checked where it is not on
-    a GPU."""
+    """An integer, or a tensor of several, from whatever holds them; checked unless on a GPU."""
     if isinstance(value, torch.Tensor) and value.device.type != "cpu" and value.dim():
         if value.dtype.is_floating_point or value.dtype == torch.bool:
             raise ValueError(f"{name} must be integers, got {value.dtype}")
@@ -105,15 +102,16 @@ def streams(stream) -> int | torch.Tensor:
     return _integers("stream", stream, lambda name, item: check_integer(name, item, COUNTER))
 
 
-def _one_a(what: str, name: str, value: torch.Tensor, n: int, device: torch.device) -> torch.Tensor:
-    if value.shape != (n,):
+def _one_each(name: str, value: torch.Tensor, number: int, of: str) -> torch.Tensor:
+    """The value, if it has one number for each of so many prompts or rows."""
+    if value.shape != (number,):
         raise ValueError(
-            f"{name} must be an integer or {n}, one a {what}, got shape {tuple(value.shape)}"
+            f"{name} must be an integer or {number}, one a {of}, got shape {tuple(value.shape)}"
         )
-    return value.to(device)
+    return value
 
 
-def _noise(call: Call, rows: int, per_prompt: int, device: torch.device) -> tuple:
+def _noise(call: Call, rows: int, per_prompt: int, device: torch.device) -> dict:
     """Seed and stream as `sample` takes them: numbers, or one a row.
 
     Under one seed the stream is the row. Under a seed a prompt it is the sequence's number among
@@ -121,57 +119,47 @@ def _noise(call: Call, rows: int, per_prompt: int, device: torch.device) -> tupl
     """
     seed, stream = call.seed, call.stream
     if isinstance(seed, torch.Tensor):
-        seed = _one_a("prompt", "seed", seed, rows // per_prompt, device).repeat_interleave(
-            per_prompt
-        )
+        seed = _one_each("seed", seed, rows // per_prompt, of="prompt").to(device)
+        seed = seed.repeat_interleave(per_prompt)
         if stream is None:
             stream = torch.arange(per_prompt, device=device).repeat(rows // per_prompt)
     if isinstance(stream, torch.Tensor):
-        stream = _one_a("row", "stream", stream, rows, device)
-    return seed, stream
+        stream = _one_each("stream", stream, rows, of="row").to(device)
+    return {"seed": seed, "stream": stream}
 
 
-class FusedDraw(LogitsProcessor):
-    """Last in the list: draws the token and returns scores whose maximum it is, so that the argmax
-    that follows takes it."""
+class FusedSampler(LogitsProcessor):
+    """Last in the list: samples the token and returns scores whose argmax it is, taken next."""
 
     def __init__(self, call: Call, input_ids: torch.Tensor, config: GenerationConfig, kwargs: dict):
         self.call, self.length = call, input_ids.shape[1]
         self.start = _first_position(input_ids, config, kwargs)
-        self.seed, self.stream = _noise(
-            call, len(input_ids), config.num_return_sequences or 1, input_ids.device
-        )
+        per_prompt = config.num_return_sequences or 1
+        self.noise = _noise(call, len(input_ids), per_prompt, input_ids.device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         call, position = self.call, self.start + (input_ids.shape[1] - self.length)
-        noise = {
-            "seed": self.seed,
-            "stream": self.stream,
-            "position": position,
-            "min_p": call.min_p,
-        }
         try:
-            out = self._drawn(scores, noise)
+            out = self._sample(scores, **self.noise, position=position, min_p=call.min_p)
         except ValueError as error:  # seed and stream are checked: it is the temperature
             raise RuntimeError(f"a row cannot be sampled from: {error}") from None
         call.status = out.status if call.status is None else call.status | out.status
         return OneHot(out.token, scores.shape[1])
 
     @staticmethod
-    def _drawn(scores: torch.Tensor, noise: dict) -> SampleOutput:
+    def _sample(scores: torch.Tensor, **options) -> SampleOutput:
         if isinstance(scores, LazyLogits) and scores.untouched:
             weight, bias = scores.embedding.weight, scores.embedding.bias
-            return linear_sample(scores.hidden, weight, scores.temperature, bias=bias, **noise)
-        return sample(
-            scores, 1.0, **noise
-        )  # at temperature 1, scaled logits are the logits at T, and so is their cut
+            return linear_sample(scores.hidden, weight, scores.temperature, bias=bias, **options)
+        # At temperature 1, scaled logits are the logits at T, and so is their cut.
+        return sample(scores, 1.0, **options)
 
 
 def check_status(call: Call) -> None:
-    """What the draws of a finished call reported, looked at once.
+    """Looks, once, at what the sampler reported in a finished call.
 
     Raises:
-        RuntimeError: if a row had nothing to draw from, as `torch.multinomial` would have raised.
+        RuntimeError: if a row had nothing to sample from, as `torch.multinomial` would have raised.
     """
     broken = [] if call.status is None else call.status.tolist()
     for row, status in enumerate(broken):

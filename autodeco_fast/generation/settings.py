@@ -1,5 +1,4 @@
-"""What a call of `generate` on an attached model chose, what it merely inherits, and what is
-refused."""
+"""What a call of `generate` on an attached model chose, what it inherits, and what is refused."""
 
 import copy
 import sys
@@ -74,7 +73,7 @@ class Plan:
 class Brought:
     """What a transformers pipeline adds to the calls it makes by itself: nobody's choice."""
 
-    config: GenerationConfig | None = None  # its own, where it passes one
+    config: GenerationConfig | None = None  # the pipeline's, where it passes one
     values: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -86,58 +85,81 @@ class Brought:
             return cls()
         given = dict(getattr(pipeline, "_generate_kwargs", {}))
         while caller is not None and caller.f_locals.get("self") is pipeline:
-            given |= caller.f_locals.get(
-                "forward_params", {}
-            )  # of Pipeline.forward: what its user passed
+            given |= caller.f_locals.get("forward_params", {})  # what its user passed
             caller = caller.f_back
         defaults = getattr(pipeline, "_default_generation_config", None)
-        values = {name: getattr(defaults, name, None) for name in ("do_sample", *NEUTRAL)}
+        values = {
+            name: getattr(defaults, name, None)
+            for name in ("do_sample", *NEUTRAL)
+            if name not in given
+        }
         return cls(
             config=getattr(pipeline, "generation_config", None),
-            values={
-                name: value
-                for name, value in values.items()
-                if value is not None and name not in given
-            },
+            values={name: value for name, value in values.items() if value is not None},
         )
 
 
-def _chosen(
-    name: str,
-    kwargs: dict,
-    config: GenerationConfig | None,
-    own: GenerationConfig,
-    brought: Brought,
-) -> Any:
-    """The value this call itself chose for a sampling setting; None if it is inherited or has no
-    effect."""
-    value = kwargs.get(name)
-    inherited = [brought.values[name]] if name in brought.values else []
-    if value in inherited:
-        value = None
-    if value is None and config is not None:
-        value = getattr(config, name, None)
-        inherited.append(getattr(own, name, None))
-        if config is brought.config:  # transformers has filled it in
-            inherited.append(_FILLED_IN.get(name))
+@dataclass(frozen=True)
+class _Given:
+    """Where the settings of a call come from."""
+
+    defaults: GenerationConfig  # the model's
+    config: GenerationConfig | None
+    kwargs: dict[str, Any]
+    brought: Brought
+
+    def effective(self, name: str) -> Any:
+        """The value of a setting, whoever set it; None if nobody did."""
+        for value in (
+            self.kwargs.get(name),
+            getattr(self.config, name, None),
+            getattr(self.defaults, name, None),
+        ):
+            if value is not None:
+                return value
+        return None
+
+    def chosen(self, name: str) -> Any:
+        """What this call itself chose for a sampling setting.
+
+        None if that is inherited or has no effect.
+        """
+        value = self.kwargs.get(name)
+        brought = self.brought.values
+        inherited = [brought[name]] if name in brought else []
         if value in inherited:
             value = None
-    return None if value == NEUTRAL[name] else value
+        if value is None and self.config is not None:
+            value = getattr(self.config, name, None)
+            inherited.append(getattr(self.defaults, name, None))
+            if self.config is self.brought.config:  # transformers has filled it in
+                inherited.append(_FILLED_IN.get(name))
+            if value in inherited:
+                value = None
+        return None if value == NEUTRAL[name] else value
 
+    def asks_for_greedy(self) -> bool:
+        """Whether this call itself says `do_sample=False`."""
+        asked = self.kwargs.get("do_sample")
+        if asked is None and self.config is not None and self.config is not self.defaults:
+            by_pipeline = self.config is self.brought.config
+            inherited = by_pipeline and self.defaults.do_sample is False
+            asked = None if inherited else self.config.do_sample
+        return asked is False
 
-def _asks_for_greedy(
-    kwargs: dict, config: GenerationConfig | None, own: GenerationConfig, brought: Brought
-) -> bool:
-    """Whether this call itself says `do_sample=False`."""
-    asked = kwargs.get("do_sample")
-    if asked is None and config is not None and config is not own:
-        inherited = config is brought.config and own.do_sample is False
-        asked = None if inherited else config.do_sample
-    return asked is False
+    def refuse(self) -> None:
+        """Raises ValueError for a setting that adaptive decoding cannot honour."""
+        for name, (is_set, why) in _REFUSED.items():
+            value = self.effective(name)
+            if value is not None and is_set(value):
+                raise ValueError(
+                    f"{name} cannot be used while a temperature head is attached: {why}; "
+                    "detach() first"
+                )
 
 
 def plan(
-    own: GenerationConfig,
+    defaults: GenerationConfig,
     config: GenerationConfig | None,
     kwargs: dict,
     *,
@@ -148,54 +170,39 @@ def plan(
     """Decides how a call runs.
 
     Args:
-        own: the model's generation configuration; its sampling settings are ignored.
+        defaults: the model's generation configuration; its sampling settings are ignored.
         config, kwargs: what the caller passed. A sampling setting in `config` equal to the model's
-            own is inherited.
+            is inherited.
         min_p, fused: as attached.
         caller: the frame that called `generate`; what a pipeline brings is told by it.
 
     Raises:
         ValueError: for settings that adaptive decoding cannot honour.
     """
+    given = _Given(defaults, config, kwargs, Brought.by(caller))
+    given.refuse()
+    if given.asks_for_greedy():
+        return Plan(False, fused=False, min_p=min_p, generation_config=config, kwargs=kwargs)
 
-    def effective(name: str) -> Any:
-        for value in (kwargs.get(name), getattr(config, name, None), getattr(own, name, None)):
-            if value is not None:
-                return value
-        return None
-
-    for name, (is_set, why) in _REFUSED.items():
-        value = effective(name)
-        if value is not None and is_set(value):
-            raise ValueError(
-                f"{name} cannot be used while a temperature head is attached: {why}; detach() first"
-            )
-
-    brought = Brought.by(caller)
-    if _asks_for_greedy(kwargs, config, own, brought):
-        return Plan(False, False, min_p, config, kwargs)
-
-    chosen = {name: _chosen(name, kwargs, config, own, brought) for name in NEUTRAL}
+    chosen = {name: given.chosen(name) for name in NEUTRAL}
     if kwargs.get("min_p") is not None:
         chosen["min_p"] = kwargs["min_p"]
     min_p = min_p if chosen["min_p"] is None else chosen["min_p"]
     others = [name for name, value in chosen.items() if value is not None and name != "min_p"]
-    fused = fused and not others and not any(effective(name) for name in _UNFUSED)
+    fused = fused and not others and not any(given.effective(name) for name in _UNFUSED)
 
     settings = {name: NEUTRAL[name] if value is None else value for name, value in chosen.items()}
     settings |= {"do_sample": True, "min_p": None if fused or min_p == 0 else min_p}
-    settings = {name: value for name, value in settings.items() if hasattr(own, name)}
+    settings = {name: value for name, value in settings.items() if hasattr(defaults, name)}
     kwargs = {name: value for name, value in kwargs.items() if name not in settings}
     if config is None:
-        return Plan(True, fused, min_p, None, kwargs | settings)
-    config = copy.deepcopy(config)
-    for name, value in settings.items():
-        setattr(config, name, value)
-    # An unset entry would be filled from the model's configuration; only an argument can say
-    # "none".
-    unset = {
-        name: None
-        for name, value in settings.items()
-        if value is None and getattr(own, name) is not None
-    }
-    return Plan(True, fused, min_p, config, kwargs | unset)
+        kwargs |= settings
+    else:
+        config = copy.deepcopy(config)
+        for name, value in settings.items():
+            setattr(config, name, value)
+        # An unset entry would be filled from the model's configuration; only an argument can say
+        # "none".
+        unset = [name for name, value in settings.items() if value is None]
+        kwargs |= {name: None for name in unset if getattr(defaults, name) is not None}
+    return Plan(True, fused=fused, min_p=min_p, generation_config=config, kwargs=kwargs)

@@ -4,9 +4,8 @@ import torch
 from torch import nn
 
 GREEDY_BELOW = 1e-3  # T under this is greedy
-GREEDY_DIVISOR = (
-    1e-20  # what such rows are divided by: any two different fp32 logits end up whole nats apart
-)
+# What such rows are divided by: any two different fp32 logits end up whole nats apart.
+GREEDY_DIVISOR = 1e-20
 
 
 def predicted(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:

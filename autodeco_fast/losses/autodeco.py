@@ -4,8 +4,8 @@ backward."""
 import torch
 
 from autodeco_fast.backends import refuse_transforms
+from autodeco_fast.numerics import ALL_FLOATS
 from autodeco_fast.ops.checks import (
-    ALL_FLOATS,
     FINITE,
     NOT_NEGATIVE,
     PROBABILITY,
@@ -39,13 +39,13 @@ def learned_by_autodeco(
     stats: TokenStats,
     easy_drop: float,
     generator: torch.Generator | None = None,
-    draw: torch.Tensor | None = None,
+    uniform: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Which rows the temperature loss looks at: those with a target, less a share of those whose
     target is the argmax. [N]"""
-    if draw is None:
-        draw = torch.rand(stats.rank.shape, generator=generator, device=stats.rank.device)
-    return (stats.rank >= 0) & ~((stats.rank == 0) & (draw < easy_drop))
+    if uniform is None:
+        uniform = torch.rand(stats.rank.shape, generator=generator, device=stats.rank.device)
+    return (stats.rank >= 0) & ~((stats.rank == 0) & (uniform < easy_drop))
 
 
 def autodeco_temperature_loss(
@@ -90,7 +90,7 @@ def autodeco_temperature_loss(
     scaled_target = stats.target_logit / temperature.clamp(min=LOWEST_TEMPERATURE)
     rows = stats.scaled_logsumexp - scaled_target
     if weighting == "unscaled":
-        rows = rows * (stats.target_logit - stats.logsumexp).exp()
+        rows = rows * stats.target_prob
     elif weighting == "scaled":
         rows = rows * (scaled_target - stats.scaled_logsumexp).detach().exp()
     kept = learned_by_autodeco(stats, easy_drop, generator)

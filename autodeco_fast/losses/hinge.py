@@ -5,6 +5,7 @@ import math
 import torch
 
 from autodeco_fast.backends import resolve
+from autodeco_fast.numerics import compute_dtype
 from autodeco_fast.ops.checks import (
     INSIDE,
     NOT_NEGATIVE,
@@ -13,6 +14,7 @@ from autodeco_fast.ops.checks import (
     check_number,
     check_row,
     check_stats,
+    row_parameter,
 )
 from autodeco_fast.ops.min_p_hinge import min_p_hinge
 from autodeco_fast.stats import TokenStats
@@ -31,7 +33,7 @@ def required_temperature(stats: TokenStats, min_p: float) -> torch.Tensor:
         ValueError: if `min_p` is not in (0, 1).
     """
     check_stats(stats)
-    return (stats.max_logit - stats.target_logit) * _inverse_width(min_p)
+    return stats.gap * _inverse_width(min_p)
 
 
 def min_p_hinge_loss(
@@ -83,15 +85,20 @@ def min_p_hinge_loss(
     check_choice("unreachable", unreachable, ("drop", "clip"))
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     chosen = resolve(backend, temperature, stats.rank)
-    kind = (
-        torch.float64 if temperature.dtype == torch.float64 and chosen == "torch" else torch.float32
+    # Triton computes in fp32 whatever comes.
+    like = temperature if chosen == "torch" else temperature.float()
+    rows, total, weight_sum = min_p_hinge(
+        temperature.to(compute_dtype(like)).contiguous(),
+        row_parameter(stats.gap, like),
+        stats.rank.contiguous(),
+        row_parameter(weight, like),
+        inv,
+        gravity,
+        int(power),
+        largest,
+        unreachable == "clip",
+        chosen,
     )
-    gap = stats.max_logit - stats.target_logit
-    floats = [None if row is None else row.detach().to(kind).contiguous() for row in (gap, weight)]
-    rows, total, mass = min_p_hinge(
-        temperature.to(kind).contiguous(), floats[0], stats.rank.contiguous(), floats[1],
-        inv, gravity, int(power), largest, unreachable == "clip", chosen,
-    )  # fmt: skip
     if reduction == "none":
         return rows
-    return total if reduction == "sum" else total / torch.where(mass > 0, mass, 1.0)
+    return total if reduction == "sum" else total / torch.where(weight_sum > 0, weight_sum, 1.0)

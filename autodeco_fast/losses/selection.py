@@ -18,8 +18,8 @@ TRIVIAL, MIDDLE, IMPOSSIBLE = 0, 1, 2
 def difficulty(stats: TokenStats, *, max_rank: int, trivial_prob: float) -> torch.Tensor:
     """TRIVIAL, MIDDLE or IMPOSSIBLE for each row, −1 where ignored. int64 `[N]`; arguments as in
     `goldilocks_mask`."""
-    probability = (stats.target_logit - stats.logsumexp).exp()
-    bucket = torch.where((stats.rank == 0) & (probability > trivial_prob), TRIVIAL, MIDDLE)
+    trivial = (stats.rank == 0) & (stats.target_prob > trivial_prob)
+    bucket = torch.where(trivial, TRIVIAL, MIDDLE)
     bucket = torch.where(stats.rank > max_rank, IMPOSSIBLE, bucket)
     return torch.where(stats.rank < 0, -1, bucket)
 
@@ -31,7 +31,7 @@ def goldilocks_mask(
     trivial_prob: float = 0.9,
     easy_fraction: float = 0.1,
     generator: torch.Generator | None = None,
-    draw: torch.Tensor | None = None,
+    uniform: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Which tokens to train on, by the frozen model's own confidence. bool `[N]`; ignored rows are
     False.
@@ -41,9 +41,9 @@ def goldilocks_mask(
         max_rank: targets with more ids above them are *impossible*: dropped. The default is a
             choice, not a measurement.
         trivial_prob: targets that are the argmax with more probability than this are *trivial*.
-        easy_fraction: share of the trivial tokens that is kept: those with `draw < easy_fraction`.
-        generator: of uniform draws, on the device of `stats`; the default generator if None.
-        draw: `[N]` the draws themselves, in [0, 1), instead.
+        easy_fraction: share of the trivial tokens kept: those with `uniform < easy_fraction`.
+        generator: of uniform numbers, on the device of `stats`; the default generator if None.
+        uniform: `[N]` these numbers, in [0, 1), instead.
 
     Raises:
         ValueError: for shapes or numbers other than these.
@@ -52,9 +52,9 @@ def goldilocks_mask(
     easy_fraction = check_number("easy_fraction", easy_fraction, PROBABILITY)
     trivial_prob = check_number("trivial_prob", trivial_prob, PROBABILITY)
     max_rank = check_integer("max_rank", max_rank, COUNT)
-    if draw is not None:
-        check_row("draw", draw, len(stats.rank))
+    if uniform is not None:
+        check_row("uniform", uniform, len(stats.rank))
     bucket = difficulty(stats, max_rank=max_rank, trivial_prob=trivial_prob)
-    if draw is None:
-        draw = torch.rand(bucket.shape, generator=generator, device=bucket.device)
-    return (bucket == MIDDLE) | ((bucket == TRIVIAL) & (draw < easy_fraction))
+    if uniform is None:
+        uniform = torch.rand(bucket.shape, generator=generator, device=bucket.device)
+    return (bucket == MIDDLE) | ((bucket == TRIVIAL) & (uniform < easy_fraction))

@@ -9,21 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from autodeco_fast.backends import FLOATS
+from autodeco_fast.numerics import FLOATS, compute_dtype
 from autodeco_fast.stats import TokenStats
-from autodeco_fast.torch_backend.jit import first_outside
 from autodeco_fast.values import SEEDS
 
-ALL_FLOATS = (*FLOATS, torch.float64)
 _INTEGERS = (
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
 )
 _NUMBERS = (numbers.Real, Decimal, torch.SymInt, torch.SymFloat)
 _WHOLE = (numbers.Integral, torch.SymInt)
@@ -40,10 +32,8 @@ class Interval(NamedTuple):
 
 PROBABILITY = Interval(0.0, 1.0, "[0, 1]")
 INSIDE = Interval(math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0), "(0, 1)")
-_TINY, _LARGEST = (
-    torch.finfo(torch.float32).tiny,
-    torch.finfo(torch.float32).max,
-)  # what kernels take
+_FP32 = torch.finfo(torch.float32)  # what kernels take
+_TINY, _LARGEST = _FP32.tiny, _FP32.max
 FINITE = Interval(-_LARGEST, _LARGEST, "[-3.4e38, 3.4e38]")
 NOT_NEGATIVE = Interval(0.0, _LARGEST, "[0, 3.4e38]")
 POSITIVE = Interval(_TINY, _LARGEST, "(0, 3.4e38]")
@@ -128,6 +118,17 @@ def check_tensor(name: str, value: torch.Tensor) -> None:
         raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
 
 
+def unit_stride(x: torch.Tensor) -> torch.Tensor:
+    """`[N, V]` detached, with neighbouring columns side by side, as kernels read it."""
+    x = x.detach()
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def row_parameter(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    """`[N]` as backends take it: detached, contiguous, of the compute dtype."""
+    return None if x is None else x.detach().to(compute_dtype(like)).contiguous()
+
+
 def check_softcap(softcap: float | None) -> float | None:
     return None if softcap is None else check_number("softcap", softcap, _SOFTCAP)
 
@@ -152,7 +153,7 @@ def check_product(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    kinds: tuple[torch.dtype, ...] = FLOATS,
+    dtypes: tuple[torch.dtype, ...] = FLOATS,
 ) -> None:
     """`hidden [N, H]` and `weight [V, H]` of one dtype, `bias [V]` or None."""
     check_tensor("hidden", hidden)
@@ -167,8 +168,8 @@ def check_product(
             f"hidden and weight must be [N, H] and [V, H], got shapes {tuple(hidden.shape)} and "
             f"{tuple(weight.shape)}"
         )
-    if hidden.dtype not in kinds:
-        raise ValueError(f"hidden must be {_names(kinds)}, got {hidden.dtype}")
+    if hidden.dtype not in dtypes:
+        raise ValueError(f"hidden must be {_names(dtypes)}, got {hidden.dtype}")
     if weight.dtype != hidden.dtype:
         raise ValueError(
             f"weight must have the dtype of hidden, got {weight.dtype} and {hidden.dtype}"
@@ -182,12 +183,12 @@ def check_product(
             )
 
 
-def check_logits(logits: torch.Tensor, kinds: tuple[torch.dtype, ...] = FLOATS) -> None:
+def check_logits(logits: torch.Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:
     check_tensor("logits", logits)
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits must be [B, V] with V > 0, got shape {tuple(logits.shape)}")
-    if logits.dtype not in kinds:
-        raise ValueError(f"logits must be {_names(kinds)}, got {logits.dtype}")
+    if logits.dtype not in dtypes:
+        raise ValueError(f"logits must be {_names(dtypes)}, got {logits.dtype}")
 
 
 def check_row(name: str, value: torch.Tensor, n: int) -> None:
@@ -249,16 +250,12 @@ def check_parameter(
     if not isinstance(value, torch.Tensor):
         if interval is None:
             return check_seed(value)
-        return (
-            check_integer(name, value, interval) if whole else check_number(name, value, interval)
-        )
+        check = check_integer if whole else check_number
+        return check(name, value, interval)
     if value.layout is not torch.strided:
         raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
-    if (
-        value.dtype != dtype
-        and value.dtype not in _INTEGERS
-        and (whole or not value.is_floating_point())
-    ):
+    is_number = value.dtype in _INTEGERS or (value.is_floating_point() and not whole)
+    if value.dtype != dtype and not is_number:
         raise ValueError(
             f"{name} must be {'integers' if whole else 'real numbers'}, got {value.dtype}"
         )
@@ -269,13 +266,17 @@ def check_parameter(
         row = row.to(device=device, dtype=dtype).reshape(-1).expand(B)
     row = row.contiguous()
     if interval is not None and readable(value):
-        wrong = first_outside(row.numpy(), interval.low, interval.high)
-        if wrong >= 0:
-            got = value.detach().reshape(-1).expand(B)[wrong].item()
+        # On the CPU, where the value came from, whatever the device of the logits.
+        values = (row if row.is_cpu else value.detach().to(dtype).reshape(-1).expand(B)).numpy()
+        low, high = interval.low, interval.high
+        inside = values.min(initial=low) >= low and values.max(initial=high) <= high
+        if not inside:  # NaN is neither
+            outside = ~((values >= low) & (values <= high))
+            got = value.detach().reshape(-1).expand(B)[outside.argmax().item()].item()
             raise ValueError(f"{name} must be in {interval.text}, got {got}")
     return row
 
 
-def _names(kinds: tuple[torch.dtype, ...]) -> str:
-    names = [str(kind).removeprefix("torch.") for kind in kinds]
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
     return ", ".join(names[:-1]) + " or " + names[-1]

@@ -4,18 +4,25 @@ from collections.abc import Sequence
 
 import torch
 
-from autodeco_fast.backends import resolve
-from autodeco_fast.ops.checks import FINITE, check_number, check_product, check_softcap
-from autodeco_fast.ops.sample import (
-    SampleOutput,
-    joined,
-    parameters,
-    row_index,
-    sample,
-    split,
-    tracing,
+from autodeco_fast.backends import implementation, resolve
+from autodeco_fast.lm_head import transform_
+from autodeco_fast.ops.checks import (
+    FINITE,
+    check_number,
+    check_product,
+    check_softcap,
+    unit_stride,
 )
-from autodeco_fast.torch_backend import linear_sample as torch_backend
+from autodeco_fast.ops.sample import (
+    checked_parameters,
+    fake_sampled,
+    filled,
+    output_of,
+    sample,
+    tracing,
+    wanted,
+)
+from autodeco_fast.sampling import SampleOutput, SamplingParameters
 
 FUSED_ROWS = 64  # Triton: rows up to which the kernel is chosen
 FUSED_BYTES = 1 << 26  # torch: logits from which they are made in chunks
@@ -36,21 +43,6 @@ def fused_pays(rows: int, vocabulary: int, backend: str) -> bool:
     return rows <= FUSED_ROWS if backend == "triton" else 4 * rows * vocabulary > FUSED_BYTES
 
 
-def _run(
-    hidden, weight, bias, logit_scale, softcap, floats, ints, want, backend
-) -> dict[str, torch.Tensor]:
-    if backend == "triton":
-        from autodeco_fast.kernels.linear_sample import linear_sample as implementation
-    else:
-        implementation = torch_backend.linear_sample
-    temperature, min_p = floats
-    seed, position, stream = ints
-    noise = seed, position, row_index(stream)
-    return implementation(
-        hidden, weight, bias, logit_scale, softcap, temperature, min_p, *noise, want=want
-    )
-
-
 @torch.library.custom_op("autodeco_fast::linear_sample", mutates_args=())
 def _linear_sample(
     hidden: torch.Tensor,
@@ -58,28 +50,21 @@ def _linear_sample(
     bias: torch.Tensor | None,
     logit_scale: float,
     softcap: float | None,
-    rows: Sequence[torch.Tensor | None],
+    tensors: Sequence[torch.Tensor | None],
     floats: Sequence[float],
-    ints: Sequence[int],
-    full: bool,
+    integers: Sequence[int],
+    want: int,
     backend: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """token, status, full_logprob (empty unless `full`); parameters as in `_sample`."""
-    values = joined(rows, (*floats, *ints))
-    want = ("full_logprob",) if full else ()
-    out = _run(hidden, weight, bias, logit_scale, softcap, values[:2], values[2:], want, backend)
-    return (
-        out["token"],
-        out["status"],
-        out["full_logprob"] if full else hidden.new_empty(0, dtype=torch.float32),
-    )
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The op for the tracer: packed parameters; what is not wanted is empty."""
+    parameters = SamplingParameters.unpacked(tensors, floats, integers)
+    run = implementation(backend, "linear_sample")
+    return filled(run(hidden, weight, bias, logit_scale, softcap, parameters, want=want), hidden)
 
 
 @_linear_sample.register_fake
-def _(hidden, weight, bias, logit_scale, softcap, rows, floats, ints, full, backend):
-    B = hidden.shape[0]
-    new = lambda n, kind: hidden.new_empty(n, dtype=kind)
-    return new(B, torch.int64), new(B, torch.int32), new(B if full else 0, torch.float32)
+def _(hidden, weight, bias, logit_scale, softcap, tensors, floats, integers, want, backend):
+    return fake_sampled(hidden, want)
 
 
 @torch.no_grad()
@@ -142,8 +127,7 @@ def linear_sample(
     if not fused:
         z = torch.nn.functional.linear(hidden, weight, bias)
         if scale != 1.0 or softcap is not None:
-            z = z.float() * scale
-            z = z if softcap is None else torch.tanh(z / softcap) * softcap
+            z = transform_(z, scale, softcap)
         asked = dict(
             return_logprob=return_logprob,
             return_kept=return_kept,
@@ -160,17 +144,20 @@ def linear_sample(
             **asked,
             backend=backend,
         )
-    floats, ints = parameters(
-        len(hidden), hidden.device, temperature, min_p, None, seed, position, stream, None
+    parameters = checked_parameters(
+        len(hidden),
+        hidden.device,
+        temperature=temperature,
+        min_p=min_p,
+        seed=seed,
+        position=position,
+        stream=stream,
     )
-    floats, ints = floats[:2], ints[:3]
-    hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
-    common = hidden, weight, None if bias is None else bias.contiguous(), scale, softcap
+    want = wanted(False, False, return_full_logprob)
+    bias = None if bias is None else bias.contiguous()
+    lm_head = unit_stride(hidden), unit_stride(weight), bias, scale, softcap
     if tracing(hidden):
-        rows, numbers = split([*floats, *ints])
-        numbers = [float(n) for n in numbers[:2]], numbers[2:]
-        token, status, full = _linear_sample(*common, rows, *numbers, return_full_logprob, chosen)
-        return SampleOutput(token, None, None, status, full if return_full_logprob else None)
-    want = ("full_logprob",) if return_full_logprob else ()
-    out = _run(*common, floats, ints, want, chosen)
-    return SampleOutput(out["token"], None, None, out["status"], out.get("full_logprob"))
+        out = _linear_sample(*lm_head, *parameters.packed(), want, chosen)
+    else:
+        out = implementation(chosen, "linear_sample")(*lm_head, parameters, want=want)
+    return output_of(out, want)

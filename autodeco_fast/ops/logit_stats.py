@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from autodeco_fast.backends import resolve
+from autodeco_fast.backends import implementation, resolve
+from autodeco_fast.numerics import ALL_FLOATS, GREEDY_BELOW, compute_dtype
 from autodeco_fast.ops.checks import (
-    ALL_FLOATS,
     FINITE,
     PROBABILITY,
     check_logits,
@@ -16,15 +16,14 @@ from autodeco_fast.ops.checks import (
     check_row,
     check_softcap,
     check_target,
+    row_parameter,
+    unit_stride,
 )
-from autodeco_fast.stats import ABSENT, IGNORED, Part, TokenStats, finish
-from autodeco_fast.torch_backend import logit_stats as torch_backend
+from autodeco_fast.stats import ABSENT, IGNORED, RowSums, TokenStats, finish
 
 LOWEST_TEMPERATURE = 1e-2  # AutoDeco's clamp
-GREEDY_BELOW = 1e-3
-PartOf = Callable[
-    [torch.Tensor, torch.Tensor | None, torch.Tensor | None], Part
-]  # of column, threshold, 1/T
+# Of column, threshold and 1/T.
+SumsOf = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], RowSums]
 
 
 class _AtTemperature(torch.autograd.Function):
@@ -50,18 +49,17 @@ def _below_cut(top: torch.Tensor, temperature: torch.Tensor, min_p: float) -> to
 
 
 def statistics(
-    part_of: PartOf,
+    sums_of: SumsOf,
     target: torch.Tensor,
     temperature: torch.Tensor | None,
     min_p: float | None,
     ignore_index: int,
 ) -> TokenStats:
-    """From what makes parts of the whole vocabulary to statistics, differentiable in the
-    temperature."""
+    """From what makes row sums to statistics, differentiable in the temperature."""
     with torch.no_grad():
         column = torch.where(target == ignore_index, IGNORED, target)
     T = None if temperature is None else temperature.clamp(min=LOWEST_TEMPERATURE)
-    fields = finish(*part_and_temperature(part_of, column, T))
+    fields = finish(*sums_and_temperature(sums_of, column, T))
     stats = TokenStats(*fields[:6])
     if T is None:
         return stats
@@ -72,18 +70,18 @@ def statistics(
         return stats
     with torch.no_grad():  # ranks against the cut instead of the target: a second sweep
         nowhere = torch.where(column == IGNORED, IGNORED, ABSENT)
-        _, ints = part_of(nowhere, _below_cut(stats.max_logit, temperature, min_p), None)
+        _, ints = sums_of(nowhere, _below_cut(stats.max_logit, temperature, min_p), None)
     return stats._replace(kept=ints[1].clamp(min=0))
 
 
-def part_and_temperature(
-    part_of: PartOf, column: torch.Tensor, temperature: torch.Tensor | None
-) -> tuple[Part, torch.Tensor | None]:
-    """The part of all columns, and T as `finish` takes it."""
+def sums_and_temperature(
+    sums_of: SumsOf, column: torch.Tensor, temperature: torch.Tensor | None
+) -> tuple[RowSums, torch.Tensor | None]:
+    """The row sums of all columns, and T as `finish` takes it."""
     T = None if temperature is None else temperature.detach()
     with torch.no_grad():
-        part = part_of(column, None, None if T is None else 1.0 / T)
-    return part, None if T is None else T.to(part[0].dtype)
+        sums = sums_of(column, None, None if T is None else 1.0 / T)
+    return sums, None if T is None else T.to(sums[0].dtype)
 
 
 def check_temperature(
@@ -99,11 +97,6 @@ def check_temperature(
     return check_number("min_p", min_p, PROBABILITY)
 
 
-def row_dtype(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
-    """A row of parameters as backends take it: contiguous, fp32, or fp64 beside fp64."""
-    return None if x is None else x.to(torch_backend.kind_of(like)).contiguous()
-
-
 @torch.library.custom_op("autodeco_fast::logit_stats", mutates_args=())
 def _logit_stats(
     logits: torch.Tensor,
@@ -114,28 +107,23 @@ def _logit_stats(
     softcap: float | None,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A part; arguments as in `kernels.logit_stats.logit_stats`."""
-    if backend == "triton":
-        from autodeco_fast.kernels.logit_stats import logit_stats as rows
-    else:
-        rows = torch_backend.logit_stats
-    return rows(logits, column, threshold, inverse_temperature, logit_scale, softcap)
+    """Row sums; arguments as in `kernels.logit_stats.logit_stats`."""
+    run = implementation(backend, "logit_stats")
+    return run(logits, column, threshold, inverse_temperature, logit_scale, softcap)
 
 
-def fake_part(
+def fake_row_sums(
     like: torch.Tensor, column: torch.Tensor, inverse_temperature: torch.Tensor | None
-) -> Part:
-    """Shapes and dtypes of a part."""
+) -> RowSums:
+    """Shapes and dtypes of row sums."""
     n = column.shape[0]
-    floats = like.new_empty(
-        4 if inverse_temperature is None else 7, n, dtype=torch_backend.kind_of(like)
-    )
+    floats = like.new_empty(4 if inverse_temperature is None else 7, n, dtype=compute_dtype(like))
     return floats, column.new_empty(2, n)
 
 
 @_logit_stats.register_fake
 def _(logits, column, threshold, inverse_temperature, logit_scale, softcap, backend):
-    return fake_part(logits, column, inverse_temperature)
+    return fake_row_sums(logits, column, inverse_temperature)
 
 
 def logit_stats(
@@ -171,10 +159,10 @@ def logit_stats(
     check_target(target, *logits.shape, ignore_index)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     min_p = check_temperature(temperature, min_p, len(logits))
-    logits = logits.detach() if logits.stride(1) == 1 else logits.detach().contiguous()
+    logits = unit_stride(logits)
 
-    def part_of(column, threshold, inverse):
-        rows = row_dtype(threshold, logits), row_dtype(inverse, logits)
+    def sums_of(column, threshold, inverse):
+        rows = row_parameter(threshold, logits), row_parameter(inverse, logits)
         return _logit_stats(logits, column, *rows, scale, softcap, chosen)
 
-    return statistics(part_of, target, temperature, min_p, ignore_index)
+    return statistics(sums_of, target, temperature, min_p, ignore_index)

@@ -2,15 +2,7 @@
 
 import torch
 
-from autodeco_fast.torch_backend import min_p_hinge as torch_backend
-
-
-def _implementation(backend: str):
-    if backend == "torch":
-        return torch_backend
-    from autodeco_fast.kernels import min_p_hinge
-
-    return min_p_hinge
+from autodeco_fast.backends import implementation
 
 
 @torch.library.custom_op("autodeco_fast::min_p_hinge", mutates_args=())
@@ -27,7 +19,7 @@ def min_p_hinge(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Σ weight is not differentiable; arguments as in `kernels.min_p_hinge.hinge_forward`."""
-    forward = _implementation(backend).hinge_forward
+    forward = implementation(backend, "hinge_forward", module="min_p_hinge")
     return forward(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip)
 
 
@@ -50,7 +42,7 @@ def _backward(
     clip: bool,
     backend: str,
 ) -> torch.Tensor:
-    backward = _implementation(backend).hinge_backward
+    backward = implementation(backend, "hinge_backward", module="min_p_hinge")
     return backward(
         grad, temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip
     )

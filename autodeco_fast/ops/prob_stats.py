@@ -4,18 +4,17 @@ from typing import NamedTuple
 
 import torch
 
-from autodeco_fast.backends import resolve
+from autodeco_fast.backends import implementation, resolve
+from autodeco_fast.numerics import ALL_FLOATS, compute_dtype
 from autodeco_fast.ops.checks import (
-    ALL_FLOATS,
     FINITE,
     check_logits,
     check_number,
     check_row,
     check_softcap,
+    row_parameter,
+    unit_stride,
 )
-from autodeco_fast.ops.logit_stats import row_dtype
-from autodeco_fast.torch_backend import logit_stats
-from autodeco_fast.torch_backend import prob_stats as torch_backend
 
 
 class ProbStats(NamedTuple):
@@ -35,16 +34,13 @@ def _prob_stats(
     softcap: float | None,
     backend: str,
 ) -> torch.Tensor:
-    if backend == "triton":
-        from autodeco_fast.kernels.prob_stats import prob_stats as rows
-    else:
-        rows = torch_backend.prob_stats
-    return rows(logits, temperature, logit_scale, softcap)
+    run = implementation(backend, "prob_stats")
+    return run(logits, temperature, logit_scale, softcap)
 
 
 @_prob_stats.register_fake
 def _(logits, temperature, logit_scale, softcap, backend):
-    return logits.new_empty(4, logits.shape[0], dtype=logit_stats.kind_of(logits))
+    return logits.new_empty(4, logits.shape[0], dtype=compute_dtype(logits))
 
 
 @torch.no_grad()
@@ -73,7 +69,7 @@ def prob_stats(
     chosen = resolve(backend, logits)
     check_row("temperature", temperature, len(logits))
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
-    logits = logits.detach() if logits.stride(1) == 1 else logits.detach().contiguous()
+    logits = unit_stride(logits)
     return ProbStats(
-        *_prob_stats(logits, row_dtype(temperature.detach(), logits), scale, softcap, chosen)
+        *_prob_stats(logits, row_parameter(temperature, logits), scale, softcap, chosen)
     )

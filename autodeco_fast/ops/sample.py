@@ -1,11 +1,11 @@
 """`sample`: logits to tokens by Gumbel-max over the Min-P set."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
-from autodeco_fast.backends import resolve
+from autodeco_fast.backends import implementation, resolve
+from autodeco_fast.numerics import HIGHEST_TEMPERATURE
 from autodeco_fast.ops.checks import (
     PROBABILITY,
     Interval,
@@ -13,134 +13,113 @@ from autodeco_fast.ops.checks import (
     check_logits,
     check_parameter,
     check_tensor,
+    unit_stride,
 )
-from autodeco_fast.torch_backend import sample as torch_backend
+from autodeco_fast.sampling import (
+    FULL_LOGPROB,
+    KEPT,
+    LOGPROB,
+    Sampled,
+    SampleOutput,
+    SamplingParameters,
+)
 
-_EXTRA = ("logprob", "kept", "full_logprob")
-_KINDS = {"token": torch.int64, "status": torch.int32, "kept": torch.int32}  # fp32 otherwise
-
-
-class SampleOutput(NamedTuple):
-    """What `sample` returns, one entry a row; None for what was not asked for."""
-
-    token: torch.Tensor  # [B] int64
-    # [B] fp32: of the token under the distribution drawn from, cut and renormalised, nats; 0 if
-    # greedy
-    logprob: torch.Tensor | None
-    # [B] int32: tokens inside all cuts; 1 if greedy, 0 if nothing is finite or allowed, or where
-    # the status has 8
-    kept: torch.Tensor | None
-    # [B] int32: 0, or the sum of 1 (NaN seen), 2 (+inf seen), 4 (nothing finite or allowed: token
-    # 0) and 8 (temperature, min_p,
-    # top_k or top_p is NaN or out of range, where the host does not look: token 0)
-    status: torch.Tensor
-    full_logprob: torch.Tensor | None = None  # [B] fp32, nats: the same as logprob, uncut
-
-
-def _run(
-    logits: torch.Tensor,
-    floats: Sequence,
-    ints: Sequence,
-    allowed: torch.Tensor | None,
-    want: tuple[str, ...],
-    backend: str,
-) -> dict[str, torch.Tensor]:
-    """Floats: temperature, min_p, top_p; ints: seed, position, stream (−1: the row), top_k. All
-    `[B]` tensors or numbers."""
-    if backend == "triton":
-        from autodeco_fast.kernels.sample import sample as implementation
-    else:
-        implementation = torch_backend.sample
-    temperature, min_p, top_p = floats
-    seed, position, stream, top_k = ints
-    options = {"top_k": top_k, "top_p": top_p, "allowed": allowed, "want": want}
-    return implementation(logits, temperature, min_p, seed, position, row_index(stream), **options)
+_DTYPES = Sampled(torch.int64, torch.int32, torch.float32, torch.int32, torch.float32)
 
 
 @torch.library.custom_op("autodeco_fast::sample", mutates_args=())
 def _sample(
     logits: torch.Tensor,
-    rows: Sequence[torch.Tensor | None],
+    tensors: Sequence[torch.Tensor | None],
     floats: Sequence[float],
-    ints: Sequence[int],
+    integers: Sequence[int],
     allowed: torch.Tensor | None,
-    want: str,
+    want: int,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`_run` for the tracer: `rows` are its floats, then its ints, None where the number in
-    `floats` or `ints` serves.
-
-    Of the five results those not in `want` are empty.
-    """
-    values = joined(rows, (*floats, *ints))
-    out = _run(logits, values[:3], values[3:], allowed, tuple(want.split()), backend)
-    nothing = {name: logits.new_empty(0, dtype=_KINDS.get(name, torch.float32)) for name in _EXTRA}
-    return tuple({**nothing, **out}[name] for name in ("token", "status", *_EXTRA))
+    """The op for the tracer: packed parameters; what is not wanted is empty."""
+    parameters = SamplingParameters.unpacked(tensors, floats, integers)
+    out = implementation(backend, "sample")(logits, parameters, allowed=allowed, want=want)
+    return filled(out, logits)
 
 
 @_sample.register_fake
-def _(logits, rows, floats, ints, allowed, want, backend):
-    filled = ("token", "status", *want.split())
+def _(logits, tensors, floats, integers, allowed, want, backend):
+    return fake_sampled(logits, want)
+
+
+def filled(out: Sampled, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """All but the candidate, empty tensors for None: a schema has no optional results."""
     return tuple(
-        logits.new_empty(
-            logits.shape[0] if name in filled else 0, dtype=_KINDS.get(name, torch.float32)
-        )
-        for name in ("token", "status", *_EXTRA)
+        like.new_empty(0, dtype=dtype) if value is None else value
+        for value, dtype in zip(out[:5], _DTYPES)
     )
 
 
-def _traced(logits, floats, ints, allowed, want, backend) -> dict[str, torch.Tensor]:
-    """`_run` through the registered op."""
-    rows, numbers = split([*floats, *ints])
-    token, status, *extra = _sample(
-        logits, rows, [float(n) for n in numbers[:3]], numbers[3:], allowed, " ".join(want), backend
+def fake_sampled(like: torch.Tensor, want: int) -> tuple[torch.Tensor, ...]:
+    """Shapes and dtypes of what `filled` returns."""
+    asked = True, True, want & LOGPROB, want & KEPT, want & FULL_LOGPROB
+    sizes = (len(like) if there else 0 for there in asked)
+    return tuple(like.new_empty(n, dtype=dtype) for n, dtype in zip(sizes, _DTYPES))
+
+
+def output_of(out: Sequence[torch.Tensor | None], want: int) -> SampleOutput:
+    """What the user asked for, of a `Sampled` or of the op's results."""
+    token, status, logprob, kept, full_logprob = out[:5]
+    return SampleOutput(
+        token,
+        logprob if want & LOGPROB else None,
+        kept if want & KEPT else None,
+        status,
+        full_logprob if want & FULL_LOGPROB else None,
     )
-    return {
-        "token": token,
-        "status": status,
-        **{n: value for n, value in zip(_EXTRA, extra) if n in want},
-    }
 
 
-TEMPERATURE = Interval(0.0, 1e29, "[0, 1e29]")
+TEMPERATURE = Interval(0.0, HIGHEST_TEMPERATURE, "[0, 1e29]")
 TOP_P = Interval(torch.finfo(torch.float32).tiny, 1.0, "(0, 1]")
 TOP_K = Interval(0, 2**31 - 1, "[0, 2**31)")
 COUNTER = Interval(0, 2**32 - 1, "[0, 2**32)")
 
 
-def parameters(
-    B: int, device: torch.device, temperature, min_p, top_p, seed, position, stream, top_k
-) -> tuple[list[float | torch.Tensor], list[int | torch.Tensor]]:
-    """Checked parameters, each a number or a `[B]` tensor: (temperature, min_p, top_p), (seed,
-    position, stream, top_k).
-
-    None cuts nothing. A stream of −1 is the row index.
+def checked_parameters(
+    B: int,
+    device: torch.device,
+    *,
+    temperature: torch.Tensor | float,
+    min_p: torch.Tensor | float | None,
+    seed: torch.Tensor | int,
+    position: torch.Tensor | int,
+    stream: torch.Tensor | int | None,
+    top_k: torch.Tensor | int | None = None,
+    top_p: torch.Tensor | float | None = None,
+) -> SamplingParameters:
+    """What the user gave, checked and in one form. None cuts nothing; the stream is the row index
+    where it is None under one seed.
 
     Raises:
         ValueError: naming what is out of range or of another shape or type.
     """
-    floats = (
-        ("temperature", temperature, TEMPERATURE),
-        ("min_p", 0.0 if min_p is None else min_p, PROBABILITY),
-        ("top_p", 1.0 if top_p is None else top_p, TOP_P),
-    )
-    by_row = isinstance(seed, torch.Tensor) and seed.shape == (B,)
-    ints = (
-        ("seed", seed, None),
-        ("position", position, COUNTER),
-        ("stream", 0 if stream is None else stream, COUNTER),
-        ("top_k", 0 if top_k is None else top_k, TOP_K),
-    )
-    floats = [check_parameter(*given, B, torch.float32, device) for given in floats]
-    ints = [check_parameter(*given, B, torch.int64, device) for given in ints]
-    if stream is None and not by_row:
-        ints[2] = -1
-    return floats, ints
 
+    def real(name: str, value, interval: Interval):
+        return check_parameter(name, value, interval, B, torch.float32, device)
 
-def row_index(stream: int | torch.Tensor) -> int | torch.Tensor | None:
-    """The stream as kernels take it: None for the row index."""
-    return None if isinstance(stream, int) and stream == -1 else stream
+    def whole(name: str, value, interval: Interval | None):
+        return check_parameter(name, value, interval, B, torch.int64, device)
+
+    if stream is None:
+        by_row = isinstance(seed, torch.Tensor) and seed.shape == (B,)
+        stream = 0 if by_row else None
+    else:
+        stream = whole("stream", stream, COUNTER)
+    return SamplingParameters(
+        temperature=real("temperature", temperature, TEMPERATURE),
+        min_p=real("min_p", 0.0 if min_p is None else min_p, PROBABILITY),
+        top_k=whole("top_k", 0 if top_k is None else top_k, TOP_K),
+        top_p=real("top_p", 1.0 if top_p is None else top_p, TOP_P),
+        seed=whole("seed", seed, None),
+        position=whole("position", position, COUNTER),
+        stream=stream,
+    )
 
 
 def tracing(tensor: torch.Tensor) -> bool:
@@ -149,18 +128,9 @@ def tracing(tensor: torch.Tensor) -> bool:
     return torch.compiler.is_compiling() or type(tensor) is not torch.Tensor
 
 
-def split(values: list[float | torch.Tensor]) -> tuple[list[torch.Tensor | None], list[float]]:
-    """Parameters as a schema takes them: tensors or None, and the numbers that serve where there is
-    None."""
-    rows = [value if isinstance(value, torch.Tensor) else None for value in values]
-    return rows, [0 if isinstance(value, torch.Tensor) else value for value in values]
-
-
-def joined(
-    rows: Sequence[torch.Tensor | None], numbers: Sequence[float]
-) -> list[float | torch.Tensor]:
-    """The inverse of `split`."""
-    return [number if row is None else row for row, number in zip(rows, numbers)]
+def wanted(logprob: bool, kept: bool, full_logprob: bool) -> int:
+    """The sum of what is asked for."""
+    return LOGPROB * bool(logprob) + KEPT * bool(kept) + FULL_LOGPROB * bool(full_logprob)
 
 
 def sampled_logits(logits: torch.Tensor, vocab_size: int | None) -> torch.Tensor:
@@ -169,8 +139,7 @@ def sampled_logits(logits: torch.Tensor, vocab_size: int | None) -> torch.Tensor
     if vocab_size is not None:
         V = logits.shape[1]
         logits = logits[:, : check_integer("vocab_size", vocab_size, Interval(1, V, f"[1, {V}]"))]
-    logits = logits.detach()
-    return logits if logits.stride(1) == 1 else logits.contiguous()
+    return unit_stride(logits)
 
 
 def allowed_tokens(token_bitmask: torch.Tensor | None, B: int, V: int) -> torch.Tensor | None:
@@ -244,18 +213,25 @@ def sample(
             `torch.jit.trace`.
     """
     logits = sampled_logits(logits, vocab_size)
+    B, V = logits.shape
     backend = resolve(backend, logits)
-    floats, ints = parameters(
-        logits.shape[0], logits.device, temperature, min_p, top_p, seed, position, stream, top_k
+    parameters = checked_parameters(
+        B,
+        logits.device,
+        temperature=temperature,
+        min_p=min_p,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        position=position,
+        stream=stream,
     )
-    allowed = allowed_tokens(token_bitmask, *logits.shape)
-    want = tuple(
-        name
-        for name, asked in zip(_EXTRA, (return_logprob, return_kept, return_full_logprob))
-        if asked
-    )
-    # Where there is nothing to trace, the dispatcher would cost as much as the draw.
-    out = (_traced if tracing(logits) else _run)(logits, floats, ints, allowed, want, backend)
-    return SampleOutput(
-        out["token"], out.get("logprob"), out.get("kept"), out["status"], out.get("full_logprob")
-    )
+    allowed = allowed_tokens(token_bitmask, B, V)
+    want = wanted(return_logprob, return_kept, return_full_logprob)
+    # Where there is nothing to trace, the dispatcher would cost as much as the op.
+    if tracing(logits):
+        out = _sample(logits, *parameters.packed(), allowed, want, backend)
+    else:
+        run = implementation(backend, "sample")
+        out = run(logits, parameters, allowed=allowed, want=want)
+    return output_of(out, want)

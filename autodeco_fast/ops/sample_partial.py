@@ -1,11 +1,10 @@
-"""Drawing from a vocabulary split over ranks: each draws from its part, one merges."""
+"""Sampling from a vocabulary split over ranks: each finds its candidates, one merges."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
-from autodeco_fast.backends import resolve
+from autodeco_fast.backends import implementation, resolve
 from autodeco_fast.ops.checks import (
     PROBABILITY,
     Interval,
@@ -17,22 +16,11 @@ from autodeco_fast.ops.checks import (
 from autodeco_fast.ops.sample import (
     TEMPERATURE,
     allowed_tokens,
-    parameters,
-    row_index,
+    checked_parameters,
     sampled_logits,
 )
-from autodeco_fast.torch_backend import sample as torch_backend
-from autodeco_fast.vocab_parallel import merge
-
-
-class SamplePartial(NamedTuple):
-    """A part's candidate for each row: 20 bytes a row to send."""
-
-    maximum: torch.Tensor  # [B] fp32: the part's largest logit, or what it was told
-    score: torch.Tensor  # [B] fp32: of its candidate, z + T·g; −inf without one
-    logit: torch.Tensor  # [B] fp32: of its candidate
-    token: torch.Tensor  # [B] int64: its candidate's id in the whole vocabulary
-
+from autodeco_fast.sampling import CANDIDATE
+from autodeco_fast.vocab_parallel import SamplePartial, merge_candidates
 
 FIRST_ID = Interval(0, 2**31 - 4, "[0, 2**31)")
 
@@ -65,11 +53,11 @@ def sample_partial(
     maximum: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> SamplePartial:
-    """What one rank of a vocabulary-parallel server contributes to `merge_partials`.
+    """What one rank of a vocabulary-parallel server contributes to `merge_samples`.
 
     Args:
-        logits: `[B, V_part]` of the ids first_id … first_id + V_part − 1.
-        token_bitmask: of this part's ids.
+        logits: `[B, V_rank]` of the ids first_id … first_id + V_rank − 1.
+        token_bitmask: of this rank's ids.
         first_id: a multiple of 4, in [0, 2³¹).
         maximum: `[B]` fp32 largest logits of the whole vocabulary, if known: with them no row stays
             open.
@@ -86,36 +74,41 @@ def sample_partial(
     B, V = logits.shape
     backend = resolve(backend, logits)
     known = None if maximum is None else _known(maximum, B)
-    floats, ints = parameters(
-        B, logits.device, temperature, min_p, None, seed, position, stream, None
+    parameters = checked_parameters(
+        B,
+        logits.device,
+        temperature=temperature,
+        min_p=min_p,
+        seed=seed,
+        position=position,
+        stream=stream,
     )
-    if backend == "triton":
-        from autodeco_fast.kernels.sample import sample as implementation
-    else:
-        implementation = torch_backend.sample
-    seed, position, stream = ints[:3]
-    allowed = allowed_tokens(token_bitmask, B, V)
-    options = {"allowed": allowed, "first": int(first_id), "known": known, "want": ("partial",)}
-    out = implementation(logits, *floats[:2], seed, position, row_index(stream), **options)
-    return SamplePartial(*out["partial"], out["token"])
+    out = implementation(backend, "sample")(
+        logits,
+        parameters,
+        allowed=allowed_tokens(token_bitmask, B, V),
+        first_id=first_id,
+        known_maximum=known,
+        want=CANDIDATE,
+    )
+    return SamplePartial(*out.candidate, out.token)
 
 
 @torch.no_grad()
-def merge_partials(
-    parts: Sequence[SamplePartial],
+def merge_samples(
+    partials: Sequence[SamplePartial],
     temperature: float | torch.Tensor,
     *,
     min_p: float | torch.Tensor | None = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens of the whole vocabulary from its parts': those `sample` draws, whatever the number
-    of parts.
+    """The tokens that `sample` draws from the whole vocabulary, whatever the number of ranks.
 
-    A row can stay open: a part's candidate lies below the cut of the whole row and hides one that
+    A row can stay open: a rank's candidate lies below the cut of the whole row and hides one that
     does not. Such rows are rare. Call `sample_partial` again with `maximum` the largest of the
-    parts' maxima, and merge again.
+    ranks' maxima, and merge again.
 
     Args:
-        parts: one a rank.
+        partials: one a rank.
         temperature, min_p: as given to `sample_partial`.
 
     Returns:
@@ -123,16 +116,15 @@ def merge_partials(
         on a GPU), open `[B]` bool.
 
     Raises:
-        ValueError: without parts, or for a temperature or min_p that `sample` refuses.
+        ValueError: without partials, or for a temperature or min_p that `sample` refuses.
     """
-    if not parts:
-        raise ValueError("parts must hold one SamplePartial a rank, got none")
-    stacked = SamplePartial(*(torch.stack(field) for field in zip(*parts)))
+    if not partials:
+        raise ValueError("partials must hold one SamplePartial a rank, got none")
+    stacked = SamplePartial(*(torch.stack(field) for field in zip(*partials)))
     resolve(None, stacked.maximum)
     B, device = len(stacked.maximum[0]), stacked.maximum.device
     min_p = 0.0 if min_p is None else min_p
     given = ("temperature", temperature, TEMPERATURE), ("min_p", min_p, PROBABILITY)
-    token, _, still_open = merge(
-        *stacked, *(check_parameter(*one, B, torch.float32, device) for one in given)
-    )
+    cut = (check_parameter(*one, B, torch.float32, device) for one in given)
+    token, _, still_open = merge_candidates(stacked, *cut)
     return token, still_open.any(0)

@@ -3,10 +3,9 @@ with the loss."""
 
 import torch
 
-from autodeco_fast.backends import refuse_transforms
-from autodeco_fast.ops.logit_stats import row_dtype
-from autodeco_fast.torch_backend import logit_stats
-from autodeco_fast.torch_backend import soft_top_p as torch_backend
+from autodeco_fast.backends import implementation, refuse_transforms
+from autodeco_fast.numerics import compute_dtype
+from autodeco_fast.ops.checks import row_parameter
 
 
 @torch.library.custom_op("autodeco_fast::soft_top_p", mutates_args=())
@@ -24,10 +23,10 @@ def _soft_top_p(
 ) -> torch.Tensor:
     """`[3, N]`: loss, ∂/∂T, ∂/∂P. `hidden` are logits if there is no weight."""
     if weight is None:
-        return torch_backend.logits_soft_top_p(
+        return implementation("torch", "logits_soft_top_p", module="soft_top_p")(
             hidden, column, temperature, top_p, steepness, logit_scale, softcap
         )
-    return torch_backend.soft_top_p(
+    return implementation("torch", "soft_top_p")(
         hidden,
         weight,
         column,
@@ -45,7 +44,7 @@ def _soft_top_p(
 def _(
     hidden, weight, column, temperature, top_p, bias, steepness, logit_scale, softcap, chunk_bytes
 ):
-    return hidden.new_empty(3, hidden.shape[0], dtype=logit_stats.kind_of(hidden))
+    return hidden.new_empty(3, hidden.shape[0], dtype=compute_dtype(hidden))
 
 
 class _Rows(torch.autograd.Function):
@@ -81,7 +80,7 @@ def soft_top_p_rows(
     `[N, V]`."""
     refuse_transforms()
     with torch.no_grad():
-        T, P = (row_dtype(x.detach(), hidden) for x in (temperature, top_p))
+        T, P = (row_parameter(x, hidden) for x in (temperature, top_p))
         rows = _soft_top_p(
             hidden.detach(),
             weight,

@@ -3,13 +3,9 @@ hidden states if asked)."""
 
 import torch
 
-from autodeco_fast.backends import resolve
-from autodeco_fast.ops.checks import ALL_FLOATS, POSITIVE, check_number, check_tensor
-from autodeco_fast.torch_backend import temperature_head as torch_backend
-
-
-def _result_dtype(hidden: torch.Tensor) -> torch.dtype:
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+from autodeco_fast.backends import implementation, resolve
+from autodeco_fast.numerics import ALL_FLOATS, compute_dtype
+from autodeco_fast.ops.checks import POSITIVE, check_number, check_tensor
 
 
 @torch.library.custom_op("autodeco_fast::temperature_head", mutates_args=())
@@ -24,20 +20,16 @@ def _head(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """T `[N]`, and the hidden layer if the torch backend keeps it for the backward, else
     nothing."""
-    if backend == "torch":
-        return torch_backend.head_forward(hidden, w1, b1, w2, b2, max_temperature)
-    from autodeco_fast.kernels.temperature_head import head_forward
-
-    return head_forward(hidden, w1, b1, w2, b2, max_temperature), w1.new_empty(
-        0, w1.shape[0], dtype=torch.float32
-    )
+    forward = implementation(backend, "head_forward", module="temperature_head")
+    return forward(hidden, w1, b1, w2, b2, max_temperature)
 
 
 @_head.register_fake
 def _(hidden, w1, b1, w2, b2, max_temperature, backend):
-    N, kind = hidden.shape[0], _result_dtype(hidden)
-    kept = N if backend == "torch" and torch_backend.keeps(N) else 0
-    return hidden.new_empty(N, dtype=kind), hidden.new_empty(kept, w1.shape[0], dtype=kind)
+    N, dtype = hidden.shape[0], compute_dtype(hidden)
+    keeps = implementation(backend, "keeps", module="temperature_head")
+    layer = N if keeps(N) else 0
+    return hidden.new_empty(N, dtype=dtype), hidden.new_empty(layer, w1.shape[0], dtype=dtype)
 
 
 @torch.library.custom_op("autodeco_fast::temperature_head_backward", mutates_args=())
@@ -53,22 +45,17 @@ def _head_backward(
     need_hidden: bool,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    if backend == "torch":
-        return torch_backend.head_backward(
-            grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden
-        )
-    from autodeco_fast.kernels.temperature_head import head_backward
-
-    return head_backward(grad, hidden, w1, b1, w2, T, max_temperature, need_hidden)
+    backward = implementation(backend, "head_backward", module="temperature_head")
+    return backward(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden)
 
 
 @_head_backward.register_fake
 def _(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden, backend):
-    kind = _result_dtype(hidden)
+    dtype = compute_dtype(hidden)
     dh = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
     return (
-        w1.new_empty(w1.shape, dtype=kind),
-        *(b.new_empty(b.shape, dtype=kind) for b in (b1, w2, b1[:1])),
+        w1.new_empty(w1.shape, dtype=dtype),
+        *(b.new_empty(b.shape, dtype=dtype) for b in (b1, w2, b1[:1])),
         dh,
     )
 

@@ -1,10 +1,13 @@
 """`token_stats`: statistics of an LM head's product that is never kept."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 
-from autodeco_fast.backends import resolve
+from autodeco_fast.backends import implementation, resolve
+from autodeco_fast.lm_head import multiply
+from autodeco_fast.numerics import ALL_FLOATS
 from autodeco_fast.ops.checks import (
-    ALL_FLOATS,
     FINITE,
     SIZE,
     check_integer,
@@ -12,16 +15,15 @@ from autodeco_fast.ops.checks import (
     check_product,
     check_softcap,
     check_target,
+    row_parameter,
+    unit_stride,
 )
 from autodeco_fast.ops.logit_stats import (
-    TokenStats,
     check_temperature,
-    fake_part,
-    row_dtype,
+    fake_row_sums,
     statistics,
 )
-from autodeco_fast.stats import IGNORED, Part
-from autodeco_fast.torch_backend import logit_stats as torch_backend
+from autodeco_fast.stats import IGNORED, RowSums, TokenStats, scatter
 
 CHUNK_BYTES = 128 << 20
 
@@ -30,24 +32,13 @@ def streaming_pays(backend: str) -> bool:
     """Whether the streaming design is chosen over the vendor's product in chunks.
 
     Triton: no. By the model of `bench/roofline.py` a chunk's trip to memory and back costs `4·N·V`
-        bytes, 9 % of the product at
-    H = 4096, while 128 × 128 tiles wait for the second-level cache: 2.5 times the time of chunks,
-    1.9 times in the kernel's variant for Hopper. Streaming saves the chunk's memory, nothing else.
-    Predicted, not measured on a GPU.
+    bytes, 9 % of the product at H = 4096, while 128 × 128 tiles wait for the second-level cache:
+    2.5 times the time of chunks, 1.9 times in the kernel's variant for Hopper. Streaming saves the
+    chunk's memory, nothing else. Predicted, not measured on a GPU.
 
     torch: yes. Tiles that stay in the caches beat rows that do not (`bench/training.py`).
     """
     return backend == "torch"
-
-
-def _backend(backend: str):
-    """(streaming, rows of logits) of a backend."""
-    if backend == "torch":
-        return torch_backend.token_stats, torch_backend.logit_stats
-    from autodeco_fast.kernels.logit_stats import logit_stats
-    from autodeco_fast.kernels.token_stats import token_stats
-
-    return token_stats, logit_stats
 
 
 @torch.library.custom_op("autodeco_fast::token_stats", mutates_args=())
@@ -63,30 +54,30 @@ def _token_stats(
     chunk_bytes: int,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A part; `chunk_bytes` of logits at a time, or 0 for the streaming design.
+    """Row sums; `chunk_bytes` of logits at a time, or 0 for the streaming design.
 
     Ignored rows are left out, but for a CUDA graph that is being captured: how many there are is on
     the device, and the host may not wait for it.
     """
-    streaming, rows_of = _backend(backend)
+    streaming = implementation(backend, "token_stats")
+    of_rows = hidden, column, threshold, inverse_temperature
     if chunk_bytes == 0 and backend == "torch":  # leaves ignored rows out itself
-        return streaming(
-            hidden, weight, column, threshold, inverse_temperature, bias, logit_scale, softcap
-        )
-    rows = hidden, column, threshold, inverse_temperature
+        return streaming(hidden, weight, *of_rows[1:], bias, logit_scale, softcap)
     valid = None if _capturing(hidden) else (column != IGNORED).nonzero()[:, 0]
     if valid is not None:
-        rows = [None if x is None else x[valid] for x in rows]
+        of_rows = [None if x is None else x[valid] for x in of_rows]
     if chunk_bytes == 0:
-        h, *per_row = rows
-        parts = [streaming(h, weight, *per_row, bias, logit_scale, softcap)]
+        h, *parameters = of_rows
+        sums = [streaming(h, weight, *parameters, bias, logit_scale, softcap)]
     else:
-        parts = _chunked(*rows, weight, bias, logit_scale, softcap, chunk_bytes, rows_of)
+        from_logits = implementation(backend, "logit_stats")
+        sums = [
+            from_logits(logits, *parameters, logit_scale, softcap)
+            for logits, parameters in _chunks(of_rows, weight, bias, chunk_bytes)
+        ]
     if valid is not None:
-        return torch_backend.scatter(
-            valid, parts, len(column), hidden, inverse_temperature is not None
-        )
-    floats, ints = (torch.cat(pieces, 1) for pieces in zip(*parts))
+        return scatter(valid, sums, len(column), hidden, inverse_temperature is not None)
+    floats, ints = (torch.cat(chunks, 1) for chunks in zip(*sums))
     ignored = column == IGNORED
     floats.masked_fill_(ignored, 0.0)
     ints[0].masked_fill_(ignored, 0)
@@ -98,26 +89,20 @@ def _capturing(x: torch.Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _chunked(
-    hidden, column, threshold, inverse, weight, bias, logit_scale, softcap, chunk_bytes, rows_of
-) -> list[Part]:
-    """Parts of chunks of rows, each from the vendor's product."""
-    V, N = len(weight), len(column)
+def _chunks(
+    of_rows: Sequence[torch.Tensor | None],
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    chunk_bytes: int,
+) -> Iterator[tuple[torch.Tensor, list[torch.Tensor | None]]]:
+    """Logits of chunks of rows, from the vendor's product into one buffer, with the rows' column,
+    threshold and 1/T."""
+    hidden, (V, N) = of_rows[0], (len(weight), len(of_rows[0]))
     chunk = min(max(1, chunk_bytes // (V * hidden.element_size())), max(1, N))
-    block = torch.empty(chunk * V, dtype=hidden.dtype, device=hidden.device)
-    parts = []
+    buffer = hidden.new_empty(chunk * V)
     for start in range(0, max(1, N), chunk):
-        here = slice(start, start + chunk)
-        per_row = [None if x is None else x[here] for x in (column, threshold, inverse)]
-        parts.append(
-            rows_of(
-                torch_backend.multiply(hidden[here], weight, bias, block),
-                *per_row,
-                logit_scale,
-                softcap,
-            )
-        )
-    return parts
+        h, *parameters = (None if x is None else x[start : start + chunk] for x in of_rows)
+        yield multiply(h, weight, bias, buffer), parameters
 
 
 @_token_stats.register_fake
@@ -133,23 +118,38 @@ def _(
     chunk_bytes,
     backend,
 ):
-    return fake_part(hidden, column, inverse_temperature)
+    return fake_row_sums(hidden, column, inverse_temperature)
 
 
-def product_part(
-    hidden, weight, column, threshold, inverse, bias, logit_scale, softcap, chunk_bytes, fused, backend
-) -> Part:  # fmt: skip
+def row_sums_of_product(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    column: torch.Tensor,
+    threshold: torch.Tensor | None,
+    inverse_temperature: torch.Tensor | None,
+    *,
+    bias: torch.Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    chunk_bytes: int,
+    fused: bool | None,
+    backend: str,
+) -> RowSums:
     """The op, its arguments put in order and the design chosen."""
     chunk_bytes = check_integer("chunk_bytes", chunk_bytes, SIZE)
-    scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     fused = streaming_pays(backend) if fused is None else fused
-    hidden, weight = (
-        t.detach() if t.stride(1) == 1 else t.detach().contiguous() for t in (hidden, weight)
+    return _token_stats(
+        unit_stride(hidden),
+        unit_stride(weight),
+        column,
+        row_parameter(threshold, hidden),
+        row_parameter(inverse_temperature, hidden),
+        None if bias is None else bias.detach().contiguous(),
+        check_number("logit_scale", logit_scale, FINITE),
+        check_softcap(softcap),
+        0 if fused else chunk_bytes,
+        backend,
     )
-    rows = row_dtype(threshold, hidden), row_dtype(inverse, hidden)
-    bias = None if bias is None else bias.detach().contiguous()
-    size = 0 if fused else chunk_bytes
-    return _token_stats(hidden, weight, column, *rows, bias, scale, softcap, size, backend)
 
 
 def token_stats(
@@ -198,19 +198,19 @@ def token_stats(
     check_target(target, len(hidden), len(weight), ignore_index)
     min_p = check_temperature(temperature, min_p, len(hidden))
 
-    def part_of(column, threshold, inverse):
-        return product_part(
+    def sums_of(column, threshold, inverse_temperature):
+        return row_sums_of_product(
             hidden,
             weight,
             column,
             threshold,
-            inverse,
-            bias,
-            logit_scale,
-            softcap,
-            chunk_bytes,
-            fused,
-            chosen,
+            inverse_temperature,
+            bias=bias,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            chunk_bytes=chunk_bytes,
+            fused=fused,
+            backend=chosen,
         )
 
-    return statistics(part_of, target, temperature, min_p, ignore_index)
+    return statistics(sums_of, target, temperature, min_p, ignore_index)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from autodeco_fast.backends import resolve
+from autodeco_fast.backends import implementation, resolve
+from autodeco_fast.numerics import ALL_FLOATS
 from autodeco_fast.ops.checks import (
-    ALL_FLOATS,
     COUNT,
     FINITE,
     check_integer,
@@ -17,24 +17,23 @@ from autodeco_fast.ops.checks import (
     check_row,
     check_softcap,
     check_target,
+    unit_stride,
 )
 from autodeco_fast.ops.logit_stats import (
     LOWEST_TEMPERATURE,
-    TokenStats,
     check_temperature,
     statistics,
 )
-from autodeco_fast.ops.token_stats import CHUNK_BYTES, product_part
-from autodeco_fast.stats import ABSENT, IGNORED, merge
-from autodeco_fast.torch_backend import logit_stats as torch_backend
+from autodeco_fast.ops.token_stats import CHUNK_BYTES, row_sums_of_product
+from autodeco_fast.stats import ABSENT, IGNORED, TokenStats
+from autodeco_fast.vocab_parallel import merge_row_sums
 
 
 class TokenStatsPartial(NamedTuple):
     """What one rank knows: 32 bytes a row to send, 44 with temperatures."""
 
-    floats: (
-        torch.Tensor
-    )  # [4 or 7, N]: largest logit, target's logit, sums; see torch_backend/stats_partial.py
+    # [4 or 7, N]: largest logit, target's logit, sums; see autodeco_fast/stats.py
+    floats: torch.Tensor
     ints: torch.Tensor  # [2, N] int64: argmax in the whole vocabulary, ids above the target
 
 
@@ -67,13 +66,10 @@ def target_logits(
     first_id = check_integer("first_id", first_id, COUNT)
     check_target(target, len(hidden), None, ignore_index)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
-    if chosen == "torch":
-        rows = torch_backend.target_logit
-    else:
-        from autodeco_fast.kernels.token_stats import target_logit as rows
     column = _columns(target, first_id, len(weight), ignore_index)
-    hidden, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (hidden, weight))
-    return rows(hidden, weight, column, None if bias is None else bias.contiguous(), scale, softcap)
+    bias = None if bias is None else bias.contiguous()
+    run = implementation(chosen, "target_logit", module="token_stats")
+    return run(unit_stride(hidden), unit_stride(weight), column, bias, scale, softcap)
 
 
 @torch.no_grad()
@@ -97,7 +93,7 @@ def token_stats_partial(
 
     Args:
         hidden: `[N, H]`, the same on every rank.
-        weight: `[V_part, H]`, the rows of ids first_id … first_id + V_part − 1; `bias` their part
+        weight: `[V_rank, H]`, the rows of ids first_id … first_id + V_rank − 1; `bias` their part
             of it.
         target: `[N]` int64 ids of the whole vocabulary.
         target_logit: `[N]`, the maximum of all ranks' `target_logits`.
@@ -116,55 +112,53 @@ def token_stats_partial(
     check_temperature(temperature, None, len(hidden))
     column = _columns(target, first_id, len(weight), ignore_index)
     inverse = None if temperature is None else 1.0 / temperature.clamp(min=LOWEST_TEMPERATURE)
-    floats, ints = product_part(
+    floats, ints = row_sums_of_product(
         hidden,
         weight,
         column,
         target_logit,
         inverse,
-        bias,
-        logit_scale,
-        softcap,
-        chunk_bytes,
-        fused,
-        chosen,
+        bias=bias,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        chunk_bytes=chunk_bytes,
+        fused=fused,
+        backend=chosen,
     )
     offset = torch.where(column == IGNORED, 0, first_id)
     return TokenStatsPartial(floats, ints + torch.stack([offset, torch.zeros_like(offset)]))
 
 
 def merge_token_stats(
-    parts: Sequence[TokenStatsPartial],
+    partials: Sequence[TokenStatsPartial],
     target: torch.Tensor,
     *,
     temperature: torch.Tensor | None = None,
     ignore_index: int = -100,
 ) -> TokenStats:
-    """`token_stats` of the whole vocabulary from its parts, in any order: the maximum of maxima,
+    """`token_stats` of the whole vocabulary from its partials, in any order: the maximum of maxima,
     sums rescaled to it, the owner's target, added ranks. Differentiable in the temperature.
 
     Args:
-        parts: one a rank.
+        partials: one a rank.
         target, temperature, ignore_index: as given to `token_stats_partial`.
 
     Raises:
-        ValueError: without parts, for other shapes, or for a temperature that the parts do not
-            know.
+        ValueError: without partials, for other shapes, or for a temperature that the partials
+            do not know.
         RuntimeError: as `logit_stats`.
     """
-    if not parts:
-        raise ValueError("parts must hold one TokenStatsPartial a rank, got none")
-    pairs = [tuple(part) for part in parts]
+    if not partials:
+        raise ValueError("partials must hold one TokenStatsPartial a rank, got none")
+    pairs = [tuple(part) for part in partials]
     n = pairs[0][0].shape[1]
     resolve(None, pairs[0][0])
     check_target(target, n, None, ignore_index)
     check_temperature(temperature, None, n)
     if temperature is not None and len(pairs[0][0]) != 7:
-        raise ValueError("temperature must be None: the parts were taken without one")
-    return statistics(
-        lambda column, threshold, inverse: merge(pairs, inverse),
-        target,
-        temperature,
-        None,
-        ignore_index,
-    )
+        raise ValueError("temperature must be None: the partials were taken without one")
+
+    def sums_of(column, threshold, inverse_temperature):
+        return merge_row_sums(pairs, inverse_temperature)
+
+    return statistics(sums_of, target, temperature, None, ignore_index)

@@ -31,25 +31,14 @@ compiled = partial(_cached, numba.njit, nogil=True, error_model="numpy")
 elementwise = partial(_cached, numba.vectorize)
 
 
-@compiled()
-def first_outside(values, low, high):
-    """Where the first value is that is not in [low, high], NaN is in none; −1 if all are. Cheaper
-    than torch on few."""
-    for i in range(len(values)):
-        if not low <= values[i] <= high:
-            return i
-    return -1
-
-
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="autodeco_fast")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        after_in_child=_pool.cache_clear
-    )  # a forked process has the pool, but not its threads
+    # A forked process has the pool, but not its threads.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def in_threads(work: Callable[[slice], None], rows: int, parts: int) -> None:

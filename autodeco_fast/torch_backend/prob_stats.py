@@ -2,7 +2,8 @@
 
 import torch
 
-from .logit_stats import kind_of, transform
+from autodeco_fast.lm_head import transform_
+from autodeco_fast.numerics import compute_dtype
 
 EPSILON = 1e-8
 BLOCK = 1 << 18  # elements at a time, one row at least
@@ -13,13 +14,13 @@ def prob_stats(
 ) -> torch.Tensor:
     """Same arguments and results as `kernels.prob_stats.prob_stats`."""
     N, V = logits.shape
-    kind = kind_of(logits)
-    out = torch.empty(4, N, dtype=kind, device=logits.device)
-    inverse = 1.0 / (temperature.to(kind) + EPSILON)
+    dtype = compute_dtype(logits)
+    out = torch.empty(4, N, dtype=dtype, device=logits.device)
+    inverse = 1.0 / (temperature.to(dtype) + EPSILON)
     rows = max(1, BLOCK // V)
     for start in range(0, N, rows):
         here = slice(start, start + rows)
-        x = transform(logits[here].to(kind, copy=True), scale, softcap)
+        x = transform_(logits[here].to(dtype, copy=True), scale, softcap)
         p = torch.softmax(x.mul_(inverse[here, None]), -1, out=torch.empty_like(x))
         top = p.topk(min(5, V), -1).values
         out[0, here], out[3, here] = top[:, 0], top.sum(-1)

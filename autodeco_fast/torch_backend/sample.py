@@ -1,9 +1,9 @@
 """Min-P sampling on CPUs: maxima of tiles, then only the tiles that can hold a survivor, and noise
 for survivors alone.
 
-After the one read of the logits there is little left to do: loops over what is left (`draw.py`),
-and numpy around them, whose calls are cheap. Tensors of other devices are read there; their
-survivors are drawn on the host.
+After the one read of the logits there is little left to do: loops over what is left
+(`sample_loops.py`), and numpy around them, whose calls are cheap. Tensors of other devices are read
+there; their survivors are drawn on the host.
 """
 
 from typing import NamedTuple
@@ -11,12 +11,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from autodeco_fast.sampling import (
+    CANDIDATE,
+    FULL_LOGPROB,
+    KEPT,
+    LOGPROB,
+    Sampled,
+    SamplingParameters,
+)
+
 from .jit import in_threads
-from .sample_loops import GREEDY_BELOW, LOWEST, candidates, cuts, draw, maxima_of
+from .sample_loops import best_tokens, candidate_tiles, cuts, maxima_of
+from .top_k_top_p import allow, top_k_top_p
 
 TILE = 256
 _CHUNK = 1024  # tiles looked at a time: where they must be copied, a copy stays in the caches
-_MOST, _TINY = 2**31 - 1, np.finfo(np.float32).tiny  # the largest top-k, the least top-p
 _ALONE = 1 << 18  # logits of a single row up to which one core takes the maxima by itself
 _WORTH_A_THREAD = 1 << 19  # tokens to look at for each thread that is woken
 
@@ -31,31 +40,33 @@ class _Rows(NamedTuple):
     T: np.ndarray  # [B] fp32, 0 in greedy rows
     token: np.ndarray  # [B] int64
     best: np.ndarray  # [2, B] fp32: score and logit of the token
-    kept: np.ndarray  # [B] int64
-    mass: np.ndarray  # [B] fp64: Σ e^{(z − top)/T} of what is kept
+    kept: np.ndarray  # [B] int64: tokens of the kept set
+    mass: np.ndarray  # [B] fp64: Σ e^{(z − top)/T} over the kept set
 
-    @classmethod
-    def of(cls, B: int, temperature, min_p, seed, position, stream) -> "_Rows":
-        host = lambda x, kind: (
-            x.cpu().numpy() if isinstance(x, torch.Tensor) else np.full(B, x, kind)
-        )
-        noise = np.empty((3, B), np.int64)
-        noise[0], noise[1], noise[2] = (
-            x.cpu() if isinstance(x, torch.Tensor) else x for x in (seed, position, stream)
-        )
-        floats, ints = np.empty((2, B), np.float32), np.zeros((2, B), np.int64)
-        best, mass = np.full((2, B), -np.inf, np.float32), np.zeros(B)
-        return cls(
-            host(temperature, np.float32),
-            host(min_p, np.float32),
-            noise,
-            floats[0],
-            floats[1],
-            ints[0],
-            best,
-            ints[1],
-            mass,
-        )
+
+def _floats(value: torch.Tensor | float, B: int) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        return value.cpu().numpy()
+    return np.full(B, value, np.float32)
+
+
+def _rows_of(parameters: SamplingParameters, B: int) -> _Rows:
+    p, noise = parameters, np.empty((3, B), np.int64)
+    stream = np.arange(B) if p.stream is None else p.stream
+    for row, value in zip(noise, (p.seed, p.position, stream)):
+        row[:] = value.cpu() if isinstance(value, torch.Tensor) else value
+    floats, ints = np.empty((2, B), np.float32), np.zeros((2, B), np.int64)
+    return _Rows(
+        temperature=_floats(p.temperature, B),
+        min_p=_floats(p.min_p, B),
+        noise=noise,
+        top=floats[0],
+        T=floats[1],
+        token=ints[0],
+        best=np.full((2, B), -np.inf, np.float32),
+        kept=ints[1],
+        mass=np.zeros(B),
+    )
 
 
 def _on_host(z: torch.Tensor) -> bool:
@@ -81,148 +92,96 @@ def _tile_maxima(z: torch.Tensor) -> np.ndarray:
 
 
 def _values(z: torch.Tensor, tile: np.ndarray, tiles: int, width: int) -> np.ndarray:
-    """What `draw` reads: z itself, or, of tensors that numpy cannot look at, these tiles alone,
-    `[n, width]` fp32."""
+    """What `best_tokens` reads: z itself, or, of tensors that numpy cannot look at, these tiles
+    alone, `[n, width]` fp32."""
     if _on_host(z) or tiles == 1:
         return z.float().cpu().numpy()
     row, start = np.divmod(tile, tiles)
     start *= width
     window = np.minimum(start, z.shape[1] - width)
-    values = (
-        z.unfold(1, width, 1)[torch.from_numpy(row), torch.from_numpy(window)].float().cpu().numpy()
-    )
-    for i in (start > window).nonzero()[
-        0
-    ]:  # a ragged tile is the end of the last window: move it to its place
+    index = torch.from_numpy(row), torch.from_numpy(window)
+    values = z.unfold(1, width, 1)[index].float().cpu().numpy()
+    # A ragged tile is the end of the last window: it is moved to its place.
+    for i in (start > window).nonzero()[0]:
         over = start[i] - window[i]
         values[i, : width - over] = values[i, over:].copy()
     return values
 
 
-def _draw(
-    z: torch.Tensor, maxima: np.ndarray, tau: np.ndarray, rows: _Rows, first: int, measure: bool
+def _sample(
+    z: torch.Tensor, maxima: np.ndarray, tau: np.ndarray, rows: _Rows, first_id: int, measure: bool
 ) -> None:
     """Writes token, best, kept and, if asked, mass of rows without NaN or +inf."""
     (B, tiles), (_, V) = maxima.shape, z.shape
     width = min(TILE, V)
-    tile = candidates(maxima, tau)
+    tile = candidate_tiles(maxima, tau)
 
-    def work(own: slice) -> None:
-        begin, end = tile.searchsorted((own.start * tiles, own.stop * tiles))
+    def work(some_rows: slice) -> None:
+        begin, end = tile.searchsorted((some_rows.start * tiles, some_rows.stop * tiles))
         for at in range(begin, end, _CHUNK):
             some = tile[at : min(at + _CHUNK, end)]
             values = _values(z, some, tiles, width)
-            found = rows.token, rows.best, rows.kept, rows.mass
-            draw(
-                values,
-                some,
-                tiles,
-                width,
-                V,
-                first,
-                rows.top,
-                tau,
-                rows.T,
-                rows.noise,
-                measure,
-                *found,
-            )
+            best_tokens(  # compiled: no keyword arguments
+                values, some, tiles, width, V, first_id, rows.top, tau, rows.T, rows.noise,
+                measure, rows.token, rows.best, rows.kept, rows.mass,
+            )  # fmt: skip
 
     in_threads(work, B, len(tile) * width // _WORTH_A_THREAD)
 
 
-def _top_k_top_p(
-    z: torch.Tensor, top: np.ndarray, T: np.ndarray, top_k: np.ndarray, top_p: np.ndarray
-) -> np.ndarray:
-    """The lowest logit that top-k and top-p keep, `[B]`: the same value as `kernels.top_k_top_p`;
-    −inf where all stay.
-
-    Top-p sorts only what can matter: all logits below `max z + T·ln((1 − top_p)/V)` together weigh
-    at most 1 − top_p.
-    """
-    B, V = z.shape
-    floor = np.full(B, -np.inf, np.float32)
-    k = np.minimum(top_k, V)
-    if (k > 0).any():
-        largest = z.float().topk(int(k.max()), -1).values.cpu().numpy()
-        floor = np.where(k > 0, largest[np.arange(B), np.maximum(k, 1) - 1], floor)
-    for row in ((top_p < 1) & (top > -np.inf)).nonzero()[0]:
-        heat, p = max(float(T[row]), float(GREEDY_BELOW)), float(top_p[row])
-        weight = lambda x, m=top[row], heat=heat: np.exp((x.astype(np.float64) - m) / heat)
-        values = z[row].float().cpu().numpy()
-        values = values[values >= max(floor[row], LOWEST)]
-        likely = np.sort(values[values >= top[row] + heat * np.log((1 - p) / V)])[::-1]
-        above = np.cumsum(weight(likely)) - weight(
-            likely
-        )  # Σ over what is larger, and over ties that stand before
-        floor[row] = likely[max(1, above.searchsorted(p * weight(values).sum())) - 1]
-    return floor
-
-
-def _allow(logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """−inf where the bit of an id is 0."""
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    bits = allowed[:, ids // 32] >> (ids % 32).int()
-    return logits.masked_fill((bits & 1) == 0, -float("inf"))
-
-
 def sample(
     logits: torch.Tensor,
-    temperature: torch.Tensor | float,
-    min_p: torch.Tensor | float,
-    seed: torch.Tensor | int,
-    position: torch.Tensor | int,
-    stream: torch.Tensor | int | None,
+    parameters: SamplingParameters,
     *,
-    top_k: torch.Tensor | int = 0,
-    top_p: torch.Tensor | float = 1.0,
     allowed: torch.Tensor | None = None,
-    first: int = 0,
-    known: torch.Tensor | None = None,
-    want: tuple[str, ...] = (),
-) -> dict[str, torch.Tensor]:
+    first_id: int = 0,
+    known_maximum: torch.Tensor | None = None,
+    want: int = 0,
+) -> Sampled:
     """Same arguments, results and tokens as `kernels.sample.sample`."""
     B = len(logits)
     if allowed is not None:
-        logits = _allow(logits, allowed)
-    rows = _Rows.of(
-        B, temperature, min_p, seed, position, np.arange(B) if stream is None else stream
-    )
-    status = np.empty(B, np.int32)
-    lower = np.empty(0, np.float32) if known is None else known.cpu().numpy()
-    measure, tau = "logprob" in want, np.empty(B, np.float32)
+        logits = allow(logits, allowed)
+    rows, tau, status = _rows_of(parameters, B), np.empty(B, np.float32), np.empty(B, np.int32)
+    known = np.empty(0, np.float32) if known_maximum is None else known_maximum.cpu().numpy()
     maxima = _tile_maxima(logits)
-    if not cuts(maxima, lower, *rows[:2], rows.top, rows.T, tau, status):
+    if not cuts(maxima, known, *rows[:2], rows.top, rows.T, tau, status):
         logits, seen = _without_broken(logits, maxima)
         maxima = _tile_maxima(logits)
-        cuts(maxima, lower, *rows[:2], rows.top, rows.T, tau, status)
+        cuts(maxima, known, *rows[:2], rows.top, rows.T, tau, status)
         status += seen
-    if isinstance(top_k, torch.Tensor) or isinstance(top_p, torch.Tensor) or top_k > 0 or top_p < 1:
-        k, p = (
-            np.broadcast_to(x.cpu().numpy() if isinstance(x, torch.Tensor) else x, B)
-            for x in (top_k, top_p)
-        )
-        wrong = ~((k >= 0) & (k <= _MOST) & (p >= _TINY) & (p <= 1))
-        floor = _top_k_top_p(
-            logits, rows.top, rows.T, np.where(wrong, 0, k), np.where(wrong, 1.0, p)
-        )
-        tau = np.where(wrong, np.float32(np.inf), np.maximum(tau, floor))
+    if parameters.truncated:
+        floor = top_k_top_p(logits, torch.from_numpy(maxima), parameters).cpu().numpy()
+        wrong = floor == np.inf
         rows.T[wrong], status[wrong] = 0, status[wrong] | 8
-    _draw(logits, maxima, tau, rows, first, measure)
+        np.maximum(tau, floor, out=tau)
+    _sample(logits, maxima, tau, rows, first_id, measure=bool(want & LOGPROB))
     status[rows.top == -np.inf] += 4
-    out = {"token": rows.token, "status": status}
-    if measure:
-        out["logprob"] = np.zeros(B, np.float32)
+    return _results(logits, rows, status, first_id, want)
+
+
+def _results(
+    logits: torch.Tensor, rows: _Rows, status: np.ndarray, first_id: int, want: int
+) -> Sampled:
+    """What is wanted of the rows, on the device of the logits."""
+
+    def there(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(logits.device)
+
+    token, logprob, kept, full_logprob, candidate = there(rows.token), None, None, None, None
+    if want & LOGPROB:
+        values = np.zeros(len(status), np.float32)
         on = (rows.T > 0) & (rows.kept > 0)
-        out["logprob"][on] = (rows.best[1, on] - rows.top[on]) / rows.T[on] - np.log(rows.mass[on])
-    if "kept" in want:
-        out["kept"] = np.where(rows.T > 0, rows.kept, np.minimum(rows.kept, 1)).astype(np.int32)
-    if "partial" in want:
-        out["partial"] = np.stack([rows.top, *rows.best])
-    out = {name: torch.from_numpy(value).to(logits.device) for name, value in out.items()}
-    if "full_logprob" in want:
-        out["full_logprob"] = _full_logprob(logits, rows.T, out["token"] - first)
-    return out
+        values[on] = (rows.best[1, on] - rows.top[on]) / rows.T[on] - np.log(rows.mass[on])
+        logprob = there(values)
+    if want & KEPT:
+        greedy = np.minimum(rows.kept, 1)
+        kept = there(np.where(rows.T > 0, rows.kept, greedy).astype(np.int32))
+    if want & FULL_LOGPROB:
+        full_logprob = _full_logprob(logits, there(rows.T), token - first_id)
+    if want & CANDIDATE:
+        candidate = there(np.stack([rows.top, *rows.best]))
+    return Sampled(token, there(status), logprob, kept, full_logprob, candidate)
 
 
 def _without_broken(logits: torch.Tensor, maxima: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
@@ -238,9 +197,8 @@ def _without_broken(logits: torch.Tensor, maxima: np.ndarray) -> tuple[torch.Ten
     return logits, seen
 
 
-def _full_logprob(logits: torch.Tensor, T: np.ndarray, token: torch.Tensor) -> torch.Tensor:
+def _full_logprob(logits: torch.Tensor, T: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
     """ln softmax(z/T)_token; 0 in greedy rows and where nothing is finite."""
-    T = torch.from_numpy(T).to(logits.device)
     z = logits.float() / torch.where(T > 0, T, 1.0)[:, None]
     log_p = z.gather(1, token[:, None])[:, 0] - z.logsumexp(-1)
     return torch.where((T > 0) & log_p.isfinite(), log_p, 0.0)

@@ -17,21 +17,19 @@ _LN2 = np.float32(0.69315)  # rounded up
 _MAGNITUDE, _SIGN, _INFINITY = np.int32(0x7FFFFFFF), np.int32(31), np.int32(0x7F800000)
 _BLOCK = 64  # logits compared with τ at once
 GREEDY_BELOW = np.float32(1e-3)
-HOTTEST = np.float32(1e29)  # z + T·g of a finite z stays finite
+HIGHEST_TEMPERATURE = np.float32(1e29)  # z + T·g of a finite z stays finite
 LOWEST = np.finfo(np.float32).min  # `z ≥ max(τ, lowest)` also says that z is not −inf
 
 
 @compiled()
 def philox4x32(key, c0, c1, c2, c3):
-    """Ten rounds of Philox4x32: four uint64 below 2³². The key has 64 bits; of each counter word 32
-    count."""
+    """Ten rounds of Philox4x32: four uint64 below 2³².
+
+    The key has 64 bits; of each counter word 32 count.
+    """
     k0, k1 = np.uint64(key) & _LOW, np.uint64(key) >> _HALF
-    c0, c1, c2, c3 = (
-        np.uint64(c0) & _LOW,
-        np.uint64(c1) & _LOW,
-        np.uint64(c2) & _LOW,
-        np.uint64(c3) & _LOW,
-    )
+    c0, c1 = np.uint64(c0) & _LOW, np.uint64(c1) & _LOW
+    c2, c3 = np.uint64(c2) & _LOW, np.uint64(c3) & _LOW
     for _ in range(10):
         p0, p2 = _M0 * c0, _M2 * c2
         c0, c1, c2, c3 = (p2 >> _HALF) ^ c1 ^ k0, p2 & _LOW, (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
@@ -91,7 +89,9 @@ def cuts(
     min_p,  # [B] fp32
     top,  # [B] fp32, written: maximum
     T,  # [B] fp32, written: 0 in greedy rows
-    tau,  # [B] fp32, written: top + T·ln min_p; +inf where one of them is NaN or out of range, so that no token reaches it
+    # [B] fp32, written: top + T·ln min_p; +inf, which no token reaches, where one of them is NaN or
+    # out of range
+    tau,
     status,  # [B] int32, written: 8 there, 0 elsewhere
 ):
     """Returns whether no row has NaN or +inf; a row that has a NaN gets it as its maximum."""
@@ -104,7 +104,8 @@ def cuts(
         if len(known) and not known[b] <= m[0]:
             top[b] = known[b] if known[b] < np.inf else np.inf
         T[b], tau[b], status[b] = np.float32(0), top[b], 0
-        if not (0 <= temperature[b] <= HOTTEST and 0 <= min_p[b] <= 1 and top[b] != np.inf):
+        usable = 0 <= temperature[b] <= HIGHEST_TEMPERATURE and 0 <= min_p[b] <= 1
+        if not (usable and top[b] != np.inf):
             tau[b], status[b] = np.inf, 8
         elif temperature[b] >= GREEDY_BELOW:
             T[b] = temperature[b]
@@ -113,9 +114,8 @@ def cuts(
 
 
 @compiled()
-def candidates(maxima, tau):
-    """The tiles that reach τ, ascending: row · tiles + tile of the row; `maxima` is
-    `[B, tiles]`."""
+def candidate_tiles(maxima, tau):
+    """The tiles that reach τ, ascending: row · tiles + tile of the row; of `maxima [B, tiles]`."""
     n, tiles = 0, maxima.shape[1]
     for b in range(len(maxima)):
         lowest = max(tau[b], LOWEST)
@@ -133,9 +133,10 @@ def candidates(maxima, tau):
 
 
 @compiled()
-def _best_of_tile(values, first, tau, heat, top, key, place, lane, measure, found):
-    """The best of a tile's tokens ≥ τ and of what was found before: (score, logit, token, kept,
-    mass).
+def _best_of_tile(values, first_id, tau, T, top, seed, position, stream, measure, found):
+    """The best of a tile's tokens ≥ τ and of what was found before.
+
+    `found` and the result: (score, logit, token, kept, mass).
 
     A score is looked at only if it can be the best: g ≤ −ln u ≤ −⌊log₂ u⌋ ln 2, which needs u's
     exponent and no logarithm.
@@ -155,31 +156,31 @@ def _best_of_tile(values, first, tau, heat, top, key, place, lane, measure, foun
             logit = block[j]
             if not logit >= lowest:
                 continue
-            i = first + start + j
+            i = first_id + start + j
             score = logit
-            if heat > 0:
+            if T > 0:
                 if measure:
-                    mass += math.exp((logit - top) / heat)
+                    mass += math.exp((logit - top) / T)
                 if i >> 2 != group:
                     group = i >> 2
-                    r0, r1, r2, r3 = philox4x32(key, group, place, lane, 0)
+                    r0, r1, r2, r3 = philox4x32(seed, group, position, stream, 0)
                 u = uniform_of(r0 if i & 3 == 0 else r1 if i & 3 == 1 else r2 if i & 3 == 2 else r3)
-                if logit + heat * (np.float32(-exponent_of(u)) * _LN2) < best:
+                if logit + T * (np.float32(-exponent_of(u)) * _LN2) < best:
                     continue
-                score = logit + heat * gumbel_of(u)
+                score = logit + T * gumbel_of(u)
             if score > best:
                 best, z, token = score, logit, i
     return best, z, token, kept, mass
 
 
 @compiled()
-def draw(
+def best_tokens(
     z,  # [B, V] fp32; or the tiles alone, [n, width]
     tile,  # [n] int64, ascending: row · tiles + tile of the row
     tiles,  # in a row
     width,  # of a tile
     V,
-    first,  # id of column 0
+    first_id,  # id of column 0
     top,  # [B] fp32: the row's maximum
     tau,  # [B] fp32: tokens below do not take part
     T,  # [B] fp32, 0 in greedy rows
@@ -198,6 +199,7 @@ def draw(
         values = z[n][:length] if alone else z[b][start : start + length]
         found = best[0, b], best[1, b], token[b], kept[b], mass[b]
         found = _best_of_tile(
-            values, first + start, tau[b], T[b], top[b], noise[0, b], noise[1, b], noise[2, b], measure, found
+            values, first_id + start, tau[b], T[b], top[b], noise[0, b], noise[1, b], noise[2, b],
+            measure, found,
         )  # fmt: skip
         best[0, b], best[1, b], token[b], kept[b], mass[b] = found

@@ -3,7 +3,8 @@
 With p = softmax(z/T) in descending order, C its running sum, k the steepness, P the predicted
 top-p:
 
-    w = e^{−k·relu(C − P)},   A = Σ p w + 1e-9,   q = p_y w_y / A,   loss = −ln(q + 1e-9) · softmax(z)_y  (detached)
+    w = e^{−k·relu(C − P)},   A = Σ p w + 1e-9,   q = p_y w_y / A
+    loss = −ln(q + 1e-9) · softmax(z)_y  (detached)
 
     a = [C > P]:         ∂w = −k a w (∂C − ∂P)
     dp = −p (z − E_p z)/T²,   D = running sum of dp
@@ -16,15 +17,16 @@ import math
 import numpy as np
 import torch
 
+from autodeco_fast.lm_head import multiply, transform_
+from autodeco_fast.numerics import compute_dtype
 from autodeco_fast.stats import IGNORED
 
 from .jit import compiled, in_threads
-from .logit_stats import is_compiled, kind_of, multiply, transform
+from .running_sums import is_compiled
 
 LOWEST_TEMPERATURE, EPSILON = 1e-8, 1e-9
-ROWS_BYTES = (
-    4 << 20
-)  # of one block of logits; about eight such blocks live at a time, on CPUs one and three rows a thread
+# Of one block of logits; about eight such live at a time, on CPUs one and three rows a thread.
+ROWS_BYTES = 4 << 20
 
 
 @compiled()
@@ -92,18 +94,18 @@ def _rows_on_cpu(
 
     def work(own: slice) -> None:
         for row in range(own.start, own.stop):
-            x, heat = z[row], max(float(T[row]), LOWEST_TEMPERATURE)
+            x, divisor = z[row], max(float(T[row]), LOWEST_TEMPERATURE)
             place = _place(x, y[row])
             ordered = np.negative(x)
             ordered.sort()
             np.negative(ordered, out=ordered)
             e, w = ordered - ordered[0], np.empty_like(ordered)
             weight = math.exp(e[place]) / _mass(np.exp(e, out=w))
-            np.exp(np.divide(e, np.float32(heat), out=e), out=e)
+            np.exp(np.divide(e, np.float32(divisor), out=e), out=e)
             e /= np.float32(_mass(e))
             _exponents(e, float(P[row]), steepness, w)
             out[:, row] = _loss_and_slopes(
-                ordered, e, np.exp(w, out=w), place, heat, steepness, weight
+                ordered, e, np.exp(w, out=w), place, divisor, steepness, weight
             )
             if T[row] <= LOWEST_TEMPERATURE:
                 out[1, row] = 0.0
@@ -153,9 +155,9 @@ def logits_soft_top_p(
     softcap,
 ) -> torch.Tensor:
     """`[3, N]`: loss and its derivatives in T and P; 0 where the column is −2."""
-    kind = kind_of(logits)
-    T, P = T.to(kind), P.to(kind)
-    out = torch.zeros(3, len(logits), dtype=kind, device=logits.device)
+    dtype = compute_dtype(logits)
+    T, P = T.to(dtype), P.to(dtype)
+    out = torch.zeros(3, len(logits), dtype=dtype, device=logits.device)
     valid = (column != IGNORED).nonzero()[:, 0]
     if len(valid) == 0:
         return out
@@ -171,7 +173,7 @@ def logits_soft_top_p(
         len(valid) if as_they_are else max(1, ROWS_BYTES // (logits.shape[1] * out.element_size()))
     )
     for index in valid.split(rows):
-        z = logits if as_they_are else transform(logits[index], scale, softcap)
+        z = logits if as_they_are else transform_(logits[index], scale, softcap)
         given = z, column[index], T[index], P[index]
         if on_cpu:
             out[:, index] = torch.from_numpy(_rows_on_cpu(*(x.numpy() for x in given), steepness))
@@ -194,7 +196,7 @@ def soft_top_p(
 ) -> torch.Tensor:
     """The same from hidden states, `chunk_bytes` of logits at a time; ignored rows are not
     multiplied."""
-    out = torch.zeros(3, len(hidden), dtype=kind_of(hidden), device=hidden.device)
+    out = torch.zeros(3, len(hidden), dtype=compute_dtype(hidden), device=hidden.device)
     valid = (column != IGNORED).nonzero()[:, 0]
     chunk = min(max(1, chunk_bytes // (len(weight) * hidden.element_size())), max(1, len(valid)))
     block = torch.empty(chunk * len(weight), dtype=hidden.dtype, device=hidden.device)

@@ -6,11 +6,9 @@ of rows and the backward computes it again.
 
 import torch
 
+from autodeco_fast.numerics import compute_dtype
+
 CHUNK, KEEP = 4096, 16_384  # at F = 256 at most 16 MB are kept
-
-
-def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
 def keeps(rows: int) -> bool:
@@ -26,30 +24,47 @@ def _hidden_layer(h, w1, b1, out=None):
     return torch.addmm(b1, h.to(w1.dtype), w1.T, out=out).relu_()
 
 
-def head_forward(hidden, w1, b1, w2, b2, max_temperature):
-    """Same arguments as `kernels.temperature_head.head_forward`; returns T and the hidden layer,
-    `[0, F]` if it is not kept."""
-    N, kind = len(hidden), _compute_dtype(hidden)
-    w1, b1, w2, b2 = (w.to(kind) for w in (w1, b1, w2, b2))
+def head_forward(
+    hidden: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    max_temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Same arguments as `kernels.temperature_head.head_forward`.
+
+    Returns T and the hidden layer, `[0, F]` if it is not kept for the backward.
+    """
+    N, dtype = len(hidden), compute_dtype(hidden)
+    w1, b1, w2, b2 = (w.to(dtype) for w in (w1, b1, w2, b2))
     layer = w1.new_empty(N if keeps(N) else 0, len(w1))
     T = w1.new_empty(N)
     for rows in _chunks(N):
-        torch.mv(
-            _hidden_layer(hidden[rows], w1, b1, layer[rows] if keeps(N) else None), w2, out=T[rows]
-        )
+        a = _hidden_layer(hidden[rows], w1, b1, layer[rows] if keeps(N) else None)
+        torch.mv(a, w2, out=T[rows])
     return torch.sigmoid(T.add_(b2)).mul_(max_temperature), layer
 
 
-def head_backward(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden):
-    """Same results as `kernels.temperature_head.head_backward`, and its arguments with the hidden
-    layer, if it was kept."""
-    N, kind = len(hidden), _compute_dtype(hidden)
-    w1, b1, w2 = (w.to(kind) for w in (w1, b1, w2))
+def head_backward(
+    grad: torch.Tensor,
+    hidden: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    T: torch.Tensor,
+    layer: torch.Tensor,
+    max_temperature: float,
+    need_hidden: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Same arguments and results as `kernels.temperature_head.head_backward`."""
+    N, dtype = len(hidden), compute_dtype(hidden)
+    w1, b1, w2 = (w.to(dtype) for w in (w1, b1, w2))
     ds = grad * T * (1 - T / max_temperature)
     dw1, db1, dw2 = torch.zeros_like(w1), torch.zeros_like(b1), torch.zeros_like(w2)
     dh = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
     for rows in _chunks(N):
-        h, d = hidden[rows].to(kind), ds[rows]
+        h, d = hidden[rows].to(dtype), ds[rows]
         a = layer[rows] if keeps(N) else _hidden_layer(h, w1, b1)
         dw2 += d @ a
         da = torch.ops.aten.threshold_backward(torch.outer(d, w2), a, 0.0)  # 0 where a is 0

@@ -1,7 +1,7 @@
 """A head's training step against the bare LM-head product: seconds, TFLOP/s, share of the product,
 peak memory.
 
-    python -m bench.training [--shapes N,H,V …]
+    python -m bench.end_to_end.training [--shapes N,H,V …]
 
 A step is the head forward, the statistics, the loss and the backward. The physical limit is the
 matrix product alone; it is taken in several chunkings, each into one reused buffer (or written out
@@ -13,6 +13,7 @@ linear cross-entropy and Cut Cross-Entropy (forward); on a GPU also the designs 
 """
 
 import argparse
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,11 @@ from torch import nn
 from autodeco_fast import TemperatureHead, TopPHead, token_stats
 from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
 from autodeco_fast.training.step import training_step
-from bench.harness import device, interleave, peak_bytes, record
-from tests import reference
+from bench.clock import interleave
+from bench.machine import device
+from bench.memory import peak_bytes
+from bench.records import record
+from tests.reference import autodeco
 
 CPU_SHAPES = [(2048, 896, 151_936)]
 GPU_SHAPES = [
@@ -83,7 +87,7 @@ class Case:
 
     def released(self, joint: bool):
         top_p_head = self.heads["top_p_head"] if joint else None
-        return lambda: reference.step(
+        return lambda: autodeco.step(
             self.hidden, self.lm_head.weight, self.target, self.heads["temp_head"], top_p_head
         )
 
@@ -106,10 +110,9 @@ class Case:
             ("Blackwell", kernel.BLACKWELL, 10),
         ):
             if torch.cuda.get_device_capability()[0] >= needs:
-                run = lambda variant=variant: kernel.token_stats(
-                    self.hidden, self.lm_head.weight, *rest, variant=variant
+                calls[f"token_stats, streaming, {name}"] = functools.partial(
+                    kernel.token_stats, self.hidden, self.lm_head.weight, *rest, variant=variant
                 )
-                calls[f"token_stats, streaming, {name}"] = run
         return calls
 
     def forwards(self) -> dict:
@@ -165,13 +168,13 @@ def measure(N: int, H: int, V: int, dtype: torch.dtype, with_released: bool) -> 
         f"product, {name}": product(case.hidden, case.lm_head.weight, *shape)
         for name, shape in blocks.items()
     }
-    times = interleave(bare, samples=5, warmup=1)
+    times = interleave(bare, rounds=5, warmup=1)
     best = min(times, key=lambda name: times[name]["seconds"])
     ours = {
         "hinge step": case.step(MinPHinge(**EVERY_TOKEN)),
         "AutoDeco temperature step": case.step(AutoDecoTemperature()),
     }
-    times |= interleave({best: bare[best], **ours}, samples=20)
+    times |= interleave({best: bare[best], **ours}, rounds=20)
     slow = {"AutoDeco joint step": (case.step(AutoDecoJoint()), 10), **peers(case)}
     failed = {}
     for name, (call, samples) in slow.items():
@@ -179,9 +182,7 @@ def measure(N: int, H: int, V: int, dtype: torch.dtype, with_released: bool) -> 
             continue
         try:
             print(name, flush=True)
-            times |= interleave(
-                {name: call}, samples=samples, warmup=0 if "released" in name else 1
-            )
+            times |= interleave({name: call}, rounds=samples, warmup=0 if "released" in name else 1)
         except torch.OutOfMemoryError:
             failed[name] = "out of memory"
             torch.cuda.empty_cache()
@@ -223,7 +224,10 @@ def main() -> None:
             rows += measure(
                 *shape, dtype, with_released=device() == "cuda" or dtype == torch.float32
             )
-    samples = "20 of the product and our first two steps in turn; then 10 of the joint step, 2 of the released, 5 of the others"
+    samples = (
+        "20 of the product and our first two steps in turn; then 10 of the joint step, 2 of the "
+        "released, 5 of the others"
+    )
     record("training", rows, targets="random", samples=samples)
 
 

@@ -1,7 +1,7 @@
 """What starting costs: the import above torch's, the command line's help, `doctor`, and the first
 draw on a CPU.
 
-    python -m bench.startup
+    python -m bench.end_to_end.startup
 
 Each is a fresh interpreter; files are in the page cache after the first, untimed, start. The very
 first draw of an installation also compiles the CPU's loops, which numba then keeps on disk.
@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 
-from bench.harness import interleave, record
+from bench.clock import interleave
+from bench.records import record
 
 TORCH = "import torch"
 DRAW = ["-c", "import torch, autodeco_fast; autodeco_fast.sample(torch.zeros(1, 9), 1.0, seed=0)"]
@@ -42,10 +43,10 @@ def start_and_compile() -> None:
 def main() -> None:
     times = interleave(
         {name: lambda a=arguments: start(a) for name, arguments in COMMANDS.items()},
-        samples=20,
+        rounds=20,
         warmup=1,
     )
-    times |= interleave({"the same, compiling": start_and_compile}, samples=5, warmup=1)
+    times |= interleave({"the same, compiling": start_and_compile}, rounds=5, warmup=1)
     rows = [
         {"start": name, **t, "over_torch": t["seconds"] - times[TORCH]["seconds"]}
         for name, t in times.items()

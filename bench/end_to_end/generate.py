@@ -1,7 +1,7 @@
 """`generate` with an attached head against static sampling and greedy decoding of the same model:
 tokens per second.
 
-    python -m bench.generate
+    python -m bench.end_to_end.generate
 
 One prompt of 32 tokens, 64 new tokens, a random two-layer Llama with hidden size 896 and V =
 151,936, fp32.
@@ -11,7 +11,9 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from autodeco_fast import TemperatureHead, attach
-from bench.harness import device, interleave, record
+from bench.clock import interleave
+from bench.machine import device
+from bench.records import record
 
 NEW_TOKENS = 64
 STATIC = "static T=0.7, Min-P 0.1"
@@ -53,13 +55,12 @@ def main() -> None:
         STATIC: lambda: model.generate(ids, do_sample=True, temperature=0.7, min_p=0.1, **length),
         "greedy": lambda: model.generate(ids, do_sample=False, **length),
     }
-    times = interleave(variants, samples=20)
+    times = interleave(variants, rounds=20)
     rows = [
         {
             "variant": name,
             "tokens_per_second": NEW_TOKENS / t["seconds"],
-            "p20": NEW_TOKENS / t["p80"],
-            "p80": NEW_TOKENS / t["p20"],
+            **t,
             "over_static": times[STATIC]["seconds"] / t["seconds"],
         }
         for name, t in times.items()

@@ -1,7 +1,7 @@
 """Scanning and training from a scan, on the embedded model and the standard library's text:
 seconds, tokens/s, bytes, memory.
 
-    python -m bench.scan
+    python -m bench.end_to_end.scan
 
 The scan is compared with the bare forward of the base model with its LM head on the same batches;
 training from the scan with the same epochs online; the memory of training under `max_memory` with
@@ -26,7 +26,9 @@ from autodeco_fast.training.data import encode, stream_examples
 from autodeco_fast.training.loop import train
 from autodeco_fast.training.scan import batches_by_length, pad, scan
 from autodeco_fast.training.scan_store import Scan
-from bench.harness import device, peak_bytes, record
+from bench.machine import device
+from bench.memory import peak_bytes
+from bench.records import record
 
 KEPT, EPOCHS, ROUNDS = 200_000, 5, 5
 
@@ -34,7 +36,7 @@ KEPT, EPOCHS, ROUNDS = 200_000, 5, 5
 def prepare(folder: Path) -> tuple[ScanConfig, object, object]:
     """Pieces of the text as JSONL, enough for a scan of `KEPT` tokens."""
     tokenizer = base_model.load_tokenizer(str(EMBEDDED_MODEL))
-    base = base_model.load(str(EMBEDDED_MODEL), torch.bfloat16, device())
+    base = base_model.load(str(EMBEDDED_MODEL), base_model.frozen_dtype(device()), device())
     data, seen = folder / "rows.jsonl", 0
     with data.open("w", encoding="utf-8") as file:
         for row in stream_examples("stdlib:head", ""):

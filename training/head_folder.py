@@ -1,20 +1,20 @@
-"""A head and a scan that fit each other, and what the head predicts there."""
+"""What lies beside a head in its folder, and whether a head and a scan belong together."""
 
-import math
 import warnings
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.errors import read_json_object
 from autodeco_fast.heads import DEFAULT_MIN_P
-from autodeco_fast.training.base_model import BaseModel, frozen_dtype, load
-from autodeco_fast.training.file_names import SETTINGS_NAME
-from autodeco_fast.training.scan import lm_head_fingerprint
-from autodeco_fast.training.scan_store import Scan, ScanTokens
+from autodeco_fast.training.scan_store import Scan
 from autodeco_fast.values import finite, inner_share
+
+SETTINGS_NAME, METRICS_NAME, DIAGNOSTICS_NAME = (
+    "training.json",
+    "metrics.jsonl",
+    "diagnostics.jsonl",
+)
+CALIBRATION_NAME, SWEEP_NAME = "calibration.json", "sweep.json"
 
 
 def training_settings(folder: Path) -> dict:
@@ -69,7 +69,8 @@ def check_fits(head: TemperatureHead, settings: dict, scan: Scan) -> None:
 
 
 def check_every_token(scan: Scan) -> None:
-    """Refuses a scan from which tokens were left out by difficulty: its shares would mean little.
+    """Refuses a scan from which tokens were left out by difficulty: shares measured on it would
+    mean little.
 
     Raises:
         ValueError: if there are such.
@@ -79,32 +80,3 @@ def check_every_token(scan: Scan) -> None:
             f"scan {str(scan.folder)!r} left tokens out by difficulty: scan held-out text with "
             "--all-tokens"
         )
-
-
-def scanned_model(scan: Scan, model: str | None = None) -> BaseModel:
-    """The model that was scanned, from where it was or from `model`.
-
-    Raises:
-        ValueError: if there is none, or it is another.
-    """
-    name = model or scan.manifest["settings"]["model"]
-    base = load(name, frozen_dtype("cpu"))
-    if lm_head_fingerprint(base) != scan.manifest["lm_head"]:
-        raise ValueError(f"model {name!r} is not the one that was scanned: its lm_head is another")
-    return base
-
-
-@torch.inference_mode()
-def predict(head: TemperatureHead, tokens: ScanTokens, chunk: int = 8192) -> np.ndarray:
-    """T̂ of every token without the head's offset, fp32."""
-    offset, head.offset = head.offset, 0.0
-    try:
-        predicted = [head(h.float()) for h in tokens.hidden.split(chunk)]
-    finally:
-        head.offset = offset
-    return torch.cat(predicted).cpu().numpy()
-
-
-def required_temperatures(tokens: ScanTokens, min_p: float) -> np.ndarray:
-    """T* of every token."""
-    return tokens.gap.numpy() / -math.log(min_p)

@@ -1,0 +1,52 @@
+"""On what a record is taken, and where it goes."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench/results"
+_PACKAGES = ("torch", "triton", "numba", "transformers", "autodeco-fast")
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_slug() -> str:
+    """Folder of this machine's records: the GPU's name, or `cpu`."""
+    if device() == "cpu":
+        return "cpu"
+    return torch.cuda.get_device_name().lower().replace("nvidia ", "").replace(" ", "-")
+
+
+def _cpu() -> str:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def machine() -> dict:
+    """Hardware and versions."""
+    found = {
+        "device": torch.cuda.get_device_name() if device() == "cuda" else _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+    }
+    if device() == "cuda":
+        found |= {"cuda": torch.version.cuda, "hip": torch.version.hip}
+    return found

@@ -1,0 +1,44 @@
+"""Reading a row of logits tile by tile: what the kernels that sample from logits share."""
+
+import triton
+import triton.language as tl
+
+TILE = 1024  # logits read at once: 2 KB of bf16, one 16-byte load a thread at 4 warps
+# Programs of a pass over [B, V], at least, while a row has that many tiles: seven or more on every
+# multiprocessor.
+PROGRAMS = 1024
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+
+
+@triton.jit
+def load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block: tl.constexpr):
+    """fp32 logits of a tile; −inf beyond V and where the bit is 0.
+
+    Full tiles load unmasked: wide for any V.
+    """
+    o_v = tile * block + tl.arange(0, block)
+    p_z = z_ptr + row * stride + o_v
+    if (tile + 1) * block <= V:
+        b_z = tl.load(p_z).to(tl.float32)
+    else:
+        b_z = tl.load(p_z, mask=o_v < V, other=-float("inf")).to(tl.float32)
+    if allowed_ptr is not None:
+        b_word = tl.load(allowed_ptr + row * words + o_v // 32, mask=o_v < V, other=0)
+        b_z = tl.where((b_word >> (o_v % 32)) & 1 == 1, b_z, -float("inf"))
+    return b_z
+
+
+@triton.jit
+def finite(b_z):
+    """NaN and +inf become −inf."""
+    return tl.where(b_z < float("inf"), b_z, -float("inf"))
+
+
+def splits_of(B: int, V: int, tile: int, splits: int | None = None) -> tuple[int, int]:
+    """Splits of a row, and tiles in each.
+
+    Enough programs to fill the device, as few partials as that allows; or at most `splits`.
+    """
+    tiles = triton.cdiv(V, tile)
+    depth = max(1, B * tiles // PROGRAMS) if splits is None else triton.cdiv(tiles, splits)
+    return triton.cdiv(tiles, depth), depth

@@ -1,0 +1,109 @@
+"""Attaching is all or nothing; copies, pickles and folders are those of the model alone."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from autodeco_fast import TemperatureHead, attach, detach
+from tests.tiny_models import (
+    every_model,
+    first_tokens,
+    prompts,
+    tiny_head,
+    tiny_model,
+)
+
+
+def _counting(module, args, output):
+    """Somebody's own hook, which copies keep."""
+
+
+@every_model
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies_of_an_attached_model_are_plain(name, how):
+    model, ids = tiny_model(name), prompts()
+    cls, want = type(model), model(ids).logits
+    other = []
+    model.get_output_embeddings().register_forward_hook(_counting)
+    with attach(model, tiny_head(model)) as attachment:
+        adaptive = model.generate(ids, max_new_tokens=5, seed=0)
+        if how == "deepcopy":
+            got = copy.deepcopy(model)
+        elif how == "pickle":
+            got = pickle.loads(pickle.dumps(model))
+        else:
+            file = io.BytesIO()
+            torch.save(model, file)
+            assert b"autodeco" not in file.getvalue()
+            file.seek(0)
+            got = torch.load(file, weights_only=False)
+        assert attachment.attached
+        assert torch.equal(model.generate(ids, max_new_tokens=5, seed=0), adaptive)
+        assert type(got) is cls
+        embedding = got.get_output_embeddings()
+        assert embedding is not model.get_output_embeddings()
+        assert (len(embedding._forward_hooks), len(embedding._forward_pre_hooks)) == (1, 0)
+        assert not any((got._forward_hooks, got._forward_pre_hooks))
+        assert torch.equal(got(ids).logits, want)
+        assert got.state_dict().keys() == model.state_dict().keys()
+        got(ids, labels=ids).loss.backward()
+        assert model.get_output_embeddings().weight.grad is None
+        assert embedding.weight.grad is not None
+        attach(got, tiny_head(got)).detach()
+    assert not other
+
+
+def test_an_attached_model_saves_as_if_it_were_not(tmp_path):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "plain")
+    with attach(model, tiny_head(model)):
+        model.generate(prompts(), max_new_tokens=2)
+        model.save_pretrained(tmp_path / "attached")
+    for file in sorted((tmp_path / "plain").iterdir()):
+        assert (tmp_path / "attached" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_attaching_is_all_or_nothing():
+    model = tiny_model("llama")
+    before, cls = model.generation_config, type(model)
+    model.generation_config = None
+    attach(model, tiny_head(model)).detach()
+    model.generation_config = before
+
+    class Broken(TemperatureHead):
+        def to(self, *args, **kwargs):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        attach(model, Broken(32))
+    assert type(model) is cls
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_detaching_without_the_handle():
+    model = tiny_model("llama")
+    cls = type(model)
+    detach(model)  # nothing is attached: nothing happens
+    attach(model, tiny_head(model))
+    detach(model)
+    detach(model)
+    assert type(model) is cls
+
+
+def test_a_peft_model_is_taken_for_the_model_inside():
+    peft = pytest.importorskip("peft")
+    model, ids = tiny_model("llama"), prompts()
+    head = tiny_head(model)
+    with attach(model, head):
+        want = model.generate(ids, max_new_tokens=6, seed=1)
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
+    with attach(wrapped, head):
+        assert torch.equal(wrapped.generate(input_ids=ids, max_new_tokens=6, seed=1), want)
+    attach(wrapped, head)
+    detach(wrapped)
+    assert first_tokens(model, ids[:1], 2, do_sample=True).shape == (2,)

@@ -1,0 +1,93 @@
+"""An option is written once: its dataclass checks and documents it, and the command line has it."""
+
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+import typer
+
+from autodeco_fast.cli import app
+from autodeco_fast.training.config import ScanConfig, TrainConfig
+from tests.commands import ROOT
+
+COMMANDS = {"scan": ScanConfig, "train": TrainConfig}
+OUTSIDE = {
+    "≥ 0": (-1,),
+    "at least 1": (0, -1),
+    "at least 2": (1,),
+    "1 or 2": (0, 3),
+    "positive": (0, -1),
+    "in (0, 1)": (0, 1, 1.5),
+    "in [0, 1)": (-0.1, 1),
+    "in [0, 1]": (-0.1, 1.1),
+}
+
+
+def parameters(name: str) -> dict:
+    return {p.name: p for p in typer.main.get_command(app).commands[name].params}
+
+
+def given(config: type) -> dict:
+    """What the options without a default need."""
+    wanted = {"output": Path("out"), "model": "m"}
+    return {**wanted, "data": "d" if config is ScanConfig else Path("d")}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_is_in_the_documentation_and_on_the_command_line(name):
+    config, found = COMMANDS[name], parameters(name)
+    documentation = " ".join(config.__doc__.split())
+    for field in fields(config):
+        option = found.pop(field.name)
+        assert field.metadata["help"]
+        assert f"{field.name}: {field.metadata['help']}" in documentation
+        assert field.metadata["help"] in option.help
+        assert field.metadata["must_be"] in option.help
+        assert option.opts == [f"--{field.name.replace('_', '-')}"]
+        assert not option.secondary_opts
+        if field.default is MISSING:
+            assert option.required == (name == "scan")  # `train` may find it in a file
+        elif field.metadata["is_size"]:
+            assert option.default == "0"
+        else:
+            assert option.default == field.default
+            if field.default is not None:
+                assert f"by default {field.default!r}" in documentation
+    assert set(found) - {"help"} == ({"config", "sweep"} if name == "train" else set())
+
+
+@pytest.mark.parametrize("config", [ScanConfig, TrainConfig])
+def test_values_out_of_range_are_refused_in_one_line(config):
+    config(**given(config))
+    checked = set()
+    for field in fields(config):
+        for value in OUTSIDE.get(field.metadata["must_be"], ()):
+            checked.add(field.name)
+            with pytest.raises(ValueError, match=f"^{field.name} must be ") as caught:
+                config(**{**given(config), field.name: value})
+            shown = float(value) if field.type is float else value
+            expected = f"{field.name} must be {field.metadata['must_be']}, got {shown}"
+            assert str(caught.value) == expected
+    numbers = {f.name for f in fields(config) if f.type in (int, float)} - {"seed"}
+    assert checked == numbers
+
+
+def test_every_type_is_checked_before_every_range():
+    with pytest.raises(ValueError, match="resume must be true or false, got 1"):
+        TrainConfig(**given(TrainConfig), min_p=7.0, resume=1)
+    with pytest.raises(ValueError, match="max_rank must be an integer in"):
+        ScanConfig(**given(ScanConfig), max_length=0, max_rank=True)
+
+
+def test_help_needs_no_torch():
+    code = """if True:
+        import sys
+        from autodeco_fast.cli import run
+        assert run(["--help"]) == run(["train", "--help"]) == 0
+        heavy = {"torch", "numpy", "transformers", "yaml"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
