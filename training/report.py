@@ -79,22 +79,34 @@ def report_from_files(
             f"scans are named by their folders, which must differ, got {', '.join(names)}"
         )
     with output_folder(output):
-        _report(head_folder, dict(zip(names, scans)), output, model, min_p)
+        _report(head_folder, dict(zip(names, scans)), output, model=model, min_p=min_p)
 
 
 def _report(
-    head_folder: Path, scans: dict[str, Path], output: Path, model: str | None, min_p: float | None
+    head_folder: Path,
+    scans: dict[str, Path],
+    output: Path,
+    *,
+    model: str | None,
+    min_p: float | None,
 ) -> None:
     head, settings = TemperatureHead.from_pretrained(head_folder), training_settings(head_folder)
     opened = [Scan(folder) for folder in scans.values()]
     for scan in opened:
         check_fits(head, settings, scan)
         check_every_token(scan)
-    subject = Subject(head, head_folder, settings, min_p_of(head, settings, min_p))
+    subject = Subject(
+        head=head,
+        folder=head_folder,
+        settings=settings,
+        min_p=min_p_of(head, settings, min_p),
+    )
     base = scanned_model(opened[0], model)
     tokenizer = load_tokenizer(model or opened[0].manifest["settings"]["model"])
-    domains = [data.domain(name, scan, head, subject.min_p) for name, scan in zip(scans, opened)]
-    costs = {d.name: data.costs(d, base, head, subject.min_p) for d in domains}
+    domains = [
+        data.domain(name, scan, head, min_p=subject.min_p) for name, scan in zip(scans, opened)
+    ]
+    costs = {d.name: data.costs(d, base, head, min_p=subject.min_p) for d in domains}
     body = [html.paragraph(_facts(subject)), _summary(domains, subject.limit)]
     body += _compared(costs)
     classes = data.classes_of(tokenizer.batch_decode([[int(i)] for i in domains[0].tokens.target]))
@@ -104,7 +116,7 @@ def _report(
         body.append(html.image(name, *drawing))
     for d in domains:
         body.append(html.heading(f"{d.name}, shaded by temperature"))
-        passages = data.passages(d, tokenizer, PASSAGES, PASSAGE_TOKENS)
+        passages = data.passages(d, tokenizer, count=PASSAGES, length=PASSAGE_TOKENS)
         body += [html.shaded(passage, subject.limit) for passage in passages]
     numbers = {
         name: {"measures": cost.measures, "comparisons": cost.comparisons}

@@ -44,12 +44,19 @@ class Domain:
         return self.tokens.document.numpy()
 
 
-def domain(name: str, scan: Scan, head: TemperatureHead, min_p: float) -> Domain:
+def domain(name: str, scan: Scan, head: TemperatureHead, *, min_p: float) -> Domain:
     tokens = scan.load()
     raw = predict(head, tokens)
     bucket = difficulty(tokens.stats(), max_rank=100, trivial_prob=0.9).numpy()
     T = np.clip(raw + head.offset, 0.0, head.max_temperature)
-    return Domain(name, tokens, raw, T, required_temperatures(tokens, min_p), bucket)
+    return Domain(
+        name=name,
+        tokens=tokens,
+        raw=raw,
+        temperature=T,
+        required=required_temperatures(tokens, min_p),
+        bucket=bucket,
+    )
 
 
 def v_curve(
@@ -103,7 +110,7 @@ class Costs:
     comparisons: dict[str, tuple[float, float, float]]
 
 
-def costs(d: Domain, base: BaseModel, head: TemperatureHead, min_p: float) -> Costs:
+def costs(d: Domain, base: BaseModel, head: TemperatureHead, *, min_p: float) -> Costs:
     """Fixed temperatures, the head at several shifts, and the oracle; intervals resample
     documents."""
     picks = sample_of(d.tokens)
@@ -140,7 +147,7 @@ def classes_of(texts: Sequence[str]) -> np.ndarray:
     return np.array([one(text) for text in texts])
 
 
-def passages(d: Domain, tokenizer, count: int, length: int) -> list[list[tuple[str, float]]]:
+def passages(d: Domain, tokenizer, *, count: int, length: int) -> list[list[tuple[str, float]]]:
     """(text, T̂) of the first targets of some documents."""
     found = []
     documents = np.unique(d.document)

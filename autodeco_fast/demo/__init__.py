@@ -24,4 +24,4 @@ def run_demo(
     """
     from autodeco_fast.demo.run import run
 
-    run(Path(output), text, model, seed)
+    run(Path(output), text=text, model=model, seed=seed)

@@ -78,7 +78,7 @@ def _clear(output: Path, settings: dict) -> None:
     write_text(output / MARKER, json.dumps(settings, indent=1) + "\n")
 
 
-def run(output: Path, text: list[Path] | None, model: str | None, seed: int) -> None:
+def run(output: Path, *, text: list[Path] | None, model: str | None, seed: int) -> None:
     train_texts, held_texts = read_texts(text)
     name = str(EMBEDDED_MODEL) if model is None else model
     base_model.facts(name)  # is there such a model?
@@ -86,16 +86,16 @@ def run(output: Path, text: list[Path] | None, model: str | None, seed: int) -> 
         settings = {"model": name, "seed": seed, "min_p": MIN_P, "gravity": GRAVITY, "alpha": ALPHA}
         _clear(output, settings)
         (output / "texts").mkdir()
-        _train(output, name, train_texts, seed)
+        _train(output, name, train_texts, seed=seed)
         _evaluate(output, name, held_texts)
-        _generate(output, name, held_texts[0], seed)
+        _generate(output, name, held_texts[0], seed=seed)
 
 
 def _say(what: str) -> None:
     Console(stderr=True, markup=False).print(f"\n— {what}", soft_wrap=True)
 
 
-def _train(output: Path, model: str, texts: list[str], seed: int) -> None:
+def _train(output: Path, model: str, texts: list[str], *, seed: int) -> None:
     """`autodeco-fast scan`, `autodeco-fast train`."""
     examples = [example for text in texts for example in _examples(text)]
     data = _write_jsonl(output / "texts/train.jsonl", examples)
@@ -142,7 +142,7 @@ def _evaluate(output: Path, model: str, texts: list[str]) -> None:
     )
 
 
-def _generate(output: Path, model: str, text: str, seed: int) -> None:
+def _generate(output: Path, model: str, text: str, *, seed: int) -> None:
     """A prompt, continued in three ways."""
     _say("generate: the same prompt greedily, at T = 1 and adaptively")
     tokenizer, base = base_model.load_tokenizer(model), base_model.load(model, torch.float32)
