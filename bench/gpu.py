@@ -49,14 +49,14 @@ def keep(output: Path) -> None:
     shutil.make_archive(str(output), "gztar", output.parent, output.name)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"some of {', '.join(STEPS)}")
     parser.add_argument("--output", type=Path, default=Path("gpu-results"), help="folder of copies")
     parser.add_argument("--limit", type=float, default=900, help="seconds that a step may take")
     parser.add_argument("--deadline", type=float, help="seconds that all steps may take")
     parser.add_argument("--commit", help="the commit measured, where there is no git")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     steps = parse_names(parser, args.steps, STEPS)
     if device() != "cuda":
         parser.error("no GPU found: `make bench` measures CPUs")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autodeco_fast.kernels import token_stats
-from bench import clock, memory, records, report, roofline
+from bench import clock, gpu, memory, records, report, roofline
 from bench import run as bench_run
 from bench.machine import RESULTS, ROOT, device
 
@@ -145,6 +145,35 @@ def test_a_step_that_takes_too_long_is_interrupted(tmp_path):
     with (tmp_path / "log").open("w") as log:
         assert not bench_run.run(["-c", code], log=log, limit=2.0)
     assert (tmp_path / "log").read_text().splitlines() == ["interrupted after 2 s", "kept"]
+
+
+def test_gpu_steps_go_on_after_a_failure_and_are_kept_one_by_one(tmp_path, monkeypatch, capsys):
+    """Its logic alone: what it runs is replaced."""
+    limits, archives = {}, []
+
+    def run(arguments, *, log, limit):
+        limits["tests"] = limit
+        print("one test failed", file=log)
+        return False
+
+    def take(name, *, log, limit):
+        limits[name] = limit
+        archives.append(sorted(path.name for path in tmp_path.glob("*")))
+        return True
+
+    monkeypatch.setattr(gpu, "device", lambda: "cuda")
+    monkeypatch.setattr(gpu, "has_plugin", lambda: False)
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu, "take", take)
+    arguments = ["tests", "sample", "limits", "generate"]
+    with pytest.raises(SystemExit) as left:
+        gpu.main([*arguments, "--output", str(tmp_path / "out"), "--deadline", "600"])
+    assert left.value.code == 1
+    assert set(limits) == {"tests", "limits", "generate"}  # `sample` needs the plugin
+    assert all(limit <= 600 - bench_run.GRACE for limit in limits.values())
+    assert archives == [["out", "out.tar.gz"]] * 2
+    assert (tmp_path / "out/tests.log").read_text() == "one test failed\n"
+    assert "FAILED, see" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda p: p.stem)
