@@ -68,8 +68,8 @@ def draw_sampling(path: Path, record: dict) -> None:
     results = sampling_results(record)
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    kinds = list(dict.fromkeys(result["logits"] for result in results))
-    for axes, logits in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds):
+    names = list(dict.fromkeys(result["logits"] for result in results))
+    for axes, logits in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
         _draw_one(axes, [r for r in results if r["logits"] == logits and r["variant"] != READ])
         axes.set(xscale="log", yscale="log", xlabel="rows", title=f"{logits} logits")
     figure.axes[0].set_ylabel("µs a call")

@@ -46,18 +46,26 @@ def designs(
     return found
 
 
+def eager_token_stats(
+    hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    return eager_stats((hidden @ weight.T).float(), target)
+
+
 @pytest.mark.parametrize("dtype", ("bfloat16",) if ON_GPU else ("float32", "bfloat16"))
 @pytest.mark.parametrize(("N", "H", "V"), SHAPES)
-def test_token_stats(N, H, V, dtype, take_turns, tiny):
+def test_token_stats(N, H, V, dtype, take_turns, compiled, tiny):
     N, H, V = (4, 32, 999) if tiny else (N, H, V)
     torch.manual_seed(0)
     hidden = torch.randn(N, H, device=device()).to(getattr(torch, dtype))
     weight = (torch.randn(V, H, device=device()) * (3 / H**0.5)).to(hidden.dtype)
     target = torch.randint(0, V, (N,), device=device())
+    compiled_stats = compiled(eager_token_stats)
     take_turns(
         {
             "token_stats": lambda: token_stats(hidden, weight, target),
-            "eager torch": lambda: eager_stats((hidden @ weight.T).float(), target),
+            "eager torch": lambda: eager_token_stats(hidden, weight, target),
+            "eager torch, torch.compile": lambda: compiled_stats(hidden, weight, target),
             "product alone": lambda: hidden @ weight.T,
             **designs(hidden, weight, target),
             **peers.linear_cross_entropies(hidden, weight, target),

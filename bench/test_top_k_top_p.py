@@ -26,15 +26,17 @@ BATCHES = (1, 8) if device() == "cpu" else (1, 8, 64, 512)
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize("B", BATCHES)
 @pytest.mark.parametrize("V", [128_256, 151_936, 201_088, 262_208])
-def test_top_k_top_p(V, B, cuts, take_turns, tiny):
+def test_top_k_top_p(V, B, cuts, take_turns, compiled, tiny):
     V = 999 if tiny else V
     torch.manual_seed(0)
     z, given = torch.randn(B, V, device=device()) * 3.0, CUTS[cuts]
+    compiled_sample = compiled(transformers_sample)
     n_bytes = z.numel() * z.element_size()
     take_turns(
         {
             "sample": lambda: sample(z, T, **given, seed=1),
             "transformers": lambda: transformers_sample(z, T, **given),
+            "transformers, torch.compile": lambda: compiled_sample(z, T, **given),
             **peers.samplers(z, T, **given),
         },
         group=f"sample, {cuts}, B={B}, V={V}",
