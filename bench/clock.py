@@ -75,6 +75,17 @@ def _last_of_burst(work: Call, burst: int) -> float:
     return seconds(work)
 
 
+def batches(variants: dict[str, Call]) -> list[dict[str, Call]]:
+    """Variants that take turns with each other: those of `torch.compile` after all others.
+
+    On a CPU compiled code can bring threads of its own, which may still hold a core when the next
+    variant begins.
+    """
+    compiled = {name: work for name, work in variants.items() if name.endswith(COMPILED)}
+    others = {name: work for name, work in variants.items() if name not in compiled}
+    return [batch for batch in (others, compiled) if batch]
+
+
 def turns(
     variants: dict[str, Call], *, rounds: int = 20, warmup: int = 2, burst: int = 1
 ) -> dict[str, list[float]]:
@@ -83,21 +94,16 @@ def turns(
 
     A turn is `burst` calls in a row (fewer, but two, once they have taken `LONG`), the last of
     which is timed: with 1, a variant finds the caches as the variant before left them (on a GPU
-    empty), with more as its own call before left them. Variants whose name ends in "torch.compile"
-    take their turns after all others: on a CPU such code can bring threads of its own, which may
-    still hold a core when the next variant begins.
+    empty), with more as its own call before left them.
     """
-    compiled = {name: work for name, work in variants.items() if name.endswith(COMPILED)}
-    others = {name: work for name, work in variants.items() if name not in compiled}
-    if compiled and others:
-        options = {"rounds": rounds, "warmup": warmup, "burst": burst}
-        return turns(others, **options) | turns(compiled, **options)
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(warmup + rounds):
-        for name, work in variants.items():
-            taken = _last_of_burst(work, burst)
-            if turn >= warmup:
-                times[name].append(taken)
+    times: dict[str, list[float]] = {}
+    for batch in batches(variants):
+        times |= {name: [] for name in batch}
+        for turn in range(warmup + rounds):
+            for name, work in batch.items():
+                taken = _last_of_burst(work, burst)
+                if turn >= warmup:
+                    times[name].append(taken)
     return times
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.clock import Call, empty_pair, host_seconds, quantile, spread, turns
+from bench.clock import Call, batches, empty_pair, host_seconds, quantile, spread, turns
 from bench.machine import commit_info, device, machine
 from bench.memory import peak_mb
 
@@ -84,12 +84,10 @@ def launches(call: Call) -> int | None:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
 
 
-def run_once(variants: dict[str, Call]) -> dict[str, str]:
-    """Calls every variant; returns the peers that cannot run here, with the reason.
-
-    The first variant is ours: what it raises is raised.
-    """
-    ours, failed = next(iter(variants)), {}
+def run_once(variants: dict[str, Call], ours: str) -> dict[str, str]:
+    """Calls every variant; returns the peers that cannot run here, with the reason. What ours
+    raises is raised."""
+    failed = {}
     for name, call in variants.items():
         try:
             call()
@@ -99,8 +97,8 @@ def run_once(variants: dict[str, Call]) -> dict[str, str]:
             first_line = (str(error).splitlines() or [""])[0]
             failed[name] = f"{type(error).__name__}: {first_line[:200]}"
             warnings.warn(f"{name} is left out: {failed[name]}", stacklevel=2)
-        if device() == "cuda" and failed.get(name):
-            torch.cuda.empty_cache()
+    if failed and device() == "cuda":
+        torch.cuda.empty_cache()
     return failed
 
 
@@ -149,22 +147,25 @@ def take_turns(request, benchmark, tiny) -> Callable[..., None]:
         limit: float | str | None = None,
         **facts: object,
     ) -> None:
-        failed = run_once(variants)
+        ours, failed, times = next(iter(variants)), {}, {}
+        rounds = 2 if tiny else max(rounds, benchmark._min_rounds)
+        warmup = 1 if tiny else WARMUP
+        for batch in batches(variants):
+            failed |= run_once(batch, ours)
+            if not session.disabled:
+                able = {name: call for name, call in batch.items() if name not in failed}
+                times |= turns(able, rounds=rounds, warmup=warmup, burst=burst)
         if session.disabled:
             return
-        ours = next(iter(variants))
-        variants = {name: call for name, call in variants.items() if name not in failed}
-        rounds = 2 if tiny else max(rounds, benchmark._min_rounds)
-        times = turns(variants, rounds=rounds, warmup=1 if tiny else WARMUP, burst=burst)
         medians = {name: quantile(values, 0.5) for name, values in times.items()}
         at_most = medians.get(limit) if isinstance(limit, str) else limit
-        for name, call in variants.items():
+        for name, taken in times.items():
             extra_info = {**facts, "over_ours": medians[name] / medians[ours]}
             if at_most is not None:
                 extra_info["share_of_limit"] = at_most / medians[name]
-            extra_info |= _measured(call)
+            extra_info |= _measured(variants[name])
             if name == ours and failed:
                 extra_info["failed"] = failed
-            add(name, times[name], group=group, extra_info=extra_info)
+            add(name, taken, group=group, extra_info=extra_info)
 
     return run

@@ -13,6 +13,7 @@ import torch
 from autodeco_fast.kernels import token_stats
 from bench import clock, gpu, memory, records, report, roofline
 from bench import run as bench_run
+from bench.conftest import run_once
 from bench.machine import RESULTS, ROOT, device
 
 OURS = {
@@ -44,6 +45,17 @@ def test_a_burst_of_long_calls_is_two(monkeypatch):
 def test_peak_memory_is_what_was_taken():
     assert 60e6 < memory.peak_bytes(lambda: torch.ones(16_000_000)) < 90e6
     assert memory.peak_bytes(lambda: None) < 2e7
+
+
+def test_a_peer_that_cannot_run_is_noted():
+    def broken():
+        raise RuntimeError("no such card\nand a traceback")
+
+    with pytest.warns(UserWarning, match="theirs is left out"):
+        failed = run_once({"ours": dict, "theirs": broken}, "ours")
+    assert failed == {"theirs": "RuntimeError: no such card"}
+    with pytest.raises(RuntimeError, match="no such card"):
+        run_once({"ours": broken}, "ours")
 
 
 def pytest_bench(*options: str) -> str:
