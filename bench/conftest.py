@@ -1,7 +1,13 @@
-"""`pytest bench --benchmark-only`: variants that take turns, in the plugin's table and JSON.
+"""Microbenchmarks with pytest-benchmark: variants that take turns, in the plugin's table and JSON.
 
-The plugin's options mean what they mean to it. `--benchmark-min-rounds` asks for more than the 20
-rounds that every benchmark takes; time limits and calibration do not apply to turns.
+    pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds
+    pytest bench/test_sample.py -k "peaked and warm" --benchmark-only --benchmark-json=FILE
+    pytest bench/test_sample.py --benchmark-only --benchmark-compare=FILE
+    pytest bench --benchmark-disable --bench-shapes=tiny
+
+`python -m bench.run` takes records. The plugin's options mean what they mean to it;
+`--benchmark-min-rounds` asks for more than the 20 rounds that every benchmark takes, time limits
+and calibration do not apply to turns.
 """
 
 import functools

@@ -18,12 +18,16 @@ from pathlib import Path
 from bench.machine import RESULTS, device, device_slug
 from bench.run import GRACE, MICROBENCHMARKS, NAMES, has_plugin, parse_names, run, take
 
-TESTS = "tests"
+TESTS, REPORT = "tests", "report"
 KERNEL_TESTS = (
     *("ops", "logit_stats", "token_stats", "autodeco", "temperature_head", "losses"),
     *("sample", "sample_cuts", "linear_sample", "sample_partial"),
 )
-STEPS = [TESTS, *NAMES]
+OTHERS = {
+    TESTS: ["-m", "pytest", *(f"tests/test_{name}.py" for name in KERNEL_TESTS)],
+    REPORT: ["-m", "bench.report"],
+}
+STEPS = [TESTS, *NAMES, REPORT]
 
 
 def step(name: str, output: Path, limit: float) -> bool:
@@ -31,9 +35,8 @@ def step(name: str, output: Path, limit: float) -> bool:
     path = output / f"{name}.log"
     started = time.monotonic()
     with path.open("w", encoding="utf-8") as log:
-        if name == TESTS:
-            files = [f"tests/test_{one}.py" for one in KERNEL_TESTS]
-            good = run(["-m", "pytest", *files], log=log, limit=limit)
+        if name in OTHERS:
+            good = run(OTHERS[name], log=log, limit=limit)
         else:
             good = take(name, log=log, limit=limit)
     word = "ok" if good else f"FAILED, see {path}"

@@ -52,17 +52,17 @@ def _benchmark(result: dict, group: str, facts: dict) -> dict:
     }
 
 
-def write(path: Path, results: list[dict], **facts: object) -> None:
-    """A script's record: a benchmark a result.
+def write(path: Path, name: str, results: list[dict], **facts: object) -> None:
+    """A script's record, called `name`: a benchmark a result.
 
     `seconds`, one number or one a round, become its statistics; `variant`, or else its first text,
-    is its name; `group`, or else the file's name, its group. All else, and the facts that all
+    is its name; `group`, or else the record's name, its group. All else, and the facts that all
     share, are its `extra_info`.
     """
     record = {
         "machine_info": machine(),
         "commit_info": commit_info(),
-        "benchmarks": [_benchmark(result, path.stem, facts) for result in results],
+        "benchmarks": [_benchmark(result, name, facts) for result in results],
         "datetime": datetime.now(timezone.utc).isoformat(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def options(description: str) -> argparse.ArgumentParser:
 def record(name: str, results: list[dict], *, output: Path | None = None, **facts: object) -> None:
     """Prints the results and writes them to this device's folder of `bench/results`."""
     path = output or RESULTS / device_slug() / f"{name}.json"
-    write(path, results, **facts)
+    write(path, name, results, **facts)
     print(markdown(results_of(json.loads(path.read_text()))), flush=True)
 
 

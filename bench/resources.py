@@ -147,7 +147,7 @@ def main() -> None:
     results = survey()
     print(markdown(results))
     if args.output:
-        write(args.output, results)
+        write(args.output, "resources", results)
 
 
 if __name__ == "__main__":

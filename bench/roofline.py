@@ -262,7 +262,7 @@ def main() -> None:
     facts["linear_sample_epilogue_instructions_per_tile_and_warp"] = epilogues
     facts["token_stats_epilogue_instructions_per_tile_and_warp"] = epilogue
     print(f"{instructions} instructions a warp for {TILE // WARPS} logits")
-    write(RESULTS / "predictions.json", predictions, **facts)
+    write(RESULTS / "predictions.json", "predictions", predictions, **facts)
 
 
 if __name__ == "__main__":

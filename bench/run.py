@@ -10,7 +10,6 @@ others.
 import argparse
 import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -54,10 +53,8 @@ def command(name: str, draft: Path, *, tiny: bool = False) -> list[str]:
 def run(arguments: list[str], *, log: IO[str] | None = None, limit: float | None = None) -> bool:
     """One Python process. One that takes longer than `limit` seconds is interrupted, as by Ctrl-C:
     pytest then writes the groups that it has finished."""
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
+    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, env=env, stdout=log, stderr=log
     )
@@ -72,6 +69,9 @@ def run(arguments: list[str], *, log: IO[str] | None = None, limit: float | None
             process.kill()
             process.wait()
         return False
+    except KeyboardInterrupt:  # the process has had it too
+        process.wait()
+        raise
 
 
 def take(
@@ -87,10 +87,12 @@ def take(
     folder = folder or RESULTS / device_slug()
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{name}.draft"
-    good = run(command(name, draft, tiny=tiny), log=log, limit=limit)
-    if draft.exists() and draft.stat().st_size:
-        shutil.move(draft, folder / f"{name}.json")
-    draft.unlink(missing_ok=True)
+    try:
+        good = run(command(name, draft, tiny=tiny), log=log, limit=limit)
+        if draft.exists() and draft.stat().st_size:
+            draft.replace(folder / f"{name}.json")
+    finally:
+        draft.unlink(missing_ok=True)
     return good
 
 
