@@ -2,7 +2,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := training scan generate startup
 
 .PHONY: help demo test lint bench gpu clean
 .DEFAULT_GOAL := help
@@ -28,9 +27,7 @@ lint: $(STAMP) ## ruff
 	$(BIN)/ruff format --check .
 
 bench: $(STAMP) ## every benchmark on this machine, records in bench/results (takes a while; leave the machine alone)
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-group-by=group --benchmark-columns=median,iqr,rounds \
-		--benchmark-json=bench/results/$$($(BIN)/python -c 'from bench.machine import device_slug; print(device_slug())')/kernels.json
-	for name in $(BENCHMARKS); do $(BIN)/python -m bench.end_to_end.$$name || exit 1; done
+	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.resources --output bench/results/resources.json
 	$(BIN)/python -m bench.roofline
 	$(BIN)/python -m bench.report

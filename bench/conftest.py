@@ -1,13 +1,28 @@
-"""`pytest bench --benchmark-only`: variants that take turns, in the plugin's table and JSON."""
+"""Microbenchmarks with pytest-benchmark: variants that take turns, in the plugin's table and JSON.
 
+    pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds
+    pytest bench/test_sample.py -k "peaked and warm" --benchmark-only --benchmark-json=FILE
+    pytest bench/test_sample.py --benchmark-only --benchmark-compare=FILE
+    pytest bench --benchmark-disable --bench-shapes=tiny
+
+`python -m bench.run` takes records. The plugin's options mean what they mean to it;
+`--benchmark-min-rounds` asks for more than the 20 rounds that every benchmark takes, time limits
+and calibration do not apply to turns.
+"""
+
+import functools
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench.clock import empty_pair, quantile, turns
-from bench.machine import device, machine
-from bench.memory import peak_bytes
+from bench.clock import Call, batches, empty_pair, host_seconds, quantile, spread, turns
+from bench.machine import commit_info, device, machine
+from bench.memory import peak_mb
+
+WARMUP = 2
 
 
 def pytest_addoption(parser) -> None:
@@ -19,23 +34,37 @@ def pytest_addoption(parser) -> None:
     )
 
 
+def pytest_configure(config) -> None:
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("bench/ needs pytest-benchmark: pip install pytest-benchmark")
+
+
 def pytest_collection_modifyitems(config, items) -> None:
     if config.getoption("--bench-shapes") == "full":
         return
+    here = Path(__file__).parent
     first = {item.nodeid.split("[")[0]: item for item in reversed(items)}
-    items[:] = [item for item in items if item in first.values()]
+    items[:] = [one for one in items if here not in one.path.parents or one in first.values()]
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_generate_machine_info(config) -> dict:
-    return machine() | ({"empty_pair_seconds": empty_pair()} if device() == "cuda" else {})
+    return machine()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_generate_commit_info(config) -> dict:
+    return commit_info()
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
-    """The 20th and 80th percentile in place of the raw times."""
-    for one in output_json["benchmarks"]:
-        data = one["stats"].pop("data", None)
-        if data:
-            one["stats"] |= {"p20": quantile(data, 0.2), "p80": quantile(data, 0.8)}
+    """The 20th and 80th percentile in place of the raw times, unless these are asked for."""
+    measured = [one for one in benchmarks if not one.has_error]
+    for one, written in zip(measured, output_json["benchmarks"], strict=True):
+        written["stats"] |= spread(one.stats.data)
+        if not config.getoption("benchmark_save_data"):
+            written["stats"].pop("data", None)
 
 
 @pytest.fixture
@@ -43,12 +72,49 @@ def tiny(request) -> bool:
     return request.config.getoption("--bench-shapes") == "tiny"
 
 
-def launches(call: Callable[[], object]) -> int:
-    """What a call starts on the GPU."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
+@pytest.fixture
+def compiled(tiny) -> Callable[[Callable], Callable]:
+    """`torch.compile` for the shapes of this test alone; tiny ones are traced and not compiled."""
+    torch._dynamo.reset()
+    return functools.partial(torch.compile, dynamic=False, **({"backend": "eager"} if tiny else {}))
+
+
+def launches(call: Call) -> int | None:
+    """What a call starts on the GPU; None where the profiler does not work."""
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+    except (AssertionError, RuntimeError):
+        return None
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
+def run_once(variants: dict[str, Call], ours: str) -> dict[str, str]:
+    """Calls every variant; returns the peers that cannot run here, with the reason. What ours
+    raises is raised."""
+    failed = {}
+    for name, call in variants.items():
+        try:
+            call()
+        except Exception as error:
+            if name == ours:
+                raise
+            first_line = (str(error).splitlines() or [""])[0]
+            failed[name] = f"{type(error).__name__}: {first_line[:200]}"
+            warnings.warn(f"{name} is left out: {failed[name]}", stacklevel=2)
+    if failed and device() == "cuda":
+        torch.cuda.empty_cache()
+    return failed
+
+
+def _measured(call: Call) -> dict:
+    """What is known of a variant besides its times."""
+    facts = {"peak_mb": peak_mb(call)}
+    if device() == "cuda":
+        facts["launches"] = launches(call)
+        facts |= {"host_us": 1e6 * host_seconds(call), "empty_pair_us": 1e6 * empty_pair()}
+    return facts
 
 
 @pytest.fixture
@@ -56,47 +122,56 @@ def take_turns(request, benchmark, tiny) -> Callable[..., None]:
     """Times variants in turn, `bench/clock.py`; each becomes a benchmark of its own in one group.
 
     The first variant is ours. Names of the result: `over_ours`, and `share_of_limit` where
-    `limit_seconds` is given, or the name of the variant that is the limit.
+    `limit` is given: seconds, or the name of the variant that is the limit.
     """
     session = request.config._benchmarksession
     benchmark._mode = "take_turns"  # or the plugin warns that it was not used
 
+    def add(name: str, times: list[float], *, group: str, extra_info: dict) -> None:
+        one = type(benchmark)(
+            request.node,
+            add_stats=session.benchmarks.append,
+            logger=session.logger,
+            warner=request.node.warn,
+            disabled=False,
+            **session.options,
+        )
+        one.name, one.group, one.extra_info = name, group, extra_info
+        one.fullname = f"{request.node.nodeid}::{name}"
+        one.params = {**(benchmark.params or {}), "variant": name}
+        one.param = "-".join(filter(None, (benchmark.param, name)))
+        stats = one._make_stats(iterations=1)
+        for value in times:
+            stats.update(value)
+
     def run(
-        variants: dict[str, Callable[[], object]],
+        variants: dict[str, Call],
         *,
         group: str,
         rounds: int = 20,
         burst: int = 1,
-        limit_seconds: float | str | None = None,
+        limit: float | str | None = None,
         **facts: object,
     ) -> None:
+        ours, failed, times = next(iter(variants)), {}, {}
+        rounds = 2 if tiny else max(rounds, benchmark._min_rounds)
+        warmup = 1 if tiny else WARMUP
+        for batch in batches(variants):
+            failed |= run_once(batch, ours)
+            if not session.disabled:
+                able = {name: call for name, call in batch.items() if name not in failed}
+                times |= turns(able, rounds=rounds, warmup=warmup, burst=burst)
         if session.disabled:
-            for call in variants.values():
-                call()
             return
-        times = turns(variants, rounds=2 if tiny else rounds, warmup=1 if tiny else 2, burst=burst)
         medians = {name: quantile(values, 0.5) for name, values in times.items()}
-        ours = next(iter(medians.values()))
-        limit = medians[limit_seconds] if isinstance(limit_seconds, str) else limit_seconds
-        for name, call in variants.items():
-            one = type(benchmark)(
-                request.node,
-                add_stats=session.benchmarks.append,
-                logger=session.logger,
-                warner=request.node.warn,
-                disabled=False,
-                **session.options,
-            )
-            one.name, one.group = name, group
-            one.fullname = f"{request.node.nodeid}::{group}::{name}"
-            one.extra_info = {**facts, "over_ours": medians[name] / ours}
-            if limit is not None:
-                one.extra_info["share_of_limit"] = limit / medians[name]
-            one.extra_info["peak_mb"] = peak_bytes(call) / 1e6
-            if device() == "cuda":
-                one.extra_info["launches"] = launches(call)
-            stats = one._make_stats(iterations=1)
-            for value in times[name]:
-                stats.update(value)
+        at_most = medians.get(limit) if isinstance(limit, str) else limit
+        for name, taken in times.items():
+            extra_info = {**facts, "over_ours": medians[name] / medians[ours]}
+            if at_most is not None:
+                extra_info["share_of_limit"] = at_most / medians[name]
+            extra_info |= _measured(variants[name])
+            if name == ours and failed:
+                extra_info["failed"] = failed
+            add(name, taken, group=group, extra_info=extra_info)
 
     return run

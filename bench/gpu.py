@@ -1,95 +1,84 @@
-"""Everything worth doing on a machine with a GPU: the kernels' tests on the device, its ceilings,
+"""Everything worth doing on a machine with a GPU: the kernels' tests on the device, its limits,
 every benchmark.
 
     python -m bench.gpu --output DIR [STEP …]
 
-A step that fails does not stop the others; its log says why. Records go to `bench/results/<card>`,
-and with the logs to DIR.
+Works with what is installed: without pytest-benchmark, the scripts alone are run. A step that fails
+or takes too long does not stop the others; its log says why. Records go to `bench/results/<card>`.
+After every step DIR holds the logs and the records so far, and DIR.tar.gz the same in one file.
 """
 
 import argparse
+import os
 import shutil
-import subprocess
 import sys
+import time
 from pathlib import Path
 
-import torch
+from bench.machine import RESULTS, device, device_slug
+from bench.run import GRACE, MICROBENCHMARKS, NAMES, has_plugin, parse_names, run, take
 
-from bench.clock import interleave
-from bench.limits import copy_bandwidth, read_bandwidth
-from bench.machine import RESULTS, ROOT, device, device_slug
-from bench.records import record
-
-SCRIPTS = ("training", "scan", "generate", "startup")
-MICROBENCHMARKS = ["-m", "pytest", "bench", "--benchmark-only", "--benchmark-group-by=group"]
+TESTS, REPORT = "tests", "report"
 KERNEL_TESTS = (
     *("ops", "logit_stats", "token_stats", "autodeco", "temperature_head", "losses"),
     *("sample", "sample_cuts", "linear_sample", "sample_partial"),
 )
-STEPS = {
-    "tests": ["-m", "pytest", *(f"tests/test_{name}.py" for name in KERNEL_TESTS)],
-    "ceilings": ["-m", "bench.gpu", "--ceilings"],
-    "kernels": [*MICROBENCHMARKS, f"--benchmark-json={RESULTS / device_slug() / 'kernels.json'}"],
-    **{name: ["-m", f"bench.end_to_end.{name}"] for name in SCRIPTS},
+OTHERS = {
+    TESTS: ["-m", "pytest", *(f"tests/test_{name}.py" for name in KERNEL_TESTS)],
+    REPORT: ["-m", "bench.report"],
 }
+STEPS = [TESTS, *NAMES, REPORT]
 
 
-def ceilings() -> None:
-    """Large copy, large read, large bf16 product on random data."""
-    n = 8192
-    a, b = (torch.randn(n, n, device=device(), dtype=torch.bfloat16) for _ in range(2))
-    product = interleave({"product": lambda: a @ b})["product"]["seconds"]
-    rows = [
-        {"ceiling": "copy, read + written", "GB/s": copy_bandwidth() / 1e9},
-        {"ceiling": "read (maximum)", "GB/s": read_bandwidth() / 1e9},
-        {"ceiling": f"bf16 product, {n}³", "TFLOP/s": 2 * n**3 / product / 1e12},
-    ]
-    record("ceilings", rows)
-
-
-def run(name: str, output: Path, limit: float) -> bool:
-    """One step in a process of its own, its output in a log."""
-    log = output / f"{name}.log"
-    with log.open("w") as file:
-        try:
-            done = subprocess.run(
-                [sys.executable, *STEPS[name]], cwd=ROOT, stdout=file, stderr=file, timeout=limit
-            )
-            good = done.returncode == 0
-        except subprocess.TimeoutExpired:
-            good = False
-            file.write(f"\nstopped after {limit:.0f} s\n")
-    print(f"{name:12} {'ok' if good else 'FAILED, see ' + str(log)}", flush=True)
+def step(name: str, output: Path, limit: float) -> bool:
+    """One step, its output in a log."""
+    path = output / f"{name}.log"
+    started = time.monotonic()
+    with path.open("w", encoding="utf-8") as log:
+        if name in OTHERS:
+            good = run(OTHERS[name], log=log, limit=limit)
+        else:
+            good = take(name, log=log, limit=limit)
+    word = "ok" if good else f"FAILED, see {path}"
+    print(f"{name:16} {time.monotonic() - started:6.0f} s  {word}", flush=True)
     return good
 
 
-def main() -> None:
+def keep(output: Path) -> None:
+    """Copies the records beside the logs, and all of it into one archive."""
+    records = RESULTS / device_slug()
+    if records.exists():
+        shutil.copytree(records, output / device_slug(), dirs_exist_ok=True)
+    shutil.make_archive(str(output), "gztar", output.parent, output.name)
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "steps", nargs="*", metavar="STEP", help=f"some of {', '.join(STEPS)}; all, if left out"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("gpu-results"),
-        help="folder for logs and copies of the records",
-    )
-    parser.add_argument("--limit", type=float, default=500, help="seconds a step may take")
-    parser.add_argument(
-        "--ceilings", action="store_true", help="measure the ceilings in this process and stop"
-    )
-    args = parser.parse_args()
-    unknown = sorted(set(args.steps) - set(STEPS))
-    if unknown:
-        parser.error(f"steps must be among {', '.join(STEPS)}, got {', '.join(unknown)}")
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"some of {', '.join(STEPS)}")
+    parser.add_argument("--output", type=Path, default=Path("gpu-results"), help="folder of copies")
+    parser.add_argument("--limit", type=float, default=900, help="seconds that a step may take")
+    parser.add_argument("--deadline", type=float, help="seconds that all steps may take")
+    parser.add_argument("--commit", help="the commit measured, where there is no git")
+    args = parser.parse_args(arguments)
+    steps = parse_names(parser, args.steps, STEPS)
     if device() != "cuda":
         parser.error("no GPU found: `make bench` measures CPUs")
-    if args.ceilings:
-        return ceilings()
-    args.output.mkdir(parents=True, exist_ok=True)
-    outcomes = [run(name, args.output, args.limit) for name in args.steps or STEPS]
-    if (RESULTS / device_slug()).exists():
-        shutil.copytree(RESULTS / device_slug(), args.output / device_slug(), dirs_exist_ok=True)
+    if args.commit:
+        os.environ["BENCH_COMMIT"] = args.commit
+    if not has_plugin():
+        steps = [name for name in steps if name not in MICROBENCHMARKS]
+    output = args.output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    ends = time.monotonic() + (args.deadline or float("inf"))
+    outcomes = []
+    for name in steps:
+        limit = min(args.limit, ends - time.monotonic() - GRACE)
+        if limit <= 0:
+            print(f"{name:16} left out: the deadline has come", flush=True)
+            outcomes.append(False)
+            continue
+        outcomes.append(step(name, output, limit))
+        keep(output)
     sys.exit(0 if all(outcomes) else 1)
 
 

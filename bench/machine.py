@@ -1,7 +1,8 @@
-"""On what a record is taken, and where it goes."""
+"""On what a record is taken: hardware, versions, commit; and where it goes."""
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 _PACKAGES = ("torch", "triton", "numba", "transformers", "autodeco-fast")
+_PEERS = ("liger-kernel", "cut-cross-entropy", "quack-kernels", "flashinfer-python")
 
 
 def device() -> str:
@@ -39,14 +41,35 @@ def _version(package: str) -> str | None:
 
 
 def machine() -> dict:
-    """Hardware and versions."""
+    """Hardware and versions; nothing that changes from run to run on one machine."""
     found = {
         "device": torch.cuda.get_device_name() if device() == "cuda" else _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
+        **{name: _version(name) for name in _PEERS if _version(name)},
     }
     if device() == "cuda":
         found |= {"cuda": torch.version.cuda, "hip": torch.version.hip}
     return found
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
+
+
+def commit_info() -> dict:
+    """The commit measured, and whether the tree differs from it outside `bench/results`.
+
+    A copy without git's folder takes the commit from the variable BENCH_COMMIT.
+    """
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return {"id": os.environ.get("BENCH_COMMIT", "unknown"), "dirty": False}
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/results")
+    return {"id": commit, "time": _git("show", "-s", "--format=%cI"), "dirty": bool(changes)}

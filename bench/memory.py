@@ -30,3 +30,11 @@ def peak_bytes(work: Callable[[], object]) -> int:
     held = _resident("VmRSS")
     work()
     return _resident("VmHWM") - held
+
+
+def peak_mb(work: Callable[[], object]) -> float | None:
+    """MB of `peak_bytes`; None where the system does not tell."""
+    try:
+        return peak_bytes(work) / 1e6
+    except OSError:
+        return None

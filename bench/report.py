@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autodeco_fast.files import atomic_write, write_text
 from bench.machine import RESULTS, ROOT, device_slug
-from bench.records import markdown, rows_of
+from bench.records import markdown, results_of
 
 COLOURS = {"sample": "#c2410c", "transformers": "#475569"}
 OTHERS = ("#0f766e", "#7c3aed", "#a16207", "#be185d", "#1d4ed8")
@@ -19,42 +19,59 @@ READ = "logits.amax(-1)"
 
 def taken_on(record: dict) -> str:
     """Machine, versions, commit and date."""
-    machine, commit = record["machine_info"], record["commit_info"].get("id", "unknown")
+    machine, commit = record["machine_info"], record["commit_info"]["id"]
     versions = ", ".join(f"{k} {machine[k]}" for k in ("python", "torch", "triton", "transformers"))
     where = f"{machine['device']}, {machine['threads']} threads"
     return f"{where}; {versions}; commit {commit[:12]}, {record['datetime'][:10]}"
 
 
+def table(results: list[dict]) -> str:
+    """What all results share in a line, the rest as a table. Groups are left out: their names
+    repeat the shape."""
+    shared = {
+        key: f"{value:.4g}" if isinstance(value, float) else value
+        for key, value in results[0].items()
+        if key not in ("variant", "group") and all(one.get(key) == value for one in results)
+    }
+    line = "; ".join(f"{key} = {value}" for key, value in shared.items())
+    hidden = {"group", *shared}
+    rest = [{key: value for key, value in one.items() if key not in hidden} for one in results]
+    return (f"{line}\n\n" if line else "") + markdown(rest)
+
+
 def tables(records: dict[str, dict]) -> str:
-    """Every record as Markdown, a table a group of columns, under what it was taken on."""
+    """Every record as Markdown, under what it was taken on."""
     blocks = ["# Records\n\nMade by `python -m bench.report` from the JSON files beside it."]
     for name, record in records.items():
-        blocks.append(f"## {name}\n\n{taken_on(record)}\n\n{markdown(rows_of(record))}")
+        blocks.append(f"## {name}\n\n{taken_on(record)}\n\n{table(results_of(record))}")
     return "\n\n".join(blocks) + "\n"
 
 
-def sampling_rows(records: dict[str, dict]) -> list[dict]:
-    """The benchmarks of `sample` with warm caches at the first vocabulary, best record last."""
-    found = [
-        row
-        for record in records.values()
-        for row in rows_of(record)
-        if row.get("logits") in ("peaked", "flat") and row.get("caches") == "warm"
-    ]
-    return [row for row in found if row["V"] == found[0]["V"]]
+def sampling_record(records: dict[str, dict]) -> dict | None:
+    """The latest record of `sample` on peaked and flat logits."""
+    found = [r for r in records.values() if "caches" in results_of(r)[0]]
+    return max(found, key=lambda record: record["datetime"], default=None)
 
 
-def draw_sampling(path: Path, rows: list[dict], machine: dict) -> None:
+def sampling_results(record: dict) -> list[dict]:
+    """Of the first vocabulary, with warm caches; on a GPU, where all are cold, with cold ones."""
+    results = results_of(record)
+    first = results[0]
+    return [r for r in results if (r["V"], r["caches"]) == (first["V"], first["caches"])]
+
+
+def draw_sampling(path: Path, record: dict) -> None:
     """Microseconds against rows, for peaked and flat logits, with the time of one read."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    results = sampling_results(record)
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    logits = list(dict.fromkeys(row["logits"] for row in rows))
-    for axes, shape in zip(figure.subplots(1, len(logits), sharey=True), logits):
-        _draw_one(axes, [row for row in rows if row["logits"] == shape and row["variant"] != READ])
-        axes.set(xscale="log", yscale="log", xlabel="rows", title=f"{shape} logits")
+    names = list(dict.fromkeys(result["logits"] for result in results))
+    for axes, logits in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
+        _draw_one(axes, [r for r in results if r["logits"] == logits and r["variant"] != READ])
+        axes.set(xscale="log", yscale="log", xlabel="rows", title=f"{logits} logits")
     figure.axes[0].set_ylabel("µs a call")
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(),
@@ -63,23 +80,23 @@ def draw_sampling(path: Path, rows: list[dict], machine: dict) -> None:
         frameon=False,
         fontsize=9,
     )
-    first = rows[0]
+    first, machine = results[0], record["machine_info"]
     title = f"V = {first['V']:,}, {first['dtype']}, {machine['device']}"
     figure.suptitle(title, fontsize=10)
     atomic_write(path, lambda draft: figure.savefig(draft, dpi=130, format="png"))
 
 
-def _draw_one(axes, rows: list[dict]) -> None:
+def _draw_one(axes, results: list[dict]) -> None:
     spare = iter(OTHERS)
-    for name in dict.fromkeys(row["variant"] for row in rows):
-        mine = [row for row in rows if row["variant"] == name]
-        batches, colour = [row["B"] for row in mine], COLOURS.get(name) or next(spare)
-        median, low, high = ([row[f"{k} µs"] for row in mine] for k in ("median", "p20", "p80"))
+    for name in dict.fromkeys(result["variant"] for result in results):
+        mine = [result for result in results if result["variant"] == name]
+        batches, colour = [one["B"] for one in mine], COLOURS.get(name) or next(spare)
+        median, low, high = ([1e6 * one[k] for one in mine] for k in ("median", "p20", "p80"))
         axes.plot(batches, median, "o-", color=colour, ms=4, label=name)
         axes.fill_between(batches, low, high, color=colour, alpha=0.2, lw=0)
-    ours = [row for row in rows if row["variant"] == "sample"]
-    batches = [row["B"] for row in ours]
-    limit = [row["median µs"] * row["share_of_limit"] for row in ours]
+    ours = [result for result in results if result["variant"] == "sample"]
+    batches = [one["B"] for one in ours]
+    limit = [1e6 * one["median"] * one["share_of_limit"] for one in ours]
     axes.plot(batches, limit, "--", color="black", lw=1, label="one read of the logits")
     axes.set_xticks(batches, [str(B) for B in batches])
     axes.minorticks_off()
@@ -93,9 +110,8 @@ def main() -> None:
     if not records:
         raise SystemExit(f"no records in {folder}: run `make bench` first")
     write_text(folder / "tables.md", tables(records))
-    if rows := sampling_rows(records):
-        machine = next(iter(records.values()))["machine_info"]
-        draw_sampling(folder / "sampling.png", rows, machine)
+    if record := sampling_record(records):
+        draw_sampling(folder / "sampling.png", record)
     print(f"written: tables.md and plots in {folder.relative_to(ROOT)}")
 
 

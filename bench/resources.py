@@ -126,17 +126,16 @@ def compile_one(entry: tuple, target: str) -> dict:
 
 
 def survey() -> list[dict]:
-    """One row a kernel and target."""
-    rows = []
+    """What the compiler says of every kernel and target."""
+    results = []
+    keys = ("block", "rows", "units", "described", "flatten", "specialize")
     for file, entry in kernels():
-        keys = ("block", "rows", "units", "described", "flatten", "specialize")
         config = ", ".join(f"{key}={entry[2][key]}" for key in keys if entry[2].get(key))
         name = f"{file}.{entry[0].__name__.lstrip('_')}"
         for target in entry[5:] or TARGETS:
-            rows.append(
-                {"kernel": name, "config": config, "target": target, **compile_one(entry, target)}
-            )
-    return rows
+            facts = {"kernel": name, "config": config, "target": target}
+            results.append({**facts, **compile_one(entry, target)})
+    return results
 
 
 def main() -> None:
@@ -145,10 +144,10 @@ def main() -> None:
         "--output", type=Path, help="where to write the record (JSON); printed only, if left out"
     )
     args = parser.parse_args()
-    rows = survey()
-    print(markdown(rows))
+    results = survey()
+    print(markdown(results))
     if args.output:
-        write(args.output, rows)
+        write(args.output, "resources", results)
 
 
 if __name__ == "__main__":

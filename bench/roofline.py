@@ -140,7 +140,7 @@ def fast_path(sass: str) -> int:
     return steps[end]
 
 
-def sample_row(B: int, V: int, instructions: int) -> dict:
+def predict_sample(B: int, V: int, instructions: int) -> dict:
     S, _ = splits_of(B, V, TILE)
     read = 2 * B * V
     partials = B * S * (4 * 4 + 2 * 4)
@@ -161,7 +161,7 @@ def sample_row(B: int, V: int, instructions: int) -> dict:
     }
 
 
-def linear_row(B: int, H: int, V: int, instructions: int) -> dict:
+def predict_linear_sample(B: int, H: int, V: int, instructions: int) -> dict:
     """The weight once for every 64 rows, from device memory the first time; against a product that
     writes bf16 logits."""
     weight = 2 * H * V
@@ -178,7 +178,7 @@ def linear_row(B: int, H: int, V: int, instructions: int) -> dict:
     total = max(memory, matrix + epilogue) + CARD["second_launch_seconds"]
     apart = (
         max((weight + 2 * B * V) / CARD["bytes_per_second"], matrix)
-        + sample_row(B, V, 0)["predicted_us"] / 1e6
+        + predict_sample(B, V, 0)["predicted_us"] / 1e6
     )
     return {
         "op": "linear_sample",
@@ -218,7 +218,7 @@ def streaming_seconds(
     )
 
 
-def statistics_row(N: int, H: int, V: int, instructions: int) -> dict:
+def predict_statistics(N: int, H: int, V: int, instructions: int) -> dict:
     """Both designs of `token_stats`, bf16; streaming by pointers, and in the variant for this
     card."""
     product = 2.0 * N * H * V / CARD["tflops"]
@@ -239,12 +239,12 @@ def statistics_row(N: int, H: int, V: int, instructions: int) -> dict:
 
 def main() -> None:
     instructions = loop_instructions()
-    rows = [
-        sample_row(B, V, instructions) for V in (151_936, 262_208) for B in (1, 8, 64, 128, 512)
+    predictions = [
+        predict_sample(B, V, instructions) for V in (151_936, 262_208) for B in (1, 8, 64, 128, 512)
     ]
     # Of tiles of few rows, and of 64.
     epilogues = [epilogue_instructions(entry) for entry in linear_sample.AOT[:2]]
-    rows += [linear_row(B, 4096, 151_936, epilogues[B > 32]) for B in (1, 8, 64)]
+    predictions += [predict_linear_sample(B, 4096, 151_936, epilogues[B > 32]) for B in (1, 8, 64)]
     epilogue = epilogue_instructions(token_stats.AOT[0], "column_ptr", "threshold_ptr")
     shapes = (
         (8192, 256, 128_256),
@@ -252,8 +252,8 @@ def main() -> None:
         (8192, 4096, 128_256),
         (32_768, 3840, 262_208),
     )
-    rows += [statistics_row(*shape, epilogue) for shape in shapes]
-    print(markdown(rows))
+    predictions += [predict_statistics(*shape, epilogue) for shape in shapes]
+    print(markdown(predictions))
     facts = {
         "card": CARD,
         "instructions_per_tile_and_warp": instructions,
@@ -262,7 +262,7 @@ def main() -> None:
     facts["linear_sample_epilogue_instructions_per_tile_and_warp"] = epilogues
     facts["token_stats_epilogue_instructions_per_tile_and_warp"] = epilogue
     print(f"{instructions} instructions a warp for {TILE // WARPS} logits")
-    write(RESULTS / "predictions.json", rows, **facts)
+    write(RESULTS / "predictions.json", "predictions", predictions, **facts)
 
 
 if __name__ == "__main__":

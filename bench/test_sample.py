@@ -1,18 +1,18 @@
 """`sample` against the samplers people use; the limit is one read of the logits.
 
 "peaked" logits have a standard deviation of 3, a few tokens survive the cut; "flat" ones 0.1, all
-survive. A warm call follows five of the same sampler, a cold one a call of another sampler (on a
-GPU both begin with empty caches).
+survive. A warm call follows up to five of the same sampler, a cold one a call of another sampler;
+on a GPU all begin with an empty second-level cache.
 """
 
-import functools
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from autodeco_fast import sample
-from bench.limits import read_bandwidth
+from bench import peers
+from bench.limits import LARGE, SMALL, read_bandwidth
 from bench.machine import device
 from tests.reference.peers import eager_sample, transformers_sample
 
@@ -27,62 +27,55 @@ CASES = [
 ]
 
 
-@functools.cache
-def compiled_sample() -> Callable:
-    return torch.compile(eager_sample)
+class Replay:
+    """Replays a CUDA graph of a call, captured the first time."""
+
+    def __init__(self, call: Callable[[], object]):
+        self.call, self.graph = call, None
+
+    def __call__(self) -> None:
+        if self.graph is None:
+            for _ in range(3):
+                self.call()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.call()
+            self.graph = graph
+        self.graph.replay()
 
 
-def flashinfer_sample() -> Callable | None:
-    """Its softmax and its Min-P, where it is installed."""
-    try:
-        from flashinfer import sampling
-    except ImportError:
-        return None
-    return lambda z: sampling.min_p_sampling_from_probs(sampling.softmax(z, T), MIN_P)
-
-
-def replayed(call: Callable) -> Callable:
-    """Replays a CUDA graph of the call."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def variants_of(z: torch.Tensor) -> dict[str, Callable]:
+@pytest.mark.parametrize("caches", ["cold"] if ON_GPU else ["warm", "cold"])
+@pytest.mark.parametrize("B", BATCHES)
+@pytest.mark.parametrize(("logits", "V"), CASES)
+def test_sample(logits, V, B, caches, take_turns, compiled, tiny):
+    B, V = (min(B, 4), 999) if tiny else (B, V)
+    torch.manual_seed(0)
+    z = (torch.randn(B, V, device=device()) * DEVIATION[logits]).to(DTYPE)
+    compiled_sample = compiled(eager_sample)
     variants = {
         "sample": lambda: sample(z, T, min_p=MIN_P, seed=1),
         "logits.amax(-1)": lambda: z.amax(-1),
         "transformers": lambda: transformers_sample(z.float(), T, min_p=MIN_P),
         "softmax + multinomial": lambda: eager_sample(z, T, MIN_P),
-        "softmax + multinomial, torch.compile": lambda: compiled_sample()(z, T, MIN_P),
+        "softmax + multinomial, torch.compile": lambda: compiled_sample(z, T, MIN_P),
+        **peers.samplers(z, T, min_p=MIN_P),
     }
-    if not ON_GPU:
-        return variants
-    if flashinfer := flashinfer_sample():
-        variants["FlashInfer"] = lambda: flashinfer(z)
-    graphs = {
-        f"{n}, graph": replayed(variants[n]) for n in ("sample", "FlashInfer") if n in variants
-    }
-    return variants | graphs
-
-
-@pytest.mark.parametrize("caches", ["warm", "cold"])
-@pytest.mark.parametrize("B", BATCHES)
-@pytest.mark.parametrize(("logits", "V"), CASES)
-def test_sample(logits, V, B, caches, take_turns, tiny):
-    B, V = (min(B, 4), 999) if tiny else (B, V)
-    torch.manual_seed(0)
-    z = (torch.randn(B, V, device=device()) * DEVIATION[logits]).to(DTYPE)
+    if ON_GPU:
+        graphs = [name for name in ("sample", "FlashInfer") if name in variants]
+        variants |= {f"{name}, graph": Replay(variants[name]) for name in graphs}
     n_bytes = z.numel() * z.element_size()
     take_turns(
-        variants_of(z),
+        variants,
         group=f"sample, {logits}, B={B}, V={V}, {caches}",
         burst=6 if caches == "warm" else 1,
-        limit_seconds=n_bytes / read_bandwidth(1 << 20 if tiny else 1 << 30),
-        **{"logits": logits, "B": B, "V": V, "dtype": str(DTYPE), "bytes": n_bytes},
-        **{"caches": caches, "temperature": T, "min_p": MIN_P},
+        limit=n_bytes / read_bandwidth(SMALL if tiny else LARGE),
+        logits=logits,
+        B=B,
+        V=V,
+        dtype=str(DTYPE).removeprefix("torch."),
+        bytes=n_bytes,
+        caches=caches,
+        temperature=T,
+        min_p=MIN_P,
     )

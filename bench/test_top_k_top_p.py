@@ -1,13 +1,15 @@
-"""`sample` with top-k and top-p before Min-P, against transformers' warpers in the same order.
+"""`sample` with top-k and top-p before Min-P, against the same in transformers' order; the limit is
+one read of the logits.
 
-Peaked fp32 logits (standard deviation 3), T = 0.7; the limit is one read of the logits.
+Peaked fp32 logits (standard deviation 3), T = 0.7.
 """
 
 import pytest
 import torch
 
 from autodeco_fast import sample
-from bench.limits import read_bandwidth
+from bench import peers
+from bench.limits import LARGE, SMALL, read_bandwidth
 from bench.machine import device
 from tests.reference.peers import transformers_sample
 
@@ -24,17 +26,25 @@ BATCHES = (1, 8) if device() == "cpu" else (1, 8, 64, 512)
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize("B", BATCHES)
 @pytest.mark.parametrize("V", [128_256, 151_936, 201_088, 262_208])
-def test_top_k_top_p(V, B, cuts, take_turns, tiny):
+def test_top_k_top_p(V, B, cuts, take_turns, compiled, tiny):
     V = 999 if tiny else V
     torch.manual_seed(0)
     z, given = torch.randn(B, V, device=device()) * 3.0, CUTS[cuts]
+    compiled_sample = compiled(transformers_sample)
     n_bytes = z.numel() * z.element_size()
     take_turns(
         {
             "sample": lambda: sample(z, T, **given, seed=1),
             "transformers": lambda: transformers_sample(z, T, **given),
+            "transformers, torch.compile": lambda: compiled_sample(z, T, **given),
+            **peers.samplers(z, T, **given),
         },
         group=f"sample, {cuts}, B={B}, V={V}",
-        limit_seconds=n_bytes / read_bandwidth(1 << 20 if tiny else 1 << 30),
-        **{"cuts": cuts, "B": B, "V": V, "dtype": "float32", "bytes": n_bytes, "temperature": T},
+        limit=n_bytes / read_bandwidth(SMALL if tiny else LARGE),
+        cuts=cuts,
+        B=B,
+        V=V,
+        dtype="float32",
+        bytes=n_bytes,
+        temperature=T,
     )

@@ -1,5 +1,7 @@
 """The benchmarks run and say what they claim, and the committed records can be read."""
 
+import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -9,17 +11,31 @@ import pytest
 import torch
 
 from autodeco_fast.kernels import token_stats
-from bench import clock, memory, report, roofline
+from bench import clock, gpu, memory, records, report, roofline
+from bench import run as bench_run
+from bench.conftest import run_once
 from bench.machine import RESULTS, ROOT, device
+
+OURS = {
+    *("sample", "linear_sample", "logit_stats", "token_stats"),
+    *("temperature_head", "min_p_hinge"),
+}
 
 
 def test_variants_take_turns_and_compiled_ones_come_last():
     seen = []
     variants = {n: lambda n=n: seen.append(n) for n in ("x, torch.compile", "a", "b")}
-    times = clock.interleave(variants, rounds=3, warmup=1, burst=2)
+    times = clock.turns(variants, rounds=3, warmup=1, burst=2)
     assert seen == ["a", "a", "b", "b"] * 4 + ["x, torch.compile"] * 8
-    assert set(times) == set(variants)
-    assert all(t["p20"] <= t["seconds"] <= t["p80"] for t in times.values())
+    assert {name: len(seconds) for name, seconds in times.items()} == dict.fromkeys(variants, 3)
+
+
+@pytest.mark.skipif(device() != "cpu", reason="bursts are for CPUs")
+def test_a_burst_of_long_calls_is_two(monkeypatch):
+    monkeypatch.setattr(clock, "LONG", -1.0)
+    seen = []
+    clock.turns({"a": lambda: seen.append("a")}, rounds=1, warmup=0, burst=6)
+    assert seen == ["a", "a"]
 
 
 @pytest.mark.skipif(
@@ -31,26 +47,41 @@ def test_peak_memory_is_what_was_taken():
     assert memory.peak_bytes(lambda: None) < 2e7
 
 
+def test_a_peer_that_cannot_run_is_noted():
+    def broken():
+        raise RuntimeError("no such card\nand a traceback")
+
+    with pytest.warns(UserWarning, match="theirs is left out"):
+        failed = run_once({"ours": dict, "theirs": broken}, "ours")
+    assert failed == {"theirs": "RuntimeError: no such card"}
+    with pytest.raises(RuntimeError, match="no such card"):
+        run_once({"ours": broken}, "ours")
+
+
 def pytest_bench(*options: str) -> str:
-    command = [sys.executable, "-m", "pytest", "bench", "--bench-shapes=tiny", *options]
+    command = [sys.executable, "-m", "pytest", *options, "--bench-shapes=tiny"]
     command += ["-o", "addopts=", "-p", "no:cacheprovider", "--color=no"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    done = subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500
-    )  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     return done.stdout
 
 
-@pytest.mark.slow
-def test_every_microbenchmark_runs(tmp_path):
-    """Grouped, with what a record needs; and a later run is compared with an earlier one."""
-    path = tmp_path / "kernels.json"
-    printed = pytest_bench("--benchmark-only", f"--benchmark-json={path}")
-    assert "benchmark 'sample, peaked" in printed
-    record = json.loads(path.read_text())
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory) -> tuple[str, dict]:
+    """What the microbenchmarks print, and their record."""
+    pytest.importorskip("pytest_benchmark")
+    path = tmp_path_factory.mktemp("bench") / "all.json"
+    printed = pytest_bench("bench", "--benchmark-only", f"--benchmark-json={path}")
+    return printed, json.loads(path.read_text()) | {"path": str(path)}
+
+
+def test_every_microbenchmark_runs(taken):
+    """Grouped by shape, beside its peers, with what a record needs."""
+    printed, record = taken
+    assert "benchmark 'sample, peaked, B=1, V=999, warm': 5 tests" in printed or device() == "cuda"
     assert {"device", "threads", "torch"} <= set(record["machine_info"])
-    assert {"id", "dirty"} <= set(record["commit_info"])
+    assert {"id", "time", "dirty"} == set(record["commit_info"])
     groups: dict[str, dict] = {}
     for one in record["benchmarks"]:
         groups.setdefault(one["group"], {})[one["name"]] = one
@@ -58,19 +89,104 @@ def test_every_microbenchmark_runs(tmp_path):
         assert "data" not in one["stats"]
         assert {"over_ours", "peak_mb", "dtype", "share_of_limit"} <= set(one["extra_info"])
         assert {"bytes", "flops"} & set(one["extra_info"])
-    first = {next(iter(variants)) for variants in groups.values()}
-    assert first == {"sample", "linear_sample", "logit_stats", "temperature_head", "min_p_hinge"}
+        assert one["params"]["variant"] == one["name"]
     assert all(len(variants) >= 2 for variants in groups.values())
-    assert "sample" in report.tables({"kernels": record})
-    compared = pytest_bench("--benchmark-only", f"--benchmark-compare={path}", "-k", "hinge")
-    assert "min_p_hinge (NOW)" in compared
+    ours = {next(iter(variants)): variants for variants in groups.values()}
+    assert set(ours) == OURS
+    for name, variants in ours.items():
+        assert variants[name]["extra_info"]["over_ours"] == 1
+        if device() == "cpu":
+            assert "failed" not in variants[name]["extra_info"]
+    assert "min_p_hinge" in report.tables({"all": record})
 
 
-@pytest.mark.slow
+def test_a_later_run_is_compared_with_an_earlier_one(taken):
+    """Variant by variant; and grouped as asked."""
+    _, record = taken
+    options = ("--benchmark-only", f"--benchmark-compare={record['path']}")
+    printed = pytest_bench("bench/test_hinge.py", *options, "--benchmark-group-by=param:variant")
+    for name in ("min_p_hinge", "eager torch", "torch.compile"):
+        (block,) = [b for b in printed.split(" benchmark ") if b.startswith(f"'variant={name}'")]
+        assert f"{name} (NOW)" in block
+        assert block.count(name) == 3  # the title, then, and now
+
+
 def test_disabled_benchmarks_run_once():
-    printed = pytest_bench("--benchmark-disable", "-k", "hinge")
+    """Beside tests of the same file name."""
+    pytest.importorskip("pytest_benchmark")
+    printed = pytest_bench(
+        *("bench/test_temperature_head.py", "tests/test_temperature_head.py"),
+        *("--benchmark-disable", "-k", "test_temperature_head_forward"),
+    )
     assert "1 passed" in printed
     assert "Median" not in printed
+
+
+def test_without_the_plugin_one_line_says_so():
+    command = [sys.executable, "-m", "pytest", "bench/test_hinge.py", "-p", "no:benchmark"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 4
+    assert done.stderr.strip() == (
+        "ERROR: bench/ needs pytest-benchmark: pip install pytest-benchmark"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(bench_run.SCRIPTS))
+def test_every_script_runs(name, tmp_path):
+    path = tmp_path / "draft"
+    importlib.import_module(bench_run.SCRIPTS[name]).main(["--tiny", "--output", str(path)])
+    record = json.loads(path.read_text())
+    assert {"id", "time", "dirty"} == set(record["commit_info"])
+    assert all(one["stats"]["median"] > 0 for one in record["benchmarks"])
+    assert len({one["fullname"] for one in record["benchmarks"]}) == len(record["benchmarks"])
+    assert all(name in one["group"] for one in record["benchmarks"])
+    assert name in report.tables({name: record})
+
+
+def test_a_run_replaces_a_record_only_by_a_record(tmp_path, monkeypatch):
+    (tmp_path / "limits.json").write_text("{}")
+    monkeypatch.setitem(bench_run.SCRIPTS, "limits", "bench.no_such_module")
+    with (tmp_path / "log").open("w") as log:
+        assert not bench_run.take("limits", folder=tmp_path, tiny=True, log=log)
+    assert (tmp_path / "limits.json").read_text() == "{}"
+    with pytest.raises(SystemExit):
+        bench_run.parse_names(argparse.ArgumentParser(), ["hinges"], bench_run.NAMES)
+
+
+def test_a_step_that_takes_too_long_is_interrupted(tmp_path):
+    code = "import time\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('kept')"
+    with (tmp_path / "log").open("w") as log:
+        assert not bench_run.run(["-c", code], log=log, limit=2.0)
+    assert (tmp_path / "log").read_text().splitlines() == ["interrupted after 2 s", "kept"]
+
+
+def test_gpu_steps_go_on_after_a_failure_and_are_kept_one_by_one(tmp_path, monkeypatch, capsys):
+    """Its logic alone: what it runs is replaced."""
+    limits, archives = {}, []
+
+    def run(arguments, *, log, limit):
+        limits["tests"] = limit
+        print("one test failed", file=log)
+        return False
+
+    def take(name, *, log, limit):
+        limits[name] = limit
+        archives.append(sorted(path.name for path in tmp_path.glob("*")))
+        return True
+
+    monkeypatch.setattr(gpu, "device", lambda: "cuda")
+    monkeypatch.setattr(gpu, "has_plugin", lambda: False)
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu, "take", take)
+    arguments = ["tests", "sample", "limits", "generate"]
+    with pytest.raises(SystemExit) as left:
+        gpu.main([*arguments, "--output", str(tmp_path / "out"), "--deadline", "600"])
+    assert left.value.code == 1
+    assert set(limits) == {"tests", "limits", "generate"}  # `sample` needs the plugin
+    assert all(limit <= 600 - bench_run.GRACE for limit in limits.values())
+    assert archives == [["out", "out.tar.gz"]] * 2
+    assert (tmp_path / "out/tests.log").read_text() == "one test failed\n"
+    assert "FAILED, see" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda p: p.stem)
@@ -79,16 +195,23 @@ def test_records_say_on_what_they_were_taken(path):
     assert {"device", "threads", "torch"} <= set(record["machine_info"])
     assert record["datetime"]
     assert record["benchmarks"]
-    assert record["commit_info"]["id"]
+    assert record["commit_info"]["id"] != "unknown"
     assert not record["commit_info"]["dirty"]
     assert path.stem in report.tables({path.stem: record})
 
 
 def test_the_plot_needs_nothing_but_records(tmp_path):
-    records = {"sampling": json.loads((RESULTS / "cpu/sampling.json").read_text())}
-    rows = report.sampling_rows(records)
-    report.draw_sampling(tmp_path / "sampling.png", rows, records["sampling"]["machine_info"])
+    found = {p.stem: json.loads(p.read_text()) for p in (RESULTS / "cpu").glob("*.json")}
+    record = report.sampling_record(found)
+    assert {one["logits"] for one in report.sampling_results(record)} == {"peaked", "flat"}
+    report.draw_sampling(tmp_path / "sampling.png", record)
     assert (tmp_path / "sampling.png").stat().st_size > 10_000
+
+
+def test_durations_have_three_digits_and_a_unit():
+    seconds = (3.456, 0.1234, 48.06e-6, 12.3e-9, 12345.0, 0.0)
+    written = ["3.46 s", "123 ms", "48.1 µs", "12.3 ns", "12,345 s", "0 ns"]
+    assert [records.duration(s) for s in seconds] == written
 
 
 def test_the_fast_path_skips_what_is_rare():
@@ -108,9 +231,9 @@ def test_the_fast_path_skips_what_is_rare():
 
 
 def test_predictions_are_bounded_by_memory():
-    row = roofline.sample_row(512, 151_936, instructions=60)
-    assert row["predicted_us"] > row["memory_us"] > row["MB"] / 4.8
-    linear = roofline.linear_row(1, 4096, 151_936, instructions=1000)
+    one = roofline.predict_sample(512, 151_936, instructions=60)
+    assert one["predicted_us"] > one["memory_us"] > one["MB"] / 4.8
+    linear = roofline.predict_linear_sample(1, 4096, 151_936, instructions=1000)
     assert linear["predicted_us"] < linear["product_and_sample_us"]
 
 

@@ -10,9 +10,11 @@ training that holds the whole scan, each in a process of its own.
 
 import json
 import multiprocessing
+import statistics
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -27,47 +29,87 @@ from autodeco_fast.training.loop import train
 from autodeco_fast.training.scan import batches_by_length, pad, scan
 from autodeco_fast.training.scan_store import Scan
 from bench.machine import device
-from bench.memory import peak_bytes
-from bench.records import record
-
-KEPT, EPOCHS, ROUNDS = 200_000, 5, 5
+from bench.memory import peak_mb
+from bench.records import options, record
 
 
-def prepare(folder: Path) -> tuple[ScanConfig, object, object]:
-    """Pieces of the text as JSONL, enough for a scan of `KEPT` tokens."""
-    tokenizer = base_model.load_tokenizer(str(EMBEDDED_MODEL))
-    base = base_model.load(str(EMBEDDED_MODEL), base_model.frozen_dtype(device()), device())
-    data, seen = folder / "rows.jsonl", 0
-    with data.open("w", encoding="utf-8") as file:
-        for row in stream_examples("stdlib:head", ""):
-            ids = tokenizer(row["text"]).input_ids
-            for at in range(0, len(ids) - 512, 512):
-                piece = ids[at : at + 512]
-                file.write(json.dumps({"input_ids": piece, "labels": [-100, *piece[1:]]}) + "\n")
-                seen += 511
-            if seen > 1.33 * KEPT:
-                break
-    return (
-        ScanConfig(model=str(EMBEDDED_MODEL), data=str(data), output=folder / "scan"),
-        base,
-        tokenizer,
+@dataclass(frozen=True)
+class Size:
+    selected: int = 200_000  # tokens
+    epochs: int = 5
+    rounds: int = 5
+    memory_limits: tuple[int, ...] = (0, 1_000_000, 20_000_000, 60_000_000)
+    length: int = 512  # tokens of an example
+
+
+TINY = Size(selected=500, epochs=1, rounds=1, memory_limits=(), length=64)
+
+
+class Work:
+    """The text, the base model, and what is timed."""
+
+    def __init__(self, folder: Path, size: Size):
+        self.folder, self.size = folder, size
+        self.tokenizer = base_model.load_tokenizer(str(EMBEDDED_MODEL))
+        dtype = base_model.frozen_dtype(device())
+        self.base = base_model.load(str(EMBEDDED_MODEL), dtype, device())
+        self.data = folder / "examples.jsonl"
+        self._write_examples()
+        self.config = ScanConfig(
+            model=str(EMBEDDED_MODEL), data=str(self.data), output=folder / "scan0"
+        )
+
+    def _write_examples(self) -> None:
+        """Slices of the text, enough for a scan that selects `size.selected` tokens."""
+        seen, length = 0, self.size.length
+        with self.data.open("w", encoding="utf-8") as file:
+            for document in stream_examples("stdlib:head", ""):
+                ids = self.tokenizer(document["text"]).input_ids
+                for at in range(0, len(ids) - length, length):
+                    one = ids[at : at + length]
+                    file.write(json.dumps({"input_ids": one, "labels": [-100, *one[1:]]}) + "\n")
+                    seen += length - 1
+                    if seen > 1.33 * self.size.selected:
+                        return
+
+    @torch.inference_mode()
+    def bare_forward(self) -> None:
+        """The model with its LM head over the scan's batches."""
+        lines, config = stream_examples(self.config.data, ""), self.config
+        while block := list(islice(lines, config.rows_per_shard)):
+            encoded = [
+                (i, encode(self.tokenizer, line, config.max_length)) for i, line in enumerate(block)
+            ]
+            for batch in batches_by_length(encoded, config.batch_tokens):
+                ids, mask, _ = (
+                    t.to(self.base.weight.device) for t in pad([one for _, one in batch])
+                )
+                self.base.model(input_ids=ids, attention_mask=mask, use_cache=False)
+
+    def scan(self, name: str) -> None:
+        scan(replace(self.config, output=self.folder / name), self.base, self.tokenizer)
+
+    def train_online(self) -> None:
+        settings = TrainConfig(
+            model="embedded",
+            data=self.data,
+            output=self.folder / "online",
+            num_train_epochs=self.size.epochs,
+            max_length=self.size.length,
+        )
+        lines = stream_examples(self.config.data, "")
+        encoded = [encode(self.tokenizer, line, self.size.length) for line in lines]
+        train(OnlineSource(self.base, encoded, settings), settings)
+
+
+def train_from(scan_folder: Path, output: Path, epochs: int, max_memory: int = 0) -> None:
+    settings = TrainConfig(
+        scan=scan_folder, output=output, num_train_epochs=epochs, max_memory=max_memory
     )
+    train(ScanSource(Scan(scan_folder), settings, torch.device(device())), settings)
 
 
-@torch.inference_mode()
-def bare_forward(config: ScanConfig, base, tokenizer) -> int:
-    """The model with its LM head over the scan's batches; targets seen."""
-    seen, rows = 0, stream_examples(config.data, "")
-    while block := list(islice(rows, config.rows_per_shard)):
-        encoded = [(i, encode(tokenizer, row, config.max_length)) for i, row in enumerate(block)]
-        for batch in batches_by_length(encoded, config.batch_tokens):
-            ids, mask, labels = (t.to(base.weight.device) for t in pad([row for _, row in batch]))
-            base.model(input_ids=ids, attention_mask=mask, use_cache=False)
-            seen += int((labels[:, 1:] != -100).sum())
-    return seen
-
-
-def seconds(work) -> float:
+def seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     if device() == "cuda":
@@ -75,98 +117,78 @@ def seconds(work) -> float:
     return time.perf_counter() - started
 
 
-def train_from(scan_folder: Path, output: Path, max_memory: int = 0) -> None:
-    settings = TrainConfig(
-        scan=scan_folder, output=output, num_train_epochs=EPOCHS, max_memory=max_memory
-    )
-    train(ScanSource(Scan(scan_folder), settings, torch.device(device())), settings)
-
-
-def _peak(connection, scan_folder: Path, output: Path, max_memory: int) -> None:
+def _peak(connection, scan_folder: Path, output: Path, epochs: int, max_memory: int) -> None:
     settings = TrainConfig(
         scan=scan_folder, output=output.with_suffix(".warm"), max_steps=2, max_memory=1_000_000
     )
-    train(
-        ScanSource(Scan(scan_folder), settings, torch.device(device())), settings
-    )  # imports, and what the first step takes
-    connection.send(peak_bytes(lambda: train_from(scan_folder, output, max_memory)))
+    # First the imports, and what the first step takes.
+    train(ScanSource(Scan(scan_folder), settings, torch.device(device())), settings)
+    connection.send(peak_mb(lambda: train_from(scan_folder, output, epochs, max_memory)))
 
 
-def peak_bytes_of_training(*arguments) -> int:
+def peak_mb_of_training(*arguments: object) -> float | None:
     """Peak memory of training in a fresh process above what it held before."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_peak, args=(there, *arguments))
     process.start()
+    there.close()
     grown = here.recv()
     process.join()
     return grown
 
 
-def main() -> None:
+def measure(folder: Path, size: Size) -> tuple[list[dict], dict]:
+    """Results, and facts that they share."""
+    work = Work(folder, size)
+    forward, scanning = [], []
+    work.bare_forward()  # warm
+    for i in range(size.rounds):
+        forward.append(seconds(work.bare_forward))
+        scanning.append(seconds(lambda name=f"scan{i}": work.scan(name)))
+    opened = Scan(folder / "scan0")
+    seen = opened.manifest["counts"]["seen"]
+    of_forward, of_scan = statistics.median(forward), statistics.median(scanning)
+    first, epochs = folder / "scan0", size.epochs
+    from_scan = [
+        seconds(lambda output=folder / f"head{i}": train_from(first, output, epochs))
+        for i in range(size.rounds)
+    ]
+    online = seconds(work.train_online)
+    results = [
+        {
+            "variant": "bare forward with LM head",
+            "seconds": forward,
+            "tokens_per_second": seen / of_forward,
+        },
+        {
+            "variant": "scan",
+            "seconds": scanning,
+            "tokens_per_second": seen / of_scan,
+            "speed_over_forward": of_forward / of_scan,
+            "bytes_per_selected_token": sum(p.stat().st_size for p in opened.paths) / len(opened),
+        },
+        {"variant": f"training from the scan, {epochs} epochs", "seconds": from_scan},
+        {
+            "variant": f"training online, {epochs} epochs",
+            "seconds": online,
+            "over_scan_training": online / statistics.median(from_scan),
+        },
+    ]
+    for limit in size.memory_limits:
+        output = folder / f"memory{limit}"
+        name = f"training from the scan, max_memory {limit / 1e6:.0f} MB"
+        results.append(
+            {"variant": name, "peak_mb": peak_mb_of_training(first, output, epochs, limit)}
+        )
+    facts = {"tokens_seen": seen, "tokens_selected": len(opened), "H": opened.hidden_size}
+    return results, facts
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = options(__doc__).parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        config, base, tokenizer = prepare(folder)
-        forward, scanning = [], []
-        bare_forward(config, base, tokenizer)  # warm
-        for i in range(ROUNDS):
-            forward.append(seconds(lambda: bare_forward(config, base, tokenizer)))
-            one = replace(config, output=folder / f"scan{i}")
-            scanning.append(seconds(lambda one=one: scan(one, base, tokenizer)))
-        opened = Scan(folder / "scan0")
-        seen, median = (
-            opened.manifest["counts"]["seen"],
-            lambda values: sorted(values)[len(values) // 2],
-        )
-        rows = [
-            {
-                "work": "bare forward with LM head",
-                "seconds": median(forward),
-                "tokens_per_second": seen / median(forward),
-            },
-            {
-                "work": "scan",
-                "seconds": median(scanning),
-                "tokens_per_second": seen / median(scanning),
-                "speed_over_forward": median(forward) / median(scanning),
-                "bytes_per_kept_token": sum(p.stat().st_size for p in opened.paths) / len(opened),
-            },
-        ]
-        times = [
-            seconds(lambda i=i: train_from(folder / "scan0", folder / f"head{i}"))
-            for i in range(ROUNDS)
-        ]
-        rows.append({"work": f"training from the scan, {EPOCHS} epochs", "seconds": median(times)})
-        settings = TrainConfig(
-            model="embedded",
-            data=Path(config.data),
-            output=folder / "online",
-            num_train_epochs=EPOCHS,
-            max_length=512,
-        )
-        encoded = [encode(tokenizer, row, 512) for row in stream_examples(config.data, "")]
-        online = seconds(lambda: train(OnlineSource(base, encoded, settings), settings))
-        rows.append(
-            {
-                "work": f"training online, {EPOCHS} epochs",
-                "seconds": online,
-                "over_scan_training": online / median(times),
-            }
-        )
-        for limit in (0, 1_000_000, 20_000_000, 60_000_000):
-            grown = peak_bytes_of_training(folder / "scan0", folder / f"memory{limit}", limit)
-            rows.append(
-                {
-                    "work": f"training from the scan, max_memory {limit / 1e6:.0f} MB",
-                    "peak_mb": grown / 1e6,
-                }
-            )
-        facts = {
-            "tokens_seen": seen,
-            "tokens_kept": len(opened),
-            "hidden_size": opened.hidden_size,
-            "rounds": ROUNDS,
-        }
-        record("scan", rows, model="embedded", **facts)
+        results, facts = measure(Path(name), TINY if args.tiny else Size())
+    record("scan", results, output=args.output, model="embedded", **facts)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,31 @@
 """What starting costs: the import above torch's, the command line's help, `doctor`, and the first
-draw on a CPU.
+token drawn on a CPU.
 
     python -m bench.end_to_end.startup
 
 Each is a fresh interpreter; files are in the page cache after the first, untimed, start. The very
-first draw of an installation also compiles the CPU's loops, which numba then keeps on disk.
+first call of an installation also compiles the CPU's loops, which numba then keeps on disk.
 """
 
+import functools
 import os
 import subprocess
 import sys
 import tempfile
 
-from bench.clock import interleave
-from bench.records import record
+from bench.clock import quantile, turns
+from bench.records import options, record
 
 TORCH = "import torch"
-DRAW = ["-c", "import torch, autodeco_fast; autodeco_fast.sample(torch.zeros(1, 9), 1.0, seed=0)"]
+SAMPLE = ["-c", "import torch, autodeco_fast; autodeco_fast.sample(torch.zeros(1, 9), 1.0, seed=0)"]
 COMMANDS = {
     TORCH: ["-c", "import torch"],
     "import autodeco_fast": ["-c", "import autodeco_fast"],
     "autodeco-fast --help": ["-m", "autodeco_fast", "--help"],
     "autodeco-fast doctor": ["-m", "autodeco_fast", "doctor"],
-    "import torch and the first draw": DRAW,
+    "import torch and the first draw": SAMPLE,
 }
+IN_TINY = (TORCH, "import autodeco_fast")
 
 
 def start(arguments: list[str], **variables: str) -> None:
@@ -37,21 +39,22 @@ def start(arguments: list[str], **variables: str) -> None:
 
 def start_and_compile() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        start(DRAW, NUMBA_CACHE_DIR=folder)
+        start(SAMPLE, NUMBA_CACHE_DIR=folder)
 
 
-def main() -> None:
-    times = interleave(
-        {name: lambda a=arguments: start(a) for name, arguments in COMMANDS.items()},
-        rounds=20,
-        warmup=1,
-    )
-    times |= interleave({"the same, compiling": start_and_compile}, rounds=5, warmup=1)
-    rows = [
-        {"start": name, **t, "over_torch": t["seconds"] - times[TORCH]["seconds"]}
-        for name, t in times.items()
+def main(arguments: list[str] | None = None) -> None:
+    args = options(__doc__).parse_args(arguments)
+    names = IN_TINY if args.tiny else COMMANDS
+    starts = {name: functools.partial(start, COMMANDS[name]) for name in names}
+    times = turns(starts, rounds=1 if args.tiny else 20, warmup=0 if args.tiny else 1)
+    if not args.tiny:
+        times |= turns({"the same, compiling": start_and_compile}, rounds=5, warmup=1)
+    of_torch = quantile(times[TORCH], 0.5)
+    results = [
+        {"variant": name, "seconds": taken, "seconds_over_torch": quantile(taken, 0.5) - of_torch}
+        for name, taken in times.items()
     ]
-    record("startup", rows)
+    record("startup", results, output=args.output)
 
 
 if __name__ == "__main__":

@@ -6,27 +6,25 @@ peak memory.
 A step is the head forward, the statistics, the loss and the backward. The physical limit is the
 matrix product alone; it is taken in several chunkings, each into one reused buffer (or written out
 whole), and the fastest of them is what everything is compared with, in the same run. Peers: the
-same in plain torch from logits [N, V] (on a GPU also compiled), PyTorch's chunked linear
-cross-entropy (forward), AutoDeco's released steps, and where they are installed Liger's fused
-linear cross-entropy and Cut Cross-Entropy (forward); on a GPU also the designs of `token_stats`
-(forward). A peer that runs out of memory is recorded as such.
+hinge in plain torch from logits [N, V], on a GPU also compiled, and AutoDeco's released steps. A
+peer that runs out of memory is recorded as such. Statistics alone are `bench/test_token_stats.py`.
 """
 
-import argparse
 import functools
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from autodeco_fast import TemperatureHead, TopPHead, token_stats
+from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
 from autodeco_fast.training.step import training_step
-from bench.clock import interleave
+from bench.clock import quantile, turns
 from bench.machine import device
-from bench.memory import peak_bytes
-from bench.records import record
+from bench.memory import peak_mb
+from bench.records import options, record
 from tests.reference import autodeco
+from tests.reference.peers import eager_hinge_step
 
 CPU_SHAPES = [(2048, 896, 151_936)]
 GPU_SHAPES = [
@@ -34,7 +32,9 @@ GPU_SHAPES = [
     for H, V in ((896, 151_936), (4096, 128_256), (4096, 151_936), (3840, 262_208))
     for N in (2048, 8192, 32_768)
 ]
+TINY_SHAPES = [(16, 32, 999)]
 EVERY_TOKEN = {"max_rank": 2**31 - 1, "easy_fraction": 1.0}
+RELEASED = "AutoDeco's released"
 
 
 def product(hidden: torch.Tensor, weight: torch.Tensor, rows: int, columns: int):
@@ -55,180 +55,117 @@ class Case:
     def __init__(self, N: int, H: int, V: int, dtype: torch.dtype):
         torch.manual_seed(0)
         self.hidden = torch.randn(N, H, device=device()).to(dtype)
-        self.lm_head = nn.Linear(H, V, bias=False, device=device(), dtype=dtype).requires_grad_(
-            False
-        )
-        self.lm_head.weight.normal_(std=0.1)
+        self.lm_head = nn.Linear(H, V, bias=False, device=device(), dtype=dtype)
+        self.lm_head.requires_grad_(False).weight.normal_(std=0.1)
         self.target = torch.randint(0, V, (N,), device=device())
-        self.heads = nn.ModuleDict({"temp_head": TemperatureHead(H), "top_p_head": TopPHead(H)}).to(
-            device()
-        )
+        heads = {"temp_head": TemperatureHead(H), "top_p_head": TopPHead(H)}
+        self.heads = nn.ModuleDict(heads).to(device())
 
-    def step(self, objective):
+    def step(self, objective) -> Callable[[], None]:
         head = self.heads if isinstance(objective, AutoDecoJoint) else self.heads["temp_head"]
-        return lambda: training_step(self.hidden, self.target, self.lm_head, head, objective)[
-            0
-        ].assign(head.parameters())
 
-    def eager_hinge(self):
-        """All six statistics, the loss and its gradient, from logits."""
-        head = self.heads["temp_head"]
-        with torch.no_grad():
-            z = (self.hidden @ self.lm_head.weight.T).float()
-            top, argmax = z.max(-1)
-            at_target = z.gather(1, self.target[:, None])[:, 0]
-            rank = (z > at_target[:, None]).sum(-1)
-            log_p = F.log_softmax(z, -1)
-            entropy = -(log_p.exp() * log_p).sum(-1)
-            del argmax, rank, entropy, z, log_p
-        need = (top - at_target) / -torch.log(torch.tensor(0.1))
-        kept, T = need <= 2.0, head(self.hidden)
-        (((need - T).relu() + 0.1 * T) * kept).sum().div(kept.sum().clamp(min=1)).backward()
+        def run() -> None:
+            step, _ = training_step(self.hidden, self.target, self.lm_head, head, objective)
+            step.assign(head.parameters())
 
-    def released(self, joint: bool):
-        top_p_head = self.heads["top_p_head"] if joint else None
-        return lambda: autodeco.step(
-            self.hidden, self.lm_head.weight, self.target, self.heads["temp_head"], top_p_head
+        return run
+
+    def eager_hinge(self) -> None:
+        weight = self.lm_head.weight
+        eager_hinge_step(self.hidden, weight, self.target, self.heads["temp_head"])
+
+    def released(self, *, joint: bool) -> Callable[[], object]:
+        heads = self.heads["temp_head"], self.heads["top_p_head"] if joint else None
+        return functools.partial(
+            autodeco.step, self.hidden, self.lm_head.weight, self.target, *heads
         )
 
-    def statistics(self) -> dict:
-        """On a GPU: both designs of `token_stats`, and the variants of the streaming one that this
-        GPU runs, forward only."""
-        if device() != "cuda":
-            return {}
-        from autodeco_fast.kernels import token_stats as kernel
-
-        rest = self.target, None, None, None, 1.0, None
-        calls = {
-            "token_stats, chunks": lambda: token_stats(
-                self.hidden, self.lm_head.weight, self.target, fused=False
-            )
+    def products(self) -> dict[str, Callable[[], None]]:
+        (N, _), (V, _) = self.hidden.shape, self.lm_head.weight.shape
+        blocks = {
+            "whole": (N, V),
+            "2048 columns": (N, min(V, 2048)),
+            "8192 columns": (N, min(V, 8192)),
+            "64 rows": (64, V),
         }
-        for name, variant, needs in (
-            ("pointers", kernel.POINTERS, 8),
-            ("Hopper", kernel.HOPPER, 9),
-            ("Blackwell", kernel.BLACKWELL, 10),
-        ):
-            if torch.cuda.get_device_capability()[0] >= needs:
-                calls[f"token_stats, streaming, {name}"] = functools.partial(
-                    kernel.token_stats, self.hidden, self.lm_head.weight, *rest, variant=variant
-                )
-        return calls
+        if N * V > 2**31:
+            blocks = {"8192 columns": (N, 8192), "2048 rows": (2048, V)}
+        return {
+            f"product, {name}": product(self.hidden, self.lm_head.weight, *shape)
+            for name, shape in blocks.items()
+        }
 
-    def forwards(self) -> dict:
-        """Linear cross-entropies of others that are installed, forward only."""
-        hidden, weight, target = self.hidden, self.lm_head.weight, self.target
-        found = {}
-        if hasattr(F, "linear_cross_entropy"):
-            found["F.linear_cross_entropy, forward"] = lambda: F.linear_cross_entropy(
-                hidden, weight, target
-            )
+    def slow(self, *, with_released: bool) -> dict[str, tuple[Callable[[], object], int]]:
+        """Name → (call, rounds)."""
+        found = {
+            "AutoDeco joint step": (self.step(AutoDecoJoint()), 10),
+            "eager torch, hinge": (self.eager_hinge, 5),
+        }
         if device() == "cuda":
-            try:
-                from liger_kernel.ops.fused_linear_cross_entropy import (
-                    fused_linear_cross_entropy_forward as liger,
-                )
-
-                found["Liger FLCE, forward"] = lambda: liger(hidden, weight, target)
-            except ImportError:
-                pass
-            try:
-                from cut_cross_entropy import linear_cross_entropy as cut
-
-                found["Cut Cross-Entropy, forward"] = lambda: cut(hidden, weight, target)
-            except ImportError:
-                pass
+            found["eager torch, hinge, torch.compile"] = torch.compile(self.eager_hinge), 5
+        if with_released:
+            found[f"{RELEASED} temperature step"] = self.released(joint=False), 2
+            found[f"{RELEASED} joint step"] = self.released(joint=True), 2
         return found
 
 
-def peers(case: Case) -> dict:
-    """Name → (call, samples)."""
-    eager = {"eager torch, hinge": (case.eager_hinge, 5)}
-    if device() == "cuda":
-        eager["eager torch, hinge, torch.compile"] = torch.compile(case.eager_hinge), 5
-    others = {name: (call, 5) for name, call in {**case.statistics(), **case.forwards()}.items()}
-    joint = {
-        "AutoDeco's released temperature step": (case.released(False), 2),
-        "AutoDeco's released joint step": (case.released(True), 2),
-    }
-    return {**eager, **others, **joint}
-
-
-def measure(N: int, H: int, V: int, dtype: torch.dtype, with_released: bool) -> list[dict]:
+def measure(
+    N: int, H: int, V: int, dtype: torch.dtype, *, with_released: bool, tiny: bool
+) -> list[dict]:
     case = Case(N, H, V, dtype)
-    blocks = {
-        "whole": (N, V),
-        "2048 columns": (N, 2048),
-        "8192 columns": (N, 8192),
-        "64 rows": (64, V),
-    }
-    if N * V > 2**31:
-        blocks = {"8192 columns": (N, 8192), "2048 rows": (2048, V)}
-    bare = {
-        f"product, {name}": product(case.hidden, case.lm_head.weight, *shape)
-        for name, shape in blocks.items()
-    }
-    times = interleave(bare, rounds=5, warmup=1)
-    best = min(times, key=lambda name: times[name]["seconds"])
-    ours = {
+    products = case.products()
+    times = turns(products, rounds=1 if tiny else 5, warmup=1)
+    best = min(times, key=lambda name: quantile(times[name], 0.5))
+    calls = {
         "hinge step": case.step(MinPHinge(**EVERY_TOKEN)),
         "AutoDeco temperature step": case.step(AutoDecoTemperature()),
     }
-    times |= interleave({best: bare[best], **ours}, rounds=20)
-    slow = {"AutoDeco joint step": (case.step(AutoDecoJoint()), 10), **peers(case)}
+    times |= turns({best: products[best], **calls}, rounds=1 if tiny else 20)
     failed = {}
-    for name, (call, samples) in slow.items():
-        if "released" in name and not with_released:
-            continue
+    for name, (call, rounds) in case.slow(with_released=with_released).items():
+        print(name, flush=True)
         try:
-            print(name, flush=True)
-            times |= interleave({name: call}, rounds=samples, warmup=0 if "released" in name else 1)
+            warmup = 0 if RELEASED in name else 1
+            times |= turns({name: call}, rounds=1 if tiny else rounds, warmup=warmup)
+            calls[name] = call
         except torch.OutOfMemoryError:
             failed[name] = "out of memory"
             torch.cuda.empty_cache()
-    measured = {**ours, **{name: call for name, (call, _) in slow.items() if name in times}}
-    floating, limit = 2.0 * N * H * V, times[best]["seconds"]
-    rows = [
+    shape = {"N": N, "H": H, "V": V, "dtype": str(dtype).removeprefix("torch.")}
+    shape["group"] = f"training step, N={N}, H={H}, V={V}, {shape['dtype']}"
+    limit, flops = quantile(times[best], 0.5), 2.0 * N * H * V
+    results = [
         {
-            "N": N,
-            "H": H,
-            "V": V,
-            "dtype": str(dtype).removeprefix("torch."),
             "variant": name,
-            "seconds": t["seconds"],
-            "p20": t["p20"],
-            "p80": t["p80"],
-            "over_product": t["seconds"] / limit,
-            "tflops": floating / t["seconds"] / 1e12,
-            "peak_mb": peak_bytes(measured[name]) / 1e6 if name in measured else None,
+            **shape,
+            "flops": flops,
+            "seconds": seconds,
+            "over_product": quantile(seconds, 0.5) / limit,
+            "share_of_limit": limit / quantile(seconds, 0.5),
+            "tflops": flops / quantile(seconds, 0.5) / 1e12,
+            "peak_mb": peak_mb(calls[name]) if name in calls else None,
         }
-        for name, t in times.items()
+        for name, seconds in times.items()
     ]
-    return rows + [
-        {"N": N, "H": H, "V": V, "variant": name, "note": note} for name, note in failed.items()
-    ]
+    return results + [{"variant": name, **shape, "note": note} for name, note in failed.items()]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(arguments: list[str] | None = None) -> None:
+    parser = options(__doc__)
     parser.add_argument(
         "--shapes", nargs="*", metavar="N,H,V", help="instead of this device's list"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    on_gpu = device() == "cuda"
     given = [tuple(int(x) for x in shape.split(",")) for shape in args.shapes or ()]
-    shapes = given or (GPU_SHAPES if device() == "cuda" else CPU_SHAPES)
-    rows = []
+    shapes = given or (TINY_SHAPES if args.tiny else GPU_SHAPES if on_gpu else CPU_SHAPES)
+    results = []
     for shape in shapes:
-        dtypes = (torch.bfloat16,) if device() == "cuda" else (torch.float32, torch.bfloat16)
-        for dtype in dtypes:  # the released step takes minutes on a CPU: there, once
-            rows += measure(
-                *shape, dtype, with_released=device() == "cuda" or dtype == torch.float32
-            )
-    samples = (
-        "20 of the product and our first two steps in turn; then 10 of the joint step, 2 of the "
-        "released, 5 of the others"
-    )
-    record("training", rows, targets="random", samples=samples)
+        for dtype in (torch.bfloat16,) if on_gpu else (torch.float32, torch.bfloat16):
+            # The released step takes minutes on a CPU: there, once.
+            with_released = on_gpu or dtype == torch.float32
+            results += measure(*shape, dtype, with_released=with_released, tiny=args.tiny)
+    record("training", results, output=args.output, targets="random")
 
 
 if __name__ == "__main__":

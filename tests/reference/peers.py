@@ -1,6 +1,9 @@
 """What people run instead, written plainly: transformers' samplers, and eager torch."""
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from transformers import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
@@ -45,3 +48,23 @@ def eager_hinge(T: torch.Tensor, gap: torch.Tensor, rank: torch.Tensor) -> torch
     required = gap / 2.302585
     kept = (rank >= 0) & (required <= 2.0)
     return (((required - T).relu() + 0.1 * T) * kept).sum() / kept.sum().clamp(min=1)
+
+
+def eager_hinge_step(
+    hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, head: torch.nn.Module
+) -> None:
+    """A head's training step from logits: all six statistics, the loss and its gradient."""
+    with torch.no_grad():
+        z = (hidden @ weight.T).float()
+        top, argmax = z.max(-1)
+        at_target = z.gather(1, target[:, None])[:, 0]
+        rank = (z > at_target[:, None]).sum(-1)
+        log_p = F.log_softmax(z, -1)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        del argmax, entropy, z, log_p
+    eager_hinge(head(hidden), top - at_target, rank).backward()
+
+
+def gradients(loss: Callable[[], torch.Tensor], *leaves: torch.Tensor) -> Callable:
+    """Forward and backward of `loss()`."""
+    return lambda: torch.autograd.grad(loss(), leaves)
