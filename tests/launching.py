@@ -138,13 +138,12 @@ def run(call, watch: bool = True) -> dict:
 
 def main() -> None:
     from tests import op_cases
-    from tests.test_strides import strided
 
     def one(name, call, **about):
         print(json.dumps({"case": name, **about, **run(call)}), flush=True)
 
     plain, odd = op_cases.tensors(5, torch.bfloat16), op_cases.tensors(1)
-    odd = {name: strided(x) for name, x in odd.items()}
+    odd = {name: op_cases.strided(x) for name, x in odd.items()}
     double = op_cases.tensors(3, torch.float64)
     pretend()
     for name, (_, call) in op_cases.CASES.items():

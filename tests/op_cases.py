@@ -57,6 +57,14 @@ def tensors(N: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tenso
     return {**logits, **sampling, **head, **stats, **losses}
 
 
+def strided(x: torch.Tensor) -> torch.Tensor:
+    """The same values, every second element of a store whose others are large, or 0 for
+    integers."""
+    store = torch.full((*x.shape, 2), 77 if x.is_floating_point() else 0, dtype=x.dtype)
+    store[..., 0] = x
+    return store[..., 0]
+
+
 def _stats(t: dict) -> af.TokenStats:
     fields = t["max_logit"], t["rank"], t["stat_logit"], t["logsumexp"], t["rank"], t["max_logit"]
     return af.TokenStats(*fields, t["temperature"], t["scaled"], t["scaled"])

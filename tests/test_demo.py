@@ -30,7 +30,7 @@ def run(texts, output, **options) -> dict:
     """The report's numbers."""
     run_demo(**{"output": output, "text": texts, "model": None, "seed": 3, **options})
     assert sorted(p.name for p in output.iterdir()) == sorted(FILES)
-    return json.loads((output / "report/report.json").read_text())["report"]
+    return json.loads((output / "report/report.json").read_text())["held-out"]
 
 
 @pytest.mark.slow

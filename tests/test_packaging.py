@@ -84,19 +84,26 @@ def test_wheel_holds_real_files_below_one_package(wheel):
 def test_a_distribution_named_kernels_keeps_its_name(wheel, tmp_path):
     """Hugging Face's, here a stub, wins the name even where a folder `kernels/` lies."""
     site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(site),
+    ]
+    subprocess.run([*install, str(wheel)], check=True, timeout=300)
     (site / "kernels").mkdir()
     (site / "kernels" / "__init__.py").write_text("STUB = True\n")
     code = """
         import kernels, transformers, autodeco_fast, json
+        from autodeco_fast import sample
         import autodeco_fast.training.stdlib_corpus as corpus
         print(json.dumps([kernels.STUB, autodeco_fast.__file__, corpus.__file__]))
     """
-    installed = textwrap.dedent(code) + "from autodeco_fast import sample\n"
-    processes = {
-        ROOT: start(code, cwd=ROOT, path=(site,)),
-        tmp_path: start(installed, cwd=tmp_path, path=(site,)),
-    }
+    processes = {cwd: start(code, cwd=cwd, path=(site,)) for cwd in (ROOT, tmp_path)}
     for cwd, process in processes.items():
         stub, package, corpus = json.loads(finish(process))
         assert stub is True

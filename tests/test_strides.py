@@ -5,18 +5,10 @@ import pytest
 import torch
 
 from tests.on_device import on_device
-from tests.op_cases import CASES, TORCH_ONLY, flat, tensors
+from tests.op_cases import CASES, TORCH_ONLY, flat, strided, tensors
 
 ARGUMENTS = [(op, name) for op, (names, _) in CASES.items() for name in names]
 ALL = {**CASES, **TORCH_ONLY}
-
-
-def strided(x: torch.Tensor) -> torch.Tensor:
-    """The same values, every second element of a store whose others are large, or 0 for
-    integers."""
-    store = torch.full((*x.shape, 2), 77 if x.is_floating_point() else 0, dtype=x.dtype)
-    store[..., 0] = x
-    return store[..., 0]
 
 
 def transposed(x: torch.Tensor) -> torch.Tensor:

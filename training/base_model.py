@@ -10,6 +10,7 @@ import torch
 
 from autodeco_fast import TokenStats, token_stats
 from autodeco_fast.errors import foreign
+from autodeco_fast.lm_head import transform_
 from autodeco_fast.ops.checks import check_plain
 
 # Where configurations keep a linear factor of the logits, and their cap. `verify` finds what is
@@ -65,8 +66,7 @@ class BaseModel:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, H] → [N, V] fp32."""
         z = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        z = z.float() * self.logit_scale
-        return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
+        return transform_(z, self.logit_scale, self.softcap)
 
     @torch.inference_mode()
     def verify(self, input_ids: torch.Tensor) -> None:

@@ -21,8 +21,8 @@ from autodeco_fast.training.scan_store import Scan, ScanTokens, read_fields, rea
 from autodeco_fast.training.token_uniform import held_out, scan_uniform, token_uniform
 
 # A group is held as it is read, joined, put in order and taken by a step, and the allocator keeps
-# some of what was freed. With 5, memory grows by less than the limit in bench/scan.py (its results
-# with max_memory, less the one of 1 MB).
+# some of what was freed. With 5, memory grows by less than the limit in bench/end_to_end/scan.py
+# (its results with max_memory, less the one of 1 MB).
 _COPIES = 5
 
 

@@ -13,7 +13,7 @@ Seed = typer.Option(min=SEEDS[0], max=SEEDS[1], help="fixes the output")
 
 def demo(
     output: Annotated[
-        Path, typer.Option(help="folder for the table, the figure and the samples")
+        Path, typer.Option(help="folder for the scans, the head, the report and the samples")
     ] = Path("demo-output"),
     text: Annotated[
         list[Path] | None, typer.Option(help="UTF-8 files to use instead of the standard library")
@@ -23,7 +23,7 @@ def demo(
     ] = None,
     seed: Annotated[int, Seed] = 0,
 ) -> None:
-    """Train heads on a small model, compare them with fixed temperatures, draw and generate."""
+    """Scan, train, calibrate, report and generate, on a small model that is there already."""
     from autodeco_fast.demo import run_demo
 
     run_demo(output=output, text=text, model=model, seed=seed)

@@ -102,7 +102,7 @@ def _train(output: Path, model: str, texts: list[str], *, seed: int) -> None:
     _say("scan: the frozen model runs over the training text once")
     scan = output / "scans/train"
     scan_from_files(ScanConfig(model=model, data=data, output=scan, seed=seed))
-    _say("train: a head learns the lowest temperatures that lose a tenth of the tokens")
+    _say("train: a head learns the lowest temperatures that lose a tenth of the selected tokens")
     settings = TrainConfig(
         output=output / "head",
         scan=scan,
@@ -117,11 +117,12 @@ def _train(output: Path, model: str, texts: list[str], *, seed: int) -> None:
 def _evaluate(output: Path, model: str, texts: list[str]) -> None:
     """`autodeco-fast calibrate` on every second held-out document, `report` on the others."""
     texts = [text[:HELD_OUT_CHARACTERS] for text in texts]
-    scans = {"report": texts[::2], "calibration": texts[1::2]}
+    scans = {"held-out": texts[::2], "calibration": texts[1::2]}
     for name, documents in scans.items():
         if not documents:
             continue
-        _say(f"scan: held-out text for {name}")
+        use = "the report" if name == "held-out" else name
+        _say(f"scan: held-out text for {use}")
         config = ScanConfig(
             model=model,
             data=_write_jsonl(output / f"texts/{name}.jsonl", documents),
@@ -131,14 +132,14 @@ def _evaluate(output: Path, model: str, texts: list[str]) -> None:
         )
         scan_from_files(config)
     if scans["calibration"]:
-        _say("calibrate: one number makes it a promise")
+        _say("calibrate: one number, added to every temperature, makes it a promise")
         try:
             calibrate_from_files(output / "head", output / "scans/calibration", alpha=ALPHA)
         except ValueError as error:  # out of reach: the head stays as it was trained
             _say(f"not calibrated: {error}")
     _say("report: what the head does on text that neither training nor calibration saw")
     report_from_files(
-        output / "head", [output / "scans/report"], output / "report", model=model, min_p=None
+        output / "head", [output / "scans/held-out"], output / "report", model=model, min_p=None
     )
 
 

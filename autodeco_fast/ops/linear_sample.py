@@ -29,16 +29,15 @@ FUSED_BYTES = 1 << 26  # torch: logits from which they are made in chunks
 
 
 def fused_pays(rows: int, vocabulary: int, backend: str) -> bool:
-    """Whether the fused product is chosen over a product by the vendor's library followed by
-    `sample`.
+    """Whether the fused product is chosen over the vendor's product followed by `sample`.
 
     Triton, from byte counts: the logits' trip to memory and back is 2·4·B·V bytes beside the 2·H·V
     of a bf16 weight, `4·B/H` of the whole; up to 64 rows both products wait for the weight and the
     trip is what can be saved. Beyond, the vendor's product is the better one. Not measured on a
     GPU.
 
-    torch: chunks bound the memory and save no time (`bench/linear_sample.py`), so they begin where
-        the logits take 64 MB.
+    torch: chunks bound the memory and save no time (`bench/test_linear_sample.py`), so they begin
+    where the logits take 64 MB.
     """
     return rows <= FUSED_ROWS if backend == "triton" else 4 * rows * vocabulary > FUSED_BYTES
 

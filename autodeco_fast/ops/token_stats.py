@@ -36,7 +36,8 @@ def streaming_pays(backend: str) -> bool:
     2.5 times the time of chunks, 1.9 times in the kernel's variant for Hopper. Streaming saves the
     chunk's memory, nothing else. Predicted, not measured on a GPU.
 
-    torch: yes. Tiles that stay in the caches beat rows that do not (`bench/training.py`).
+    torch: yes. Tiles that stay in the caches beat rows that do not
+    (`bench/end_to_end/training.py`).
     """
     return backend == "torch"
 
