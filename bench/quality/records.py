@@ -65,7 +65,7 @@ class Writer:
     def write(
         self, schema: Schema, policy: Policy, *, seed: int, samples: int = SAMPLES
     ) -> Written:
-        """Under a policy of `autodeco_fast.policies`; sample i is the same in any number of them."""
+        """Under a policy of `autodeco_fast.policies`; sample i is the same whatever `samples` is."""
         ids = torch.tensor([self.tokenizer(schema.prompt).input_ids])
         cache = DynamicCache(config=self.base.model.config)
         hidden = self._forward(ids, cache)[:, -1:]

@@ -1,9 +1,9 @@
 """Small tasks with a score: one more line of a list of JSON records, after a heading, examples and
 the line's first key.
 
-Syntax and keys are forced, values are free. A record is valid if it parses, has exactly these keys,
-texts that are not empty and numbers in a range; no example's values are asked for. Which schemas are
-for choosing settings and which for measuring was fixed before any was run.
+Syntax and keys are forced, values are free. A record is valid if it parses, has exactly these
+keys, texts that are not empty and numbers in a range. Which schemas are for choosing settings and
+which for measuring was fixed before any was run.
 """
 
 import json

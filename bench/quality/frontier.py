@@ -1,0 +1,179 @@
+"""Errors against diversity: policies with a head beside the best static settings.
+
+    python -m bench.quality.frontier STUDY.jsonl … --output NAME
+
+Reads lines of `bench.quality.study`; writes the record and the figure NAME to
+`bench/results/quality`. For each policy, over schemas and seeds:
+
+    error      share of samples that are no valid record
+    diversity  entropy of each field's values over ln of their number, mean over fields and schemas
+
+A policy is compared with static settings at equal diversity: the lower edge of their points, two
+neighbours of it joined by a line, picked on the very samples it is compared on, in their favour.
+Intervals are 95 % of bootstrap resamples: of a head's seeds, and of samples within schemas.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from bench.machine import RESULTS
+from bench.quality import schemas
+from bench.quality.records import entropies
+from bench.records import write
+
+RESAMPLES = 300
+FOLDER = RESULTS / "quality"
+STATIC = ("static", "greedy")
+_SCHEMAS = {schema.name: schema for schema in (*schemas.VALIDATION, *schemas.TEST)}
+
+
+def read(paths: list[Path]) -> dict[str, dict[int, list[dict]]]:
+    """policy → seed → a line a schema."""
+    found: dict = defaultdict(lambda: defaultdict(list))
+    for path in paths:
+        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            found[line["policy"]][line["seed"]].append(line)
+    return found
+
+
+def _point(lines: list[dict], rng: np.random.Generator | None) -> tuple[float, float]:
+    """Error and diversity of the lines of one seed; of a resample of each, with a generator."""
+    errors, diversities = [], []
+    for line in lines:
+        schema, texts = _SCHEMAS[line["schema"]], line["texts"]
+        picks = np.arange(len(texts)) if rng is None else rng.integers(len(texts), size=len(texts))
+        parsed = [line["parsed"][i] for i in picks]
+        valid = [record for record in parsed if record is not None]
+        errors.append(1 - len(valid) / len(parsed))
+        diversities.append(np.mean(list(entropies(valid, schema.fields).values())))
+    return float(np.mean(errors)), float(np.mean(diversities))
+
+
+def points(seeds: dict[int, list[dict]], resamples: int = RESAMPLES) -> np.ndarray:
+    """`[resamples + 1, 2]` error and diversity, means over seeds; the first is of all samples."""
+    for lines in seeds.values():
+        for line in lines:
+            line["parsed"] = [_SCHEMAS[line["schema"]].parse(text) for text in line["texts"]]
+    rng, names = np.random.default_rng(0), list(seeds)
+    out = [np.mean([_point(seeds[s], None) for s in names], 0)]
+    for _ in range(resamples):
+        picked = rng.choice(names, size=len(names))
+        out.append(np.mean([_point(seeds[s], rng) for s in picked], 0))
+    return np.array(out)
+
+
+def edge(error: np.ndarray, diversity: np.ndarray) -> np.ndarray:
+    """Indices of settings that no other beats on both, by diversity."""
+    best, found = np.inf, []
+    for i in np.lexsort((error, -diversity)):
+        if error[i] < best:
+            best = error[i]
+            found.append(i)
+    return np.array(found[::-1])
+
+
+def static_error(error: np.ndarray, diversity: np.ndarray, at: float) -> float:
+    """Of the static settings at a diversity: on their lower edge, linear between its points."""
+    best = edge(error, diversity)
+    return float(np.interp(at, diversity[best], error[best]))
+
+
+def compare(head: np.ndarray, static: list[np.ndarray]) -> dict[str, float | list[float]]:
+    """Errors of a head over those of static settings at its diversity, with a 95 % interval."""
+    ratios = []
+    for r in range(len(head)):
+        error, diversity = (np.array([s[r, i] for s in static]) for i in (0, 1))
+        theirs = static_error(error, diversity, head[r, 1])
+        ratios.append((head[r, 0], theirs, head[r, 0] / max(theirs, 1e-9)))
+    ours, theirs, ratio = np.array(ratios).T
+    low, high = np.quantile(ratio[1:], (0.025, 0.975))
+    return {
+        "error_of_static_at_equal_diversity": float(theirs[0]),
+        "ratio": float(ours[0] / max(theirs[0], 1e-9)),
+        "ratio_95": [float(low), float(high)],
+    }
+
+
+def results(study: dict[str, dict[int, list[dict]]]) -> list[dict]:
+    """A result a policy."""
+    found = {name: points(seeds) for name, seeds in study.items()}
+    static = [p for name, p in found.items() if name.split()[0] in STATIC]
+    out = []
+    for name, p in found.items():
+        lines = [line for seed in study[name].values() for line in seed]
+        low, high = np.quantile(p[1:], (0.025, 0.975), axis=0)
+        result = {
+            "variant": name,
+            "error": float(p[0, 0]),
+            "error_95": [float(low[0]), float(high[0])],
+            "diversity": float(p[0, 1]),
+            "diversity_95": [float(low[1]), float(high[1])],
+            "distinct_and_valid": float(np.mean([line["distinct"] for line in lines])),
+            "temperature": float(np.mean([line["temperature"] for line in lines])),
+            "seeds": len(study[name]),
+            "valid_by_schema": _by_schema(lines),
+        }
+        if name.split()[0] not in STATIC:
+            result |= compare(p, static)
+        out.append(result)
+    return out
+
+
+def _by_schema(lines: list[dict]) -> dict[str, float]:
+    names = dict.fromkeys(line["schema"] for line in lines)
+    return {
+        name: float(np.mean([line["valid"] for line in lines if line["schema"] == name]))
+        for name in names
+    }
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """The figure: every setting, the static ones' lower edge, policies by family."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
+    families: dict[str, list[dict]] = defaultdict(list)
+    for result in results:
+        kind = result["variant"].replace("=", " ").split()[0]
+        families["static settings" if kind in STATIC else kind].append(result)
+    for number, (family, members) in enumerate(families.items()):
+        x, y = ([m[key] for m in members] for key in ("diversity", "error"))
+        bars = [np.abs(np.array([m[f"{k}_95"] for m in members]).T - v) for k, v in
+                (("diversity", x), ("error", y))]  # fmt: skip
+        style = {"fmt": "o", "ms": 4, "lw": 0.8, "color": f"C{number}", "label": family}
+        axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], **style)
+        if family == "static settings":
+            best = edge(np.array(y), np.array(x))
+            axes.plot(np.array(x)[best], np.array(y)[best], color=f"C{number}")
+    axes.set_xlabel("diversity: entropy of a field's values, 1 = all differ")
+    axes.set_ylabel("errors: share of records that are not valid")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("studies", nargs="+", type=Path, help="of bench.quality.study")
+    parser.add_argument("--output", required=True, help="name of the record and the figure")
+    args = parser.parse_args(arguments)
+    found = results(read(args.studies))
+    write(FOLDER / f"{args.output}.json", args.output, found)
+    draw(found, FOLDER / f"{args.output}.png")
+    for one in sorted(found, key=lambda r: r["diversity"]):
+        ratio = f"  ratio {one['ratio']:.2f} {one['ratio_95']}" if "ratio" in one else ""
+        print(f"{one['error']:.3f}  {one['diversity']:.3f}  {one['variant']}{ratio}")
+
+
+if __name__ == "__main__":
+    main()
