@@ -5,10 +5,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
 from autodeco_fast.policies import Policy
 from autodeco_fast.training.base_model import BaseModel
+from bench.quality.decode import continue_prompt
 from bench.quality.schemas import Schema
 
 NEW_TOKENS = 48  # of a record at most
@@ -61,43 +61,27 @@ class Writer:
         ends = [("\n" in text) or i == tokenizer.eos_token_id for i, text in enumerate(texts)]
         self.ends = torch.tensor(ends)
 
-    @torch.inference_mode()
     def write(
         self, schema: Schema, policy: Policy, *, seed: int, samples: int = SAMPLES
     ) -> Written:
-        """Under a policy of `autodeco_fast.policies`; sample i is the same whatever `samples` is."""
-        ids = torch.tensor([self.tokenizer(schema.prompt).input_ids])
-        cache = DynamicCache(config=self.base.model.config)
-        hidden = self._forward(ids, cache)[:, -1:]
-        cache.batch_repeat_interleave(samples)
-        hidden, rows = hidden.expand(samples, -1, -1), torch.arange(samples)
-        tokens = torch.full((samples, NEW_TOKENS), -1)
-        temperatures = 0.0
-        for position in range(NEW_TOKENS):
-            last = hidden[:, -1]
-            logits = self.base.logits(last)
-            token = policy.sample(last, logits, seed=seed, position=position, stream=rows).token
-            tokens[rows, position] = token
-            temperatures += float(policy.temperatures(last, logits).sum())
-            going = (~self.ends[token]).nonzero()[:, 0]
-            if not len(going) or position == NEW_TOKENS - 1:
-                break
-            if len(going) < len(rows):
-                cache.batch_select_indices(going)
-            rows, last = rows[going], token[going]
-            hidden = self._forward(last[:, None], cache)
-        count = int((tokens >= 0).sum())
-        texts = [self.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for row in tokens]
+        """Under a policy; sample i is the same whatever `samples` is."""
+        tokens, temperature = continue_prompt(
+            self.base,
+            policy,
+            self.tokenizer(schema.prompt).input_ids,
+            ends=self.ends,
+            samples=samples,
+            new_tokens=NEW_TOKENS,
+            seed=seed,
+        )
+        rows = (row[row >= 0] for row in tokens)
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
         parsed = [schema.parse(text) for text in texts]
         return Written(
             schema.name,
             texts,
             valid=[record is not None for record in parsed],
             records=[record for record in parsed if record is not None],
-            temperature=temperatures / count,
-            tokens=count,
+            temperature=temperature,
+            tokens=int((tokens >= 0).sum()),
         )
-
-    def _forward(self, ids: torch.Tensor, cache) -> torch.Tensor:
-        out = self.base.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-        return out.last_hidden_state
