@@ -1,5 +1,6 @@
 """Samples of an OpenAI-compatible server. Policies are static: what its protocol can say."""
 
+import http.client
 import json
 import os
 import time
@@ -91,9 +92,11 @@ class Endpoint:
         """
         request = urllib.request.Request(url, data=body, method="POST")
         request.add_header("Content-Type", "application/json")
-        if os.environ.get(KEY):
-            # Not sent on to where the server may redirect.
-            request.add_unredirected_header("Authorization", f"Bearer {os.environ[KEY]}")
+        key = os.environ.get(KEY, "").strip()
+        if not (key.isascii() and key.isprintable()):  # never shown
+            raise ValueError(f"{KEY} must be printable ASCII")
+        if key:  # not sent on to where the server may redirect
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
         for attempt in range(ATTEMPTS):
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
@@ -101,7 +104,7 @@ class Endpoint:
             except urllib.error.HTTPError as error:
                 said = error.read(400).decode("utf-8", "replace")
                 failure, again = f"{error.code} {error.reason}: {said}", error.code in _AGAIN
-            except OSError as error:  # no way there, or it broke
+            except (OSError, http.client.HTTPException) as error:  # no way there, or it broke
                 failure, again = line(error), True
             if not again:
                 break

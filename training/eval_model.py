@@ -240,7 +240,8 @@ class _Batch:
 
     def _take(self, new: torch.Tensor, attachment: Attachment, ends: "_Ends") -> None:
         """Adds what was drawn to its requests."""
-        T, kept = attachment.recorded()
+        T = torch.stack([record.temperature for record in attachment.records], 1)
+        kept = torch.stack([record.kept for record in attachment.records], 1)
         columns = zip(
             self.rows, new.tolist(), T.tolist(), kept.tolist(), ends.length.tolist(), ends.ended
         )

@@ -11,7 +11,7 @@ not tell them; score is null where the scorer failed, until the run is continued
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,42 +77,59 @@ class Store:
     def __init__(self, folder: Path, manifest: dict):
         """
         Args:
-            manifest: what must be the same for a run to be continued; `policies` maps texts to
-                fingerprints, and may grow.
+            manifest: what must be the same for a run to be continued. But `policies` maps texts to
+                fingerprints, and may grow; where `scorer` is another, all is to be scored again.
 
         Raises:
             ValueError: if the folder holds another run, or lines that are no samples.
         """
         self.folder, self.samples = folder, folder / SAMPLES
-        self._begin(manifest)
+        self.manifest = self._begun(manifest)
         _drop_torn_line(self.samples)
         self.outcomes: dict[Key, Outcome] = {}
         for sample in self.read():
             if sample.key in self.outcomes:
                 raise ValueError(f"{self.samples} holds {sample.key} twice")
             self.outcomes[sample.key] = Outcome.of(sample)
+        another = self.manifest["scorer"] != manifest["scorer"]
+        self.to_score = {key for key, o in self.outcomes.items() if another or o.score is None}
+        if another and not self.to_score:
+            self._write_manifest(scorer=manifest["scorer"])
 
-    def _begin(self, manifest: dict) -> None:
+    def __contains__(self, key: Key) -> bool:
+        return key in self.outcomes
+
+    def _begun(self, manifest: dict) -> dict:
+        """The manifest on disk, with what is new in this one."""
         path = self.folder / MANIFEST
         if not path.exists():
             if self.samples.exists():
                 raise ValueError(f"output {str(self.folder)!r} holds {SAMPLES}, but no {MANIFEST}")
-            write_text(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-            return
-        found = read_json_object(path)
-        for name, value in manifest.items():
-            if name != "policies" and found.get(name) != value:
+            self.manifest = manifest
+            self._write_manifest()
+            return manifest
+        self.manifest = found = read_json_object(path)
+        for name in sorted({*manifest, *found} - {"policies", "scorer"}):
+            if found.get(name) != manifest.get(name):
                 raise ValueError(
-                    f"output {str(self.folder)!r} holds another run: {name} "
-                    f"{found.get(name)!r}, not {value!r}"
+                    f"output {str(self.folder)!r} holds another run: {name} {found.get(name)!r}, "
+                    f"not {manifest.get(name)!r}"
                 )
         before = found.get("policies", {})
-        for text, print_ in manifest["policies"].items():
-            if before.setdefault(text, print_) != print_:
-                raise ValueError(
-                    f"output {str(self.folder)!r} holds another run: policy {text!r} has changed"
-                )
-        write_text(path, json.dumps({**found, "policies": before}, indent=1) + "\n")
+        changed = [
+            text for text, said in manifest["policies"].items() if before.get(text, said) != said
+        ]
+        if changed:
+            raise ValueError(
+                f"output {str(self.folder)!r} holds another run: {changed[0]!r} was another head"
+            )
+        self._write_manifest(policies={**before, **manifest["policies"]})
+        return self.manifest
+
+    def _write_manifest(self, **changes) -> None:
+        self.manifest = {**self.manifest, **changes}
+        text = json.dumps(self.manifest, indent=1, ensure_ascii=False)
+        write_text(self.folder / MANIFEST, text + "\n")
 
     def read(self) -> Iterator[Sample]:
         """All samples on disk.
@@ -137,11 +154,12 @@ class Store:
         append_text(self.samples, "".join(sample.line() for sample in new))
         self.outcomes |= {sample.key: Outcome.of(sample) for sample in new}
 
-    def rewrite(self, samples: Iterable[Sample]) -> None:
-        """Puts these samples in place of all that are there."""
-        samples = list(samples)
+    def rewrite(self, samples: Sequence[Sample], scorer: str) -> None:
+        """Puts these samples, all scored by one scorer, in place of those that are there."""
         write_text(self.samples, "".join(sample.line() for sample in samples))
+        self._write_manifest(scorer=scorer)
         self.outcomes = {sample.key: Outcome.of(sample) for sample in samples}
+        self.to_score = set()
 
     def note_speed(self, policy: str, *, samples: int, tokens: int, seconds: float) -> None:
         """Adds a batch to speed.jsonl."""

@@ -31,6 +31,7 @@ from functools import lru_cache
 from autodeco_fast.errors import foreign
 from autodeco_fast.training import eval_checks
 from autodeco_fast.training.eval_prompts import Prompt
+from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.values import finite
 
 _READ_AT_MOST = 20_000  # characters at the end of a completion that an answer is looked for in
@@ -54,6 +55,12 @@ class Scorer:
     complaint: Callable[[dict], str | None]
     canonical: Callable[[str, dict], str] = _collapsed
     record: Callable[[str, dict], dict[str, str] | None] | None = None
+    source: str = ""  # of a user's function
+
+    @property
+    def identity(self) -> str:
+        """Changes when scores may."""
+        return f"{self.name} {fingerprint(self.source.encode())}" if self.source else self.name
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises ValueError naming the first line that lacks what this scorer needs."""
@@ -131,9 +138,7 @@ def parse_record(completion: str, fields: dict) -> dict[str, str] | None:
     if fields.get("first_line"):
         completion = next(iter(completion.strip().splitlines()), "")
     try:
-        found = json.loads(
-            completion, parse_constant=_refuse, object_pairs_hook=_without_repeats
-        )
+        found = json.loads(completion, parse_constant=_refuse, object_pairs_hook=_without_repeats)
         if not isinstance(found, dict) or set(found) != set(fields["keys"]):
             return None
         return {
@@ -307,7 +312,15 @@ def of_function(function: Callable, name: str) -> Scorer:
             )
         return [_finite(name, p, score) for p, score in zip(prompts, returned)]
 
-    return Scorer(name, scores, complaint)
+    return Scorer(name, scores, complaint, source=_source(function))
+
+
+def _source(function: Callable) -> str:
+    """The text of the function's module, or nothing where it has none."""
+    try:
+        return inspect.getsource(inspect.getmodule(function))
+    except (OSError, TypeError):  # made at a prompt; built in
+        return ""
 
 
 def _finite(name: str, prompt: Prompt, score: object) -> float:
