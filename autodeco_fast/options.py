@@ -28,6 +28,7 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "positive": lambda x: x > 0,
     "in (0, 1)": lambda x: 0 < x < 1,
     "in [0, 1)": lambda x: 0 <= x < 1,
+    "in (0, 1]": lambda x: 0 < x <= 1,
     "in [0, 1]": lambda x: 0 <= x <= 1,
 }
 
@@ -122,7 +123,8 @@ def _typed(option: Field, value: object) -> object:
         value = finite(name, value)
         require(abs(value) <= _LARGEST_FLOAT, name, value, f"at most {_LARGEST_FLOAT:g}")
         return value
-    require(isinstance(value, option_type), name, value, _TYPE_WORDS[option_type])
+    expected = _TYPE_WORDS.get(option_type, f"a {option_type.__name__}")
+    require(isinstance(value, option_type), name, value, expected)
     return value
 
 
