@@ -34,13 +34,13 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return best[::-1]
 
 
-def _bars(x: dict, length: str = "mean") -> tuple[list[float], list[float]] | None:
+def _bars(x: dict) -> tuple[list[float], list[float]] | None:
     if x["low"] is None:
         return None
     return [max(0.0, x["mean"] - x["low"])], [max(0.0, x["high"] - x["mean"])]
 
 
-def draw(points: Sequence[Point], label: str, score_label: str = "score") -> bytes:
+def draw(points: Sequence[Point], label: str) -> bytes:
     """One curve a family, through its frontier; every policy is a point with its intervals."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -79,7 +79,7 @@ def draw(points: Sequence[Point], label: str, score_label: str = "score") -> byt
             *zip(*(point.at for point in frontier(members))),
             color=colour, lw=1.5, marker=marker, ms=5, label=family,
         )  # fmt: skip
-    axes.set(xlabel=label, ylabel=score_label)
+    axes.set(xlabel=label, ylabel="score")
     axes.legend(frameon=False, fontsize=8)
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "autodeco_fast"}):

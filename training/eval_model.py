@@ -14,6 +14,7 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
 from autodeco_fast import Attachment, attach
+from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.policies import Policy
 from autodeco_fast.training.base_model import positions
 from autodeco_fast.training.eval_prompts import Prompt, encode_prompt
@@ -125,7 +126,20 @@ class LocalModel:
     def under(self, policy: Policy) -> Iterator[Draw]:
         """Yields what draws a batch of samples under a policy."""
         with attach(self.model, policy, record=True) as attachment:
+            self._warm_up()
             yield lambda requests: self._draw(attachment, policy, requests)
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Compiles what is compiled on first use, which is no speed of the policy."""
+        ids, mask = left_padded([[self.pad, self.pad]] * 2, self.pad, self.model.device)
+        self.model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=2,
+            seed=torch.tensor([0, 1]),
+            pad_token_id=self.pad,
+        )
 
     @torch.inference_mode()
     def _draw(
@@ -242,6 +256,7 @@ class _Batch:
         """Adds what was drawn to its requests."""
         T = torch.stack([record.temperature for record in attachment.records], 1)
         kept = torch.stack([record.kept for record in attachment.records], 1)
+        kept = torch.where(T < GREEDY_BELOW, 1, kept)
         columns = zip(
             self.rows, new.tolist(), T.tolist(), kept.tolist(), ends.length.tolist(), ends.ended
         )

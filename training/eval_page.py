@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from autodeco_fast.training import report_page as html
@@ -47,7 +48,8 @@ def _columns(measures: dict, *, short: bool) -> dict[str, _Cell]:
     show = (lambda name: _mean(name, ".3f")) if short else _of
     if most > 1:
         columns[f"pass@{most}"] = show(f"pass@{most}")
-    columns[f"distinct and valid@{most}"] = show(f"distinct_valid@{most}")
+    valid = f"{'d.' if short else 'distinct and'} valid@{most}"
+    columns[valid] = show(f"distinct_valid@{most}")
     if entropies:
         columns["entropy"] = _of("entropy")
     if not short:
@@ -57,8 +59,8 @@ def _columns(measures: dict, *, short: bool) -> dict[str, _Cell]:
     return {
         **columns,
         "T": _mean("temperature", ".2f"),
-        "kept": _mean("kept", ".1f"),
-        "tokens": _mean("tokens", ".1f"),
+        "kept": _mean("kept", ",.1f"),
+        **({} if short else {"tokens": _mean("tokens", ".1f")}),
         "truncated": _mean("truncated", ".0%"),
         "tokens/s": _speed,
     }
@@ -78,9 +80,9 @@ def tables(results: dict) -> list[Table]:
     policies, found = results["policies"], []
     for task in policies[0]["tasks"]:
         head, lines = _cells(policies, task, short=True)
-        table = Table(title=f"{task} (95 % intervals over prompts)")
+        table = Table(title=f"{task} (95 % intervals over prompts)", box=SIMPLE_HEAD)
         for number, name in enumerate(head):
-            table.add_column(name, justify="right" if number else "left", overflow="fold")
+            table.add_column(name, justify="right" if number else "left", no_wrap=True)
         for line in lines:
             table.add_row(*line)
         found.append(table)

@@ -27,6 +27,7 @@ from autodeco_fast.training.scorers import Scorer, load_scorer
 
 RESULTS, PAGE = "results.json", "eval.html"
 ALL = "all"  # the name of all tasks together
+_TABLE_WIDTH = 140  # a narrower terminal wraps lines, which is better than columns of three letters
 _LIBRARIES = ("torch", "transformers", "triton", "numpy", "math-verify")
 
 
@@ -304,6 +305,7 @@ def _write(results: dict, run: Run, store: Store, console: Console) -> None:
     write_text(output / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     tokenizer = getattr(run.source, "tokenizer", None)
     write_text(output / PAGE, page(results, run.prompts, store.read(), tokenizer))
+    wide = Console(file=console.file, markup=False, width=max(console.width, _TABLE_WIDTH))
     for table in tables(results):
-        console.print(table)
+        wide.print(table)
     console.print(f"written to {output}: {PAGE}, {RESULTS}, samples.jsonl", soft_wrap=True)

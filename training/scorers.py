@@ -188,7 +188,10 @@ def read_answer(text: str) -> list:
     Looked for in the last 20,000 characters.
     """
     library, text = _math_verify(), text[-_READ_AT_MOST:]
-    if "\\boxed" not in text and "####" in text:
+    box = text.rfind("\\boxed")
+    if box >= 0:
+        text = text[box:]  # several would be read as a set
+    elif "####" in text:
         text = next(iter(text.rpartition("####")[2].strip().splitlines()), "")
     # Bare numbers and formulas are read where nothing is in LaTeX.
     how = [library.LatexExtractionConfig(boxed_match_priority=0), library.ExprExtractionConfig()]
