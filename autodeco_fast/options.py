@@ -76,6 +76,11 @@ def type_of(option: Field) -> tuple[type, bool]:
     return alternatives[0], types.NoneType in alternatives
 
 
+def is_list(option: Field) -> bool:
+    """Whether an option may be given several times: a tuple of values of its type."""
+    return typing.get_origin(option.type) is tuple
+
+
 def help_of(option: Field) -> str:
     """What an option is and what it must be."""
     expected = option.metadata["must_be"]
@@ -107,6 +112,11 @@ def _typed(option: Field, value: object) -> object:
     name = option.name
     if value is None and optional:
         return None
+    if is_list(option):
+        several = isinstance(value, (list, tuple))
+        fits = several and all(isinstance(each, option_type) for each in value)
+        require(fits, name, value, f"a list, each {_TYPE_WORDS[option_type]}")
+        return tuple(value)
     if option_type is int:
         return whole(name, value, *(SEEDS if name == "seed" else (-_LARGEST - 1, _LARGEST)))
     if option_type is float:

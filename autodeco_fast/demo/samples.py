@@ -12,8 +12,7 @@ from autodeco_fast import TemperatureHead, attach
 from autodeco_fast.files import write_text
 from autodeco_fast.training import report_page as html
 from autodeco_fast.training.base_model import BaseModel
-
-_HOTTEST = 2.0
+from autodeco_fast.training.shading import HOTTEST, colour, token_texts
 
 
 @dataclass
@@ -52,17 +51,10 @@ def continue_prompt(
     samples = []
     for title, tokens in out.items():
         hidden = base.hidden(tokens[:, :-1])[0, len(prompt) - 1 :]
-        texts = (tokenizer.decode([token]) for token in tokens[0, len(prompt) :].tolist())
+        texts = token_texts(tokenizer, tokens[0, len(prompt) :].tolist())
         shades = list(zip(texts, head(hidden).tolist()))
         samples.append(Sample(title, tokenizer.decode(prompt), shades))
     return samples
-
-
-def _colour(temperature: float) -> str:
-    """White at 0 to deep orange at 2."""
-    share = min(max(temperature / _HOTTEST, 0.0), 1.0)
-    mixed = (round(a + share * (b - a)) for a, b in zip((255, 255, 255), (234, 88, 12)))
-    return f"rgb({','.join(map(str, mixed))})"
 
 
 def show(console: Console, samples: list[Sample]) -> None:
@@ -72,7 +64,7 @@ def show(console: Console, samples: list[Sample]) -> None:
     for sample in samples:
         line = Text()
         for text, temperature in sample.tokens:
-            line.append(text, style=f"black on {_colour(temperature)}")
+            line.append(text, style=f"black on {colour(temperature)}")
         shading = "shaded by predicted temperature: white 0, orange 2"
         console.print(f"\n[bold]{sample.title}[/bold]  ({shading})")
         console.print(line, highlight=False)
@@ -84,5 +76,5 @@ def write_html(path: Path, samples: list[Sample]) -> None:
     body = [html.paragraph(legend)]
     for sample in samples:
         body.append(html.heading(sample.title))
-        body.append(html.shaded(sample.tokens, _HOTTEST, before=sample.prompt))
+        body.append(html.shaded(sample.tokens, HOTTEST, before=sample.prompt))
     write_text(path, html.page("Continuations shaded by predicted temperature", body))
