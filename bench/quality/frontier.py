@@ -1,63 +1,103 @@
 """Errors against diversity: policies with a head beside the best static settings.
 
-    python -m bench.quality.frontier STUDY.jsonl … --output NAME
+    python -m bench.quality.frontier EVALUATION … --output NAME
 
-Reads lines of `bench.quality.study`; writes the record and the figure NAME to
-`bench/results/quality`. For each policy, over schemas and seeds:
+Reads folders of `autodeco-fast eval --scorer json`; writes the record and the figure NAME to
+`bench/results/quality`. For each policy, over prompts (schemas) and training seeds:
 
     error      share of samples that are no valid record
-    diversity  entropy of each field's values over ln of their number, mean over fields and schemas
+    diversity  entropy of a field's values in `RECORDS` valid records, over ln RECORDS; mean over
+               fields and schemas
 
 A policy is compared with static settings at equal diversity: the lower edge of their points, two
 neighbours of it joined by a line, picked on the very samples it is compared on, in their favour.
-Intervals are 95 % of bootstrap resamples: of a head's seeds, and of samples within schemas.
+Intervals are 95 % of bootstrap resamples: of a head's seeds, and of samples within schemas. Heads
+in folders `…-seed0`, `…-seed1` are one policy.
 """
 
 import argparse
 import json
-from collections import defaultdict
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from autodeco_fast.training.eval_measures import entropy_at
+from autodeco_fast.training.eval_prompts import Prompt, read_prompts
+from autodeco_fast.training.scorers import load_scorer
 from bench.machine import RESULTS
-from bench.quality import schemas
-from bench.quality.records import entropies
 from bench.records import write
 
-RESAMPLES = 300
+RESAMPLES, RECORDS = 300, 32
 FOLDER = RESULTS / "quality"
 STATIC = ("static", "greedy")
-_SCHEMAS = {schema.name: schema for schema in (*schemas.VALIDATION, *schemas.TEST)}
 
 
-def read(paths: list[Path]) -> dict[str, dict[int, list[dict]]]:
-    """policy → seed → a line a schema."""
-    found: dict = defaultdict(lambda: defaultdict(list))
-    for path in paths:
-        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-            found[line["policy"]][line["seed"]].append(line)
+@dataclass
+class Lines:
+    """What a policy of one seed wrote for one prompt: None where it is no valid record."""
+
+    prompt: Prompt
+    records: list[dict[str, str] | None]
+    temperatures: list[float]
+
+    def entropies(self, picks: Sequence[int]) -> list[float]:
+        """Of each field, over its highest possible; 0 for fewer than two records."""
+        valid = [record for i in picks if (record := self.records[i]) is not None]
+        m = min(RECORDS, len(valid))
+        if m < 2:
+            return [0.0] * len(self.prompt.fields["keys"])
+        columns = ([r[key].casefold() for r in valid] for key in self.prompt.fields["keys"])
+        return [entropy_at(list(Counter(c).values()), m) / math.log(m) for c in columns]
+
+
+Study = dict[str, dict[str, list[Lines]]]  # policy → seed → lines, one a prompt
+
+
+def _named(policy: str) -> tuple[str, str]:
+    """A policy without folders and seeds, and the seed."""
+    name = re.sub(r"head=\S*?([^/\s]+)(\s|$)", r"head=\1\2", policy)
+    seed = re.search(r"-seed(\d+)", name)
+    return re.sub(r"-seed\d+", "", name), seed.group(1) if seed else "0"
+
+
+def read(folders: Sequence[Path]) -> Study:
+    """The samples of evaluations."""
+    parse, found = load_scorer("json").record, defaultdict(lambda: defaultdict(list))
+    for folder in folders:
+        settings = json.loads((folder / "results.json").read_text())["settings"]
+        prompts = read_prompts(Path(settings["prompts"]))
+        lines: dict[tuple[str, int], Lines] = {}
+        with (folder / "samples.jsonl").open(encoding="utf-8") as file:
+            for sample in map(json.loads, file):
+                key = sample["policy"], sample["prompt"]
+                prompt = prompts[sample["prompt"]]
+                one = lines.setdefault(key, Lines(prompt, [], []))
+                one.records.append(parse(sample["text"], prompt.fields))
+                one.temperatures += sample["temperature"]
+        for (policy, _), one in lines.items():
+            name, seed = _named(policy)
+            found[name][seed].append(one)
     return found
 
 
-def _point(lines: list[dict], rng: np.random.Generator | None) -> tuple[float, float]:
+def _point(lines: Sequence[Lines], rng: np.random.Generator | None) -> tuple[float, float]:
     """Error and diversity of the lines of one seed; of a resample of each, with a generator."""
     errors, diversities = [], []
     for line in lines:
-        schema, texts = _SCHEMAS[line["schema"]], line["texts"]
-        picks = np.arange(len(texts)) if rng is None else rng.integers(len(texts), size=len(texts))
-        parsed = [line["parsed"][i] for i in picks]
-        valid = [record for record in parsed if record is not None]
-        errors.append(1 - len(valid) / len(parsed))
-        diversities.append(np.mean(list(entropies(valid, schema.fields).values())))
+        n = len(line.records)
+        picks = np.arange(n) if rng is None else rng.integers(n, size=n)
+        errors.append(np.mean([line.records[i] is None for i in picks]))
+        diversities.append(np.mean(line.entropies(picks)))
     return float(np.mean(errors)), float(np.mean(diversities))
 
 
-def points(seeds: dict[int, list[dict]], resamples: int = RESAMPLES) -> np.ndarray:
+def points(seeds: dict[str, list[Lines]], resamples: int = RESAMPLES) -> np.ndarray:
     """`[resamples + 1, 2]` error and diversity, means over seeds; the first is of all samples."""
-    for lines in seeds.values():
-        for line in lines:
-            line["parsed"] = [_SCHEMAS[line["schema"]].parse(text) for text in line["texts"]]
     rng, names = np.random.default_rng(0), list(seeds)
     out = [np.mean([_point(seeds[s], None) for s in names], 0)]
     for _ in range(resamples):
@@ -98,7 +138,7 @@ def compare(head: np.ndarray, static: list[np.ndarray]) -> dict[str, float | lis
     }
 
 
-def results(study: dict[str, dict[int, list[dict]]]) -> list[dict]:
+def results(study: Study) -> list[dict]:
     """A result a policy."""
     found = {name: points(seeds) for name, seeds in study.items()}
     static = [p for name, p in found.items() if name.split()[0] in STATIC]
@@ -112,10 +152,9 @@ def results(study: dict[str, dict[int, list[dict]]]) -> list[dict]:
             "error_95": [float(low[0]), float(high[0])],
             "diversity": float(p[0, 1]),
             "diversity_95": [float(low[1]), float(high[1])],
-            "distinct_and_valid": float(np.mean([line["distinct"] for line in lines])),
-            "temperature": float(np.mean([line["temperature"] for line in lines])),
+            "temperature": float(np.mean([np.mean(line.temperatures) for line in lines])),
             "seeds": len(study[name]),
-            "valid_by_schema": _by_schema(lines),
+            "by_schema": _by_schema(lines),
         }
         if name.split()[0] not in STATIC:
             result |= compare(p, static)
@@ -123,12 +162,18 @@ def results(study: dict[str, dict[int, list[dict]]]) -> list[dict]:
     return out
 
 
-def _by_schema(lines: list[dict]) -> dict[str, float]:
-    names = dict.fromkeys(line["schema"] for line in lines)
-    return {
-        name: float(np.mean([line["valid"] for line in lines if line["schema"] == name]))
-        for name in names
-    }
+def _by_schema(lines: Sequence[Lines]) -> dict[str, dict]:
+    """Share of valid records and entropies of fields."""
+    found: dict = {}
+    for name in dict.fromkeys(line.prompt.task for line in lines):
+        some = [line for line in lines if line.prompt.task == name]
+        every = range(len(some[0].records))
+        entropies = np.mean([line.entropies(every) for line in some], 0)
+        found[name] = {
+            "valid": float(np.mean([[r is not None for r in line.records] for line in some])),
+            "entropies": dict(zip(some[0].prompt.fields["keys"], map(float, entropies))),
+        }
+    return found
 
 
 def draw(results: list[dict], path: Path) -> None:
@@ -164,10 +209,10 @@ def draw(results: list[dict], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("studies", nargs="+", type=Path, help="of bench.quality.study")
+    parser.add_argument("evaluations", nargs="+", type=Path, help="folders of autodeco-fast eval")
     parser.add_argument("--output", required=True, help="name of the record and the figure")
     args = parser.parse_args(arguments)
-    found = results(read(args.studies))
+    found = results(read(args.evaluations))
     write(FOLDER / f"{args.output}.json", args.output, found)
     draw(found, FOLDER / f"{args.output}.png")
     for one in sorted(found, key=lambda r: r["diversity"]):
