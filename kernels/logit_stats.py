@@ -58,7 +58,10 @@ def _step(
         b_t += b_e * b_d
     if scaled:
         b_x = b_d * inverse
-        b_e = tl.where(above if cut else ~empty, tl.exp(b_x), 0.0)
+        if cut:
+            b_e = tl.where(above, tl.exp(b_x), 0.0)
+        else:
+            b_e = tl.where(empty, 0.0, tl.exp(b_x))
         b_u, b_a, b_q = moved(d * inverse, b_u, b_a, b_q)
         b_u += b_e
         b_a += b_e * b_x

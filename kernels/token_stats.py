@@ -165,7 +165,11 @@ def _tiles(
             b_t += tl.sum(b_e * b_x, 1)
         if scaled:
             b_x = b_x * b_inverse[:, None]
-            b_e = tl.where(m_above if cut else b_z > -float("inf"), tl.exp(b_x), 0.0)
+            b_e = tl.exp(b_x)
+            if cut:
+                b_e = tl.where(m_above, b_e, 0.0)
+            else:
+                b_e = tl.where(b_z == -float("inf"), 0.0, b_e)
             b_u, b_a, b_q = moved(b_d * b_inverse, b_u, b_a, b_q)
             b_u += tl.sum(b_e, 1)
             b_a += tl.sum(b_e * b_x, 1)
