@@ -7,7 +7,7 @@ every other processor. Any cut is a lowest logit; as Min-P of the logits over T,
 """
 
 import inspect
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -147,6 +147,12 @@ class FixedCut(Policy):
 
     def cut(self, scaled: torch.Tensor | None) -> Cut:
         return Cut(min_p=self.min_p, top_k=self.top_k, top_p=self.top_p)
+
+
+def ordered(policy: type[Policy]) -> list[Field]:
+    """The options of a policy as they are written: T, those of its kind, those of all."""
+    of_all = inspect.get_annotations(Policy)
+    return sorted(fields(policy), key=lambda each: (each.name in of_all, each.name not in SHORT))
 
 
 def _number(value: object) -> str:
