@@ -171,7 +171,7 @@ def test_what_attach_says_beside_the_policy():
         for each in (head, Static(temperature=1.0)):
             with pytest.raises(ValueError, match=next(iter(wrong))):
                 attach(model, each, **wrong)
-    with pytest.raises(ValueError, match="head must be a Module, got 'static T=1'"):
+    with pytest.raises(ValueError, match=r"head or a policy, got 'static T=1'"):
         attach(model, "static T=1")
 
 
@@ -252,3 +252,18 @@ def test_left_padding_and_seeds_a_prompt_hold_for_policies():
             assert torch.equal(got[:, 8:], want[:, 5:])
             alone = model.generate(ids[1:], max_new_tokens=6, seed=[5])
             assert torch.equal(alone[0], want[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["static T=0.5", "entropy a=0.4", "edt t0=1 theta=0.3"])
+def test_a_compiled_forward_follows_the_policy(text):
+    torch._dynamo.reset()
+    model, ids = tiny_model("llama"), prompts()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    plain = compiled(ids, use_cache=False).logits
+    with attach(model, parse(text)) as attached:
+        assert torch.equal(compiled(ids, use_cache=False).logits, plain)
+        with attached.gate.opened():
+            scaled = compiled(ids, use_cache=False).logits
+    T = parse(text).temperatures(torch.zeros(*plain.shape[:-1], 1), plain)
+    torch.testing.assert_close(scaled, plain / T[..., None])

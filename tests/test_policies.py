@@ -1,6 +1,8 @@
 """Policies against plain fp64 references of their formulas, and as text."""
 
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -22,6 +24,7 @@ from autodeco_fast.policies import (
 )
 from autodeco_fast.policies.masking import masked
 from autodeco_fast.policies.temperature import divisor
+from tests.commands import ROOT
 
 INF = float("inf")
 TEMPERATURES = (0.3, 1.0, 5.0)
@@ -79,9 +82,12 @@ RULES = [
 
 @pytest.mark.parametrize(("kind", "lowest", "options"), RULES, ids=str)
 @pytest.mark.parametrize("T", TEMPERATURES)
-def test_cuts_are_their_formulas(kind, lowest, options, T):
+@pytest.mark.parametrize("which", ["masked", "whole"])
+def test_cuts_are_their_formulas(kind, lowest, options, T, which):
     policy = kind(temperature=T, **options)
     z = rows()
+    if which == "whole":
+        z = z[z.amin(1) > -INF]
     scaled = z / T
     got = masked(scaled, policy.cut(scaled)) > -INF
     for row, kept in zip(z.double(), got):
@@ -198,9 +204,13 @@ def test_static_draws_are_those_of_the_sampler():
     assert torch.equal(greedy, z.argmax(1))
 
 
-@pytest.mark.parametrize(
-    "text", ["top_n_sigma T=0", "p_less T=0", "min_k T=0", "static T=0 top_p=0.5", "entropy a=1e-9"]
-)
+COLD = [
+    *("top_n_sigma T=0", "top_n_sigma T=0 n=0", "p_less T=0", "min_k T=0"),
+    *("static T=0 top_p=0.5", "entropy a=1e-9"),
+]
+
+
+@pytest.mark.parametrize("text", COLD)
 def test_cold_policies_are_greedy(text):
     z = rows() + 1
     z[3, 50:60] = z[3].max()  # ties go to the lowest id
@@ -240,15 +250,24 @@ def test_adaptive_p_follows_its_formula_and_its_memory():
     assert policy.started().mean == 0.4  # of another call
 
 
-@pytest.mark.parametrize("target", [0.1, 0.3])
-def test_adaptive_p_reaches_its_target(target):
-    z = torch.tensor([[0.5, 0.2, 0.15, 0.1, 0.05]]).log().expand(64, 5)
-    running, seen = AdaptiveP(target=target, min_p=0.01).started(), []
-    for step in range(60):
-        token = running.cut(z).sample(z, seed=step).token
-        running.drawn(token)
-        seen.append(z.gather(1, token[:, None]).exp().mean())
-    assert abs(torch.stack(seen).mean() - target) < 0.05
+@pytest.mark.parametrize(
+    ("probabilities", "target"),
+    [([0.5, 0.2, 0.15, 0.1, 0.05], 0.3), ([0.9, 0.06, 0.04], 0.5), ([0.97, 0.01, 0.01, 0.01], 0.5)],
+)
+def test_the_memory_of_adaptive_p_steers_to_the_target(probabilities, target):
+    z = torch.tensor([probabilities]).log().expand(64, -1)
+
+    def mean_probability(remembers: bool) -> float:
+        running, seen = AdaptiveP(target=target, min_p=0.005).started(), []
+        for step in range(80):
+            token = running.cut(z).sample(z, seed=step).token
+            if remembers:
+                running.drawn(token)
+            seen.append(z.gather(1, token[:, None]).exp().mean())
+        return float(torch.stack(seen[20:]).mean())
+
+    assert abs(mean_probability(True) - target) < 0.05
+    assert abs(mean_probability(False) - target) > 0.08
 
 
 # Text
@@ -316,6 +335,12 @@ def test_what_is_no_policy_is_refused_on_one_line(text, words):
         parse(text)
     assert "\n" not in str(error.value)
     assert repr(text) in str(error.value)
+
+
+def test_policies_need_no_transformers():
+    code = "import sys, autodeco_fast.policies; print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_what_is_no_text_is_refused():
