@@ -20,6 +20,7 @@ _HOME = {
     "merge_token_stats": "ops.token_stats_partial",
     "required_temperature": "losses.hinge",
     "goldilocks_mask": "losses.selection",
+    "goldilocks_weight": "losses.selection",
     "min_p_hinge_loss": "losses.hinge",
     "autodeco_temperature_loss": "losses.autodeco",
     "soft_top_p_loss": "losses.autodeco",

@@ -232,4 +232,10 @@ class ScanSource:
         tokens = tokens.to(self.device)
         # What the scan selected stays selected.
         uniform = scan_uniform(self.seed, tokens.document, tokens.position) / self.share
-        return Batch(tokens.hidden, tokens.target.long(), uniform, stats=tokens.stats())
+        return Batch(
+            tokens.hidden,
+            tokens.target.long(),
+            uniform,
+            stats=tokens.stats(),
+            weight=self.scan.weight(tokens),
+        )

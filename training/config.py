@@ -7,6 +7,7 @@ from pathlib import Path
 from autodeco_fast.errors import foreign
 from autodeco_fast.options import Options, documented, from_text, option, type_of
 
+EASY_WEIGHTS = ("inverse", "none")
 OBJECTIVES = ("min_p_hinge", "autodeco_temperature", "autodeco_joint")
 SCHEDULES = ("cosine", "constant")
 MODEL = "folder or hub id of a causal language model; it stays frozen, in bf16 where that is fast"
@@ -80,7 +81,15 @@ class TrainConfig(_Selection):
     )
     min_p: float = option("the cut the head will be used with", 0.1, must_be="in (0, 1)")
     gravity: float = option(
-        "λ, the share of reference tokens that may fall outside the cut", 0.1, must_be="≥ 0"
+        "λ, the share of the reachable reference tokens that may fall outside the cut",
+        0.1,
+        must_be="≥ 0",
+    )
+    easy_weight: str = option(
+        "what a selected trivial token counts for: inverse is 1/easy_fraction, as if all were "
+        "there; none is 1: errors then count for more where the model is sure",
+        EASY_WEIGHTS[0],
+        choices=EASY_WEIGHTS,
     )
     power: int = option("of the hinge", 1, must_be="1 or 2")
     num_train_epochs: int = option("passes over the data", 1, must_be="at least 1")

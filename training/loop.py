@@ -34,7 +34,8 @@ def objective_of(config: TrainConfig) -> Objective:
         return AutoDecoTemperature()
     if config.objective == "autodeco_joint":
         return AutoDecoJoint()
-    names = ("min_p", "gravity", "power", "max_rank", "trivial_prob", "easy_fraction")
+    names = ("min_p", "gravity", "power", "max_rank", "trivial_prob")
+    names += ("easy_fraction", "easy_weight")
     return MinPHinge(**{name: getattr(config, name) for name in names})
 
 

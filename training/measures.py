@@ -53,15 +53,18 @@ def sums_by_document(
     *,
     min_p: float,
     max_temperature: float = 2.0,
+    weight: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Sums of the four measures, from one pass over the logits.
 
     Args:
         policies: name → `[n]` temperatures; None for the oracle, which takes T*, or
             `max_temperature` where that is less.
+        weight: `[n]` tokens of the text that each stands for; None: one.
 
     Returns:
-        name → `[documents, 5]` fp64: covered, temperature, kept-set size, nll, tokens.
+        name → `[documents, 5]` fp64: covered, temperature, kept-set size, nll, weight of the
+        tokens.
     """
     cut, hidden, target = math.log(min_p), tokens.hidden, tokens.target.long()
     names, document = torch.unique(tokens.document, return_inverse=True)
@@ -75,8 +78,10 @@ def sums_by_document(
         oracle = (z_y / cut * _BEYOND_ROUNDING).clamp(max=max_temperature)
         for name, temperatures in policies.items():
             temperature = oracle if temperatures is None else temperatures[chunk]
-            columns = _of_chunk(z, z_y, temperature, cut)
-            sums[name].index_add_(0, document[chunk], torch.stack(columns, 1))
+            columns = torch.stack(_of_chunk(z, z_y, temperature, cut), 1)
+            if weight is not None:
+                columns *= weight[chunk, None]
+            sums[name].index_add_(0, document[chunk], columns)
     return sums
 
 
@@ -148,17 +153,24 @@ def compare(
 def measures_of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str, float]]:
     """The four measures of heads, each at its Min-P, and the oracle's kept-set size.
 
+    Tokens are weighted, so that they speak for the trivial ones that the scan left out.
+
     Raises:
         ValueError: if the scanned model is not there any more.
     """
     base, tokens = scanned_model(scan), scan.load()
     tokens = tokens.rows(sample_of(tokens))
-    found = []
+    weight, found = scan.weight(tokens), []
     for head in heads:
         min_p = min_p_of(head)
         policies = {"head": torch.from_numpy(predict(head, tokens)), "oracle": None}
         sums = sums_by_document(
-            tokens, base, policies, min_p=min_p, max_temperature=head.max_temperature
+            tokens,
+            base,
+            policies,
+            min_p=min_p,
+            max_temperature=head.max_temperature,
+            weight=weight,
         )
         found.append(
             {**means(sums["head"]), "oracle_kept_set_size": means(sums["oracle"])["kept_set_size"]}

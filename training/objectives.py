@@ -16,7 +16,7 @@ from torch import nn
 from autodeco_fast import (
     TokenStats,
     autodeco_temperature_loss,
-    goldilocks_mask,
+    goldilocks_weight,
     logit_stats,
     min_p_hinge_loss,
     prob_stats,
@@ -39,16 +39,19 @@ class Batch(NamedTuple):
     target: torch.Tensor  # [N] int64 ids, −100 where there is none
     uniform: torch.Tensor | None = None  # [N] in [0, 1), what is left out; None draws with torch
     stats: TokenStats | None = None  # [N] of the model's logits, where they are known
+    # [N] tokens of the text that each stands for, where others like it were left out already, by
+    # the same uniforms; None: all are here
+    weight: torch.Tensor | None = None
 
 
 class Sums(NamedTuple):
     """Losses summed over some tokens, with what else is known of them."""
 
-    # name → (sum with its graph, number of tokens in it)
+    # name → (sum with its graph, weight of the tokens in it: their number, or more)
     terms: dict[str, tuple[torch.Tensor, torch.Tensor]]
     temperature: torch.Tensor  # [N] predicted
     stats: TokenStats  # [N]
-    selected: torch.Tensor  # bool [N]: the tokens in the first term
+    weight: torch.Tensor  # [N] of the tokens in the first term, 0 elsewhere
 
 
 class Objective(Protocol):
@@ -70,7 +73,7 @@ def transform_of(lm_head) -> dict:
 
 @dataclass(frozen=True)
 class MinPHinge:
-    """The hinge between T and T*, on the tokens that `goldilocks_mask` selects."""
+    """The hinge between T and T*, weighted by `goldilocks_weight`."""
 
     names = ("hinge",)
 
@@ -81,23 +84,32 @@ class MinPHinge:
     max_rank: int = 100
     trivial_prob: float = 0.9
     easy_fraction: float = 0.1
+    easy_weight: str = "inverse"
 
     def __call__(self, batch: Batch, lm_head, head: nn.Module) -> Sums:
         stats = batch.stats
         if stats is None:
             transform = transform_of(lm_head)
             stats = token_stats(batch.hidden, lm_head.weight, batch.target, **transform)
-        selected = goldilocks_mask(
+        weight = goldilocks_weight(
             stats,
             max_rank=self.max_rank,
             trivial_prob=self.trivial_prob,
             easy_fraction=self.easy_fraction,
+            easy_weight=self.easy_weight,
             uniform=batch.uniform,
         )
+        if self.easy_weight == "inverse" and batch.weight is not None:
+            # Both selections look at the same uniform: the narrower one is a token's chance.
+            weight = torch.where(weight > 0, torch.maximum(weight, batch.weight), weight)
+        if self.unreachable == "drop":
+            reached = required_temperature(stats, self.min_p) <= head.max_temperature
+            weight = weight * reached
         T = head(batch.hidden)
         loss = min_p_hinge_loss(
             T,
-            stats._replace(rank=torch.where(selected, stats.rank, -1)),
+            stats,
+            weight=weight,
             min_p=self.min_p,
             gravity=self.gravity,
             power=self.power,
@@ -105,10 +117,8 @@ class MinPHinge:
             unreachable=self.unreachable,
             reduction="sum",
         )
-        if self.unreachable == "drop":
-            selected = selected & (required_temperature(stats, self.min_p) <= head.max_temperature)
-        terms = {"hinge": (loss, selected.sum())}
-        return Sums(terms, temperature=T.detach(), stats=stats, selected=selected)
+        terms = {"hinge": (loss, weight.sum())}
+        return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,8 @@ class AutoDecoTemperature:
             reduction="sum",
         )
         terms = {"temperature": (loss, selected.sum())}
-        return Sums(terms, temperature=temperature.detach(), stats=stats, selected=selected)
+        weight = selected.to(loss.dtype)
+        return Sums(terms, temperature=temperature.detach(), stats=stats, weight=weight)
 
 
 @dataclass(frozen=True)

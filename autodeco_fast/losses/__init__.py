@@ -11,6 +11,7 @@ from autodeco_fast.losses.selection import (
     TRIVIAL,
     difficulty,
     goldilocks_mask,
+    goldilocks_weight,
 )
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "autodeco_temperature_loss",
     "difficulty",
     "goldilocks_mask",
+    "goldilocks_weight",
     "min_p_hinge_loss",
     "required_temperature",
     "soft_top_p_loss",

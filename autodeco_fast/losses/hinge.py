@@ -50,7 +50,7 @@ def min_p_hinge_loss(
     backend: str | None = None,
 ) -> torch.Tensor:
     """`relu(T* − T)^power + gravity·T` per token; with power 1 its minimiser is the (1 −
-    gravity)-quantile of T*.
+    gravity)-quantile of T*, over the tokens that count.
 
     Differentiable in the temperature, once.
 
@@ -59,7 +59,8 @@ def min_p_hinge_loss(
             backend).
         stats: `[N]`, from `token_stats` or `logit_stats`; rows with rank −1 are ignored.
         min_p: of the cut the head will be used with, in (0, 1).
-        gravity: λ, the share of tokens allowed to fall outside the cut, ≥ 0.
+        gravity: λ, the share of the tokens allowed to fall outside the cut, ≥ 0: of the reachable
+            ones where the unreachable are dropped.
         power: 1, or 2 to square the hinge (then it is no quantile).
         max_temperature: the head's T_max.
         unreachable: "drop" leaves tokens with `T* > max_temperature` out, "clip" sets their T* to
