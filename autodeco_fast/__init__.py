@@ -22,6 +22,8 @@ _HOME = {
     "goldilocks_mask": "losses.selection",
     "goldilocks_weight": "losses.selection",
     "min_p_hinge_loss": "losses.hinge",
+    "nucleus_width_loss": "losses.nucleus",
+    "linear_nucleus_width_loss": "losses.nucleus",
     "autodeco_temperature_loss": "losses.autodeco",
     "soft_top_p_loss": "losses.autodeco",
     "ProbStats": "ops.prob_stats",

@@ -1,10 +1,12 @@
-"""What heads learn from: the Min-P hinge, which tokens to learn from, and AutoDeco's losses."""
+"""What heads learn from: the Min-P hinge, with labels and without, which tokens to learn from, and
+AutoDeco's losses."""
 
 from autodeco_fast.losses.autodeco import autodeco_temperature_loss, soft_top_p_loss
 from autodeco_fast.losses.hinge import (
     min_p_hinge_loss,
     required_temperature,
 )
+from autodeco_fast.losses.nucleus import linear_nucleus_width_loss, nucleus_width_loss
 from autodeco_fast.losses.selection import (
     IMPOSSIBLE,
     MIDDLE,
@@ -22,7 +24,9 @@ __all__ = [
     "difficulty",
     "goldilocks_mask",
     "goldilocks_weight",
+    "linear_nucleus_width_loss",
     "min_p_hinge_loss",
+    "nucleus_width_loss",
     "required_temperature",
     "soft_top_p_loss",
 ]

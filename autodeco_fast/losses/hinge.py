@@ -20,7 +20,7 @@ from autodeco_fast.ops.min_p_hinge import min_p_hinge
 from autodeco_fast.stats import TokenStats
 
 
-def _inverse_width(min_p: float) -> float:
+def inverse_width(min_p: float) -> float:
     """`1 / (−ln p_min)`, from logits to temperature."""
     return 1 / -math.log(check_number("min_p", min_p, INSIDE))
 
@@ -33,7 +33,7 @@ def required_temperature(stats: TokenStats, min_p: float) -> torch.Tensor:
         ValueError: if `min_p` is not in (0, 1).
     """
     check_stats(stats)
-    return stats.gap * _inverse_width(min_p)
+    return stats.gap * inverse_width(min_p)
 
 
 def min_p_hinge_loss(
@@ -75,7 +75,7 @@ def min_p_hinge_loss(
         RuntimeError: under `torch.vmap`, `torch.func` transforms, forward-mode differentiation and
             `torch.jit.trace`.
     """
-    inv = _inverse_width(min_p)
+    inv = inverse_width(min_p)
     check_stats(stats)
     check_row("temperature", temperature, len(stats.rank))
     if weight is not None:
