@@ -8,7 +8,7 @@ from autodeco_fast.errors import foreign
 from autodeco_fast.options import Options, documented, from_text, option, type_of
 
 EASY_WEIGHTS = ("inverse", "none")
-OBJECTIVES = ("min_p_hinge", "autodeco_temperature", "autodeco_joint")
+OBJECTIVES = ("min_p_hinge", "label_free", "autodeco_temperature", "autodeco_joint")
 SCHEDULES = ("cosine", "constant")
 MODEL = "folder or hub id of a causal language model; it stays frozen, in bf16 where that is fast"
 _ROWS = "JSONL of prompt+completion, messages, text, or input_ids+labels"
@@ -77,7 +77,10 @@ class TrainConfig(_Selection):
     model: str | None = option(MODEL, None)
     data: Path | None = option(_ROWS, None)
     objective: str = option(
-        "what to minimise; the autodeco ones need model and data", OBJECTIVES[0], choices=OBJECTIVES
+        "what to minimise; label_free learns from the model's own probabilities, at every token; "
+        "the autodeco ones need model and data",
+        OBJECTIVES[0],
+        choices=OBJECTIVES,
     )
     min_p: float = option("the cut the head will be used with", 0.1, must_be="in (0, 1)")
     gravity: float = option(
@@ -140,7 +143,7 @@ class TrainConfig(_Selection):
             raise ValueError("give either scan, or both model and data")
         if self.scan is not None and (self.model is not None or self.data is not None):
             raise ValueError("scan holds what model and data would give: leave those out")
-        if self.scan is not None and self.objective != "min_p_hinge":
+        if self.scan is not None and self.objective.startswith("autodeco"):
             raise ValueError(
                 f"objective {self.objective} needs logits at the predicted temperature: give model "
                 "and data"

@@ -26,14 +26,16 @@ MEASURES = ("coverage", "temperature", "kept_set_size", "nll")
 _BEYOND_ROUNDING = 1 + 1e-5  # of T*: a token at its own T* lies on the cut
 
 
-def scanned_model(scan: Scan, model: str | None = None) -> BaseModel:
+def scanned_model(
+    scan: Scan, model: str | None = None, device: torch.device | str = "cpu"
+) -> BaseModel:
     """The model that was scanned, from where it was or from `model`.
 
     Raises:
         ValueError: if there is none, or it is another.
     """
     name = model or scan.manifest["settings"]["model"]
-    base = load(name, frozen_dtype("cpu"))
+    base = load(name, frozen_dtype(device), device)
     if lm_head_fingerprint(base) != scan.manifest["lm_head"]:
         raise ValueError(f"model {name!r} is not the one that was scanned: its lm_head is another")
     return base

@@ -3,10 +3,12 @@
 Called with a batch, the LM head and the head; means come later, over a step.
 
     MinPHinge              the required temperature, softly; see `min_p_hinge_loss`
+    LabelFree              the width of the model's own nucleus; see `nucleus_width_loss`
     AutoDecoTemperature    AutoDeco's temperature loss
     AutoDecoJoint          the same plus its soft top-p loss for a second head
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -19,6 +21,7 @@ from autodeco_fast import (
     goldilocks_weight,
     logit_stats,
     min_p_hinge_loss,
+    nucleus_width_loss,
     prob_stats,
     required_temperature,
     token_stats,
@@ -60,7 +63,8 @@ class Objective(Protocol):
     names: tuple[str, ...]  # of the terms
 
     def __call__(self, batch: Batch, lm_head, head: nn.Module) -> Sums:
-        """`lm_head` is an `nn.Linear` or a `BaseModel`; None where the statistics are known."""
+        """`lm_head` is an `nn.Linear` or a `BaseModel`; None where statistics are all the objective
+        looks at, and these are known."""
         ...
 
 
@@ -69,6 +73,26 @@ def transform_of(lm_head) -> dict:
     bias = getattr(lm_head, "bias", None)
     scale, softcap = getattr(lm_head, "logit_scale", 1.0), getattr(lm_head, "softcap", None)
     return {"bias": bias, "logit_scale": scale, "softcap": softcap}
+
+
+def logits_in_chunks(
+    hidden: torch.Tensor, lm_head, chunk_bytes: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Rows of hidden states, and the LM head's product with them before scale and softcap; the next
+    chunk overwrites it."""
+    weight, bias = lm_head.weight.detach(), getattr(lm_head, "bias", None)
+    chunk = max(1, chunk_bytes // (len(weight) * weight.element_size()))
+    buffer = weight.new_empty(min(chunk, len(hidden)) * len(weight))
+    for start in range(0, len(hidden), chunk):
+        index = slice(start, start + chunk)
+        with torch.no_grad():
+            logits = multiply(hidden[index].to(weight.dtype), weight, bias, buffer)
+        yield index, logits
+
+
+def joined(chunks: list[TokenStats]) -> TokenStats:
+    """The statistics of all rows, from those of chunks of them."""
+    return TokenStats(*(None if f[0] is None else torch.cat(f) for f in zip(*chunks)))
 
 
 @dataclass(frozen=True)
@@ -122,6 +146,45 @@ class MinPHinge:
 
 
 @dataclass(frozen=True)
+class LabelFree:
+    """The hinge's expectation over the model's own next tokens, at every token of the text.
+
+    What the text has there is not learned from; statistics of it are for metrics.
+    """
+
+    names = ("nucleus_width",)
+
+    min_p: float = 0.1
+    gravity: float = 0.1
+    easy_weight: str = "inverse"
+    chunk_bytes: int = CHUNK_BYTES
+
+    def __call__(self, batch: Batch, lm_head, head: nn.Module) -> Sums:
+        T, transform = head(batch.hidden), transform_of(lm_head)
+        del transform["bias"]
+        weight = (batch.target >= 0).to(T.dtype)
+        if self.easy_weight == "inverse" and batch.weight is not None:
+            weight = weight * batch.weight
+        chunks, losses = [], [T.new_zeros(())]
+        for index, logits in logits_in_chunks(batch.hidden, lm_head, self.chunk_bytes):
+            if batch.stats is None:
+                chunks.append(logit_stats(logits, batch.target[index], **transform))
+            loss = nucleus_width_loss(
+                T[index],
+                logits,
+                min_p=self.min_p,
+                gravity=self.gravity,
+                row_weight=weight[index],
+                reduction="sum",
+                **transform,
+            )
+            losses.append(loss)
+        stats = batch.stats if batch.stats is not None else joined(chunks)
+        terms = {"nucleus_width": (torch.stack(losses).sum(), weight.sum())}
+        return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
+
+
+@dataclass(frozen=True)
 class AutoDecoTemperature:
     """AutoDeco's temperature loss on every token but the easy ones it leaves out at random."""
 
@@ -169,18 +232,12 @@ class AutoDecoJoint:
     chunk_bytes: int = CHUNK_BYTES
 
     def __call__(self, batch: Batch, lm_head, head: nn.ModuleDict) -> Sums:
-        hidden, target, weight = batch.hidden, batch.target, lm_head.weight.detach()
-        transform = transform_of(lm_head)
-        bias = transform.pop("bias")
+        hidden, target, transform = batch.hidden, batch.target, transform_of(lm_head)
+        del transform["bias"]
         T = head["temp_head"](hidden)
-        chunk = max(1, self.chunk_bytes // (len(weight) * hidden.element_size()))
-        block = hidden.new_empty(min(chunk, len(hidden)) * len(weight))
         chunks, losses = [], []
-        for start in range(0, len(hidden), chunk):
-            index = slice(start, start + chunk)
+        for index, logits in logits_in_chunks(hidden, lm_head, self.chunk_bytes):
             h, y, t = hidden[index], target[index], T[index]
-            with torch.no_grad():
-                logits = multiply(h, weight, bias, block)
             chunks.append(logit_stats(logits, y, temperature=t, **transform))
             losses.append(
                 self._soft_top_p(
@@ -191,9 +248,8 @@ class AutoDecoJoint:
                     head=head["top_p_head"],
                 )
             )
-        stats = TokenStats(*(None if f[0] is None else torch.cat(f) for f in zip(*chunks)))
         temperature = AutoDecoTemperature(self.easy_drop, self.weighting)
-        sums = temperature.sums_at(T, stats, batch.uniform)
+        sums = temperature.sums_at(T, joined(chunks), batch.uniform)
         soft = torch.stack(losses).sum(), (target >= 0).sum()
         return sums._replace(terms={**sums.terms, "soft_top_p": soft})
 
