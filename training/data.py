@@ -37,7 +37,7 @@ def _ids(value: object) -> bool:
     )
 
 
-def _chat(value: object) -> bool:
+def is_chat(value: object) -> bool:
     def is_message(m: object) -> bool:
         return isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m
 
@@ -54,12 +54,12 @@ def _complaint(example: object, vocabulary: int | None) -> str | None:
         return f"unknown keys {sorted(keys)}: an example must have exactly {known}"
     if "text" in keys and not isinstance(example["text"], str):
         return f"text must be a string, got {type(example['text']).__name__}"
-    if "messages" in keys and not _chat(example["messages"]):
+    if "messages" in keys and not is_chat(example["messages"]):
         return "messages must be a list of objects with role and content"
     if "prompt" in keys:
         prompt, completion = example["prompt"], example["completion"]
         strings = isinstance(prompt, str) and isinstance(completion, str)
-        if not strings and not (_chat(prompt) and _chat(completion)):
+        if not strings and not (is_chat(prompt) and is_chat(completion)):
             return "prompt and completion must both be strings or both be lists of messages"
     if "labels" in keys:
         if not _ids(example["input_ids"]) or not _ids(example["labels"]):
@@ -165,7 +165,7 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def _template(tokenizer, messages: list[dict], prompt: bool = False) -> list[int]:
+def chat_ids(tokenizer, messages: list[dict], prompt: bool = False) -> list[int]:
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template, which examples with messages need")
     with foreign("the tokenizer's chat template does not take the messages"):
@@ -180,11 +180,11 @@ def _chat_example(tokenizer, messages: list[dict], learned: Iterator[int]) -> Ex
     A message's tokens are those between the longest prefixes that the whole chat shares with the
     chat up to it (with the generation prompt) and with the chat that ends with it.
     """
-    ids = _template(tokenizer, messages)
+    ids = chat_ids(tokenizer, messages)
     labels = [IGNORED] * len(ids)
     for i in learned:
-        start = _common_prefix(ids, _template(tokenizer, messages[:i], prompt=True)) if i else 0
-        end = _common_prefix(ids, _template(tokenizer, messages[: i + 1]))
+        start = _common_prefix(ids, chat_ids(tokenizer, messages[:i], prompt=True)) if i else 0
+        end = _common_prefix(ids, chat_ids(tokenizer, messages[: i + 1]))
         labels[start:end] = ids[start:end]
     return Example(ids, labels)
 
