@@ -176,7 +176,7 @@ def test_prompts_that_are_none_are_refused(model, tmp_path, prompt, words):
         (("--number", 0), "number must be at least 1, got 0"),
         (("--max-new-tokens", 10**6), "max_new_tokens must be below the model's"),
         (("--temperature", -1), "temperature must be ≥ 0, got -1.0"),
-        (("--temperature", 1e30), "temperature must be in"),
+        (("--temperature", 1e30), "temperature must be at most 1e+29, got 1e+30"),
         (("--min-p", 1.5), "min_p must be in [0, 1], got 1.5"),
         (("--prompts", "nowhere"), "prompts must be a JSONL file, got 'nowhere'"),
         (("--model", "no/where/here"), "model must be a folder or a hub id"),

@@ -139,10 +139,6 @@ def _finish(part: Path, output: Path) -> None:
     part.unlink()
 
 
-def _ignore(continuations: int, tokens: int) -> None:
-    pass
-
-
 class Sampler:
     """Draws continuations from a causal language model of transformers at one temperature."""
 
@@ -207,24 +203,19 @@ class Sampler:
         return {"input_ids": [*prompt, *new], "labels": [IGNORED] * len(prompt) + new}
 
 
-def sample_text(
-    config: SampleTextConfig, on_lines: Callable[[int, int], None] = _ignore
-) -> tuple[int, int]:
-    """Draws what is still to be drawn and writes the output; continuations and new tokens of it.
+def _new_tokens(lines: list[dict]) -> int:
+    return sum(sum(y != IGNORED for y in line["labels"]) for line in lines)
 
-    Args:
-        on_lines: called with the numbers of continuations and of new tokens, whenever there are
-            more.
 
-    Raises:
-        ValueError: for settings, prompts or a model that cannot be used, or an output that is there
-            already.
-    """
+def _opened(config: SampleTextConfig) -> tuple[Sampler, list[list[int]]]:
+    """The model and the prompts; the model's weights are looked at last."""
     import torch
 
+    from autodeco_fast.numerics import HIGHEST_TEMPERATURE
     from autodeco_fast.training import base_model
-    from autodeco_fast.training.scan_store import fingerprint
 
+    most = f"at most {HIGHEST_TEMPERATURE:g}"
+    require(config.temperature <= HIGHEST_TEMPERATURE, "temperature", config.temperature, most)
     if config.output.exists():
         raise ValueError(f"output {str(config.output)!r} is there already; name another file")
     found, tokenizer = base_model.facts(config.model), base_model.load_tokenizer(config.model)
@@ -243,37 +234,33 @@ def sample_text(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = base_model.frozen_dtype(device)
     model = base_model.load_causal_lm(config.model, dtype=dtype).to(device).eval()
+    return Sampler(model, tokenizer, config), prompts
+
+
+def sample_text(config: SampleTextConfig) -> None:
+    """Draws what is still to be drawn, with a progress bar, and writes the output.
+
+    Raises:
+        ValueError: for settings, prompts or a model that cannot be used, or an output that is there
+            already.
+    """
+    from rich.console import Console
+
+    from autodeco_fast.training.console import Speed, progress_bar
+    from autodeco_fast.training.scan_store import fingerprint
+
+    sampler, prompts = _opened(config)
     settings = {n: v for n, v in asdict(config).items() if n not in (*_LIVE_SETTINGS, "prompts")}
     settings["prompts"] = fingerprint(json.dumps(prompts).encode())
-    sampler = Sampler(model, tokenizer, config)
-    with _part(config.output, json.dumps(settings) + "\n") as (part, done):
-        on_lines(done, 0)
+    console, header = Console(stderr=True, markup=False), json.dumps(settings) + "\n"
+    with _part(config.output, header) as (part, done), progress_bar(console) as move:
+        move(total=config.number, completed=done)
+        on_lines = Speed(move)
         while done < config.number:
             numbers = range(done, min(done + config.batch_size, config.number))
             lines = sampler([prompts[k % len(prompts)] for k in numbers], done)
             append_text(part, "".join(json.dumps(line) + "\n" for line in lines))
             done += len(lines)
-            on_lines(len(lines), sum(sum(y != IGNORED for y in line["labels"]) for line in lines))
+            on_lines(len(lines), _new_tokens(lines))
         _finish(part, config.output)
-    return done, _new_tokens(config.output)
-
-
-def _new_tokens(output: Path) -> int:
-    with output.open("rb") as file:
-        return sum(sum(y != IGNORED for y in json.loads(line)["labels"]) for line in file)
-
-
-def sample_text_from_files(config: SampleTextConfig) -> None:
-    """The same with a progress bar, and a line that says what was written."""
-    from rich.console import Console
-
-    from autodeco_fast.training.console import Speed, progress_bar
-
-    console = Console(stderr=True, markup=False)
-    with progress_bar(console) as move:
-        move(total=config.number)
-        continuations, tokens = sample_text(config, Speed(move))
-    console.print(
-        f"written to {config.output}: {continuations:,} continuations, {tokens:,} new tokens",
-        soft_wrap=True,
-    )
+    console.print(f"written to {config.output}: {done:,} continuations", soft_wrap=True)

@@ -69,9 +69,9 @@ def generate(
 def sample_text(**values: object) -> None:
     """Draw a model's own text, to train a head on without anybody's data."""
     config = SampleTextConfig(**values)
-    from autodeco_fast.training.sample_text import sample_text_from_files
+    from autodeco_fast.training import sample_text
 
-    sample_text_from_files(config)
+    sample_text.sample_text(config)
 
 
 def _inputs(model: str, head_width: int, prompt: str, max_new_tokens: int) -> tuple:
