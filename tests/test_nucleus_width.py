@@ -223,3 +223,11 @@ def test_says_what_is_wrong(options, words):
         autodeco_fast.linear_nucleus_width_loss(
             torch.ones(3), torch.ones(3, 4), torch.ones(5, 4), **options
         )
+
+
+def test_fp64_stays_fp64():
+    x, T = make(4, 300)
+    x[1, ::2] = -INF
+    got = autodeco_fast.nucleus_width_loss(T.double(), x.double(), reduction="none", softcap=9.0)
+    want = reference(T.double(), x, softcap=9.0)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

@@ -101,6 +101,41 @@ def _of_chunk(
     return [column.double() for column in columns]
 
 
+@torch.inference_mode()
+def nucleus_widths(
+    tokens: ScanTokens, base: BaseModel, *, mass: float, min_p: float, limit: float
+) -> torch.Tensor:
+    """The lowest temperature at which Min-P's kept set has this mass of the model's own
+    probability, or `limit` where that is less. fp32 `[n]`
+
+    It is the gap of the last token of top-p's set over −ln p_min: what a head without labels
+    learns, known without one.
+    """
+    widths, size = [], max(1, CHUNK_LOGITS // base.vocabulary)
+    for hidden in tokens.hidden.split(size):
+        z = base.logits(hidden)
+        widths.append(_gap_of_mass(z.sub_(z.amax(-1, keepdim=True)), mass))
+    return torch.cat(widths).div_(-math.log(min_p)).clamp_(max=limit)
+
+
+def _gap_of_mass(z: torch.Tensor, mass: float, most: int = 1024) -> torch.Tensor:
+    """The gap of the last token that a set of the largest logits needs to have this mass; from
+    logits less their maxima.
+
+    Sorted no further than `most` tokens, but for rows that need more.
+    """
+    log_total = z.logsumexp(-1, keepdim=True)
+    top = z.topk(min(most, z.shape[1]), -1).values
+    reached = (top - log_total).exp_().cumsum(-1) >= mass
+    # Rounding may keep the sum of all below 1.
+    last = reached.int().argmax(-1).masked_fill(~reached[:, -1], top.shape[1] - 1)
+    gap = -top.gather(1, last[:, None])[:, 0]
+    more = (~reached[:, -1]).nonzero()[:, 0]
+    if len(more) and top.shape[1] < z.shape[1]:
+        gap[more] = _gap_of_mass(z[more], mass, z.shape[1])
+    return gap
+
+
 def means(sums: torch.Tensor) -> dict[str, float]:
     """The four measures over all tokens of `[documents, 5]` sums."""
     total = sums.sum(0)
