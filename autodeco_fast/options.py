@@ -28,6 +28,7 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "positive": lambda x: x > 0,
     "in (0, 1)": lambda x: 0 < x < 1,
     "in [0, 1)": lambda x: 0 <= x < 1,
+    "in (0, 1]": lambda x: 0 < x <= 1,
     "in [0, 1]": lambda x: 0 <= x <= 1,
 }
 
@@ -58,6 +59,12 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def option_of(options: type, name: str) -> Any:
+    """The option of another dataclass, for one that has it too."""
+    found = next(each for each in fields(options) if each.name == name)
+    return field(default=found.default, metadata=found.metadata)
+
+
 def size(text: str) -> int:
     """Bytes: a number, or one with k, M, G or T."""
     number, factor = (text[:-1], _SIZES[text[-1]]) if text[-1:] in _SIZES else (text, 1)
@@ -73,6 +80,11 @@ def type_of(option: Field) -> tuple[type, bool]:
     """The type of an option, and whether it may be None."""
     alternatives = typing.get_args(option.type) or (option.type,)
     return alternatives[0], types.NoneType in alternatives
+
+
+def is_list(option: Field) -> bool:
+    """Whether an option may be given several times: a tuple of values of its type."""
+    return typing.get_origin(option.type) is tuple
 
 
 def help_of(option: Field) -> str:
@@ -106,13 +118,19 @@ def _typed(option: Field, value: object) -> object:
     name = option.name
     if value is None and optional:
         return None
+    if is_list(option):
+        several = isinstance(value, (list, tuple))
+        fits = several and all(isinstance(each, option_type) for each in value)
+        require(fits, name, value, f"a list, each {_TYPE_WORDS[option_type]}")
+        return tuple(value)
     if option_type is int:
         return whole(name, value, *(SEEDS if name == "seed" else (-_LARGEST - 1, _LARGEST)))
     if option_type is float:
         value = finite(name, value)
         require(abs(value) <= _LARGEST_FLOAT, name, value, f"at most {_LARGEST_FLOAT:g}")
         return value
-    require(isinstance(value, option_type), name, value, _TYPE_WORDS[option_type])
+    expected = _TYPE_WORDS.get(option_type, f"a {option_type.__name__}")
+    require(isinstance(value, option_type), name, value, expected)
     return value
 
 

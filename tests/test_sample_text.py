@@ -88,7 +88,7 @@ def test_chats_are_continued_with_an_answer(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(base_model, "load_tokenizer", lambda name: tokenizer)
     ask, answer = {"role": "user", "content": "def"}, {"role": "assistant", "content": "area"}
-    prompts = [{"messages": [ask, answer]}, {"prompt": [ask]}, {"messages": [ask, answer, ask]}]
+    prompts = [{"messages": [ask, answer]}, {"messages": [ask]}, {"messages": [ask, answer, ask]}]
     path = tmp_path / "a.jsonl"
     done = draw(EMBEDDED_MODEL, path, "--number", 3, prompts=prompts)
     assert done.returncode == 0, done.stderr
@@ -153,13 +153,13 @@ def test_one_run_at_a_time(model, tmp_path):
     ("prompt", "words"),
     [
         ("{", "line 2: not JSON"),
-        ("[]", "line 2 must be a JSON object with prompt or messages, got []"),
-        ('{"text": "w5"}', "line 2 must be an object with prompt (text or messages) or messages"),
-        ('{"prompt": []}', "line 2 must be an object with prompt (text or messages) or messages"),
-        ('{"prompt": ""}', "line 2 must be a prompt of 1 to"),
-        ('{"prompt": "\\ud800"}', "line 2 must be Unicode, got a lone surrogate"),
-        (json.dumps({"prompt": "w5 " * 300}), "got 300: the model's positions also hold"),
-        (json.dumps({"prompt": [{"role": "user", "content": "x"}]}), "has no chat template"),
+        ("[]", "line 2: a prompt must be a JSON object, got list"),
+        ('{"text": "w5"}', "line 2: must have either prompt or messages"),
+        ('{"prompt": ""}', "line 2: prompt must be text"),
+        ('{"messages": []}', "line 2: messages must be a list of objects"),
+        ('{"prompt": "\\ud800"}', "line 2: prompt must be Unicode, got a lone surrogate"),
+        (json.dumps({"prompt": "w5 " * 300}), "line 2: it has 300 tokens; of the model's"),
+        (json.dumps({"messages": [{"role": "user", "content": "x"}]}), "need a chat template"),
     ],
 )
 def test_prompts_that_are_none_are_refused(model, tmp_path, prompt, words):

@@ -38,13 +38,15 @@ def _ids(value: object) -> bool:
 
 
 def is_chat(value: object) -> bool:
+    """Whether it is a list of chat messages, of any content."""
+
     def is_message(m: object) -> bool:
         return isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m
 
     return isinstance(value, list) and len(value) > 0 and all(map(is_message, value))
 
 
-def _complaint(example: object, vocabulary: int | None) -> str | None:
+def complaint_of(example: object, vocabulary: int | None = None) -> str | None:
     """What is wrong with an example, or None."""
     if not isinstance(example, dict):
         return f"an example must be a JSON object, got {type(example).__name__}"
@@ -95,7 +97,7 @@ def iter_examples(path: Path, vocabulary: int | None = None) -> Iterator[dict]:
             if not line.strip():
                 continue
             example = parse_json(line, f"{path}, line {number}")
-            complaint = _complaint(example, vocabulary)
+            complaint = complaint_of(example, vocabulary)
             if complaint:
                 raise ValueError(f"{path}, line {number}: {complaint}")
             yield example
@@ -155,7 +157,7 @@ def stream_examples(data: str, split: str, vocabulary: int | None = None) -> Ite
             return
         known = next((keys for keys in FORMATS if keys <= set(columns)), set(columns))
         example = {key: columns[key] for key in sorted(known)}
-        complaint = _complaint(example, vocabulary)
+        complaint = complaint_of(example, vocabulary)
         if complaint:
             raise ValueError(f"{data}, example {number}: {complaint}")
         yield example
@@ -165,7 +167,7 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def chat_ids(tokenizer, messages: list[dict], prompt: bool = False) -> list[int]:
+def _template(tokenizer, messages: list[dict], prompt: bool = False) -> list[int]:
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template, which examples with messages need")
     with foreign("the tokenizer's chat template does not take the messages"):
@@ -180,11 +182,11 @@ def _chat_example(tokenizer, messages: list[dict], learned: Iterator[int]) -> Ex
     A message's tokens are those between the longest prefixes that the whole chat shares with the
     chat up to it (with the generation prompt) and with the chat that ends with it.
     """
-    ids = chat_ids(tokenizer, messages)
+    ids = _template(tokenizer, messages)
     labels = [IGNORED] * len(ids)
     for i in learned:
-        start = _common_prefix(ids, chat_ids(tokenizer, messages[:i], prompt=True)) if i else 0
-        end = _common_prefix(ids, chat_ids(tokenizer, messages[: i + 1]))
+        start = _common_prefix(ids, _template(tokenizer, messages[:i], prompt=True)) if i else 0
+        end = _common_prefix(ids, _template(tokenizer, messages[: i + 1]))
         labels[start:end] = ids[start:end]
     return Example(ids, labels)
 

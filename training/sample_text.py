@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from autodeco_fast.errors import parse_json
 from autodeco_fast.files import append_text, atomic_write
 from autodeco_fast.options import Options, documented, option
-from autodeco_fast.training.data import IGNORED, chat_ids, is_chat
-from autodeco_fast.values import require, text
+from autodeco_fast.training.data import IGNORED
+from autodeco_fast.training.eval_prompts import Prompt, encode_prompt, read_prompts
+from autodeco_fast.values import require
 
 _LIVE_SETTINGS = ("output", "batch_size")  # may change when a file is continued
 
@@ -43,53 +43,34 @@ class SampleTextConfig(Options):
     seed: int = option("of the noise", 0)
 
 
-def _messages_up_to_the_answer(messages: list[dict]) -> list[dict]:
-    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
-
-
-def _prompt_ids(tokenizer, example: object, where: str) -> list[int]:
-    """The ids that a line of a prompts file begins a continuation with."""
-    require(isinstance(example, dict), where, example, "a JSON object with prompt or messages")
-    given = example.get("prompt", example.get("messages"))
-    if isinstance(given, str):
-        return list(tokenizer(text(where, given)).input_ids)
-    expected = "an object with prompt (text or messages) or messages"
-    require(is_chat(given), where, sorted(example), expected)
-    text(where, json.dumps(given, ensure_ascii=False))
-    return chat_ids(tokenizer, _messages_up_to_the_answer(given), prompt=True)
-
-
-def read_prompts(path: Path, tokenizer, *, vocabulary: int | None, longest: int) -> list[list[int]]:
-    """The ids of every line of a prompts file.
+def prompt_ids(path: Path, tokenizer, *, vocabulary: int | None, longest: int) -> list[list[int]]:
+    """The ids of every line of a prompts file; a chat's last answer is left out.
 
     Args:
         vocabulary: of the model, or None if it is not known.
         longest: tokens of a prompt at most.
 
     Raises:
-        ValueError: naming file and line, if it is missing, empty, or a line is no prompt, makes no
-            id, one that the model does not have, or too many.
+        ValueError: naming the line, if one is no prompt, or makes ids that the model does not have
+            or too many; if there is no such file, or no line in it.
     """
-    require(path.is_file(), "prompts", str(path), "a JSONL file")
     found = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        ids = _prompt_ids(tokenizer, parse_json(line, where), where)
-        if not 0 < len(ids) <= longest:
+    for prompt in read_prompts(path):
+        messages = prompt.fields.get("messages")
+        if messages and messages[-1]["role"] == "assistant":
+            prompt = Prompt(prompt.line, {"messages": messages[:-1]})
+        ids, where = encode_prompt(tokenizer, prompt), f"prompts, line {prompt.line}"
+        if len(ids) > longest:
             raise ValueError(
-                f"{where} must be a prompt of 1 to {longest} tokens, got {len(ids)}: the model's "
-                "positions also hold max_new_tokens"
+                f"{where}: it has {len(ids)} tokens; of the model's positions max_new_tokens "
+                f"leaves {longest}"
             )
         if vocabulary is not None and max(ids) >= vocabulary:
             raise ValueError(
-                f"{where}: the tokenizer makes id {max(ids)}, the model's vocabulary has "
+                f"{where}: the tokenizer makes id {max(ids)} of it, the model's vocabulary has "
                 f"{vocabulary}"
             )
         found.append(ids)
-    if not found:
-        raise ValueError(f"prompts must have at least one line, {path} has none")
     return found
 
 
@@ -228,7 +209,7 @@ def _opened(config: SampleTextConfig) -> tuple[Sampler, list[list[int]]]:
     if config.prompts is None:
         prompts = [_first_token(tokenizer)]
     else:
-        prompts = read_prompts(
+        prompts = prompt_ids(
             config.prompts, tokenizer, vocabulary=found.vocabulary, longest=longest
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,5 +1,5 @@
 """What heads learn from: the Min-P hinge, with labels and without, which tokens to learn from, and
-AutoDeco's losses."""
+AutoDeco's losses, and rewards."""
 
 from autodeco_fast.losses.autodeco import autodeco_temperature_loss, soft_top_p_loss
 from autodeco_fast.losses.hinge import (
@@ -7,6 +7,7 @@ from autodeco_fast.losses.hinge import (
     required_temperature,
 )
 from autodeco_fast.losses.nucleus import linear_nucleus_width_loss, nucleus_width_loss
+from autodeco_fast.losses.rewards import reward_loss
 from autodeco_fast.losses.selection import (
     IMPOSSIBLE,
     MIDDLE,
@@ -28,5 +29,6 @@ __all__ = [
     "min_p_hinge_loss",
     "nucleus_width_loss",
     "required_temperature",
+    "reward_loss",
     "soft_top_p_loss",
 ]
