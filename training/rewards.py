@@ -225,9 +225,9 @@ class _Run:
             entropy_weight=self.progress.entropy_weight,
             reduction="sum",
         )
-        selected = stats.rank >= 0
-        terms = {"reward": (loss, selected.sum())}
-        return Sums(terms, temperature=T.detach(), stats=stats, selected=selected)
+        weight = (stats.rank >= 0).to(loss.dtype)
+        terms = {"reward": (loss, weight.sum())}
+        return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
 
     def _save(self) -> None:
         checkpoints.save(
