@@ -110,8 +110,7 @@ def test_advantages():
 
 
 def test_every_prompt_has_its_turn():
-    config = config_of(Path("out"), prompts_per_round=4)
-    turns = [list(chosen(10, round, config)) for round in range(5)]
+    turns = [list(chosen(10, round, count=4, seed=3)) for round in range(5)]
     numbers = [number for turn in turns for number, _ in turn]
     indices = [index for turn in turns for _, index in turn]
     assert numbers == list(range(20))

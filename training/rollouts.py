@@ -64,12 +64,12 @@ def mixed(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def chosen(n: int, round: int, config: RewardConfig) -> Iterator[tuple[int, int]]:
-    """(serial number, index) of the prompts of a round: one random order of all n after another."""
-    start = round * config.prompts_per_round
-    for number in range(start, start + config.prompts_per_round):
+def chosen(n: int, round: int, *, count: int, seed: int) -> Iterator[tuple[int, int]]:
+    """(serial number, index) of the `count` prompts of a round: one random order of all n after
+    another."""
+    for number in range(round * count, (round + 1) * count):
         epoch, at = divmod(number, n)
-        generator = torch.Generator().manual_seed(mixed(config.seed, "order", epoch))
+        generator = torch.Generator().manual_seed(mixed(seed, "order", epoch))
         yield number, int(torch.randperm(n, generator=generator)[at])
 
 
@@ -205,7 +205,8 @@ class OnPolicy:
         base.model.generation_config = GenerationConfig()
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
-        mine = list(chosen(len(self.prompts), round, self.config))[rank::world]
+        count, seed = self.config.prompts_per_round, self.config.seed
+        mine = list(chosen(len(self.prompts), round, count=count, seed=seed))[rank::world]
         at_once = max(1, self.config.generation_batch_size // self.config.num_generations)
         completions = []
         with attach(self.base.model, head, min_p=head.min_p):
@@ -281,7 +282,9 @@ class Recorded:
         self.groups, self.config = groups, config
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
-        mine = list(chosen(len(self.groups), round, self.config))[rank::world]
+        n, seed = len(self.groups), self.config.seed
+        count = min(n, self.config.prompts_per_round)
+        mine = list(chosen(n, round, count=count, seed=seed))[rank::world]
         return [rollout for _, index in mine for rollout in self.groups[index]]
 
 
