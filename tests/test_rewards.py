@@ -18,7 +18,7 @@ from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.rollouts import OnPolicy, Prompt, Recorded, Rollout, advantages, chosen
 from tests.commands import assert_refuses, command
 from tests.tiny_models import VOCAB, tiny_model
-from tests.training_runs import equal, read_lines
+from tests.training_runs import equal, on_two_processes, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -423,3 +423,34 @@ def test_settings_in_a_file(model, files):
     done = command("train", "--config", "run.yaml", "--rounds", "1")
     assert done.returncode == 0, done.stderr
     assert len(read_lines(files / "out" / METRICS_NAME)) == 1
+
+
+def test_the_models_own_generation_settings_do_not_count(tmp_path):
+    base = base_model.wrap(tiny_model("llama"))
+    config = config_of(tmp_path)
+    plain = OnPolicy(base, Numbers(), some_prompts(), even_share, config)
+    head = TemperatureHead(32, min_p=0.1)
+    expected = plain.rollouts(0, head, 0, 1)
+    own = base.model.generation_config
+    own.update(repetition_penalty=1.5, no_repeat_ngram_size=1, temperature=0.1, top_k=2)
+    assert plain.rollouts(0, head, 0, 1) == expected
+    assert base.model.generation_config is own
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path):
+    """Half of a round's prompts each (gloo): the same head up to rounding."""
+    code = (
+        "from pathlib import Path\n"
+        "from tests.test_rewards import train\n"
+        f"train(Path({str(tmp_path)!r}) / 'two', rounds=2, target_entropy=1.5)\n"
+    )
+    done = on_two_processes(tmp_path / "two.py", code)
+    assert done.returncode == 0, done.stderr
+    one, metrics = train(tmp_path / "one", rounds=2, target_entropy=1.5)
+    two = TemperatureHead.from_pretrained(tmp_path / "two")
+    for a, b in zip(one.parameters(), two.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    lines = read_lines(tmp_path / "two" / METRICS_NAME)
+    assert [m["rollouts"] for m in lines] == [64, 64]
+    assert [m["reward"] for m in lines] == pytest.approx([m["reward"] for m in metrics])
