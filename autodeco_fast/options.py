@@ -28,6 +28,7 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "positive": lambda x: x > 0,
     "in (0, 1)": lambda x: 0 < x < 1,
     "in [0, 1)": lambda x: 0 <= x < 1,
+    "in (0, 1]": lambda x: 0 < x <= 1,
     "in [0, 1]": lambda x: 0 <= x <= 1,
 }
 
@@ -81,6 +82,11 @@ def type_of(option: Field) -> tuple[type, bool]:
     return alternatives[0], types.NoneType in alternatives
 
 
+def is_list(option: Field) -> bool:
+    """Whether an option may be given several times: a tuple of values of its type."""
+    return typing.get_origin(option.type) is tuple
+
+
 def help_of(option: Field) -> str:
     """What an option is and what it must be."""
     expected = option.metadata["must_be"]
@@ -112,13 +118,19 @@ def _typed(option: Field, value: object) -> object:
     name = option.name
     if value is None and optional:
         return None
+    if is_list(option):
+        several = isinstance(value, (list, tuple))
+        fits = several and all(isinstance(each, option_type) for each in value)
+        require(fits, name, value, f"a list, each {_TYPE_WORDS[option_type]}")
+        return tuple(value)
     if option_type is int:
         return whole(name, value, *(SEEDS if name == "seed" else (-_LARGEST - 1, _LARGEST)))
     if option_type is float:
         value = finite(name, value)
         require(abs(value) <= _LARGEST_FLOAT, name, value, f"at most {_LARGEST_FLOAT:g}")
         return value
-    require(isinstance(value, option_type), name, value, _TYPE_WORDS[option_type])
+    expected = _TYPE_WORDS.get(option_type, f"a {option_type.__name__}")
+    require(isinstance(value, option_type), name, value, expected)
     return value
 
 

@@ -37,7 +37,9 @@ def _ids(value: object) -> bool:
     )
 
 
-def _chat(value: object) -> bool:
+def is_chat(value: object) -> bool:
+    """Whether it is a list of chat messages, of any content."""
+
     def is_message(m: object) -> bool:
         return isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m
 
@@ -54,12 +56,12 @@ def complaint_of(example: object, vocabulary: int | None = None) -> str | None:
         return f"unknown keys {sorted(keys)}: an example must have exactly {known}"
     if "text" in keys and not isinstance(example["text"], str):
         return f"text must be a string, got {type(example['text']).__name__}"
-    if "messages" in keys and not _chat(example["messages"]):
+    if "messages" in keys and not is_chat(example["messages"]):
         return "messages must be a list of objects with role and content"
     if "prompt" in keys:
         prompt, completion = example["prompt"], example["completion"]
         strings = isinstance(prompt, str) and isinstance(completion, str)
-        if not strings and not (_chat(prompt) and _chat(completion)):
+        if not strings and not (is_chat(prompt) and is_chat(completion)):
             return "prompt and completion must both be strings or both be lists of messages"
     if "labels" in keys:
         if not _ids(example["input_ids"]) or not _ids(example["labels"]):

@@ -4,6 +4,8 @@ import base64
 import html
 from collections.abc import Sequence
 
+from autodeco_fast.training.shading import colour
+
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1e293b; background: #fff; }
 body { max-width: 64rem; margin: 0 auto; padding: 1rem; }
@@ -18,6 +20,8 @@ th:first-child, td:first-child { text-align: left; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; line-height: 1.6; }
 pre { background: #f8fafc; padding: .75rem; }
 pre span { border-radius: 2px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+summary { cursor: pointer; padding: .5rem 0; overflow-wrap: anywhere; }
+h3 { font-size: 1rem; margin: 1rem 0 0; overflow-wrap: anywhere; }
 @media print { body { max-width: none; padding: 0; } }
 """
 
@@ -36,17 +40,23 @@ def page(title: str, body: Sequence[str]) -> str:
     )
 
 
-def heading(text: str) -> str:
-    return f"<h2>{html.escape(text)}</h2>"
+def heading(text: str, level: int = 2) -> str:
+    return f"<h{level}>{html.escape(text)}</h{level}>"
 
 
 def paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
-def image(name: str, png: bytes, title: str, caption: str) -> str:
-    """A figure with its heading and caption."""
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def details(summary: str, body: Sequence[str]) -> str:
+    """What opens when its summary is touched."""
+    inside = "\n".join(body)
+    return f"<details><summary>{html.escape(summary)}</summary>\n{inside}</details>"
+
+
+def image(name: str, drawing: bytes, title: str, caption: str, *, kind: str = "png") -> str:
+    """A figure, of PNG or `kind="svg+xml"`, with its heading and caption."""
+    source = f"data:image/{kind};base64,{base64.b64encode(drawing).decode()}"
     return (
         f'{heading(title)}\n<figure id="{name}"><img alt="{html.escape(title)}" src="{source}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -56,7 +66,7 @@ def image(name: str, png: bytes, title: str, caption: str) -> str:
 def shaded(passage: Sequence[tuple[str, float]], limit: float, before: str = "") -> str:
     """Text whose background is the warmer the higher the temperature."""
     spans = (
-        f'<span title="T = {T:.2f}" style="background:rgba(234,88,12,{0.75 * T / limit:.2f})">'
+        f'<span title="T = {T:.2f}" style="background:{colour(T, limit)}">'
         f"{html.escape(text)}</span>"
         for text, T in passage
     )

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from autodeco_fast import __version__
-from autodeco_fast.cli import doctor, generation, training
+from autodeco_fast.cli import doctor, evaluation, generation, training
 from autodeco_fast.errors import USERS, line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -24,6 +24,7 @@ for command in (
     generation.generate,
 ):
     app.command()(command)
+app.command("eval")(evaluation.evaluate)
 
 
 def _show_version(wanted: bool) -> None:

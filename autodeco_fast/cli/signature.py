@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autodeco_fast.options import help_of, listed, size, type_of
+from autodeco_fast.options import help_of, is_list, listed, size, type_of
 
 
 def _parameter(field: Field, required: bool) -> inspect.Parameter:
@@ -18,6 +18,8 @@ def _parameter(field: Field, required: bool) -> inspect.Parameter:
         default, optional = (inspect.Parameter.empty, optional) if required else (None, True)
     if field.metadata["is_size"]:
         option_type, default = str, str(default)
+    if is_list(field):
+        option_type = list[option_type]
     names = [f"--{field.name.replace('_', '-')}"] if option_type is bool else []
     return inspect.Parameter(
         name=field.name,

@@ -1,315 +1,16 @@
-"""`attach(model, head)`: a model whose `generate` samples every token at a predicted temperature.
+"""`attach(model, policy)`: a model whose `generate` samples every token as a policy says, or at the
+temperature of a head; `detach` gives the model back."""
 
-The model's class is switched to a subclass whose decoding loops open the gate (gate.py): inside
-them, and only there, the logits that leave the model are divided by `T(h)`. In transformers'
-sampling loop our sampler is appended as the last logits processor; where nobody else looks at the
-logits they are never made (lazy.py). Its noise depends on (seed, position, stream) alone.
+import reprlib
+from dataclasses import replace
 
-What the fused sampler cannot serve (scores or logits asked for, speculative decoding, watermarks,
-top-k and the like set in the call) runs on scaled logits with transformers' own sampling step. What
-neither can serve raises.
-"""
-
-import copy
-import functools
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from numbers import Real
-from types import FrameType
-from typing import Any
-
-import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationMixin
 
-from autodeco_fast.generation import loop
-from autodeco_fast.generation.copies import plain_copy, shared_tensors
-from autodeco_fast.generation.gate import Call, Gate, Unscaled, install
-from autodeco_fast.generation.settings import Plan, plan
-from autodeco_fast.heads import DEFAULT_MIN_P
-
-_BATCHING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
-
-
-def _refuse_batching(self, *args, **kwargs):
-    raise ValueError(
-        "continuous batching cannot be used while a temperature head is attached; detach() first"
-    )
-
-
-def _adaptive(decode: Callable, attachment: "Attachment", can_fuse: bool) -> Callable:
-    """A decoding loop of the model's class with the gate open.
-
-    Args:
-        decode: the loop of the class, a method.
-        can_fuse: whether the fused sampler may take its last step.
-    """
-    gate = attachment.gate
-
-    @functools.wraps(decode)  # `generate` reads its parameters
-    def run(
-        self,
-        input_ids,
-        logits_processor,
-        stopping_criteria,
-        generation_config,
-        synced_gpus=False,
-        streamer=None,
-        **kwargs,
-    ):
-        call, processors, config = gate.call, logits_processor, generation_config
-        loop_of_base = functools.partial(decode, self, input_ids, synced_gpus=synced_gpus, **kwargs)
-        if gate.open or call is None:
-            return loop_of_base(
-                logits_processor=processors,
-                stopping_criteria=stopping_criteria,
-                generation_config=config,
-                streamer=streamer,
-            )
-        fused = can_fuse and call.fused
-        if fused:
-            call.sampled = True
-            processors = [*processors, loop.FusedSampler(call, input_ids, config, kwargs)]
-            # The loop takes the argmax of what the fused sampler returns.
-            config = copy.copy(config)
-            config.do_sample = False
-        processors, criteria, streamer = loop.paused(gate, processors, stopping_criteria, streamer)
-        with gate.opened(lazy=fused and attachment.lazy):
-            return loop_of_base(
-                logits_processor=processors,
-                stopping_criteria=criteria,
-                generation_config=config,
-                streamer=streamer,
-            )
-
-    return run
-
-
-def _attached_class(base: type, attachment: "Attachment") -> type:
-    """A subclass of the model's class, under its name, whose `generate` is adaptive."""
-
-    def generate(
-        self, inputs=None, generation_config=None, *args, seed=None, stream=None, **kwargs
-    ):
-        """`generate` of the model's class with a predicted temperature.
-
-        See `autodeco_fast.attach` for `seed` and `stream`.
-        """
-        base_generate = functools.partial(super(cls, self).generate, inputs)
-        if attachment.gate.open:  # a candidate generator asking the same model
-            return base_generate(generation_config, *args, **kwargs)
-        return attachment.generate(
-            base_generate,
-            generation_config,
-            args,
-            kwargs,
-            seed=seed,
-            stream=stream,
-            caller=sys._getframe(1),
-        )
-
-    def __deepcopy__(self, memo):
-        return attachment.plain_copy(memo)
-
-    def __reduce_ex__(self, protocol):
-        return object.__new__, (base,), attachment.plain_copy(shared_tensors(self)).__dict__
-
-    body = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "_autodeco_attachment": attachment,
-        "generate": generate,
-        "_sample": _adaptive(base._sample, attachment, can_fuse=True),
-        "_assisted_decoding": _adaptive(base._assisted_decoding, attachment, can_fuse=False),
-        "__deepcopy__": __deepcopy__,
-        "__reduce_ex__": __reduce_ex__,
-    }
-    body |= {name: _refuse_batching for name in _BATCHING if hasattr(base, name)}
-    cls = type(base.__name__, (base,), body)
-    return cls
-
-
-class Attachment:
-    """A head attached to a model, until `detach()` or the end of the `with` block."""
-
-    def __init__(
-        self, model: GenerationMixin, head: nn.Module, *, min_p: float | None, fused: bool
-    ):
-        self.model, self.head, self.fused = model, head, fused
-        self.gate = Gate()
-        self.lazy = False  # whether the model's forward runs with lazy logits: found by `_try`
-        self.embedding = model.get_output_embeddings()
-        self._known_min_p = known = getattr(head, "min_p", None)
-        if min_p is None:
-            min_p = DEFAULT_MIN_P if known is None else known
-        self.min_p = float(min_p)
-        self._warned = False
-        self._warn_of(self.min_p)
-        device = self.embedding.weight.device
-        if device.type != "meta":  # offloaded weights are
-            head.to(device)
-        self._base = type(model)
-        self._class = _attached_class(self._base, self)
-        self._handles = install(model, self.embedding, head, self.gate)
-        try:
-            self._switch_class(self._class)
-            self._try()
-        except BaseException:
-            self.detach()
-            raise
-
-    def _warn_of(self, min_p: float) -> None:
-        """Once: a cut other than the one that the head was trained and calibrated for."""
-        if self._known_min_p is not None and min_p != self._known_min_p and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"min_p={min_p:g}, but the head was trained for {self._known_min_p:g}: its "
-                "coverage no longer holds",
-                stacklevel=4,
-            )
-
-    def _switch_class(self, cls: type) -> None:
-        self.model.__class__ = cls
-        for name in ("_compiled_call", "_last_compile_config"):  # compiled with the other hooks
-            self.model.__dict__.pop(name, None)
-
-    @torch.no_grad()
-    def _try(self) -> None:
-        """A forward of two tokens as the decoding loop runs it, lazy logits if they will do.
-
-        A model that cannot run on ids alone is not refused: every forward of `generate` is checked
-        all the same.
-
-        Raises:
-            ValueError: if logits leave the model whose hidden state did not pass its output
-                embedding.
-        """
-        if self.embedding.weight.is_meta:
-            return
-        token = getattr(self.model.config.get_text_config(), "bos_token_id", None)
-        token = token if isinstance(token, int) and 0 <= token < len(self.embedding.weight) else 0
-        device = getattr(self.model, "device", self.embedding.weight.device)
-        ids = torch.full((1, 2), token, device=device)
-        devices = {p.device for p in self.model.parameters() if p.is_cuda}
-        with torch.random.fork_rng(list(devices)):  # dropout, in a model that is being trained
-            for self.lazy in (True, False):
-                try:
-                    with self.gate.opened(lazy=self.lazy):
-                        logits = self.model(input_ids=ids).logits
-                    float(logits[0, -1, 0])
-                    return
-                except Unscaled:
-                    raise
-                except Exception:  # the model asks for more than ids, or looks at storage
-                    continue
-
-    @property
-    def attached(self) -> bool:
-        return bool(self._handles)
-
-    def detach(self) -> None:
-        """Gives the model back as it was. Doing it twice is harmless.
-
-        Raises:
-            RuntimeError: if something else has switched the model's class since.
-        """
-        if not self.attached:
-            return
-        if type(self.model) not in (self._class, self._base):
-            raise RuntimeError(
-                f"the class of the model was changed after attach(), to {type(self.model)}: undo "
-                "that first"
-            )
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._switch_class(self._base)
-
-    def __enter__(self) -> "Attachment":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.detach()
-
-    def plain_copy(self, memo: dict) -> nn.Module:
-        """`copy.deepcopy` of the model, unattached."""
-        return plain_copy(
-            self.model,
-            self._base,
-            modules=[self.model, self.embedding],
-            hooks={handle.id for handle in self._handles},
-            memo=memo,
-        )
-
-    def generate(
-        self,
-        base_generate: Callable,
-        config: GenerationConfig | None,
-        args: tuple,
-        kwargs: dict,
-        *,
-        seed: Any,
-        stream: Any,
-        caller: FrameType,
-    ):
-        """One call of the attached model's `generate`.
-
-        Args:
-            base_generate: that of the model's class, with its inputs.
-            config, args, kwargs: what else it was called with.
-            seed, stream: of the noise.
-            caller: the frame of the call.
-        """
-        if self.model.get_output_embeddings() is not self.embedding:
-            raise RuntimeError(
-                "the model's output embedding was replaced after attach(): detach() and attach "
-                "again"
-            )
-        defaults = self.model.generation_config or GenerationConfig()
-        p = plan(defaults, config, kwargs, min_p=self.min_p, fused=self.fused, caller=caller)
-        if not p.sample:
-            return base_generate(p.generation_config, *args, **p.kwargs)
-        self._warn_of(p.min_p)
-        call = self._call(p, seed, stream)
-        torch_seed = nullcontext()
-        if not p.fused and call.seed is not None:
-            torch_seed = self._torch_seeded(call.seed)
-        with torch_seed, self.gate.called(call):
-            output = base_generate(p.generation_config, *args, **p.kwargs)
-        if p.fused and not call.sampled:
-            raise RuntimeError(
-                f"{self._base.__name__}.generate did not run _sample; attach with fused=False"
-            )
-        loop.check_status(call)
-        return output
-
-    @staticmethod
-    def _call(p: Plan, seed: Any, stream: Any) -> Call:
-        """A call with its noise; where no seed is given, the fused sampler's comes from torch.
-
-        Raises:
-            ValueError: for a seed or a stream that is none, or that this call cannot use.
-        """
-        seed = None if seed is None else loop.seeds(seed)
-        stream = None if stream is None else loop.streams(stream)
-        if not p.fused and (stream is not None or isinstance(seed, torch.Tensor)):
-            raise ValueError(
-                "seed a prompt and stream need the fused sampler, which cannot serve this call"
-            )
-        if p.fused and seed is None:
-            seed = int(torch.randint(0, 2**63 - 1, ()))
-        return Call(fused=p.fused, min_p=p.min_p, seed=seed, stream=stream)
-
-    @contextmanager
-    def _torch_seeded(self, seed: int) -> Iterator[None]:
-        """torch's default generator under this seed; its state is put back."""
-        device = self.embedding.weight.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
+from autodeco_fast.generation.attachment import Attachment
+from autodeco_fast.policies.base import Policy
+from autodeco_fast.policies.fixed import HeadPolicy
+from autodeco_fast.values import finite
 
 
 def _inside(model: nn.Module) -> nn.Module:
@@ -318,10 +19,36 @@ def _inside(model: nn.Module) -> nn.Module:
     return inside() if callable(inside) else model
 
 
+def _policy(head_or_policy: nn.Module | Policy, scale: float, **own: float | None) -> Policy:
+    """The policy, with what was said of it beside."""
+    given = {name: value for name, value in own.items() if value is not None}
+    if not isinstance(head_or_policy, (nn.Module, Policy)):
+        raise ValueError(
+            f"head_or_policy must be a head or a policy, got {reprlib.repr(head_or_policy)}; "
+            "policies.parse makes one of a text"
+        )
+    if not isinstance(head_or_policy, Policy):
+        return HeadPolicy(head=head_or_policy, scale=scale, **given)
+    if scale != 1.0:
+        given["scale"] = head_or_policy.scale * finite("scale", scale)
+    return replace(head_or_policy, **given)
+
+
 def attach(
-    model: GenerationMixin, head: nn.Module, *, min_p: float | None = None, fused: bool = True
+    model: GenerationMixin,
+    head_or_policy: nn.Module | Policy,
+    *,
+    min_p: float | None = None,
+    t_min: float | None = None,
+    t_max: float | None = None,
+    scale: float = 1.0,
+    fused: bool = True,
+    record: bool = False,
 ) -> Attachment:
-    """Makes `model.generate` adaptive: tokens are sampled from `softmax(z / T(h))` cut at Min-P.
+    """Makes `model.generate` follow a policy: tokens are sampled from `softmax(z / T)` inside a
+    cut.
+
+    With a head, T = head(h) and the cut is Min-P; see `autodeco_fast.policies` for others.
 
     While attached, `generate`
 
@@ -333,9 +60,10 @@ def attach(
       row's number;
     * ignores the temperature, top-k, top-p and other cuts that the model's generation configuration
       or a pipeline brings, and honours those passed in the call: a temperature multiplies the
-      predicted one, a `min_p` replaces the attached one;
+      policy's, a `min_p` replaces the policy's;
     * raises ValueError for beams, guidance, sequence biases, contrastive, DoLa, constrained and
-      custom decoding, and continuous batching; RuntimeError, at its end, if a row held NaN, inf or
+      custom decoding, and continuous batching, and if a policy that remembers (adaptive-p) is asked
+      for what the fused sampler cannot serve; RuntimeError, at its end, if a row held NaN, inf or
       nothing that is not masked.
 
     Logits processors see scaled logits, as do `output_scores` and `output_logits`. A row with T <
@@ -347,18 +75,24 @@ def attach(
     Args:
         model: a causal language model of transformers, or a PeftModel around one. Two tokens are
             run through it.
-        head: predicts `T [...]` from `h [..., H]`; moved to the model's device.
-        min_p: in [0, 1]; 0 cuts nothing. None takes the one that the head was trained for, 0.1 if
-            it does not know; another one warns.
+        head_or_policy: a head predicts `T [...]` from `h [..., H]` and is moved to the model's
+            device; a `Policy` picks T and the cut.
+        min_p: in [0, 1]; 0 cuts nothing. None leaves the policy's, which for a head is the one it
+            was trained for, 0.1 if it does not know; another one warns.
+        t_min, t_max: ends of T, in place of the policy's.
+        scale: factor on the policy's T, before it is held between them.
         fused: False leaves transformers' sampling step in place throughout.
+        record: whether to keep T and the kept set's size of every row and step of a call, in
+            `Attachment.records`: entry i is of the i-th new token. Rows that have ended go on being
+            recorded. Makes the logits to count.
 
     Returns:
-        An `Attachment`: a context manager with `.detach()`.
+        An `Attachment`: a context manager with `.detach()`, and `.records`.
 
     Raises:
         TypeError: if `model` cannot generate.
-        ValueError: if a head is attached already, the widths differ, the model is no decoder, its
-            logits are not made by its output embedding, or `min_p` is out of range.
+        ValueError: if a head or policy is attached already, the widths differ, the model is no
+            decoder, its logits are not made by its output embedding, or an option is out of range.
     """
     model = _inside(model)
     if not isinstance(model, GenerationMixin):
@@ -366,24 +100,23 @@ def attach(
             f"attach() needs a transformers model that generates, got {type(model).__name__}"
         )
     if hasattr(type(model), "_autodeco_attachment"):
-        raise ValueError("a temperature head is attached to this model already; detach() it first")
-    if min_p is not None and not (isinstance(min_p, Real) and 0.0 <= min_p <= 1.0):
-        raise ValueError(f"min_p must be None or in [0, 1], got {min_p!r}")
+        raise ValueError("a policy is attached to this model already; detach() it first")
+    policy = _policy(head_or_policy, scale, min_p=min_p, t_min=t_min, t_max=t_max)
     if model.config.is_encoder_decoder:
         raise ValueError("attach() needs a decoder-only model")
     embedding = model.get_output_embeddings()
     if embedding is None:
         raise ValueError(f"{type(model).__name__} has no output embedding")
     width = getattr(embedding, "in_features", None) or embedding.weight.shape[-1]
-    if width != head.hidden_size:
+    if policy.hidden_size not in (None, width):
         raise ValueError(
-            f"the head reads hidden states of width {head.hidden_size}, the model's have {width}"
+            f"the head reads hidden states of width {policy.hidden_size}, the model's have {width}"
         )
-    return Attachment(model, head, min_p=min_p, fused=fused)
+    return Attachment(model, policy, fused=fused, record=record)
 
 
 def detach(model: GenerationMixin) -> None:
-    """Takes the head off a model; nothing happens if none is attached."""
+    """Takes the policy off a model; nothing happens if none is attached."""
     attachment = getattr(type(_inside(model)), "_autodeco_attachment", None)
     if attachment is not None:
         attachment.detach()

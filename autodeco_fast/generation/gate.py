@@ -4,25 +4,36 @@ A forward of the attached model's decoding loop goes through three hooks:
 
     enter   on the model      a forward begins
     read    on the embedding  h is what enters it: T(h); its product is lazy if the sampler makes it
-    leave   on the model      z = the logits, whatever scale or cap they went through: z / T(h)
+    leave   on the model      z = the logits, whatever scale or cap they went through: z / T
 
-Dividing where the logits leave the model asks nothing of what stands in between. A forward that did
-not go through `read` raises: its logits would not be scaled.
+A policy that makes T of the logits too is asked in `leave`. Dividing where the logits leave the
+model asks nothing of what stands in between. A forward that did not go through `read` raises: its
+logits would not be scaled.
 """
 
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from autodeco_fast.generation import lazy
-from autodeco_fast.generation.temperature import divisor, predicted
+from autodeco_fast.numerics import GREEDY_BELOW
+from autodeco_fast.policies.base import Policy
+from autodeco_fast.policies.temperature import divisor
 
 
 class Unscaled(ValueError):
     """Logits that could not be divided by the temperature of their own hidden state."""
+
+
+class Record(NamedTuple):
+    """One step of a call: what each row's token was drawn under."""
+
+    temperature: torch.Tensor  # [rows] fp32, as the policy picked it
+    kept: torch.Tensor  # [rows] int64: tokens of the kept set
 
 
 @dataclass
@@ -30,11 +41,19 @@ class Call:
     """One running `generate`."""
 
     fused: bool
-    min_p: float
+    policy: Policy  # of this call: a `min_p` passed in it is its own
     seed: int | torch.Tensor | None  # or [prompts]
     stream: int | torch.Tensor | None  # or [rows]
     sampled: bool = False  # whether the fused sampler was put in charge
     status: torch.Tensor | None = None  # [rows] int32, what the sampler reported so far
+    records: list[Record] | None = None  # one a step, where they are asked for
+    temperature: torch.Tensor | None = None  # [rows] fp32, of the last forward, for the records
+
+    def note(self, kept: torch.Tensor) -> None:
+        """Records a step whose kept sets are of these sizes, `[rows]`; of a greedy row that is
+        1."""
+        T, kept = self.temperature, kept.long()
+        self.records.append(Record(T, torch.where(T < GREEDY_BELOW, kept.clamp(max=1), kept)))
 
 
 class Gate(threading.local):
@@ -47,8 +66,9 @@ class Gate(threading.local):
         self.open = False
         self.lazy = False  # whether the fused sampler is in charge, so that products may stay lazy
         self.call: Call | None = None
-        # One entry a forward that runs: T of what entered the output embedding, None until then.
-        self.temperatures: list[torch.Tensor | None] = []
+        # One entry a forward that runs: None until something enters the output embedding, then its
+        # T, or itself where the policy must see the logits first.
+        self.seen: list[torch.Tensor | None] = []
 
     @contextmanager
     def _changed(self, **state):
@@ -65,15 +85,15 @@ class Gate(threading.local):
 
     def called(self, call: Call):
         """A `generate` begins: its call, and a closed gate until its loop runs."""
-        return self._changed(call=call, open=False, lazy=False, temperatures=[])
+        return self._changed(call=call, open=False, lazy=False, seen=[])
 
     def opened(self, *, lazy: bool = False):
         """A decoding loop runs."""
-        return self._changed(open=True, lazy=lazy, temperatures=[])
+        return self._changed(open=True, lazy=lazy, seen=[])
 
     def paused(self):
         """Somebody else's code runs inside the loop: it finds the model as it is."""
-        return self._changed(open=False, lazy=False, call=None, temperatures=[])
+        return self._changed(open=False, lazy=False, call=None, seen=[])
 
 
 def _scaled(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
@@ -84,7 +104,7 @@ def _scaled(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     return logits.float() / divisor(temperature)
 
 
-def install(model: nn.Module, embedding: nn.Module, head: nn.Module, gate: Gate) -> list:
+def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) -> list:
     """Registers the hooks and returns their handles.
 
     Args:
@@ -94,18 +114,18 @@ def install(model: nn.Module, embedding: nn.Module, head: nn.Module, gate: Gate)
 
     def enter(_, args):
         if gate.open:
-            gate.temperatures.append(None)
+            gate.seen.append(None)
 
     def read(_, args, kwargs):
-        if not (gate.open and gate.temperatures):
+        if not (gate.open and gate.seen):
             return None
-        if gate.temperatures[-1] is not None:
+        if gate.seen[-1] is not None:
             raise Unscaled(
                 f"{name} runs its output embedding more than once a forward: which h decides is "
                 "not known"
             )
         hidden = args[0] if args else next(iter(kwargs.values()))
-        gate.temperatures[-1] = predicted(head, hidden)
+        gate.seen[-1] = hidden if policy.reads_logits else policy.temperatures(hidden)
         if gate.lazy and args and lazy.can_stay_lazy(embedding, hidden):
             return (lazy.handed(hidden, embedding), *args[1:]), kwargs
         return None
@@ -113,19 +133,23 @@ def install(model: nn.Module, embedding: nn.Module, head: nn.Module, gate: Gate)
     def leave(_, args, output):
         if not gate.open:
             return None
-        temperature = gate.temperatures.pop()
+        seen = gate.seen.pop()
         logits = output[0] if isinstance(output, tuple) else output.logits
-        if temperature is None:
+        if seen is None:
             raise Unscaled(
                 f"{name} makes its logits without its output embedding: they cannot be scaled by "
                 "T(h)"
             )
-        if temperature.shape != logits.shape[:-1]:
+        rows = seen.shape[:-1] if policy.reads_logits else seen.shape
+        if rows != logits.shape[:-1]:
             raise Unscaled(
-                f"{name} has {tuple(temperature.shape)} hidden states and "
+                f"{name} has {tuple(rows)} hidden states and "
                 f"{tuple(logits.shape[:-1])} rows of logits in a forward: which h decides is not "
                 "known"
             )
+        temperature = policy.temperatures(seen, logits) if policy.reads_logits else seen
+        if gate.call is not None and gate.call.records is not None:
+            gate.call.temperature = temperature[:, -1]
         scaled = _scaled(logits, temperature)
         if isinstance(output, tuple):
             return (scaled, *output[1:])

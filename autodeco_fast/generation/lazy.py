@@ -12,7 +12,7 @@ embedding and the sampler.
 import torch
 from torch.utils._pytree import tree_map_only
 
-from autodeco_fast.generation.temperature import divisor
+from autodeco_fast.policies.temperature import divisor
 
 _aten = torch.ops.aten
 

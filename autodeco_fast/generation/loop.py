@@ -11,15 +11,22 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteriaList,
+    SynthIDTextWatermarkLogitsProcessor,
+    WatermarkLogitsProcessor,
 )
+from transformers.generation.logits_process import LogitNormalization
 from transformers.generation.streamers import BaseStreamer
 
 from autodeco_fast.generation.gate import Call, Gate
 from autodeco_fast.generation.lazy import LazyLogits, OneHot
 from autodeco_fast.ops.checks import check_integer, check_seed
 from autodeco_fast.ops.linear_sample import linear_sample
-from autodeco_fast.ops.sample import COUNTER, SampleOutput, sample
+from autodeco_fast.ops.sample import COUNTER, SampleOutput
+from autodeco_fast.policies.base import Policy
+from autodeco_fast.policies.masking import masked
 
+# What transformers puts after every cut.
+_LAST = (WatermarkLogitsProcessor, SynthIDTextWatermarkLogitsProcessor, LogitNormalization)
 _BROKEN = {
     1: "NaN",
     2: "inf",
@@ -133,26 +140,67 @@ class FusedSampler(LogitsProcessor):
 
     def __init__(self, call: Call, input_ids: torch.Tensor, config: GenerationConfig, kwargs: dict):
         self.call, self.length = call, input_ids.shape[1]
+        self.policy = call.policy.started()
         self.start = _first_position(input_ids, config, kwargs)
         per_prompt = config.num_return_sequences or 1
         self.noise = _noise(call, len(input_ids), per_prompt, input_ids.device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         call, position = self.call, self.start + (input_ids.shape[1] - self.length)
+        options = {**self.noise, "position": position, "return_kept": call.records is not None}
         try:
-            out = self._sample(scores, **self.noise, position=position, min_p=call.min_p)
+            out = self._sample(scores, **options)
         except ValueError as error:  # seed and stream are checked: it is the temperature
             raise RuntimeError(f"a row cannot be sampled from: {error}") from None
+        self.policy.drawn(out.token)
         call.status = out.status if call.status is None else call.status | out.status
+        if call.records is not None:
+            call.note(out.kept)
         return OneHot(out.token, scores.shape[1])
 
-    @staticmethod
-    def _sample(scores: torch.Tensor, **options) -> SampleOutput:
+    def _sample(self, scores: torch.Tensor, **options) -> SampleOutput:
+        if self.call.policy.cuts_by_logits:
+            return self.policy.cut(scores).sample(scores, **options)
+        cut = self.policy.cut(None)
         if isinstance(scores, LazyLogits) and scores.untouched:
             weight, bias = scores.embedding.weight, scores.embedding.bias
-            return linear_sample(scores.hidden, weight, scores.temperature, bias=bias, **options)
+            cuts = {"min_p": cut.min_p, "top_k": cut.top_k, "top_p": cut.top_p}
+            return linear_sample(
+                scores.hidden, weight, scores.temperature, bias=bias, **cuts, **options
+            )
         # At temperature 1, scaled logits are the logits at T, and so is their cut.
-        return sample(scores, 1.0, **options)
+        return cut.sample(scores, **options)
+
+
+class Masking(LogitsProcessor):
+    """For other sampling steps than ours: −inf outside the cut of a policy that reads logits."""
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return masked(scores, self.policy.cut(scores))
+
+
+class Recording(LogitsProcessor):
+    """For other sampling steps than ours, last in the list: notes T and the kept set's size."""
+
+    def __init__(self, call: Call):
+        self.call = call
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.call.note((scores > -torch.inf).sum(1))
+        return scores
+
+
+def unfused(call: Call, processors: list) -> list:
+    """The processors of a call that is sampled by transformers: with the policy's cut, before a
+    watermark and after all others, and with the records that are asked for."""
+    processors = list(processors)
+    if call.policy.cuts_by_logits:
+        at = next((i for i, each in enumerate(processors) if isinstance(each, _LAST)), None)
+        processors.insert(len(processors) if at is None else at, Masking(call.policy))
+    return processors if call.records is None else [*processors, Recording(call)]
 
 
 def check_status(call: Call) -> None:

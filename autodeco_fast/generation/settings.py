@@ -2,11 +2,13 @@
 
 import copy
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
 from transformers import GenerationConfig
+
+from autodeco_fast.policies.base import Policy
 
 # The settings that sharpen or cut a distribution, at the values where they do nothing.
 NEUTRAL: dict[str, float | None] = {
@@ -36,15 +38,15 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "penalty_alpha": (bool, "contrastive search does not sample"),
     "dola_layers": (
         lambda v: True,
-        "DoLa contrasts logits of other layers, which the head does not know",
+        "DoLa contrasts logits of other layers, which no policy knows",
     ),
     "constraints": (bool, "constrained beam search does not sample from softmax(z/T)"),
     "force_words_ids": (bool, "constrained beam search does not sample from softmax(z/T)"),
     "assistant_early_exit": (
         lambda v: True,
-        "the head does not know the hidden states of other layers",
+        "a policy does not know the hidden states of other layers",
     ),
-    "use_mtp": (bool, "the head does not know the hidden states of multi-token prediction layers"),
+    "use_mtp": (bool, "a policy does not know the hidden states of multi-token prediction layers"),
     "custom_generate": (lambda v: True, "a decoding loop of its own would drop the sampler"),
     "cache_implementation": (lambda v: v == "paged", "continuous batching is not supported"),
 }
@@ -64,7 +66,7 @@ class Plan:
 
     sample: bool  # False: the caller asked for greedy decoding
     fused: bool
-    min_p: float
+    policy: Policy  # of the call: with its min_p, if it has one
     generation_config: GenerationConfig | None
     kwargs: dict[str, Any]
 
@@ -153,9 +155,16 @@ class _Given:
             value = self.effective(name)
             if value is not None and is_set(value):
                 raise ValueError(
-                    f"{name} cannot be used while a temperature head is attached: {why}; "
-                    "detach() first"
+                    f"{name} cannot be used while a policy is attached: {why}; detach() first"
                 )
+
+
+def _cuts(policy: Policy, chosen: dict) -> dict:
+    """The cuts of a policy as settings, but for those that the call chose."""
+    cut = policy.cut(None)
+    own = {"min_p": cut.min_p or None, "top_k": cut.top_k, "top_p": cut.top_p}
+    taken = {"top_k", "top_p"} & {name for name, value in chosen.items() if value is not None}
+    return {name: value for name, value in own.items() if value is not None and name not in taken}
 
 
 def plan(
@@ -163,7 +172,7 @@ def plan(
     config: GenerationConfig | None,
     kwargs: dict,
     *,
-    min_p: float,
+    policy: Policy,
     fused: bool,
     caller: FrameType | None = None,
 ) -> Plan:
@@ -173,7 +182,7 @@ def plan(
         defaults: the model's generation configuration; its sampling settings are ignored.
         config, kwargs: what the caller passed. A sampling setting in `config` equal to the model's
             is inherited.
-        min_p, fused: as attached.
+        policy, fused: as attached.
         caller: the frame that called `generate`; what a pipeline brings is told by it.
 
     Raises:
@@ -182,17 +191,24 @@ def plan(
     given = _Given(defaults, config, kwargs, Brought.by(caller))
     given.refuse()
     if given.asks_for_greedy():
-        return Plan(False, fused=False, min_p=min_p, generation_config=config, kwargs=kwargs)
+        return Plan(False, fused=False, policy=policy, generation_config=config, kwargs=kwargs)
 
     chosen = {name: given.chosen(name) for name in NEUTRAL}
     if kwargs.get("min_p") is not None:
         chosen["min_p"] = kwargs["min_p"]
-    min_p = min_p if chosen["min_p"] is None else chosen["min_p"]
+    if chosen["min_p"] is not None:
+        policy = replace(policy, min_p=chosen["min_p"])
     others = [name for name, value in chosen.items() if value is not None and name != "min_p"]
-    fused = fused and not others and not any(given.effective(name) for name in _UNFUSED)
+    asked = [*others, *(name for name in _UNFUSED if given.effective(name))]
+    fused = fused and not asked
+    if policy.remembers and not fused:
+        by = asked[0] if asked else "fused=False"
+        raise ValueError(f"{policy.kind} needs the fused sampler, which {by} rules out")
 
     settings = {name: NEUTRAL[name] if value is None else value for name, value in chosen.items()}
-    settings |= {"do_sample": True, "min_p": None if fused or min_p == 0 else min_p}
+    settings |= {"do_sample": True, "min_p": None}
+    if not (fused or policy.cuts_by_logits):
+        settings |= _cuts(policy, chosen)
     settings = {name: value for name, value in settings.items() if hasattr(defaults, name)}
     kwargs = {name: value for name, value in kwargs.items() if name not in settings}
     if config is None:
@@ -205,4 +221,4 @@ def plan(
         # "none".
         unset = [name for name, value in settings.items() if value is None]
         kwargs |= {name: None for name in unset if getattr(defaults, name) is not None}
-    return Plan(True, fused=fused, min_p=min_p, generation_config=config, kwargs=kwargs)
+    return Plan(True, fused=fused, policy=policy, generation_config=config, kwargs=kwargs)

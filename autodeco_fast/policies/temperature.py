@@ -1,10 +1,12 @@
-"""T(h) as the logits are divided by it."""
+"""T as logits are divided by it."""
 
 import torch
 from torch import nn
 
-GREEDY_BELOW = 1e-3  # T under this is greedy
-# What such rows are divided by: any two different fp32 logits end up whole nats apart.
+from autodeco_fast.numerics import GREEDY_BELOW
+
+# What the logits of greedy rows are divided by: any two different fp32 logits end up whole nats
+# apart.
 GREEDY_DIVISOR = 1e-20
 
 

@@ -1,0 +1,16 @@
+"""The command that compares policies."""
+
+from autodeco_fast.cli.signature import takes
+from autodeco_fast.training.eval_config import EvalConfig
+
+
+@takes(EvalConfig)
+def evaluate(**values: object) -> None:
+    """Compare policies on prompts of yours: score, Pass@k, diversity, with intervals.
+
+    Killed at any moment it continues where it was: give the same command again.
+    """
+    config = EvalConfig(**values)
+    from autodeco_fast.training.evaluate import evaluate as run
+
+    run(config)

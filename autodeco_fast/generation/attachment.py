@@ -1,0 +1,325 @@
+"""An attached model: its class, and one call of its `generate`.
+
+The model's class is switched to a subclass whose decoding loops open the gate (gate.py): inside
+them, and only there, the logits that leave the model are divided by T. In transformers'
+sampling loop our sampler is appended as the last logits processor; where nobody else looks at the
+logits they are never made (lazy.py). Its noise depends on (seed, position, stream) alone.
+
+What the fused sampler cannot serve (scores or logits asked for, speculative decoding, watermarks,
+top-k and the like set in the call) runs on scaled logits with transformers' own sampling step. What
+neither can serve raises.
+"""
+
+import copy
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin
+
+from autodeco_fast.generation import loop
+from autodeco_fast.generation.copies import plain_copy, shared_tensors
+from autodeco_fast.generation.gate import Call, Gate, Record, Unscaled, install
+from autodeco_fast.generation.settings import Plan, plan
+from autodeco_fast.policies.base import Policy
+
+_BATCHING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+
+
+def _refuse_batching(self, *args, **kwargs):
+    raise ValueError(
+        "continuous batching cannot be used while a policy is attached; detach() first"
+    )
+
+
+def _adaptive(decode: Callable, attachment: "Attachment", is_sample: bool) -> Callable:
+    """A decoding loop of the model's class with the gate open.
+
+    Args:
+        decode: the loop of the class, a method.
+        is_sample: whether it is `_sample`, one token a step; the fused sampler may take it over.
+    """
+    gate = attachment.gate
+
+    @functools.wraps(decode)  # `generate` reads its parameters
+    def run(
+        self,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus=False,
+        streamer=None,
+        **kwargs,
+    ):
+        call, processors, config = gate.call, logits_processor, generation_config
+        loop_of_base = functools.partial(decode, self, input_ids, synced_gpus=synced_gpus, **kwargs)
+        if gate.open or call is None:
+            return loop_of_base(
+                logits_processor=processors,
+                stopping_criteria=stopping_criteria,
+                generation_config=config,
+                streamer=streamer,
+            )
+        if call.records is not None and not is_sample:
+            raise ValueError("record=True needs one token a step, not candidates of several")
+        fused = is_sample and call.fused
+        if fused:
+            call.sampled = True
+            processors = [*processors, loop.FusedSampler(call, input_ids, config, kwargs)]
+            # The loop takes the argmax of what the fused sampler returns.
+            config = copy.copy(config)
+            config.do_sample = False
+        else:
+            processors = loop.unfused(call, processors)
+        processors, criteria, streamer = loop.paused(gate, processors, stopping_criteria, streamer)
+        with gate.opened(lazy=fused and attachment.lazy):
+            return loop_of_base(
+                logits_processor=processors,
+                stopping_criteria=criteria,
+                generation_config=config,
+                streamer=streamer,
+            )
+
+    return run
+
+
+def _attached_class(base: type, attachment: "Attachment") -> type:
+    """A subclass of the model's class, under its name, whose `generate` is adaptive."""
+
+    def generate(
+        self, inputs=None, generation_config=None, *args, seed=None, stream=None, **kwargs
+    ):
+        """`generate` of the model's class with a predicted temperature.
+
+        See `autodeco_fast.attach` for `seed` and `stream`.
+        """
+        base_generate = functools.partial(super(cls, self).generate, inputs)
+        if attachment.gate.open:  # a candidate generator asking the same model
+            return base_generate(generation_config, *args, **kwargs)
+        return attachment.generate(
+            base_generate,
+            generation_config,
+            args,
+            kwargs,
+            seed=seed,
+            stream=stream,
+            caller=sys._getframe(1),
+        )
+
+    def __deepcopy__(self, memo):
+        return attachment.plain_copy(memo)
+
+    def __reduce_ex__(self, protocol):
+        return object.__new__, (base,), attachment.plain_copy(shared_tensors(self)).__dict__
+
+    body = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "_autodeco_attachment": attachment,
+        "generate": generate,
+        "_sample": _adaptive(base._sample, attachment, is_sample=True),
+        "_assisted_decoding": _adaptive(base._assisted_decoding, attachment, is_sample=False),
+        "__deepcopy__": __deepcopy__,
+        "__reduce_ex__": __reduce_ex__,
+    }
+    body |= {name: _refuse_batching for name in _BATCHING if hasattr(base, name)}
+    cls = type(base.__name__, (base,), body)
+    return cls
+
+
+class Attachment:
+    """A policy attached to a model, until `detach()` or the end of the `with` block.
+
+    `policy` is what decides; `records`, with `record=True`, one `(temperature, kept)` a step of the
+    last finished `generate`, `[rows]` each.
+    """
+
+    def __init__(self, model: GenerationMixin, policy: Policy, *, fused: bool, record: bool):
+        self.model, self.fused, self.record = model, fused, record
+        self.gate = Gate()
+        self.lazy = False  # whether the model's forward runs with lazy logits: found by `_try`
+        self.records: list[Record] = []
+        self.embedding = model.get_output_embeddings()
+        self._warned = False
+        self._warn_of(policy)
+        device = self.embedding.weight.device
+        if device.type != "meta":  # offloaded weights are
+            policy = policy.to(device)
+        self.policy = policy
+        self._base = type(model)
+        self._class = _attached_class(self._base, self)
+        self._handles = install(model, self.embedding, policy, self.gate)
+        try:
+            self._switch_class(self._class)
+            self._try()
+        except BaseException:
+            self.detach()
+            raise
+
+    @property
+    def min_p(self) -> float:
+        """The policy's Min-P cut."""
+        return self.policy.min_p
+
+    def _warn_of(self, policy: Policy) -> None:
+        """Once: a cut other than the one that the head was trained and calibrated for."""
+        known = policy.trained_min_p
+        if known is not None and policy.min_p != known and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"min_p={policy.min_p:g}, but the head was trained for {known:g}: its "
+                "coverage no longer holds",
+                stacklevel=4,
+            )
+
+    def _switch_class(self, cls: type) -> None:
+        self.model.__class__ = cls
+        for name in ("_compiled_call", "_last_compile_config"):  # compiled with the other hooks
+            self.model.__dict__.pop(name, None)
+
+    @torch.no_grad()
+    def _try(self) -> None:
+        """A forward of two tokens as the decoding loop runs it, lazy logits if they will do.
+
+        A model that cannot run on ids alone is not refused: every forward of `generate` is checked
+        all the same.
+
+        Raises:
+            ValueError: if logits leave the model whose hidden state did not pass its output
+                embedding.
+        """
+        if self.embedding.weight.is_meta:
+            return
+        token = getattr(self.model.config.get_text_config(), "bos_token_id", None)
+        token = token if isinstance(token, int) and 0 <= token < len(self.embedding.weight) else 0
+        device = getattr(self.model, "device", self.embedding.weight.device)
+        ids = torch.full((1, 2), token, device=device)
+        devices = {p.device for p in self.model.parameters() if p.is_cuda}
+        with torch.random.fork_rng(list(devices)):  # dropout, in a model that is being trained
+            reads = self.policy.reads_logits or self.policy.cuts_by_logits
+            for self.lazy in (False,) if reads else (True, False):
+                try:
+                    with self.gate.opened(lazy=self.lazy):
+                        logits = self.model(input_ids=ids).logits
+                    float(logits[0, -1, 0])
+                    return
+                except Unscaled:
+                    raise
+                except Exception:  # the model asks for more than ids, or looks at storage
+                    continue
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._handles)
+
+    def detach(self) -> None:
+        """Gives the model back as it was. Doing it twice is harmless.
+
+        Raises:
+            RuntimeError: if something else has switched the model's class since.
+        """
+        if not self.attached:
+            return
+        if type(self.model) not in (self._class, self._base):
+            raise RuntimeError(
+                f"the class of the model was changed after attach(), to {type(self.model)}: undo "
+                "that first"
+            )
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._switch_class(self._base)
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.detach()
+
+    def plain_copy(self, memo: dict) -> nn.Module:
+        """`copy.deepcopy` of the model, unattached."""
+        return plain_copy(
+            self.model,
+            self._base,
+            modules=[self.model, self.embedding],
+            hooks={handle.id for handle in self._handles},
+            memo=memo,
+        )
+
+    def generate(
+        self,
+        base_generate: Callable,
+        config: GenerationConfig | None,
+        args: tuple,
+        kwargs: dict,
+        *,
+        seed: Any,
+        stream: Any,
+        caller: FrameType,
+    ):
+        """One call of the attached model's `generate`.
+
+        Args:
+            base_generate: that of the model's class, with its inputs.
+            config, args, kwargs: what else it was called with.
+            seed, stream: of the noise.
+            caller: the frame of the call.
+        """
+        if self.model.get_output_embeddings() is not self.embedding:
+            raise RuntimeError(
+                "the model's output embedding was replaced after attach(): detach() and attach "
+                "again"
+            )
+        defaults = self.model.generation_config or GenerationConfig()
+        p = plan(defaults, config, kwargs, policy=self.policy, fused=self.fused, caller=caller)
+        self.records = []
+        if not p.sample:
+            return base_generate(p.generation_config, *args, **p.kwargs)
+        self._warn_of(p.policy)
+        call = self._call(p, seed, stream)
+        call.records = [] if self.record else None
+        torch_seed = nullcontext()
+        if not p.fused and call.seed is not None:
+            torch_seed = self._torch_seeded(call.seed)
+        with torch_seed, self.gate.called(call):
+            output = base_generate(p.generation_config, *args, **p.kwargs)
+        if p.fused and not call.sampled:
+            raise RuntimeError(
+                f"{self._base.__name__}.generate did not run _sample; attach with fused=False"
+            )
+        loop.check_status(call)
+        self.records = call.records or []
+        return output
+
+    @staticmethod
+    def _call(p: Plan, seed: Any, stream: Any) -> Call:
+        """A call with its noise; where no seed is given, the fused sampler's comes from torch.
+
+        Raises:
+            ValueError: for a seed or a stream that is none, or that this call cannot use.
+        """
+        seed = None if seed is None else loop.seeds(seed)
+        stream = None if stream is None else loop.streams(stream)
+        if not p.fused and (stream is not None or isinstance(seed, torch.Tensor)):
+            raise ValueError(
+                "seed a prompt and stream need the fused sampler, which cannot serve this call"
+            )
+        if p.fused and seed is None:
+            seed = int(torch.randint(0, 2**63 - 1, ()))
+        return Call(fused=p.fused, policy=p.policy, seed=seed, stream=stream)
+
+    @contextmanager
+    def _torch_seeded(self, seed: int) -> Iterator[None]:
+        """torch's default generator under this seed; its state is put back."""
+        device = self.embedding.weight.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield

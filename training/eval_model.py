@@ -1,0 +1,268 @@
+"""Samples of a model on this machine, many prompts and samples at a time.
+
+Prompts are left-padded. A prompt that several rows of a batch share is read once and its cache
+repeated. Once half of a batch's rows have ended the others go on without them. Noise depends on
+(seed, position) alone, so neither changes a sample, up to the rounding of matrix products.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
+
+from autodeco_fast import Attachment, attach
+from autodeco_fast.numerics import GREEDY_BELOW
+from autodeco_fast.policies import Policy
+from autodeco_fast.training.base_model import positions
+from autodeco_fast.training.eval_prompts import Prompt, encode_prompt
+from autodeco_fast.training.eval_requests import Draw, Drawn, Request, cut_at_stop
+
+_BROKEN = "\ufffd"  # what a tokenizer makes of a part of a character
+
+
+class StopStrings:
+    """Finds stop strings in what is generated.
+
+    One can only be complete after a token that holds its last character, so other rows are not
+    decoded.
+    """
+
+    def __init__(self, tokenizer, stop: Sequence[str], vocabulary: int, device: torch.device):
+        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        last = {s[-1] for s in stop}
+        texts = tokenizer.batch_decode([[i] for i in range(vocabulary)]) if stop else []
+        # Decoded alone, a token may lose the space it begins with.
+        any_token = " " in last
+        self._may_end = torch.tensor(
+            [any_token or _BROKEN in text or not last.isdisjoint(text) for text in texts],
+            dtype=torch.bool,
+            device=device,
+        )
+
+    def found(self, new_ids: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
+        """Which rows of new ids `[B, n]` hold a stop string, of those that have not ended. [B]"""
+        out = torch.zeros_like(ended)
+        if not self.stop:
+            return out
+        for row in (self._may_end[new_ids[:, -1]] & ~ended).nonzero().flatten().tolist():
+            text = decode(self.tokenizer, new_ids[row].tolist())
+            out[row] = any(s in text for s in self.stop)
+        return out
+
+
+def decode(tokenizer, ids: list[int]) -> str:
+    """Text without special tokens, spaces as they are."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class _Ends(StoppingCriteria):
+    """Notes which rows have ended, and after how many tokens of this call."""
+
+    def __init__(
+        self, strings: StopStrings, eos: torch.Tensor, *, start: int, rows: int, early: bool
+    ):
+        """
+        Args:
+            start: length of the padded prompts.
+            early: whether to stop once half of the rows have ended.
+        """
+        self.early = early
+        self.strings, self.eos, self.start = strings, eos, start
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=eos.device)
+        self.length = torch.zeros(rows, dtype=torch.int64, device=eos.device)
+
+    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
+        new = input_ids[:, self.start :]
+        self.length += ~self.ended
+        ending = torch.isin(new[:, -1], self.eos) | self.strings.found(new, self.ended)
+        self.ended |= ending
+        return self.ended | (2 * self.ended.sum() >= len(new)) if self.early else self.ended
+
+
+class LocalModel:
+    """Draws from a causal language model of transformers."""
+
+    def __init__(
+        self, model, tokenizer, prompts: Sequence[Prompt], *, max_new_tokens: int, stop=()
+    ):
+        """
+        Raises:
+            ValueError: naming the line of a prompt that the model or tokenizer cannot take.
+        """
+        self.model, self.tokenizer, self.max_new_tokens = model.eval(), tokenizer, max_new_tokens
+        self.ids = [self._encoded(prompt) for prompt in prompts]
+        device, eos = model.device, model.generation_config.eos_token_id
+        eos = tokenizer.eos_token_id if eos is None else eos
+        self.eos = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=device).long()
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        self.strings = StopStrings(tokenizer, stop, vocabulary, device)
+        pad = tokenizer.pad_token_id
+        self.pad = pad if pad is not None else next(iter(self.eos.tolist()), 0)
+
+    def _encoded(self, prompt: Prompt) -> list[int]:
+        ids, where = encode_prompt(self.tokenizer, prompt), f"prompts, line {prompt.line}"
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        if max(ids) >= vocabulary:
+            raise ValueError(
+                f"{where}: the tokenizer makes id {max(ids)} of it, the model's vocabulary has "
+                f"{vocabulary}"
+            )
+        limit = positions(self.model.config)
+        if limit and len(ids) + self.max_new_tokens > limit:
+            raise ValueError(
+                f"{where}: it has {len(ids)} tokens, with max_new_tokens {self.max_new_tokens} "
+                f"more than the model's {limit} positions"
+            )
+        return ids
+
+    def length(self, prompt: int) -> int:
+        """Of a prompt, in tokens: those of similar length are drawn together."""
+        return len(self.ids[prompt])
+
+    @contextmanager
+    def under(self, policy: Policy) -> Iterator[Draw]:
+        """Yields what draws a batch of samples under a policy."""
+        with attach(self.model, policy, record=True) as attachment:
+            self._warm_up()
+            yield lambda requests: self._draw(attachment, policy, requests)
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Compiles what is compiled on first use, which is no speed of the policy."""
+        ids, mask = left_padded([[self.pad, self.pad]] * 2, self.pad, self.model.device)
+        self.model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=2,
+            seed=torch.tensor([0, 1]),
+            pad_token_id=self.pad,
+        )
+
+    @torch.inference_mode()
+    def _draw(
+        self, attachment: Attachment, policy: Policy, requests: Sequence[Request]
+    ) -> list[Drawn]:
+        batch = _Batch(self, requests)
+        if not policy.remembers:  # a memory would not survive the thinning
+            batch.prefill()
+        while batch.rows:
+            batch.step(attachment)
+        return [self._drawn(row) for row in batch.drawn]
+
+    def _drawn(self, row: "_Row") -> Drawn:
+        return Drawn(
+            text=cut_at_stop(decode(self.tokenizer, row.tokens), self.strings.stop),
+            tokens=row.tokens,
+            temperature=row.temperature,
+            kept=row.kept,
+            truncated=not row.ended,
+            length=len(row.tokens),
+        )
+
+
+def left_padded(prompts: Sequence[list[int]], pad: int, device) -> tuple:
+    """Ids `[B, L]` and their mask."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
+
+
+@dataclass
+class _Row:
+    """What has been drawn of a request."""
+
+    tokens: list[int]
+    temperature: list[float]
+    kept: list[int]
+    ended: bool = False
+
+
+class _Batch:
+    """Requests that are drawn together; the rows of those that have ended are left out."""
+
+    def __init__(self, of: LocalModel, requests: Sequence[Request]):
+        self.of, self.requests = of, requests
+        prompts = [of.ids[request.prompt] for request in requests]
+        self.ids, self.mask = left_padded(prompts, of.pad, of.model.device)
+        self.seeds = torch.tensor([request.seed for request in requests])
+        self.start = self.ids.shape[1]
+        self.drawn = [_Row([], [], []) for _ in requests]
+        self.rows = list(range(len(requests)))  # which request a row of `ids` is
+        self.cache: DynamicCache | None = None
+
+    def prefill(self) -> None:
+        """Reads each prompt once, if the model's cache can be repeated and thinned."""
+        model = self.of.model
+        cache = DynamicCache(config=model.config)
+        if any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return
+        self.cache = cache
+        numbers = [request.prompt for request in self.requests]
+        first = {number: numbers.index(number) for number in numbers}
+        if self.start > 1 and len(first) < len(numbers):
+            index = torch.tensor(list(first.values()), device=self.ids.device)
+            model.generate(
+                input_ids=self.ids[index],
+                attention_mask=self.mask[index],
+                past_key_values=cache,
+                max_new_tokens=1,
+                do_sample=False,
+                pad_token_id=self.of.pad,
+            )
+            cache.crop(-1)  # the last token is read again: it makes the first logits
+            order = {number: row for row, number in enumerate(first)}
+            cache.batch_select_indices(
+                torch.tensor([order[number] for number in numbers], device=self.ids.device)
+            )
+
+    def step(self, attachment: Attachment) -> None:
+        """Draws until half of the rows have ended, or all where there is no cache to go on from."""
+        of, length = self.of, self.ids.shape[1]
+        ends = _Ends(
+            of.strings,
+            of.eos,
+            start=self.start,
+            rows=len(self.rows),
+            early=self.cache is not None,
+        )
+        cached = {} if self.cache is None else {"past_key_values": self.cache}
+        out = of.model.generate(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            max_new_tokens=of.max_new_tokens - (length - self.start),
+            seed=self.seeds[self.rows],
+            stopping_criteria=StoppingCriteriaList([ends]),
+            pad_token_id=of.pad,
+            eos_token_id=of.eos.tolist() or None,
+            **cached,
+        )
+        self._take(out[:, length:], attachment, ends)
+        more = out.shape[1] - self.start < of.max_new_tokens
+        going = (~ends.ended).nonzero().flatten() if more else ends.ended.new_zeros(0).long()
+        self.rows = [self.rows[row] for row in going.tolist()]
+        if self.rows:
+            self.ids, grown = out[going], out.new_ones(len(going), out.shape[1] - length)
+            self.mask = torch.cat([self.mask[going], grown], 1)
+            self.cache.batch_select_indices(going)
+
+    def _take(self, new: torch.Tensor, attachment: Attachment, ends: "_Ends") -> None:
+        """Adds what was drawn to its requests."""
+        T = torch.stack([record.temperature for record in attachment.records], 1)
+        kept = torch.stack([record.kept for record in attachment.records], 1)
+        kept = torch.where(T < GREEDY_BELOW, 1, kept)
+        columns = zip(
+            self.rows, new.tolist(), T.tolist(), kept.tolist(), ends.length.tolist(), ends.ended
+        )
+        for request, tokens, temperatures, sizes, n, ended in columns:
+            row = self.drawn[request]
+            row.tokens += tokens[:n]
+            row.temperature += [round(t, 4) for t in temperatures[:n]]
+            row.kept += sizes[:n]
+            row.ended = bool(ended)

@@ -1,0 +1,174 @@
+"""The tables of an evaluation, and its page: one file that needs nothing else."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from autodeco_fast.training import report_page as html
+from autodeco_fast.training.eval_figures import Point, draw
+from autodeco_fast.training.eval_measures import Interval
+from autodeco_fast.training.eval_prompts import Prompt
+from autodeco_fast.training.eval_store import Sample
+from autodeco_fast.training.shading import HOTTEST, token_texts
+
+PROMPTS, SAMPLES = 6, 2  # whose texts are shown: prompts, and samples of each under a policy
+# What the frontier is drawn against: measure → label of the axis.
+DIVERSITY = {
+    "entropy": "entropy of a record's fields, nats",
+    "distinct": "share of a prompt's samples that differ",
+    "distinct_2": "share of a prompt's word pairs that differ",
+}
+_SHOWN_TOKENS = 400  # of a sample
+_Cell = Callable[[dict, dict], str]  # of a policy and its measures
+
+
+def _of(name: str) -> _Cell:
+    return lambda policy, measures: str(Interval(**measures[name])) if name in measures else "–"
+
+
+def _mean(name: str, form: str) -> _Cell:
+    def cell(policy: dict, measures: dict) -> str:
+        value = measures.get(name, {}).get("mean")
+        return "–" if value is None else format(value, form)
+
+    return cell
+
+
+def _speed(policy: dict, measures: dict) -> str:
+    speed = policy["tokens_per_second"]
+    return "–" if speed is None else f"{speed:,.0f}"
+
+
+def _columns(measures: dict, *, short: bool) -> dict[str, _Cell]:
+    """Heading → what a policy shows there."""
+    most = max(int(name.partition("@")[2]) for name in measures if name.startswith("pass@"))
+    entropies = [name for name in measures if name.startswith("entropy:")]
+    columns: dict[str, _Cell] = {"score": _of("score")}
+    show = (lambda name: _mean(name, ".3f")) if short else _of
+    if most > 1:
+        columns[f"pass@{most}"] = show(f"pass@{most}")
+    valid = f"{'d.' if short else 'distinct and'} valid@{most}"
+    columns[valid] = show(f"distinct_valid@{most}")
+    if entropies:
+        columns["entropy"] = _of("entropy")
+    if not short:
+        columns |= {f"entropy of {name.partition(':')[2]}": _of(name) for name in entropies}
+    columns["distinct"] = show("distinct")
+    columns["distinct-2"] = show("distinct_2")
+    return {
+        **columns,
+        "T": _mean("temperature", ".2f"),
+        "kept": _mean("kept", ",.1f"),
+        **({} if short else {"tokens": _mean("tokens", ".1f")}),
+        "truncated": _mean("truncated", ".0%"),
+        "tokens/s": _speed,
+    }
+
+
+def _cells(policies: Sequence[dict], task: str, *, short: bool) -> tuple[list[str], list[list]]:
+    """A table's head, and a line a policy."""
+    columns = _columns(policies[0]["tasks"][task], short=short)
+    lines = [
+        [p["policy"], *(cell(p, p["tasks"][task]) for cell in columns.values())] for p in policies
+    ]
+    return ["policy", *columns], lines
+
+
+def tables(results: dict) -> list[Table]:
+    """One a task, for the terminal."""
+    policies, found = results["policies"], []
+    for task in policies[0]["tasks"]:
+        head, lines = _cells(policies, task, short=True)
+        table = Table(title=f"{task} (95 % intervals over prompts)", box=SIMPLE_HEAD)
+        for number, name in enumerate(head):
+            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        found.append(table)
+    return found
+
+
+def page(
+    results: dict, prompts: Sequence[Prompt], samples: Iterable[Sample], tokenizer=None
+) -> str:
+    """The whole page; without a tokenizer samples are not shaded."""
+    policies = results["policies"]
+    body = [html.paragraph(_facts(results, len(prompts)))]
+    for task in policies[0]["tasks"]:
+        body += _frontiers(policies, task)
+        head, lines = _cells(policies, task, short=False)
+        body += [html.heading(f"Measures: {task}"), html.table(head, lines)]
+    body += [html.paragraph(_WORDS), *_texts(policies, prompts, samples, tokenizer)]
+    return html.page("Policies on the same prompts", body)
+
+
+_WORDS = (
+    "Intervals are 95 % bootstrap intervals over prompts. Pass@k: at least one of k samples is "
+    "right, unbiased. Distinct and valid@k: different right samples among k, over k. Entropy: of "
+    "the values in equally many valid records of a prompt. Distinct: different samples over all; "
+    "distinct-2: different word pairs over all. T and kept: means over tokens. Truncated: samples "
+    "that reached the token limit."
+)
+
+
+def _facts(results: dict, prompts: int) -> str:
+    settings = results["settings"]
+    name = settings["model"] or f"{settings['endpoint_model']} at {settings['endpoint']}"
+    return (
+        f"{name}; {prompts} prompts of {settings['prompts']}, {settings['samples']} samples of "
+        f"each under every policy, the same seeds; scorer {settings['scorer']}."
+    )
+
+
+def _frontiers(policies: Sequence[dict], task: str) -> list[str]:
+    """A figure for each kind of diversity that was measured; the words of records say nothing."""
+    measured = policies[0]["tasks"][task]
+    kinds = ("entropy", "distinct") if "entropy" in measured else ("distinct", "distinct_2")
+    figures = []
+    for kind in kinds:
+        points = [
+            Point(p["policy"], p["family"], p["tasks"][task]["score"], p["tasks"][task][kind])
+            for p in policies
+            if p["tasks"][task][kind]["mean"] is not None
+        ]
+        if points:
+            figures.append(
+                html.image(
+                    f"{task}-{kind}".replace(" ", "-"),
+                    draw(points, DIVERSITY[kind]),
+                    f"Score against diversity: {task}",
+                    "A point a policy with its 95 % intervals, a curve through the best of each "
+                    "family. Up and to the right is better.",
+                    kind="svg+xml",
+                )
+            )
+    return figures
+
+
+def _texts(
+    policies: Sequence[dict], prompts: Sequence[Prompt], samples: Iterable[Sample], tokenizer
+) -> list[str]:
+    """Some samples of the first prompts, shaded by temperature where tokens are known."""
+    shown: dict[tuple[str, int], list[Sample]] = {}
+    for sample in samples:
+        if sample.prompt < PROMPTS and sample.sample < SAMPLES:
+            shown.setdefault((sample.policy, sample.prompt), []).append(sample)
+    legend = "White is T = 0, deep orange T = 2; point at a token for its temperature."
+    blocks = [html.heading("Samples"), *([html.paragraph(legend)] if tokenizer else [])]
+    for number, prompt in enumerate(prompts[:PROMPTS]):
+        inside = [html.shaded([], HOTTEST, before=prompt.shown)]
+        for policy in policies:
+            drawn = sorted(shown.get((policy["policy"], number), ()), key=lambda s: s.sample)
+            inside.append(html.heading(policy["policy"], level=3))
+            inside += [_shaded(sample, tokenizer) for sample in drawn]
+        about = f"line {prompt.line}{': ' if prompt.task else ''}{prompt.task}"
+        blocks.append(html.details(about, inside))
+    return blocks
+
+
+def _shaded(sample: Sample, tokenizer) -> str:
+    if tokenizer is None or sample.tokens is None or sample.temperature is None:
+        return html.shaded([], HOTTEST, before=sample.text)
+    texts = token_texts(tokenizer, sample.tokens[:_SHOWN_TOKENS])
+    return html.shaded(list(zip(texts, sample.temperature)), HOTTEST)

@@ -1,0 +1,99 @@
+"""Prompts of an evaluation: JSONL, each line with `prompt` (text) or `messages` (a chat), an
+optional `task` that results are grouped by, and the fields that the scorer reads."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from autodeco_fast.errors import foreign, parse_json
+from autodeco_fast.training.data import is_chat
+from autodeco_fast.values import text
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A line of the file."""
+
+    line: int  # in the file, from 1
+    fields: dict  # all of them
+
+    @property
+    def content(self) -> str | list[dict]:
+        """Its text, or its chat messages."""
+        return self.fields["prompt"] if "prompt" in self.fields else self.fields["messages"]
+
+    @property
+    def task(self) -> str:
+        return self.fields.get("task", "")
+
+    @property
+    def shown(self) -> str:
+        """As text for the eye."""
+        content = self.content
+        if isinstance(content, str):
+            return content
+        return "\n".join(f"{m['role']}: {m['content']}" for m in content)
+
+
+def _complaint(fields: object) -> str | None:
+    if not isinstance(fields, dict):
+        return f"a prompt must be a JSON object, got {type(fields).__name__}"
+    if ("prompt" in fields) == ("messages" in fields):
+        return "must have either prompt or messages"
+    if "prompt" in fields and not (isinstance(fields["prompt"], str) and fields["prompt"]):
+        return "prompt must be text"
+    if "messages" in fields and not is_chat(fields["messages"]):
+        return "messages must be a list of objects with role and content"
+    if not isinstance(fields.get("task", ""), str):
+        return f"task must be text, got {type(fields['task']).__name__}"
+    try:
+        text("prompt", json.dumps(fields, ensure_ascii=False))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """All prompts of a file; empty lines are skipped.
+
+    Raises:
+        ValueError: naming the line, if one is none; if there is no such file, or none in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"prompts must be a JSONL file, got {str(path)!r}, which is no file")
+    found = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            fields = parse_json(line, f"{path}, line {number}")
+            complaint = _complaint(fields)
+            if complaint:
+                raise ValueError(f"{path}, line {number}: {complaint}")
+            found.append(Prompt(number, fields))
+    if not found:
+        raise ValueError(f"prompts must hold at least one, {path} has none")
+    return found
+
+
+def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
+    """Its ids, with the generation prompt of a chat.
+
+    Raises:
+        ValueError: for a chat that the tokenizer has no template for or whose template does not
+            take it, or a prompt without a token.
+    """
+    where = f"prompts, line {prompt.line}"
+    if isinstance(prompt.content, str):
+        ids = list(tokenizer(prompt.content).input_ids)
+    elif not tokenizer.chat_template:
+        raise ValueError(f"{where}: messages need a chat template, which the tokenizer has not")
+    else:
+        with foreign(f"{where}: the tokenizer's chat template does not take the messages"):
+            ids = tokenizer.apply_chat_template(
+                prompt.content, add_generation_prompt=True, return_dict=False
+            )
+            ids = list(ids)
+    if not ids:
+        raise ValueError(f"{where}: prompt must hold a token of the model")
+    return ids

@@ -1,0 +1,199 @@
+"""An evaluation on disk.
+
+    eval.json      what fixes a sample: settings, fingerprints of prompts, model and heads
+    samples.jsonl  a line a sample, in the order they were drawn; a torn last line is dropped
+    speed.jsonl    a line a batch: policy, samples, tokens, seconds
+
+A line of samples.jsonl holds: policy, prompt (its number from 0), sample, seed, text, tokens (ids),
+temperature and kept (one a token), score, truncated. tokens and kept are null where a server does
+not tell them; score is null where the scorer failed, until the run is continued.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autodeco_fast.errors import parse_json, read_json_object
+from autodeco_fast.files import append_text, write_text
+
+MANIFEST, SAMPLES, SPEED = "eval.json", "samples.jsonl", "speed.jsonl"
+_BLOCK = 1 << 16  # bytes read at a time
+Key = tuple[str, int, int]  # policy, prompt, sample
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A line of samples.jsonl."""
+
+    policy: str
+    prompt: int
+    sample: int
+    seed: int
+    text: str
+    tokens: list[int] | None
+    temperature: list[float] | None
+    kept: list[int] | None
+    score: float | None
+    truncated: bool
+    length: int  # in tokens
+
+    @property
+    def key(self) -> Key:
+        return self.policy, self.prompt, self.sample
+
+    def line(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What measures need of a sample; sums over its tokens, None where they are not known."""
+
+    text: str
+    score: float | None
+    truncated: bool
+    tokens: int
+    temperature: float | None
+    kept: float | None
+
+    @classmethod
+    def of(cls, sample: Sample) -> "Outcome":
+        T, kept = sample.temperature, sample.kept
+        return cls(
+            text=sample.text,
+            score=sample.score,
+            truncated=sample.truncated,
+            tokens=sample.length,
+            temperature=None if T is None else sum(T),
+            kept=None if kept is None else float(sum(kept)),
+        )
+
+
+class Store:
+    """The samples of a run that begins or continues in a folder."""
+
+    def __init__(self, folder: Path, manifest: dict):
+        """
+        Args:
+            manifest: what must be the same for a run to be continued. But `policies` maps texts to
+                fingerprints, and may grow; where `scorer` is another, all is to be scored again.
+
+        Raises:
+            ValueError: if the folder holds another run, or lines that are no samples.
+        """
+        self.folder, self.samples = folder, folder / SAMPLES
+        self.manifest = self._begun(manifest)
+        _drop_torn_line(self.samples)
+        self.outcomes: dict[Key, Outcome] = {}
+        for sample in self.read():
+            if sample.key in self.outcomes:
+                raise ValueError(f"{self.samples} holds {sample.key} twice")
+            self.outcomes[sample.key] = Outcome.of(sample)
+        another = self.manifest["scorer"] != manifest["scorer"]
+        self.to_score = {key for key, o in self.outcomes.items() if another or o.score is None}
+        if another and not self.to_score:
+            self._write_manifest(scorer=manifest["scorer"])
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.outcomes
+
+    def _begun(self, manifest: dict) -> dict:
+        """The manifest on disk, with what is new in this one."""
+        path = self.folder / MANIFEST
+        if not path.exists():
+            if self.samples.exists():
+                raise ValueError(f"output {str(self.folder)!r} holds {SAMPLES}, but no {MANIFEST}")
+            self.manifest = manifest
+            self._write_manifest()
+            return manifest
+        self.manifest = found = read_json_object(path)
+        for name in sorted({*manifest, *found} - {"policies", "scorer"}):
+            if found.get(name) != manifest.get(name):
+                raise ValueError(
+                    f"output {str(self.folder)!r} holds another run: {name} {found.get(name)!r}, "
+                    f"not {manifest.get(name)!r}"
+                )
+        before = found.get("policies", {})
+        changed = [
+            text for text, said in manifest["policies"].items() if before.get(text, said) != said
+        ]
+        if changed:
+            raise ValueError(
+                f"output {str(self.folder)!r} holds another run: {changed[0]!r} was another head"
+            )
+        self._write_manifest(policies={**before, **manifest["policies"]})
+        return self.manifest
+
+    def _write_manifest(self, **changes) -> None:
+        self.manifest = {**self.manifest, **changes}
+        text = json.dumps(self.manifest, indent=1, ensure_ascii=False)
+        write_text(self.folder / MANIFEST, text + "\n")
+
+    def read(self) -> Iterator[Sample]:
+        """All samples on disk.
+
+        Raises:
+            ValueError: naming a line that is none.
+        """
+        if not self.samples.exists():
+            return
+        with self.samples.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{self.samples}, line {number}"
+                value = parse_json(line, where)
+                try:
+                    yield Sample(**value)
+                except TypeError:
+                    raise ValueError(f"{where} is no sample") from None
+
+    def append(self, samples: Iterable[Sample]) -> None:
+        """Adds samples, all of them or none; those that are there already are left out."""
+        new = [sample for sample in samples if sample.key not in self.outcomes]
+        append_text(self.samples, "".join(sample.line() for sample in new))
+        self.outcomes |= {sample.key: Outcome.of(sample) for sample in new}
+
+    def rewrite(self, samples: Sequence[Sample], scorer: str) -> None:
+        """Puts these samples, all scored by one scorer, in place of those that are there."""
+        write_text(self.samples, "".join(sample.line() for sample in samples))
+        self._write_manifest(scorer=scorer)
+        self.outcomes = {sample.key: Outcome.of(sample) for sample in samples}
+        self.to_score = set()
+
+    def note_speed(self, policy: str, *, samples: int, tokens: int, seconds: float) -> None:
+        """Adds a batch to speed.jsonl."""
+        noted = {"policy": policy, "samples": samples, "tokens": tokens, "seconds": seconds}
+        append_text(self.folder / SPEED, json.dumps(noted, ensure_ascii=False) + "\n")
+
+    def speeds(self) -> dict[str, float]:
+        """policy → tokens a second, over all batches."""
+        path = self.folder / SPEED
+        _drop_torn_line(path)
+        sums: dict[str, list[float]] = {}
+        if path.exists():
+            with path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    noted = parse_json(line, f"{path}, line {number}")
+                    total = sums.setdefault(noted["policy"], [0.0, 0.0])
+                    total[0] += noted["tokens"]
+                    total[1] += noted["seconds"]
+        return {policy: tokens / seconds for policy, (tokens, seconds) in sums.items()}
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cuts what stands after the last end of a line: a write that was killed."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        at = end = file.seek(0, os.SEEK_END)
+        while at:
+            start = max(0, at - _BLOCK)
+            file.seek(start)
+            found = file.read(at - start).rfind(b"\n")
+            if found >= 0:
+                at = start + found + 1
+                break
+            at = start
+        if at < end:
+            file.truncate(at)

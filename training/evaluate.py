@@ -1,0 +1,311 @@
+"""`autodeco-fast eval`: policies on the same prompts under the same noise, scored and measured."""
+
+import json
+import platform
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from autodeco_fast import __version__
+from autodeco_fast.files import output_folder, write_text
+from autodeco_fast.policies import Policy, parse
+from autodeco_fast.training import base_model
+from autodeco_fast.training.console import progress_bar
+from autodeco_fast.training.eval_config import EvalConfig, named_policies
+from autodeco_fast.training.eval_measures import Bootstrap, Measured, of_prompt, summarised
+from autodeco_fast.training.eval_prompts import Prompt, read_prompts
+from autodeco_fast.training.eval_requests import Drawn, Request, Source, batches
+from autodeco_fast.training.eval_store import Sample, Store
+from autodeco_fast.training.scan_store import fingerprint
+from autodeco_fast.training.scorers import Scorer, load_scorer
+
+RESULTS, PAGE = "results.json", "eval.html"
+ALL = "all"  # the name of all tasks together
+_TABLE_WIDTH = 140  # a narrower terminal wraps lines, which is better than columns of three letters
+_LIBRARIES = ("torch", "transformers", "triton", "numpy", "math-verify")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A policy of the run, under the text and in the family it is shown by."""
+
+    text: str
+    family: str
+    policy: Policy
+
+
+def entries(config: EvalConfig) -> list[Entry]:
+    """The policies of a run.
+
+    Raises:
+        ValueError: for a text that is none, or one that is there twice.
+    """
+    found: dict[str, Entry] = {}
+    for text, family in named_policies(config).items():
+        policy = parse(text)
+        canonical = str(policy)
+        if canonical in found:
+            raise ValueError(f"policy must be there once, got {canonical!r} twice")
+        found[canonical] = Entry(canonical, family or family_of(canonical), policy)
+    return list(found.values())
+
+
+def family_of(text: str) -> str:
+    """What a policy is without its numbers: `static T min_p`."""
+    return " ".join(word.partition("=")[0] for word in shlex.split(text))
+
+
+def evaluate(config: EvalConfig, *, console: Console | None = None) -> dict:
+    """Draws what is missing, scores, measures, and writes results.json and eval.html.
+
+    A run that was killed is continued by the same call; so is one with more policies, or with
+    another scorer, for which nothing is drawn again.
+
+    Args:
+        console: of the progress and the tables; standard error by default.
+
+    Returns:
+        What results.json holds: `settings`, `versions`, `policies`, each with `tasks` (task →
+        measure → mean, low, high) and `prompts` (measures of each).
+
+    Raises:
+        ValueError: for input that cannot be used, before a model is loaded where possible; for
+            another run in the output; for a scorer that fails, when all that was drawn is written.
+    """
+    console = console or Console(stderr=True, markup=False)
+    prompts, scorer = read_prompts(config.prompts), load_scorer(config.scorer)
+    scorer.check(prompts)
+    compared = entries(config)
+    with output_folder(config.output):
+        source, identity = _source(config, prompts)
+        run = Run(config, prompts=prompts, scorer=scorer, compared=compared, source=source)
+        store = Store(config.output, run.manifest(identity))
+        run.score_again(store)
+        run.draw(store, console)
+        results = run.results(store)
+        _write(results, run, store, console)
+    return results
+
+
+def _source(config: EvalConfig, prompts: Sequence[Prompt]) -> tuple[Source, dict]:
+    """What samples are drawn from, and what it is known by."""
+    drawn = {"max_new_tokens": config.max_new_tokens, "stop": config.stop}
+    if config.endpoint is not None:
+        from autodeco_fast.training.eval_endpoint import Endpoint
+
+        source = Endpoint(config.endpoint, config.endpoint_model, prompts, **drawn)
+        return source, {"endpoint": config.endpoint, "endpoint_model": config.endpoint_model}
+    from autodeco_fast.training.eval_model import LocalModel
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, config.dtype, None) or base_model.frozen_dtype(device)
+    tokenizer = base_model.load_tokenizer(config.model)
+    model = base_model.load_causal_lm(config.model, dtype=dtype).to(device)
+    identity = {"model": model_fingerprint(model, tokenizer), "dtype": str(dtype)}
+    return LocalModel(model, tokenizer, prompts, **drawn), identity
+
+
+def model_fingerprint(model, tokenizer) -> str:
+    """Of the names, shapes and some values of every weight, and of the vocabulary."""
+    parts: list[bytes | torch.Tensor] = [repr(sorted(tokenizer.get_vocab().items())).encode()]
+    for name, weight in sorted(model.named_parameters()):
+        parts.append(f"{name} {tuple(weight.shape)}".encode())
+        flat = weight.detach().flatten()
+        parts.append(flat[:: max(1, len(flat) // 1024)].float())
+    return fingerprint(*parts)
+
+
+def policy_fingerprint(policy: Policy) -> str:
+    """Of its text and, of a head, its weights."""
+    parts: list[bytes | torch.Tensor] = [str(policy).encode()]
+    head = getattr(policy, "head", None)
+    if head is not None:
+        parts.append(repr(head).encode())
+        parts += [t.float() for _, t in sorted(head.state_dict().items())]
+    return fingerprint(*parts)
+
+
+class Run:
+    """One evaluation: what is drawn, how it is scored, what comes out."""
+
+    def __init__(
+        self,
+        config: EvalConfig,
+        *,
+        prompts: Sequence[Prompt],
+        scorer: Scorer,
+        compared: Sequence[Entry],
+        source: Source,
+    ):
+        self.config, self.prompts, self.scorer = config, prompts, scorer
+        self.compared, self.source = compared, source
+        self.plan = batches(
+            source,
+            prompts=len(prompts),
+            samples=config.samples,
+            size=config.batch_size,
+            seed=config.seed,
+        )
+
+    def manifest(self, identity: dict) -> dict:
+        """What fixes a sample, and by what it was scored."""
+        return {
+            "format": 1,
+            "prompts": fingerprint(self.config.prompts.read_bytes()),
+            **identity,
+            "seed": self.config.seed,
+            "max_new_tokens": self.config.max_new_tokens,
+            "stop": list(self.config.stop),
+            "policies": {entry.text: policy_fingerprint(entry.policy) for entry in self.compared},
+            "scorer": self.scorer.identity,
+        }
+
+    def score_again(self, store: Store) -> None:
+        """Scores samples whose scorer failed, or all, if another scored them."""
+        if not store.to_score:
+            return
+        samples, size = list(store.read()), self.config.batch_size
+        due = [s for s in samples if s.key in store.to_score]
+        scores = {}
+        for i in range(0, len(due), size):
+            chunk = due[i : i + size]
+            found = self.scorer.scores(
+                [self.prompts[s.prompt] for s in chunk], [s.text for s in chunk]
+            )
+            scores |= zip((s.key for s in chunk), found)
+        scored = [replace(s, score=scores.get(s.key, s.score)) for s in samples]
+        store.rewrite(scored, self.scorer.identity)
+
+    def draw(self, store: Store, console: Console) -> None:
+        """Draws what is missing."""
+        total = sum(map(len, self.plan)) * len(self.compared)
+        with progress_bar(console) as move:
+            move(total=total, completed=0)
+            for number, entry in enumerate(self.compared, 1):
+                missing = [b for b in self.plan if any(_key(entry, r) not in store for r in b)]
+                done = sum(map(len, self.plan)) - sum(map(len, missing))
+                about = f"policy {number} of {len(self.compared)}: {entry.text}"
+                move(advance=done, description=about)
+                if missing:
+                    self._draw_under(entry, missing, store, move=move)
+
+    def _draw_under(
+        self, entry: Entry, missing: list[list[Request]], store: Store, *, move: Callable
+    ) -> None:
+        with self.source.under(entry.policy) as draw:
+            for requests in missing:
+                began = time.perf_counter()
+                drawn = draw(requests)
+                seconds = time.perf_counter() - began
+                tokens = sum(d.length for d in drawn)
+                self._keep(entry, requests, drawn, store=store)
+                store.note_speed(
+                    entry.text, samples=len(drawn), tokens=tokens, seconds=round(seconds, 6)
+                )
+                move(
+                    advance=len(drawn),
+                    description=f"samples, {tokens / seconds:,.0f} tokens/s, {entry.text}",
+                )
+
+    def _keep(
+        self, entry: Entry, requests: list[Request], drawn: list[Drawn], *, store: Store
+    ) -> None:
+        """Scores and writes a batch; unscored, if the scorer fails."""
+        scores: list[float | None] = [None] * len(drawn)
+        try:
+            scores = self.scorer.scores(
+                [self.prompts[r.prompt] for r in requests], [d.text for d in drawn]
+            )
+        finally:
+            store.append(
+                Sample(policy=entry.text, score=score, **asdict(request), **asdict(d))
+                for request, d, score in zip(requests, drawn, scores)
+            )
+
+    def results(self, store: Store) -> dict:
+        """What results.json holds."""
+        speeds = store.speeds()
+        policies = []
+        for entry in self.compared:
+            measured = [self._measured(entry, p, store) for p in range(len(self.prompts))]
+            policies.append(
+                {
+                    "policy": entry.text,
+                    "family": entry.family,
+                    "tokens_per_second": speeds.get(entry.text),
+                    "tasks": {
+                        task: {name: asdict(interval) for name, interval in measures.items()}
+                        for task, measures in by_task(measured).items()
+                    },
+                    "prompts": [_values(m) for m in measured],
+                }
+            )
+        settings = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self.config).items()
+        }
+        return {"settings": settings, "versions": versions(), "policies": policies}
+
+    def _measured(self, entry: Entry, prompt: int, store: Store) -> Measured:
+        outcomes = [
+            store.outcomes[entry.text, prompt, sample] for sample in range(self.config.samples)
+        ]
+        return of_prompt(
+            self.prompts[prompt],
+            outcomes,
+            self.scorer,
+            success=self.config.success,
+            records=self.config.records,
+        )
+
+
+def _key(entry: Entry, request: Request) -> tuple[str, int, int]:
+    return entry.text, request.prompt, request.sample
+
+
+def _values(measured: Measured) -> dict:
+    """Measures of one prompt; None where there is nothing to measure."""
+    values = {name: a / b if b else None for name, (a, b) in measured.pairs.items()}
+    return {"line": measured.prompt.line, "task": measured.prompt.task, **values}
+
+
+def by_task(measured: Sequence[Measured]) -> dict[str, dict]:
+    """Measures over all prompts, then over those of each task, if there is more than one."""
+    tasks = list(dict.fromkeys(m.prompt.task for m in measured))
+    groups = {ALL: list(measured)}
+    if len(tasks) > 1:
+        groups |= {
+            task or "other": [m for m in measured if m.prompt.task == task] for task in tasks
+        }
+    return {task: summarised(group, Bootstrap(len(group))) for task, group in groups.items()}
+
+
+def versions() -> dict[str, str]:
+    """Of this library, what it stands on, and the machine."""
+    found = {"autodeco-fast": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    return {**found, "device": device or platform.machine()}
+
+
+def _write(results: dict, run: Run, store: Store, console: Console) -> None:
+    from autodeco_fast.training.eval_page import page, tables
+
+    output = run.config.output
+    write_text(output / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    tokenizer = getattr(run.source, "tokenizer", None)
+    write_text(output / PAGE, page(results, run.prompts, store.read(), tokenizer))
+    wide = Console(file=console.file, markup=False, width=max(console.width, _TABLE_WIDTH))
+    for table in tables(results):
+        wide.print(table)
+    console.print(f"written to {output}: {PAGE}, {RESULTS}, samples.jsonl", soft_wrap=True)

@@ -1,0 +1,339 @@
+"""Scorers: what a completion is worth, by name or from a user's function.
+
+    name     a prompt's fields                      a completion scores 1 if
+    exact    answer: text, or several               it is the answer, but for space around it
+    math     answer: text or a number               its answer is equal, by math-verify: the last
+                                                    \\boxed{}, else after the last ####, else the
+                                                    last number or formula
+    json     keys: list; first_line: true;          it (its first line), after the prefix, is one
+             prefix: text                           JSON object with exactly these keys
+    choice   allowed: list                          it is one of these, but for case, punctuation
+                                                    and space around it
+    checks   checks: map, see training/eval_checks  score is the share of checks it meets
+
+`module:function` is called as TRL calls a reward function: with the keyword arguments `prompts`
+(text, or chat messages), `completions` (text) and, for every other field it names (all, if it takes
+`**fields`), a list with that field of each prompt. It returns a score for each completion.
+"""
+
+import importlib
+import inspect
+import json
+import logging
+import os
+import sys
+import threading
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from autodeco_fast.errors import foreign
+from autodeco_fast.training import eval_checks
+from autodeco_fast.training.eval_prompts import Prompt
+from autodeco_fast.training.scan_store import fingerprint
+from autodeco_fast.values import finite
+
+_READ_AT_MOST = 20_000  # characters at the end of a completion that an answer is looked for in
+_SECONDS = 5  # for one answer
+
+
+def _collapsed(completion: str, fields: dict) -> str:
+    return " ".join(completion.split())
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores completions.
+
+    `complaint` says what a prompt's fields lack. Two completions are the same if they have the same
+    `canonical` form. `record` gives the values of a valid completion's fields, where it has fields.
+    """
+
+    name: str
+    scores: Callable[[Sequence[Prompt], Sequence[str]], list[float]]
+    complaint: Callable[[dict], str | None]
+    canonical: Callable[[str, dict], str] = _collapsed
+    record: Callable[[str, dict], dict[str, str] | None] | None = None
+    source: str = ""  # of a user's function
+
+    @property
+    def identity(self) -> str:
+        """Changes when scores may."""
+        return f"{self.name} {fingerprint(self.source.encode())}" if self.source else self.name
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raises ValueError naming the first line that lacks what this scorer needs."""
+        for prompt in prompts:
+            said = self.complaint(prompt.fields)
+            if said:
+                raise ValueError(f"prompts, line {prompt.line}: {said} (scorer {self.name})")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(_is_text, value))
+
+
+def _needs(field: str, fits: Callable[[object], bool], expected: str) -> Callable:
+    def complaint(fields: dict) -> str | None:
+        if field not in fields:
+            return f"{field} is missing"
+        return None if fits(fields[field]) else f"{field} must be {expected}"
+
+    return complaint
+
+
+def _each(score: Callable[[str, dict], float]) -> Callable:
+    """Scores of single completions."""
+
+    def scores(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        return [float(score(c, p.fields)) for p, c in zip(prompts, completions)]
+
+    return scores
+
+
+# exact
+
+
+def _exact(completion: str, fields: dict) -> bool:
+    answers = fields["answer"] if isinstance(fields["answer"], list) else [fields["answer"]]
+    return completion.strip() in {answer.strip() for answer in answers}
+
+
+# choice
+
+
+def _plain(text: str) -> str:
+    """Without case, accents' encodings, runs of space, and punctuation around it."""
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    inside = [i for i, c in enumerate(text) if c.isalnum()]
+    return text[inside[0] : inside[-1] + 1] if inside else text
+
+
+def _choice(completion: str, fields: dict) -> bool:
+    return _plain(completion) in set(map(_plain, fields["allowed"]))
+
+
+# json
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def parse_record(completion: str, fields: dict) -> dict[str, str] | None:
+    """The values of a completion that is one JSON object with exactly `keys`, each as JSON; None of
+    any other. NaN, infinities and repeated keys are no JSON here."""
+    if fields.get("first_line"):
+        completion = next(iter(completion.strip().splitlines()), "")
+    completion = fields.get("prefix", "") + completion
+    try:
+        found = json.loads(completion, parse_constant=_refuse, object_pairs_hook=_without_repeats)
+        if not isinstance(found, dict) or set(found) != set(fields["keys"]):
+            return None
+        return {
+            key: json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+            for key, value in found.items()
+        }
+    except (ValueError, RecursionError):  # no JSON, a number too long or too large; too deep
+        return None
+
+
+def _canonical_record(completion: str, fields: dict) -> str:
+    record = parse_record(completion, fields)
+    if record is None:
+        return _collapsed(completion, fields)
+    return json.dumps(record, sort_keys=True, ensure_ascii=False)
+
+
+def _json_complaint(fields: dict) -> str | None:
+    first_line = fields.get("first_line", False)
+    if not isinstance(first_line, bool):
+        return "first_line must be true or false"
+    if not isinstance(fields.get("prefix", ""), str):
+        return "prefix must be text"
+    return _needs("keys", _are_texts, "a list of texts")(fields)
+
+
+# math
+
+
+def _math_verify():
+    try:
+        import math_verify
+    except ImportError:
+        raise ValueError(
+            "scorer math needs math-verify: pip install 'autodeco-fast[eval]'"
+        ) from None
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # a timeout is a wrong answer
+    return math_verify
+
+
+def _timeout() -> int | None:
+    """math-verify's alarm works in the main thread alone."""
+    return _SECONDS if threading.current_thread() is threading.main_thread() else None
+
+
+def read_answer(text: str) -> list:
+    """The answer at the end of a text, as math-verify reads it; empty if there is none.
+
+    Looked for in the last 20,000 characters.
+    """
+    library, text = _math_verify(), text[-_READ_AT_MOST:]
+    box = text.rfind("\\boxed")
+    if box >= 0:
+        text = text[box:]  # several would be read as a set
+    elif "####" in text:
+        text = next(iter(text.rpartition("####")[2].strip().splitlines()), "")
+    # Bare numbers and formulas are read where nothing is in LaTeX.
+    how = [library.LatexExtractionConfig(boxed_match_priority=0), library.ExprExtractionConfig()]
+    return library.parse(text, how, parsing_timeout=_timeout())
+
+
+def _math(completion: str, fields: dict) -> bool:
+    answer = read_answer(completion)
+    if not answer:
+        return False
+    gold = _gold(str(fields["answer"]))
+    return _math_verify().verify(list(gold), answer, timeout_seconds=_timeout())
+
+
+@lru_cache(maxsize=4096)
+def _gold(answer: str) -> tuple:
+    return tuple(read_answer(answer))
+
+
+def _math_complaint(fields: dict) -> str | None:
+    answer = fields.get("answer")
+    if isinstance(answer, bool) or not (_is_text(answer) or isinstance(answer, (int, float))):
+        return "answer is missing" if "answer" not in fields else "answer must be text or a number"
+    if not _gold(str(answer)):
+        return f"answer must be one that math-verify reads, got {answer!r}"
+    return None
+
+
+_ANSWER = _needs("answer", lambda a: _is_text(a) or _are_texts(a), "text, or a list of texts")
+_BUILT_IN = {
+    scorer.name: scorer
+    for scorer in (
+        Scorer("exact", _each(_exact), _ANSWER),
+        Scorer("math", _each(_math), _math_complaint),
+        Scorer(
+            "json",
+            _each(lambda completion, fields: parse_record(completion, fields) is not None),
+            _json_complaint,
+            canonical=_canonical_record,
+            record=parse_record,
+        ),
+        Scorer(
+            "choice",
+            _each(_choice),
+            _needs("allowed", _are_texts, "a list of texts"),
+            canonical=lambda completion, fields: _plain(completion),
+        ),
+        Scorer(
+            "checks",
+            _each(lambda completion, fields: eval_checks.share_met(completion, fields["checks"])),
+            lambda fields: (
+                eval_checks.complaint(fields["checks"])
+                if "checks" in fields
+                else "checks is missing"
+            ),
+        ),
+    )
+}
+
+
+def load_scorer(name: str) -> Scorer:
+    """The scorer of a name, or of a user's `module:function`.
+
+    The module is looked for in the working directory, too.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    module, colon, function = name.partition(":")
+    if not (colon and module and function):
+        raise ValueError(
+            f"scorer must be one of {', '.join(_BUILT_IN)} or module:function, got {name!r}"
+        )
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        with foreign(f"scorer {name!r} cannot be imported"):
+            found = getattr(importlib.import_module(module), function)
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+    if not callable(found):
+        raise ValueError(f"scorer {name!r} must be a function, got {type(found).__name__}")
+    return of_function(found, name)
+
+
+def of_function(function: Callable, name: str) -> Scorer:
+    """A scorer from a function as TRL's reward functions are: see above.
+
+    Its `scores` raise ValueError, naming it, if the function raises, returns another number of
+    scores, or one that is no finite number.
+    """
+    with foreign(f"scorer {name!r} cannot be called"):
+        parameters = inspect.signature(function).parameters.values()
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    needed = {p.name for p in parameters if p.name in named and p.default is p.empty}
+
+    def complaint(fields: dict) -> str | None:
+        missing = sorted(needed - set(fields) - {"prompts", "completions"})
+        return f"{missing[0]} is missing" if missing else None
+
+    def scores(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        every = {key for p in prompts for key in p.fields} - {"prompts", "completions"}
+        given = {
+            key: [p.fields.get(key) for p in prompts] for key in every if takes_all or key in named
+        }
+        given |= {"prompts": [p.content for p in prompts], "completions": list(completions)}
+        if not takes_all:
+            given = {key: value for key, value in given.items() if key in named}
+        with foreign(f"scorer {name!r} failed"):
+            returned = list(function(**given))
+        if len(returned) != len(completions):
+            raise ValueError(
+                f"scorer {name!r} must return a score for each of {len(completions)} completions, "
+                f"got {len(returned)}"
+            )
+        return [_finite(name, p, score) for p, score in zip(prompts, returned)]
+
+    return Scorer(name, scores, complaint, source=_source(function))
+
+
+def _source(function: Callable) -> str:
+    """The text of the function's module, or nothing where it has none."""
+    try:
+        return inspect.getsource(inspect.getmodule(function))
+    except (OSError, TypeError):  # made at a prompt; built in
+        return ""
+
+
+def _finite(name: str, prompt: Prompt, score: object) -> float:
+    where = f"score of {name!r} for line {prompt.line}"
+    if hasattr(score, "item"):  # of numpy or torch
+        with foreign(f"{where} must be a number"):
+            score = score.item()
+    if isinstance(score, bool):
+        return float(score)
+    return finite(where, score)

@@ -1,0 +1,23 @@
+"""Temperatures as shades of text, on a page and on a terminal."""
+
+HOTTEST = 2.0  # the temperature of the deepest shade, where nobody says another
+_BROKEN = "\ufffd"  # what a tokenizer makes of a part of a character
+
+
+def colour(temperature: float, hottest: float = HOTTEST) -> str:
+    """White at 0 to orange at `hottest`, dark text can be read on it."""
+    share = 0.75 * min(max(temperature / hottest, 0.0), 1.0)
+    mixed = (round(a + share * (b - a)) for a, b in zip((255, 255, 255), (234, 88, 12)))
+    return f"rgb({','.join(map(str, mixed))})"
+
+
+def token_texts(tokenizer, ids: list[int]) -> list[str]:
+    """The text of each token; together they are the text of all. A character that several tokens
+    make stands with the last of them."""
+    texts, before = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end])
+        whole = end == len(ids) or not text.endswith(_BROKEN)
+        texts.append(text[len(before) :] if whole else "")
+        before = text if whole else before
+    return texts
