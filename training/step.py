@@ -52,6 +52,16 @@ class Step:
     def __add__(self, other: "Step") -> "Step":
         return Step({name: term + other.terms[name] for name, term in self.terms.items()})
 
+    def weighted(self, weights: dict[str, float]) -> "Step":
+        """The same terms, each times its weight."""
+        return Step(
+            {
+                n: Term(w * t.loss, t.tokens, [w * g for g in t.gradients])
+                for n, w in weights.items()
+                for t in (self.terms[n],)
+            }
+        )
+
     def reduce(self, add: Callable[[torch.Tensor], torch.Tensor]) -> "Step":
         """Sums over processes: `add` takes a tensor and returns its sum over all of them."""
         return Step(
