@@ -246,10 +246,10 @@ class Run:
                     "prompts": [_values(m) for m in measured],
                 }
             )
-        settings = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(self.config).items()
-        }
+        settings = asdict(self.config)
+        for name, value in settings.items():
+            if isinstance(value, (Path, tuple)):  # as JSON reads them back
+                settings[name] = str(value) if isinstance(value, Path) else list(value)
         return {"settings": settings, "versions": versions(), "policies": policies}
 
     def _measured(self, entry: Entry, prompt: int, store: Store) -> Measured:
@@ -305,7 +305,12 @@ def _write(results: dict, run: Run, store: Store, console: Console) -> None:
     write_text(output / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     tokenizer = getattr(run.source, "tokenizer", None)
     write_text(output / PAGE, page(results, run.prompts, store.read(), tokenizer))
-    wide = Console(file=console.file, markup=False, width=max(console.width, _TABLE_WIDTH))
+    wide = Console(
+        file=console.file,
+        quiet=console.quiet,
+        markup=False,
+        width=max(console.width, _TABLE_WIDTH),
+    )
     for table in tables(results):
         wide.print(table)
     console.print(f"written to {output}: {PAGE}, {RESULTS}, samples.jsonl", soft_wrap=True)
