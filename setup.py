@@ -17,6 +17,7 @@ setup(
         "autodeco_fast.generation",
         "autodeco_fast.losses",
         "autodeco_fast.ops",
+        "autodeco_fast.policies",
         "autodeco_fast.torch_backend",
         "autodeco_fast.kernels",
         "autodeco_fast.training",

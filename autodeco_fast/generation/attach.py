@@ -1,6 +1,7 @@
 """`attach(model, policy)`: a model whose `generate` samples every token as a policy says, or at the
 temperature of a head; `detach` gives the model back."""
 
+import reprlib
 from dataclasses import replace
 
 from torch import nn
@@ -21,6 +22,11 @@ def _inside(model: nn.Module) -> nn.Module:
 def _policy(head_or_policy: nn.Module | Policy, scale: float, **own: float | None) -> Policy:
     """The policy, with what was said of it beside."""
     given = {name: value for name, value in own.items() if value is not None}
+    if not isinstance(head_or_policy, (nn.Module, Policy)):
+        raise ValueError(
+            f"head_or_policy must be a head or a policy, got {reprlib.repr(head_or_policy)}; "
+            "policies.parse makes one of a text"
+        )
     if not isinstance(head_or_policy, Policy):
         return HeadPolicy(head=head_or_policy, scale=scale, **given)
     if scale != 1.0:
@@ -56,7 +62,8 @@ def attach(
       or a pipeline brings, and honours those passed in the call: a temperature multiplies the
       policy's, a `min_p` replaces the policy's;
     * raises ValueError for beams, guidance, sequence biases, contrastive, DoLa, constrained and
-      custom decoding, and continuous batching; RuntimeError, at its end, if a row held NaN, inf or
+      custom decoding, and continuous batching, and if a policy that remembers (adaptive-p) is asked
+      for what the fused sampler cannot serve; RuntimeError, at its end, if a row held NaN, inf or
       nothing that is not masked.
 
     Logits processors see scaled logits, as do `output_scores` and `output_logits`. A row with T <
@@ -93,7 +100,7 @@ def attach(
             f"attach() needs a transformers model that generates, got {type(model).__name__}"
         )
     if hasattr(type(model), "_autodeco_attachment"):
-        raise ValueError("a temperature head is attached to this model already; detach() it first")
+        raise ValueError("a policy is attached to this model already; detach() it first")
     policy = _policy(head_or_policy, scale, min_p=min_p, t_min=t_min, t_max=t_max)
     if model.config.is_encoder_decoder:
         raise ValueError("attach() needs a decoder-only model")
@@ -109,7 +116,7 @@ def attach(
 
 
 def detach(model: GenerationMixin) -> None:
-    """Takes the head off a model; nothing happens if none is attached."""
+    """Takes the policy off a model; nothing happens if none is attached."""
     attachment = getattr(type(_inside(model)), "_autodeco_attachment", None)
     if attachment is not None:
         attachment.detach()

@@ -34,7 +34,7 @@ _BATCHING = ("generate_batch", "init_continuous_batching", "continuous_batching_
 
 def _refuse_batching(self, *args, **kwargs):
     raise ValueError(
-        "continuous batching cannot be used while a temperature head is attached; detach() first"
+        "continuous batching cannot be used while a policy is attached; detach() first"
     )
 
 

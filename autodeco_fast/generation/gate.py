@@ -20,12 +20,20 @@ import torch
 from torch import nn
 
 from autodeco_fast.generation import lazy
+from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.policies.base import Policy
 from autodeco_fast.policies.temperature import divisor
 
 
 class Unscaled(ValueError):
     """Logits that could not be divided by the temperature of their own hidden state."""
+
+
+class Record(NamedTuple):
+    """One step of a call: what each row's token was drawn under."""
+
+    temperature: torch.Tensor  # [rows] fp32, as the policy picked it
+    kept: torch.Tensor  # [rows] int64: tokens of the kept set
 
 
 @dataclass
@@ -38,15 +46,14 @@ class Call:
     stream: int | torch.Tensor | None  # or [rows]
     sampled: bool = False  # whether the fused sampler was put in charge
     status: torch.Tensor | None = None  # [rows] int32, what the sampler reported so far
-    records: list["Record"] | None = None  # one a step, where they are asked for
+    records: list[Record] | None = None  # one a step, where they are asked for
     temperature: torch.Tensor | None = None  # [rows] fp32, of the last forward, for the records
 
-
-class Record(NamedTuple):
-    """One step of a call: what each row's token was drawn under."""
-
-    temperature: torch.Tensor  # [rows] fp32, as the policy picked it
-    kept: torch.Tensor  # [rows] int64: tokens of the kept set
+    def note(self, kept: torch.Tensor) -> None:
+        """Records a step whose kept sets are of these sizes, `[rows]`; of a greedy row that is
+        1."""
+        T, kept = self.temperature, kept.long()
+        self.records.append(Record(T, torch.where(T < GREEDY_BELOW, kept.clamp(max=1), kept)))
 
 
 class Gate(threading.local):

@@ -17,9 +17,8 @@ from transformers import (
 from transformers.generation.logits_process import LogitNormalization
 from transformers.generation.streamers import BaseStreamer
 
-from autodeco_fast.generation.gate import Call, Gate, Record
+from autodeco_fast.generation.gate import Call, Gate
 from autodeco_fast.generation.lazy import LazyLogits, OneHot
-from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.ops.checks import check_integer, check_seed
 from autodeco_fast.ops.linear_sample import linear_sample
 from autodeco_fast.ops.sample import COUNTER, SampleOutput
@@ -156,7 +155,7 @@ class FusedSampler(LogitsProcessor):
         self.policy.drawn(out.token)
         call.status = out.status if call.status is None else call.status | out.status
         if call.records is not None:
-            call.records.append(Record(call.temperature, out.kept.long()))
+            call.note(out.kept)
         return OneHot(out.token, scores.shape[1])
 
     def _sample(self, scores: torch.Tensor, **options) -> SampleOutput:
@@ -190,9 +189,7 @@ class Recording(LogitsProcessor):
         self.call = call
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        T, kept = self.call.temperature, (scores > -torch.inf).sum(1)
-        kept = torch.where(T < GREEDY_BELOW, kept.clamp(max=1), kept)
-        self.call.records.append(Record(T, kept))
+        self.call.note((scores > -torch.inf).sum(1))
         return scores
 
 

@@ -38,15 +38,15 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "penalty_alpha": (bool, "contrastive search does not sample"),
     "dola_layers": (
         lambda v: True,
-        "DoLa contrasts logits of other layers, which the head does not know",
+        "DoLa contrasts logits of other layers, which no policy knows",
     ),
     "constraints": (bool, "constrained beam search does not sample from softmax(z/T)"),
     "force_words_ids": (bool, "constrained beam search does not sample from softmax(z/T)"),
     "assistant_early_exit": (
         lambda v: True,
-        "the head does not know the hidden states of other layers",
+        "a policy does not know the hidden states of other layers",
     ),
-    "use_mtp": (bool, "the head does not know the hidden states of multi-token prediction layers"),
+    "use_mtp": (bool, "a policy does not know the hidden states of multi-token prediction layers"),
     "custom_generate": (lambda v: True, "a decoding loop of its own would drop the sampler"),
     "cache_implementation": (lambda v: v == "paged", "continuous batching is not supported"),
 }
@@ -155,8 +155,7 @@ class _Given:
             value = self.effective(name)
             if value is not None and is_set(value):
                 raise ValueError(
-                    f"{name} cannot be used while a temperature head is attached: {why}; "
-                    "detach() first"
+                    f"{name} cannot be used while a policy is attached: {why}; detach() first"
                 )
 
 
@@ -203,8 +202,8 @@ def plan(
     asked = [*others, *(name for name in _UNFUSED if given.effective(name))]
     fused = fused and not asked
     if policy.remembers and not fused:
-        why = f"{asked[0]} rules out" if asked else "fused=False rules out"
-        raise ValueError(f"{policy.kind} needs the fused sampler, which {why}")
+        by = asked[0] if asked else "fused=False"
+        raise ValueError(f"{policy.kind} needs the fused sampler, which {by} rules out")
 
     settings = {name: NEUTRAL[name] if value is None else value for name, value in chosen.items()}
     settings |= {"do_sample": True, "min_p": None}

@@ -1,5 +1,6 @@
 """Adaptive-p: tokens whose probability is near a target, on average."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +59,12 @@ class _Started:
     def cut(self, scaled: torch.Tensor) -> Cut:
         policy = self.policy
         top = scaled.amax(1, keepdim=True)
-        kept = scaled >= top + torch.tensor(policy.min_p, device=scaled.device).log()
-        self._p = p = scaled.masked_fill(~kept, -torch.inf).softmax(1)
+        left = scaled.masked_fill(scaled < top + math.log(policy.min_p), -torch.inf)
+        self._p = p = left.softmax(1)
         aim = torch.as_tensor(2 * policy.target - self.mean, device=p.device).clamp(0, 1)
-        d = (p - aim.reshape(-1, 1)).abs() / WIDTH
-        weight = PEAK - SHARPNESS * d * d / (1 + d)
-        return Cut(logits=weight.masked_fill(~kept, -torch.inf))
+        d = (p - aim.reshape(-1, 1)).abs_().div_(WIDTH)
+        weight = (d * d).div_(d.add_(1)).mul_(-SHARPNESS).add_(PEAK)
+        return Cut(logits=weight.masked_fill_(left == -torch.inf, -torch.inf))
 
     def drawn(self, token: torch.Tensor) -> None:
         """Tokens `[B]` drawn under the last cut enter the means."""

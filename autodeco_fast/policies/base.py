@@ -7,13 +7,13 @@ every other processor. Any cut is a lowest logit; as Min-P of the logits over T,
 """
 
 import inspect
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import ClassVar, NamedTuple
 
 import torch
 
 from autodeco_fast.ops.sample import sample
-from autodeco_fast.options import Options, option
+from autodeco_fast.options import Options, documented, option
 from autodeco_fast.policies.temperature import divisor
 from autodeco_fast.sampling import SampleOutput
 from autodeco_fast.values import require
@@ -36,6 +36,7 @@ class Cut(NamedTuple):
         return sample(logits, 1.0, min_p=self.min_p, top_k=self.top_k, top_p=self.top_p, **options)
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Policy(Options):
     """Picks T and the cut of every token. A subclass overrides `rule`, `cut` or both.
@@ -78,6 +79,7 @@ class Policy(Options):
         T = self.rule(hidden, logits)
         if not isinstance(T, torch.Tensor):
             T = torch.full(hidden.shape[:-1], T, dtype=torch.float32, device=hidden.device)
+        T = T.float()
         if self.scale != 1.0:
             T = T * self.scale
         if self.t_min > 0 or self.t_max is not None:
@@ -119,12 +121,9 @@ class Policy(Options):
     def _words(self) -> list[str]:
         """Its name, T, the options that are its own, and what else is not the default."""
         own = {"temperature", *inspect.get_annotations(type(self))}
-        last = inspect.get_annotations(Policy)
         shown = [
             f"{SHORT.get(each.name, each.name)}={_number(getattr(self, each.name))}"
-            for each in sorted(
-                fields(self), key=lambda f: (f.name in last, f.name != "temperature")
-            )
+            for each in ordered(type(self))
             if getattr(self, each.name) != (None if each.name in own else each.default)
         ]
         return [self.kind, *shown]
@@ -147,6 +146,12 @@ class FixedCut(Policy):
 
     def cut(self, scaled: torch.Tensor | None) -> Cut:
         return Cut(min_p=self.min_p, top_k=self.top_k, top_p=self.top_p)
+
+
+def ordered(policy: type[Policy]) -> list[Field]:
+    """The options of a policy as they are written: T, those of its kind, those of all."""
+    of_all = inspect.get_annotations(Policy)
+    return sorted(fields(policy), key=lambda each: (each.name in of_all, each.name not in SHORT))
 
 
 def _number(value: object) -> str:

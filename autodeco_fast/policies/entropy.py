@@ -13,7 +13,7 @@ def entropies(logits: torch.Tensor) -> torch.Tensor:
     """Of softmax(z), nats, `[..., V]` → `[...]`."""
     rows = logits.reshape(-1, logits.shape[-1])
     target = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-    return logit_stats(rows, target).entropy.reshape(logits.shape[:-1])
+    return logit_stats(rows, target).entropy.abs().reshape(logits.shape[:-1])  # no −0: it divides
 
 
 @documented

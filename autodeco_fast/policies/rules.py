@@ -47,14 +47,23 @@ class TopNSigma(_Rule):
         return self._at_least((-self.n * _deviation(scaled)).exp())
 
 
+def _is_whole(z: torch.Tensor) -> bool:
+    """Whether nothing is known to be masked; looked for on a CPU alone, where looking is cheap."""
+    return z.is_cpu and bool(z.amin() > -torch.inf)
+
+
 def _deviation(z: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of the logits that are not −inf, `[B, V]` → `[B]`; 0 where there is
-    none."""
-    masked = z == -torch.inf
-    count = z.shape[1] - masked.sum(1)
-    mean = z.masked_fill(masked, 0.0).sum(1) / count.clamp(min=1)
-    spread = torch.where(masked, 0.0, z - mean[:, None]).square_().sum(1)
-    return (spread / count.clamp(min=1)).sqrt()
+    """Standard deviation of the logits that are not −inf, `[B, V]` → `[B]`, at most 1e30; 0 where
+    there is none."""
+    if _is_whole(z):
+        count, spread = z.shape[1], z - z.mean(1, keepdim=True)
+    else:
+        masked = z == -torch.inf
+        count = (z.shape[1] - masked.sum(1)).clamp(min=1)
+        mean = z.masked_fill(masked, 0.0).sum(1) / count
+        spread = torch.where(masked, 0.0, z - mean[:, None])
+    # The logits of greedy rows are huge, and their squares too large for fp32.
+    return (torch.linalg.vector_norm(spread, dim=1) / count**0.5).clamp(max=1e30)
 
 
 @documented
@@ -93,7 +102,8 @@ class MinK(_Rule):
 
     def cut(self, scaled: torch.Tensor | None) -> Cut:
         V = scaled.shape[1]
-        lowest = torch.where(scaled == -torch.inf, torch.inf, scaled).amin(1)
+        rest = scaled if _is_whole(scaled) else scaled.masked_fill(scaled == -torch.inf, torch.inf)
+        lowest = rest.amin(1)
         extent = scaled.amax(1) - lowest  # −inf where everything is masked
         k = _steepest(scaled, lowest)
         flat = (self.tau / (extent * self.temperature)).clamp(0, V).nan_to_num(nan=0.0)

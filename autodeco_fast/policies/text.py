@@ -3,9 +3,9 @@
 import shlex
 from dataclasses import MISSING, Field
 
-from autodeco_fast.options import from_text, listed
+from autodeco_fast.options import from_text
 from autodeco_fast.policies.adaptive_p import AdaptiveP
-from autodeco_fast.policies.base import SHORT, Policy
+from autodeco_fast.policies.base import SHORT, Policy, ordered
 from autodeco_fast.policies.entropy import EDT, EntropyRule
 from autodeco_fast.policies.fixed import HeadPolicy, Static
 from autodeco_fast.policies.rules import MinK, PLess, TopNSigma
@@ -50,7 +50,7 @@ def _parsed(words: list[str]) -> Policy:
         names = ", ".join(sorted([*KINDS, "greedy", "head=FOLDER"]))
         raise ValueError(f"the name must be one of {names}")
     options = _options(KINDS[kind], words[1:])
-    for each in listed(KINDS[kind]):
+    for each in ordered(KINDS[kind]):
         if each.default is MISSING and each.name not in options:
             raise ValueError(f"{kind} needs {_written(each)}")
     return KINDS[kind](**options)
@@ -58,7 +58,7 @@ def _parsed(words: list[str]) -> Policy:
 
 def _options(policy: type[Policy], words: list[str]) -> dict:
     """Options by field name, each given once."""
-    fields = [each for each in listed(policy) if each.name not in ("head", "folder")]
+    fields = [each for each in ordered(policy) if each.name not in ("head", "folder")]
     known = {_written(each): each for each in fields}
     options = {}
     for word in words:
