@@ -10,9 +10,10 @@ import typer
 
 from autodeco_fast.cli import app
 from autodeco_fast.training.config import ScanConfig, TrainConfig
+from autodeco_fast.training.eval_config import EvalConfig
 from tests.commands import ROOT
 
-COMMANDS = {"scan": ScanConfig, "train": TrainConfig}
+COMMANDS = {"scan": ScanConfig, "train": TrainConfig, "eval": EvalConfig}
 OUTSIDE = {
     "≥ 0": (-1,),
     "at least 1": (0, -1),
@@ -33,6 +34,8 @@ def parameters(name: str) -> dict:
 def given(config: type) -> dict:
     """What the options without a default need."""
     wanted = {"output": Path("out"), "model": "m"}
+    if config is EvalConfig:
+        return {**wanted, "prompts": Path("p"), "scorer": "exact", "policy": ["greedy"]}
     return {**wanted, "data": "d" if config is ScanConfig else Path("d")}
 
 
@@ -49,7 +52,7 @@ def test_an_option_is_in_the_documentation_and_on_the_command_line(name):
         assert option.opts == [f"--{field.name.replace('_', '-')}"]
         assert not option.secondary_opts
         if field.default is MISSING:
-            assert option.required == (name == "scan")  # `train` may find it in a file
+            assert option.required == (name != "train")  # which may find it in a file
         elif field.metadata["is_size"]:
             assert option.default == "0"
         else:
@@ -59,7 +62,7 @@ def test_an_option_is_in_the_documentation_and_on_the_command_line(name):
     assert set(found) - {"help"} == ({"config", "sweep"} if name == "train" else set())
 
 
-@pytest.mark.parametrize("config", [ScanConfig, TrainConfig])
+@pytest.mark.parametrize("config", COMMANDS.values())
 def test_values_out_of_range_are_refused_in_one_line(config):
     config(**given(config))
     checked = set()
@@ -82,11 +85,22 @@ def test_every_type_is_checked_before_every_range():
         ScanConfig(**given(ScanConfig), max_length=0, max_rank=True)
 
 
+def test_an_option_that_may_be_given_several_times():
+    wanted = given(EvalConfig)
+    assert EvalConfig(**wanted, stop=["a", "b"]).stop == ("a", "b")
+    for stop in ("a", [1], None):
+        with pytest.raises(ValueError, match=r"^stop must be a list, each text, got "):
+            EvalConfig(**wanted, stop=stop)
+    option = parameters("eval")["stop"]
+    assert option.multiple
+    assert option.opts == ["--stop"]
+
+
 def test_help_needs_no_torch():
     code = """if True:
         import sys
         from autodeco_fast.cli import run
-        assert run(["--help"]) == run(["train", "--help"]) == 0
+        assert run(["--help"]) == run(["train", "--help"]) == run(["eval", "--help"]) == 0
         heavy = {"torch", "numpy", "transformers", "yaml"} & set(sys.modules)
         assert not heavy, heavy
     """
