@@ -23,6 +23,7 @@ _HOME = {
     "min_p_hinge_loss": "losses.hinge",
     "autodeco_temperature_loss": "losses.autodeco",
     "soft_top_p_loss": "losses.autodeco",
+    "reward_loss": "losses.rewards",
     "ProbStats": "ops.prob_stats",
     "prob_stats": "ops.prob_stats",
     "SampleOutput": "sampling",

@@ -59,6 +59,12 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def option_of(options: type, name: str) -> Any:
+    """The option of another dataclass, for one that has it too."""
+    found = next(each for each in fields(options) if each.name == name)
+    return field(default=found.default, metadata=found.metadata)
+
+
 def size(text: str) -> int:
     """Bytes: a number, or one with k, M, G or T."""
     number, factor = (text[:-1], _SIZES[text[-1]]) if text[-1:] in _SIZES else (text, 1)

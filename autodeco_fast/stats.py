@@ -7,6 +7,8 @@ Row sums are two tensors. With m the largest logit seen and x = (z − m)/T:
     ints   [2, N] int64  argmax in the whole vocabulary; |{i ≠ y: z_i > threshold}|, or −1 in
                          ignored rows
 
+Of a cut, the sums at a temperature are over {i: z_i > threshold} alone, and s = t = 0.
+
 For another maximum m' = m − d the sums are e^d s, e^d (t + d s), e^d (q + 2 d t + d² s): exact, so
 they can be joined in any order.
 """
@@ -37,7 +39,8 @@ class TokenStats(NamedTuple):
     entropy: torch.Tensor  # nats, of softmax(z)
     temperature: torch.Tensor | None = None  # T of the following, at least 0.01
     scaled_logsumexp: torch.Tensor | None = None  # of z/T, differentiable in T
-    scaled_entropy: torch.Tensor | None = None  # nats, of softmax(z/T), differentiable in T
+    # nats, of softmax(z/T), differentiable in T; with `cut` both are over the kept set alone
+    scaled_entropy: torch.Tensor | None = None
     kept: torch.Tensor | None = None  # int64: tokens that Min-P keeps at T
 
     @property
@@ -76,28 +79,39 @@ def scatter(
     return floats, ints
 
 
-def finish(sums: RowSums, temperature: torch.Tensor | None) -> list[torch.Tensor]:
-    """The statistics, `[N]` each: the first six of `TokenStats`; at T also logsumexp, mean and
-    variance of z.
+def finish(sums: RowSums) -> list[torch.Tensor]:
+    """The first six fields of `TokenStats`, `[N]` each.
 
     Ignored rows are 0 everywhere, rank −1. The threshold that ranks were counted against comes from
     a product of its own and may round differently from the tile's z_y, so rank 0 is decided by z_y:
     it is 0 exactly where z_y is the maximum.
     """
-    (top, target, s, t, *scaled), (argmax, count) = sums
-    ignored = count < 0
+    (top, target, s, t), (argmax, count) = sums
     rank = torch.where(target == top, 0, count.clamp(min=1))
     mass = s.clamp(min=1e-30)  # 0 only where every logit is −inf
     log_mass = mass.log()
     entropy = (log_mass - t / mass).clamp_(min=0.0)
     out = [top, argmax, target, top + log_mass, rank, entropy]
-    if scaled:
-        mass = scaled[0].clamp(min=1e-30)
-        mean = scaled[1] / mass
-        variance = (scaled[2] / mass - mean * mean).clamp_(min=0.0)
-        out += [
-            top / temperature + mass.log(),
-            top + temperature * mean,
-            temperature * temperature * variance,
-        ]
-    return [x.masked_fill(ignored, -1 if i == 4 else 0) for i, x in enumerate(out)]
+    return [x.masked_fill(count < 0, -1 if i == 4 else 0) for i, x in enumerate(out)]
+
+
+def at_temperature(
+    top: torch.Tensor, scaled: torch.Tensor, temperature: torch.Tensor, ignored: torch.Tensor
+) -> list[torch.Tensor]:
+    """logsumexp of z/T, mean and variance of z under softmax(z/T), `[N]` each; 0 where ignored.
+
+    Args:
+        top: `[N]`, the largest logit.
+        scaled: `[3, N]`, Σ e^x, Σ e^x x, Σ e^x x² of x = (z − top)/T.
+        temperature: `[N]`.
+        ignored: bool `[N]`.
+    """
+    mass = scaled[0].clamp(min=1e-30)
+    mean = scaled[1] / mass
+    variance = (scaled[2] / mass - mean * mean).clamp_(min=0.0)
+    out = (
+        top / temperature + mass.log(),
+        top + temperature * mean,
+        temperature * temperature * variance,
+    )
+    return [x.masked_fill(ignored, 0) for x in out]

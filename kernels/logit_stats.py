@@ -5,6 +5,7 @@
     count = |{i ≠ y: z_i > threshold}|,  threshold = z_y unless given
     s = Σ e^{z−m},  t = Σ e^{z−m}(z−m)
     with temperatures, for x = (z − m)/T:  Σ e^x,  Σ e^x x,  Σ e^x x²
+    cut: these three over {i: z_i > threshold} alone, and s = t = 0: sums of a kept set
 
 Sums are carried online, a partial sum a lane: when m grows by −d, s ← e^d s, t ← e^d (t + d s),
 q ← e^d (q + 2 d t + d² s). One program a row; ignored rows are not read: 0 everywhere, count −1.
@@ -34,7 +35,7 @@ def moved(d, b_s, b_t, b_q):
 @triton.jit
 def _step(
     b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q, V,
-    tail: tl.constexpr, scaled: tl.constexpr,
+    tail: tl.constexpr, scaled: tl.constexpr, cut: tl.constexpr,
 ):  # fmt: skip
     """Takes a block of logits into the row's (m, argmax) and the lanes' sums."""
     if tail:
@@ -49,18 +50,23 @@ def _step(
     d = tl.where(m == -float("inf"), 0.0, m - safe_m)
     empty = b_z == -float("inf")
     b_d = tl.where(empty, 0.0, b_z - safe_m)  # 0·(−inf) must not reach a sum
-    b_e = tl.where(empty, 0.0, tl.exp(b_d))
-    b_s, b_t, _ = moved(d, b_s, b_t, 0.0)
-    b_s += b_e
-    b_t += b_e * b_d
+    above = b_z > threshold
+    if not cut:
+        b_e = tl.where(empty, 0.0, tl.exp(b_d))
+        b_s, b_t, _ = moved(d, b_s, b_t, 0.0)
+        b_s += b_e
+        b_t += b_e * b_d
     if scaled:
         b_x = b_d * inverse
-        b_e = tl.where(empty, 0.0, tl.exp(b_x))
+        if cut:
+            b_e = tl.where(above, tl.exp(b_x), 0.0)
+        else:
+            b_e = tl.where(empty, 0.0, tl.exp(b_x))
         b_u, b_a, b_q = moved(d * inverse, b_u, b_a, b_q)
         b_u += b_e
         b_a += b_e * b_x
         b_q += b_e * b_x * b_x
-    b_rank += ((b_z > threshold) & (o_v != column)).to(tl.int32)
+    b_rank += (above & (o_v != column)).to(tl.int32)
     return new_m, best, b_s, b_t, b_rank, b_u, b_a, b_q
 
 
@@ -77,6 +83,7 @@ def _logit_stats(
     stride,
     scale,
     softcap,
+    cut: tl.constexpr,
     block: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -102,7 +109,7 @@ def _logit_stats(
             b_z = transform(tl.load(p_x + o_v).to(tl.float32), scale, softcap)
             m, best, b_s, b_t, b_rank, b_u, b_a, b_q = _step(
                 b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q,
-                V, False, scaled,
+                V, False, scaled, cut,
             )  # fmt: skip
         if whole < V:
             o_v = whole + o_block
@@ -111,7 +118,7 @@ def _logit_stats(
             )
             m, best, b_s, b_t, b_rank, b_u, b_a, b_q = _step(
                 b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q,
-                V, True, scaled,
+                V, True, scaled, cut,
             )  # fmt: skip
     tl.store(float_ptr + row, tl.where(valid, m, 0.0))
     tl.store(float_ptr + N + row, tl.where(valid, z_y, 0.0))
@@ -133,6 +140,7 @@ def logit_stats(
     inverse_temperature: torch.Tensor | None,
     scale: float,
     softcap: float | None,
+    cut: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launches one program a row.
 
@@ -144,6 +152,8 @@ def logit_stats(
             column is −1).
         inverse_temperature: `[N]` fp32 or None.
         scale, softcap: the transform; `softcap=None` leaves it out.
+        cut: whether the sums at a temperature are those of logits above the threshold; the others
+            are 0 then.
 
     Returns:
         floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `autodeco_fast/stats.py`.
@@ -156,7 +166,8 @@ def logit_stats(
     if N:
         _logit_stats[(N,)](
             logits, column, threshold, inverse_temperature, floats, ints, N, V, logits.stride(0),
-            float(scale), softcap, min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=WARPS,
+            float(scale), softcap, cut, min(BLOCK, max(16, triton.next_power_of_2(V))),
+            num_warps=WARPS,
         )  # fmt: skip
     return floats, ints
 
@@ -165,8 +176,10 @@ _SIGNATURE = {
     **{"x_ptr": "*bf16", "column_ptr": "*i64", "float_ptr": "*fp32", "int_ptr": "*i64"},
     **{"N": "i32", "V": "i32", "stride": "i32", "scale": "fp32", "softcap": "fp32"},
 }
-_PLAIN = {"threshold_ptr": None, "block": BLOCK}
+_SCALED = {**_SIGNATURE, "inverse_ptr": "*fp32"}
+_PLAIN = {"threshold_ptr": None, "cut": False, "block": BLOCK}
 AOT = [
     (_logit_stats, _SIGNATURE, {**_PLAIN, "inverse_ptr": None}, WARPS, 3),
-    (_logit_stats, {**_SIGNATURE, "inverse_ptr": "*fp32"}, _PLAIN, WARPS, 3),
+    (_logit_stats, _SCALED, _PLAIN, WARPS, 3),
+    (_logit_stats, {**_SCALED, "threshold_ptr": "*fp32"}, {"cut": True, "block": BLOCK}, WARPS, 3),
 ]

@@ -116,6 +116,7 @@ def _tiles(
     block: tl.constexpr,
     step: tl.constexpr,
     upcast: tl.constexpr,
+    cut: tl.constexpr,
     described: tl.constexpr,
     flatten: tl.constexpr,
     specialize: tl.constexpr,
@@ -147,7 +148,8 @@ def _tiles(
         o_v = tile * block + tl.arange(0, block)
         m_target = o_v[None, :] == b_column[:, None]
         b_target = tl.maximum(b_target, tl.max(tl.where(m_target, b_z, -float("inf")), 1))
-        b_count += tl.sum(((b_z > b_threshold[:, None]) & ~m_target).to(tl.int32), 1)
+        m_above = b_z > b_threshold[:, None]
+        b_count += tl.sum((m_above & ~m_target).to(tl.int32), 1)
         b_top = tl.max(b_z, 1)
         b_first = tl.min(tl.where(b_z == b_top[:, None], o_v[None, :], 2147483647), 1)
         b_best = tl.where(b_top > b_max, b_first, b_best)
@@ -156,13 +158,18 @@ def _tiles(
         b_d = tl.where(b_max == -float("inf"), 0.0, b_max - b_safe)
         # e^x is 0 there at any T below 900; 0·(−inf) must not reach a sum.
         b_x = tl.maximum(b_z - b_safe[:, None], -1e5)
-        b_e = tl.where(b_z == -float("inf"), 0.0, tl.exp(b_x))
-        b_s, b_t, _ = moved(b_d, b_s, b_t, zero)
-        b_s += tl.sum(b_e, 1)
-        b_t += tl.sum(b_e * b_x, 1)
+        if not cut:
+            b_e = tl.where(b_z == -float("inf"), 0.0, tl.exp(b_x))
+            b_s, b_t, _ = moved(b_d, b_s, b_t, zero)
+            b_s += tl.sum(b_e, 1)
+            b_t += tl.sum(b_e * b_x, 1)
         if scaled:
             b_x = b_x * b_inverse[:, None]
-            b_e = tl.where(b_z == -float("inf"), 0.0, tl.exp(b_x))
+            b_e = tl.exp(b_x)
+            if cut:
+                b_e = tl.where(m_above, b_e, 0.0)
+            else:
+                b_e = tl.where(b_z == -float("inf"), 0.0, b_e)
             b_u, b_a, b_q = moved(b_d * b_inverse, b_u, b_a, b_q)
             b_u += tl.sum(b_e, 1)
             b_a += tl.sum(b_e * b_x, 1)
@@ -233,6 +240,7 @@ def token_stats(
     bias: torch.Tensor | None,
     scale: float,
     softcap: float | None,
+    cut: bool = False,
     *,
     splits: int | None = None,
     variant: Variant = POINTERS,
@@ -242,7 +250,7 @@ def token_stats(
     Args:
         hidden: `[N, H]` bf16, fp16 or fp32, unit stride along H; no ignored rows.
         weight: `[V, H]` of the same dtype, unit stride along H.
-        column, threshold, inverse_temperature, scale, softcap: as in
+        column, threshold, inverse_temperature, scale, softcap, cut: as in
             `kernels.logit_stats.logit_stats`, no column −2.
         bias: `[V]` or None.
         splits: of V; None chooses. It only changes rounding.
@@ -280,8 +288,8 @@ def token_stats(
     _tiles[(blocks, S)](
         x, w, bias, column, threshold, inverse_temperature, partials, partial_ints,
         N, V, H, hidden.stride(0), weight.stride(0), S, depth, float(scale), softcap,
-        rows, block, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda, *variant[4:],
-        num_warps=WARPS, num_stages=STAGES,
+        rows, block, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda, cut,
+        *variant[4:], num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     block_s = max(16, triton.next_power_of_2(S))
     _merge[(N,)](
@@ -341,7 +349,7 @@ _DOT = {
 }
 
 
-def _entry(variant: Variant, scaled: bool, *targets: str) -> tuple:
+def _entry(variant: Variant, scaled: bool, *targets: str, cut: bool = False) -> tuple:
     """What is compiled ahead of time; of a variant for some targets, only for these."""
     rows, block = variant.tile(scaled)
     signature = {**_DATA, "inverse_ptr": "*fp32"} if scaled else dict(_DATA)
@@ -350,7 +358,9 @@ def _entry(variant: Variant, scaled: bool, *targets: str) -> tuple:
         signature["w_ptr"] = f"tensordesc<bf16[{block},{DEPTH_H}]>"
     fixed = {"bias_ptr": None, "softcap": None, "rows": rows, "block": block, "step": DEPTH_H}
     loops = dict(zip(Variant._fields[4:], variant[4:]))
-    constants = {**fixed, "upcast": False, **loops, **({} if scaled else {"inverse_ptr": None})}
+    constants = {**fixed, "upcast": False, "cut": cut, **loops}
+    if not scaled:
+        constants["inverse_ptr"] = None
     return (_tiles, signature, constants, WARPS, STAGES, *targets)
 
 
@@ -358,6 +368,9 @@ AOT = [
     *(_entry(POINTERS, scaled) for scaled in (False, True)),
     *(_entry(HOPPER, scaled, "sm_90") for scaled in (False, True)),
     *(_entry(BLACKWELL, scaled, "sm_100") for scaled in (False, True) if COMPILES_SPECIALIZED),
+    _entry(POINTERS, True, cut=True),
+    _entry(HOPPER, True, "sm_90", cut=True),
+    *([_entry(BLACKWELL, True, "sm_100", cut=True)] if COMPILES_SPECIALIZED else []),
     (_merge, {**_PARTIALS, "N": "i32", "S": "i32"}, {"block_s": 64}, 1, 3),
     (
         _target,

@@ -190,6 +190,12 @@ TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {
         (*_STATS, "scaled", "temperature"),
         lambda t: af.autodeco_temperature_loss(t["temperature"], _stats(t), easy_drop=0.0),
     ),
+    "reward_loss": (
+        (*_STATS, "scaled", "temperature", "grad", "loss_weight"),
+        lambda t: af.reward_loss(
+            t["temperature"], _stats(t), t["grad"], entropy_weight=0.1, weight=t["loss_weight"]
+        ),
+    ),
     "soft_top_p_loss": (
         (*_PRODUCT, "temperature", "top_p"),
         lambda t: af.soft_top_p_loss(
@@ -211,6 +217,7 @@ CAPTURABLE = (
     "required_temperature",
     "goldilocks_mask",
     "autodeco_temperature_loss",
+    "reward_loss",
 )
 
 # the same with numbers for all rows, which kernels take as arguments

@@ -7,7 +7,7 @@ from pathlib import Path
 from autodeco_fast.errors import foreign
 from autodeco_fast.options import Options, documented, from_text, option, type_of
 
-OBJECTIVES = ("min_p_hinge", "autodeco_temperature", "autodeco_joint")
+OBJECTIVES = ("min_p_hinge", "autodeco_temperature", "autodeco_joint", "rewards")
 SCHEDULES = ("cosine", "constant")
 MODEL = "folder or hub id of a causal language model; it stays frozen, in bf16 where that is fast"
 _ROWS = "JSONL of prompt+completion, messages, text, or input_ids+labels"
@@ -76,7 +76,10 @@ class TrainConfig(_Selection):
     model: str | None = option(MODEL, None)
     data: Path | None = option(_ROWS, None)
     objective: str = option(
-        "what to minimise; the autodeco ones need model and data", OBJECTIVES[0], choices=OBJECTIVES
+        "what to minimise; the autodeco ones need model and data, rewards needs model, prompts and "
+        "reward, or model and rollouts",
+        OBJECTIVES[0],
+        choices=OBJECTIVES,
     )
     min_p: float = option("the cut the head will be used with", 0.1, must_be="in (0, 1)")
     gravity: float = option(
@@ -127,6 +130,8 @@ class TrainConfig(_Selection):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.objective == "rewards":
+            raise ValueError("objective rewards has settings of its own: RewardConfig")
         if (self.scan is None) == (self.model is None or self.data is None):
             raise ValueError("give either scan, or both model and data")
         if self.scan is not None and (self.model is not None or self.data is not None):
@@ -142,8 +147,10 @@ class TrainConfig(_Selection):
             )
 
 
-def from_yaml(path: Path) -> dict:
-    """Settings in a YAML file, names as in `TrainConfig`. Sizes may be written like 2G.
+def from_yaml(path: Path, *others: type) -> dict:
+    """Settings in a YAML file, names as in `TrainConfig` and other dataclasses.
+
+    Sizes may be written like 2G.
 
     Raises:
         ValueError: if there is no such file, or it holds something else.
@@ -159,7 +166,7 @@ def from_yaml(path: Path) -> dict:
     expected = f"config {path} must map names of settings to values"
     if not isinstance(values, dict):
         raise ValueError(f"{expected}, got {type(values).__name__}")
-    known = {field.name: field for field in fields(TrainConfig)}
+    known = {field.name: field for each in (TrainConfig, *others) for field in fields(each)}
     if not set(values) <= set(known):
         unknown = sorted(repr(name) for name in set(values) - set(known))
         raise ValueError(f"{expected}, got {', '.join(unknown)}")

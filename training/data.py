@@ -46,7 +46,7 @@ def is_chat(value: object) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(is_message, value))
 
 
-def _complaint(example: object, vocabulary: int | None) -> str | None:
+def complaint_of(example: object, vocabulary: int | None = None) -> str | None:
     """What is wrong with an example, or None."""
     if not isinstance(example, dict):
         return f"an example must be a JSON object, got {type(example).__name__}"
@@ -97,7 +97,7 @@ def iter_examples(path: Path, vocabulary: int | None = None) -> Iterator[dict]:
             if not line.strip():
                 continue
             example = parse_json(line, f"{path}, line {number}")
-            complaint = _complaint(example, vocabulary)
+            complaint = complaint_of(example, vocabulary)
             if complaint:
                 raise ValueError(f"{path}, line {number}: {complaint}")
             yield example
@@ -157,7 +157,7 @@ def stream_examples(data: str, split: str, vocabulary: int | None = None) -> Ite
             return
         known = next((keys for keys in FORMATS if keys <= set(columns)), set(columns))
         example = {key: columns[key] for key in sorted(known)}
-        complaint = _complaint(example, vocabulary)
+        complaint = complaint_of(example, vocabulary)
         if complaint:
             raise ValueError(f"{data}, example {number}: {complaint}")
         yield example

@@ -22,6 +22,7 @@ from autodeco_fast.training.data import (
     stream_examples,
 )
 from autodeco_fast.training.head_folder import METRICS_NAME, SETTINGS_NAME, SWEEP_NAME
+from autodeco_fast.training.reward_config import RewardConfig
 
 
 def _held(folder: Path, accelerator) -> AbstractContextManager:
@@ -128,12 +129,15 @@ class _Sources:
         return OnlineSource(self.base, self.examples, config).split()
 
 
-def train_from_files(config: TrainConfig, grid: list[str] | None = None) -> None:
+def train_from_files(config: TrainConfig | RewardConfig, grid: list[str] | None = None) -> None:
     """Checks the input, trains one head, or one a point of the grid, and writes.
 
     Raises:
         ValueError: for input that cannot be used, before a model is loaded where possible.
     """
+    on_rewards = isinstance(config, RewardConfig)
+    if on_rewards and grid:
+        raise ValueError("sweep is not for objective rewards: its rounds are those of one head")
     points = sweep(config, grid) if grid else [({}, config)]
     from accelerate import Accelerator
 
@@ -147,7 +151,10 @@ def train_from_files(config: TrainConfig, grid: list[str] | None = None) -> None
             f"{', '.join(sorted(set(trackers) - installed))}"
         )
     with _held(config.output, accelerator):
-        _train(points, config, accelerator)
+        if on_rewards:
+            _train_on_rewards(config, accelerator)
+        else:
+            _train(points, config, accelerator)
     accelerator.end_training()
 
 
@@ -180,6 +187,70 @@ def _train(points: list[tuple[dict, TrainConfig]], config: TrainConfig, accelera
     console.print(f"written to {config.output}: {what}", soft_wrap=True)
 
 
+def _train_on_rewards(config: RewardConfig, accelerator) -> None:
+    """Reads prompts and reward function or rollouts, then loads the model, trains one head."""
+    from autodeco_fast.training.base_model import frozen_dtype, load, load_tokenizer
+    from autodeco_fast.training.loop import check_output
+    from autodeco_fast.training.reward_function import load_function
+    from autodeco_fast.training.rewards import check_head, train_on_rewards
+    from autodeco_fast.training.rollouts import (
+        OnPolicy,
+        Recorded,
+        encode_prompts,
+        group_rollouts,
+        read_prompts,
+        read_rollouts,
+    )
+
+    console = console_of(accelerator)
+    if config.resume and (config.output / CONFIG_NAME).exists():
+        console.print(f"{config.output} is finished: there is nothing to resume", soft_wrap=True)
+        return
+    check_output(config)
+    if config.rollouts is None:
+        reward, lines = load_function("reward", config.reward), read_prompts(config.prompts)
+    else:
+        lines = read_rollouts(config.rollouts)
+    check_head(config)
+    accelerator.wait_for_everyone()
+    if accelerator.log_with:
+        accelerator.init_trackers("autodeco_fast")
+    tokenizer, device = load_tokenizer(config.model), accelerator.device
+    base = load(config.model, frozen_dtype(device), device)
+    base.verify(torch.tensor([[0, 1, 2]], device=device) % base.vocabulary)
+    if config.rollouts is None:
+        prompts = encode_prompts(tokenizer, lines, base, config)
+        rounds = OnPolicy(base, tokenizer, prompts, reward, config)
+    else:
+        rounds = Recorded(group_rollouts(tokenizer, lines, base, config), config)
+    with progress_bar(console) as move:
+        train_on_rewards(
+            rounds,
+            base,
+            config,
+            accelerator=accelerator,
+            on_start=lambda rounds, done: move(total=rounds, completed=done),
+            on_round=partial(_show_round, move, accelerator),
+        )
+    console.print(f"written to {config.output}: the head, {METRICS_NAME}, {SETTINGS_NAME}")
+
+
+def _show_round(move, accelerator, metrics: dict) -> None:
+    """A round's metrics on the bar and to the trackers."""
+    _track(accelerator, metrics)
+    reward, T, entropy, beta = (
+        metrics[name] for name in ("reward", "temperature", "entropy", "entropy_weight")
+    )
+    told = f"reward {reward:.3f}  T {T:.3f}  entropy {entropy:.3f}  β {beta:.3g}"
+    move(advance=1, description=told)
+
+
+def _track(accelerator, metrics: dict) -> None:
+    if accelerator.log_with:
+        values = {name: value for name, value in metrics.items() if name != "step"}
+        accelerator.log(values, step=metrics["step"])
+
+
 def _train_one(sources: _Sources, config: TrainConfig, *, accelerator, console: Console) -> None:
     """Trains one head."""
     from autodeco_fast.training.loop import train
@@ -203,9 +274,7 @@ def _train_one(sources: _Sources, config: TrainConfig, *, accelerator, console: 
 
 def _show_step(move, accelerator, metrics: dict) -> None:
     """A step's metrics on the bar and to the trackers."""
-    if accelerator.log_with:
-        values = {name: value for name, value in metrics.items() if name != "step"}
-        accelerator.log(values, step=metrics["step"])
+    _track(accelerator, metrics)
     loss, T, coverage = (metrics[name] for name in ("loss", "temperature", "coverage"))
     move(advance=1, description=f"loss {loss:.4f}  T {T:.3f}  coverage {coverage:.3f}")
 

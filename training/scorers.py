@@ -5,8 +5,8 @@
     math     answer: text or a number               its answer is equal, by math-verify: the last
                                                     \\boxed{}, else after the last ####, else the
                                                     last number or formula
-    json     keys: list; first_line: true           it (its first line) is one JSON object with
-                                                    exactly these keys
+    json     keys: list; first_line: true;          it (its first line), after the prefix, is one
+             prefix: text                           JSON object with exactly these keys
     choice   allowed: list                          it is one of these, but for case, punctuation
                                                     and space around it
     checks   checks: map, see training/eval_checks  score is the share of checks it meets
@@ -137,6 +137,7 @@ def parse_record(completion: str, fields: dict) -> dict[str, str] | None:
     any other. NaN, infinities and repeated keys are no JSON here."""
     if fields.get("first_line"):
         completion = next(iter(completion.strip().splitlines()), "")
+    completion = fields.get("prefix", "") + completion
     try:
         found = json.loads(completion, parse_constant=_refuse, object_pairs_hook=_without_repeats)
         if not isinstance(found, dict) or set(found) != set(fields["keys"]):
@@ -160,6 +161,8 @@ def _json_complaint(fields: dict) -> str | None:
     first_line = fields.get("first_line", False)
     if not isinstance(first_line, bool):
         return "first_line must be true or false"
+    if not isinstance(fields.get("prefix", ""), str):
+        return "prefix must be text"
     return _needs("keys", _are_texts, "a list of texts")(fields)
 
 

@@ -32,8 +32,9 @@ def _parameter(field: Field, required: bool) -> inspect.Parameter:
     )
 
 
-def takes(options: type, *, required: bool = True) -> Callable[[Callable], Callable]:
-    """Gives a command an option for every one of a dataclass; it gets them as keyword arguments.
+def takes(*options: type, required: bool = True) -> Callable[[Callable], Callable]:
+    """Gives a command an option for every one of some dataclasses, once where they share it; it
+    gets them as keyword arguments.
 
     Args:
         required: whether those without a default must be given; else they are None.
@@ -45,8 +46,13 @@ def takes(options: type, *, required: bool = True) -> Callable[[Callable], Calla
             for parameter in inspect.signature(command).parameters.values()
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
-        made = [_parameter(field, required) for field in listed(options)]
-        command.__signature__ = inspect.Signature([*named, *made])
+        found = {field.name: field for each in reversed(options) for field in listed(each)}
+        made = {
+            field.name: _parameter(found[field.name], required)
+            for each in options
+            for field in listed(each)
+        }
+        command.__signature__ = inspect.Signature([*named, *made.values()])
         return command
 
     return with_options

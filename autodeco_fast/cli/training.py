@@ -1,5 +1,6 @@
 """The commands from text to a calibrated head: scan, train, calibrate, report."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from autodeco_fast.cli.signature import takes, with_sizes
 from autodeco_fast.training.config import ScanConfig, TrainConfig, from_yaml
+from autodeco_fast.training.reward_config import RewardConfig
 
 Head = Annotated[Path, typer.Option(help="folder of a temperature head")]
 MinP = Annotated[
@@ -26,7 +28,7 @@ def scan(**values: object) -> None:
     scan_from_files(config)
 
 
-@takes(TrainConfig, required=False)
+@takes(TrainConfig, RewardConfig, required=False)
 def train(
     ctx: typer.Context,
     config: Annotated[
@@ -38,20 +40,35 @@ def train(
     ] = None,
     **values: object,
 ) -> None:
-    """Train a temperature head, from a scan or from text.
+    """Train a temperature head, from a scan, from text, or on rewards.
 
     For several devices: `accelerate launch -m autodeco_fast train …`.
     """
-    values = with_sizes(TrainConfig, values)
-    if config is not None:
-        given = {name for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
-        values |= {name: v for name, v in from_yaml(config).items() if name not in given}
-    if values["output"] is None:
+    given = {} if config is None else from_yaml(config, RewardConfig)
+    for name, value in with_sizes(TrainConfig, values).items():
+        if ctx.get_parameter_source(name).name == "COMMANDLINE":
+            given[name] = value
+    if given.get("output") is None:
         raise ValueError("output must name a new folder")
-    settings = TrainConfig(**values)
+    settings = _settings_of(given)
     from autodeco_fast.training.run import train_from_files
 
     train_from_files(settings, sweep or [])
+
+
+def _settings_of(given: dict) -> TrainConfig | RewardConfig:
+    """The settings of the objective that is given.
+
+    Raises:
+        ValueError: for one that another objective has.
+    """
+    on_rewards = given.get("objective") == "rewards"
+    options = RewardConfig if on_rewards else TrainConfig
+    others = set(given) - {field.name for field in fields(options)}
+    if others:
+        whose = "objective rewards does not take" if on_rewards else "only objective rewards takes"
+        raise ValueError(f"{whose} {', '.join(sorted(others))}")
+    return options(**given)
 
 
 def calibrate(

@@ -1,5 +1,4 @@
-"""One prompt, continued greedily, at T = 1 and adaptively, every token shaded by the temperature
-the head gives it."""
+"""One prompt under several policies, every token shaded by the temperature it was drawn at."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from autodeco_fast import TemperatureHead, attach
+from autodeco_fast import attach, policies
 from autodeco_fast.files import write_text
 from autodeco_fast.training import report_page as html
 from autodeco_fast.training.base_model import BaseModel
@@ -17,57 +16,60 @@ from autodeco_fast.training.shading import HOTTEST, colour, token_texts
 
 @dataclass
 class Sample:
-    """A continuation: its tokens as text, and the head's temperature for each."""
+    """Continuations under a policy: their tokens as text, and the temperature of each."""
 
     title: str
     prompt: str
-    tokens: list[tuple[str, float]]
+    continuations: list[list[tuple[str, float]]]
 
 
 @torch.inference_mode()
-def continue_prompt(
+def draw(
     base: BaseModel,
     tokenizer,
-    head: TemperatureHead,
+    by_title: dict[str, str],
     prompt: list[int],
     *,
-    seed: int,
+    samples: int,
     new_tokens: int,
+    seed: int,
 ) -> list[Sample]:
-    """Continues the prompt's ids in the three ways."""
+    """Continues the prompt's ids under policies, title → text; one that is greedy only once."""
     model, ids = base.model, torch.tensor([prompt])
-    options = {
-        "attention_mask": torch.ones_like(ids),
-        "max_new_tokens": new_tokens,
-        "min_new_tokens": new_tokens,
-    }
-    torch.manual_seed(seed)
-    out = {
-        "greedy": model.generate(ids, do_sample=False, **options),
-        "T = 1": model.generate(ids, do_sample=True, temperature=1.0, top_k=0, **options),
-    }
-    with attach(model, head):
-        out["adaptive"] = model.generate(ids, seed=seed, **options)
-    samples = []
-    for title, tokens in out.items():
-        hidden = base.hidden(tokens[:, :-1])[0, len(prompt) - 1 :]
-        texts = token_texts(tokenizer, tokens[0, len(prompt) :].tolist())
-        shades = list(zip(texts, head(hidden).tolist()))
-        samples.append(Sample(title, tokenizer.decode(prompt), shades))
-    return samples
+    ends = model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    found = []
+    for title, text in by_title.items():
+        with attach(model, policies.parse(text), record=True) as attachment:
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                num_return_sequences=1 if text == "greedy" else samples,
+                pad_token_id=min(ends, default=0),
+                seed=seed,
+            )
+            T = torch.stack([record.temperature for record in attachment.records], 1)
+        continuations = []
+        for tokens, temperatures in zip(out[:, len(prompt) :].tolist(), T.tolist()):
+            n = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+            continuations.append(list(zip(token_texts(tokenizer, tokens[:n]), temperatures)))
+        found.append(Sample(title, tokenizer.decode(prompt), continuations))
+    return found
 
 
 def show(console: Console, samples: list[Sample]) -> None:
     """Prints the continuations with shaded backgrounds."""
-    console.print("\n[bold]prompt[/bold] (from a held-out text)")
+    console.print("\n[bold]prompt[/bold]")
     console.print(samples[0].prompt[-300:], highlight=False, markup=False)
+    console.print("\nTokens are shaded by temperature: white 0, orange 2.")
     for sample in samples:
-        line = Text()
-        for text, temperature in sample.tokens:
-            line.append(text, style=f"black on {colour(temperature)}")
-        shading = "shaded by predicted temperature: white 0, orange 2"
-        console.print(f"\n[bold]{sample.title}[/bold]  ({shading})")
-        console.print(line, highlight=False)
+        console.print(f"\n[bold]{sample.title}[/bold]")
+        for tokens in sample.continuations:
+            line = Text("· ")
+            for text, temperature in tokens:
+                line.append(text, style=f"black on {colour(temperature)}")
+            console.print(line, highlight=False)
 
 
 def write_html(path: Path, samples: list[Sample]) -> None:
@@ -76,5 +78,6 @@ def write_html(path: Path, samples: list[Sample]) -> None:
     body = [html.paragraph(legend)]
     for sample in samples:
         body.append(html.heading(sample.title))
-        body.append(html.shaded(sample.tokens, HOTTEST, before=sample.prompt))
-    write_text(path, html.page("Continuations shaded by predicted temperature", body))
+        body += [html.shaded(tokens, HOTTEST) for tokens in sample.continuations]
+    body[1:1] = [html.heading("Prompt"), html.shaded([], HOTTEST, before=samples[0].prompt)]
+    write_text(path, html.page("Continuations shaded by temperature", body))

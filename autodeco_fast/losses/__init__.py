@@ -1,10 +1,12 @@
-"""What heads learn from: the Min-P hinge, which tokens to learn from, and AutoDeco's losses."""
+"""What heads learn from: the Min-P hinge, which tokens to learn from, AutoDeco's losses,
+and rewards."""
 
 from autodeco_fast.losses.autodeco import autodeco_temperature_loss, soft_top_p_loss
 from autodeco_fast.losses.hinge import (
     min_p_hinge_loss,
     required_temperature,
 )
+from autodeco_fast.losses.rewards import reward_loss
 from autodeco_fast.losses.selection import (
     IMPOSSIBLE,
     MIDDLE,
@@ -22,5 +24,6 @@ __all__ = [
     "goldilocks_mask",
     "min_p_hinge_loss",
     "required_temperature",
+    "reward_loss",
     "soft_top_p_loss",
 ]

@@ -11,6 +11,7 @@ from autodeco_fast.numerics import ALL_FLOATS, GREEDY_BELOW, compute_dtype
 from autodeco_fast.ops.checks import (
     FINITE,
     PROBABILITY,
+    check_choice,
     check_logits,
     check_number,
     check_row,
@@ -19,11 +20,18 @@ from autodeco_fast.ops.checks import (
     row_parameter,
     unit_stride,
 )
-from autodeco_fast.stats import ABSENT, IGNORED, RowSums, TokenStats, finish
+from autodeco_fast.stats import (
+    ABSENT,
+    IGNORED,
+    RowSums,
+    TokenStats,
+    at_temperature,
+    finish,
+)
 
 LOWEST_TEMPERATURE = 1e-2  # AutoDeco's clamp
-# Of column, threshold and 1/T.
-SumsOf = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], RowSums]
+# Of column, threshold, 1/T, and whether these sums are of what is above the threshold.
+SumsOf = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None, bool], RowSums]
 
 
 class _AtTemperature(torch.autograd.Function):
@@ -54,43 +62,63 @@ def statistics(
     temperature: torch.Tensor | None,
     min_p: float | None,
     ignore_index: int,
+    cut: bool = False,
 ) -> TokenStats:
     """From what makes row sums to statistics, differentiable in the temperature."""
     with torch.no_grad():
-        column = torch.where(target == ignore_index, IGNORED, target)
+        stats, moments = _without_graph(sums_of, target, temperature, min_p, ignore_index, cut)
+    if temperature is None:
+        return stats
+    T = temperature.clamp(min=LOWEST_TEMPERATURE).to(moments[0].dtype)
+    logsumexp, entropy = _AtTemperature.apply(T, *moments)
+    return stats._replace(temperature=T, scaled_logsumexp=logsumexp, scaled_entropy=entropy)
+
+
+def _without_graph(
+    sums_of: SumsOf,
+    target: torch.Tensor,
+    temperature: torch.Tensor | None,
+    min_p: float | None,
+    ignore_index: int,
+    cut: bool,
+) -> tuple[TokenStats, list[torch.Tensor]]:
+    """The fields that do not depend on T, `kept`, and the moments at T that the others are made
+    of."""
+    column = torch.where(target == ignore_index, IGNORED, target)
     T = None if temperature is None else temperature.clamp(min=LOWEST_TEMPERATURE)
-    fields = finish(*sums_and_temperature(sums_of, column, T))
-    stats = TokenStats(*fields[:6])
+    inverse = None if T is None else 1.0 / T
+    floats, ints = sums_of(column, None, None if cut else inverse, False)
+    stats, scaled = TokenStats(*finish((floats[:4], ints))), floats[4:]
     if T is None:
-        return stats
-    T = T.to(fields[6].dtype)
-    logsumexp, entropy = _AtTemperature.apply(T, *fields[6:])
-    stats = stats._replace(temperature=T, scaled_logsumexp=logsumexp, scaled_entropy=entropy)
-    if min_p is None:
-        return stats
-    with torch.no_grad():  # ranks against the cut instead of the target: a second sweep
+        return stats, []
+    if min_p is not None:  # ranks against the cut instead of the target: a second sweep
         nowhere = torch.where(column == IGNORED, IGNORED, ABSENT)
-        _, ints = sums_of(nowhere, _below_cut(stats.max_logit, temperature, min_p), None)
-    return stats._replace(kept=ints[1].clamp(min=0))
+        below = _below_cut(stats.max_logit, temperature, min_p)
+        above, counts = sums_of(nowhere, below, inverse if cut else None, cut)
+        stats = stats._replace(kept=counts[1].clamp(min=0))
+        if cut:
+            scaled = _unless_greedy(above[4:], temperature)
+    T = T.to(floats.dtype)
+    return stats, at_temperature(stats.max_logit, scaled, T, ignored=stats.rank < 0)
 
 
-def sums_and_temperature(
-    sums_of: SumsOf, column: torch.Tensor, temperature: torch.Tensor | None
-) -> tuple[RowSums, torch.Tensor | None]:
-    """The row sums of all columns, and T as `finish` takes it."""
-    T = None if temperature is None else temperature.detach()
-    with torch.no_grad():
-        sums = sums_of(column, None, None if T is None else 1.0 / T)
-    return sums, None if T is None else T.to(sums[0].dtype)
+def _unless_greedy(scaled: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """Sums of the kept set, `[3, N]`; those of one token alone where T is greedy, however many
+    tie."""
+    alone = scaled.new_tensor([[1.0], [0.0], [0.0]])
+    return torch.where(temperature < GREEDY_BELOW, alone, scaled)
 
 
 def check_temperature(
-    temperature: torch.Tensor | None, min_p: float | None, n: int
+    temperature: torch.Tensor | None, min_p: float | None, n: int, cut: bool = False
 ) -> float | None:
-    """min_p, checked with the temperature."""
+    """min_p, checked with the temperature and `cut`."""
     if temperature is not None:
         check_row("temperature", temperature, n)
+    check_choice("cut", cut, (False, True))
     if min_p is None:
+        if cut:
+            raise ValueError("cut needs min_p and a temperature: they make the kept set")
         return None
     if temperature is None:
         raise ValueError("min_p needs a temperature: the kept set depends on it")
@@ -105,11 +133,12 @@ def _logit_stats(
     inverse_temperature: torch.Tensor | None,
     logit_scale: float,
     softcap: float | None,
+    cut: bool,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Row sums; arguments as in `kernels.logit_stats.logit_stats`."""
     run = implementation(backend, "logit_stats")
-    return run(logits, column, threshold, inverse_temperature, logit_scale, softcap)
+    return run(logits, column, threshold, inverse_temperature, logit_scale, softcap, cut)
 
 
 def fake_row_sums(
@@ -122,7 +151,7 @@ def fake_row_sums(
 
 
 @_logit_stats.register_fake
-def _(logits, column, threshold, inverse_temperature, logit_scale, softcap, backend):
+def _(logits, column, threshold, inverse_temperature, logit_scale, softcap, cut, backend):
     return fake_row_sums(logits, column, inverse_temperature)
 
 
@@ -134,6 +163,7 @@ def logit_stats(
     softcap: float | None = None,
     temperature: torch.Tensor | None = None,
     min_p: float | None = None,
+    cut: bool = False,
     ignore_index: int = -100,
     backend: str | None = None,
 ) -> TokenStats:
@@ -147,6 +177,9 @@ def logit_stats(
         temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower. NaN or inf
             gives NaN there.
         min_p: in [0, 1], for `kept`: a second read.
+        cut: whether the fields at a temperature are those of softmax(z/T) over the kept set alone,
+            so that `ln p_T(y) = z_y/T − scaled_logsumexp` for a y in it. Derivatives hold the set
+            fixed. Below T = 1e-3 a row is greedy: entropy 0.
         backend: None chooses; "triton" or "torch" forces.
 
     Raises:
@@ -158,11 +191,11 @@ def logit_stats(
     chosen = resolve(backend, logits)
     check_target(target, *logits.shape, ignore_index)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
-    min_p = check_temperature(temperature, min_p, len(logits))
+    min_p = check_temperature(temperature, min_p, len(logits), cut)
     logits = unit_stride(logits)
 
-    def sums_of(column, threshold, inverse):
+    def sums_of(column, threshold, inverse, cut):
         rows = row_parameter(threshold, logits), row_parameter(inverse, logits)
-        return _logit_stats(logits, column, *rows, scale, softcap, chosen)
+        return _logit_stats(logits, column, *rows, scale, softcap, cut, chosen)
 
-    return statistics(sums_of, target, temperature, min_p, ignore_index)
+    return statistics(sums_of, target, temperature, min_p, ignore_index, cut)

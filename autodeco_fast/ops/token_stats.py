@@ -52,6 +52,7 @@ def _token_stats(
     bias: torch.Tensor | None,
     logit_scale: float,
     softcap: float | None,
+    cut: bool,
     chunk_bytes: int,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,17 +64,17 @@ def _token_stats(
     streaming = implementation(backend, "token_stats")
     of_rows = hidden, column, threshold, inverse_temperature
     if chunk_bytes == 0 and backend == "torch":  # leaves ignored rows out itself
-        return streaming(hidden, weight, *of_rows[1:], bias, logit_scale, softcap)
+        return streaming(hidden, weight, *of_rows[1:], bias, logit_scale, softcap, cut)
     valid = None if _capturing(hidden) else (column != IGNORED).nonzero()[:, 0]
     if valid is not None:
         of_rows = [None if x is None else x[valid] for x in of_rows]
     if chunk_bytes == 0:
         h, *parameters = of_rows
-        sums = [streaming(h, weight, *parameters, bias, logit_scale, softcap)]
+        sums = [streaming(h, weight, *parameters, bias, logit_scale, softcap, cut)]
     else:
         from_logits = implementation(backend, "logit_stats")
         sums = [
-            from_logits(logits, *parameters, logit_scale, softcap)
+            from_logits(logits, *parameters, logit_scale, softcap, cut)
             for logits, parameters in _chunks(of_rows, weight, bias, chunk_bytes)
         ]
     if valid is not None:
@@ -116,6 +117,7 @@ def _(
     bias,
     logit_scale,
     softcap,
+    cut,
     chunk_bytes,
     backend,
 ):
@@ -135,6 +137,7 @@ def row_sums_of_product(
     chunk_bytes: int,
     fused: bool | None,
     backend: str,
+    cut: bool = False,
 ) -> RowSums:
     """The op, its arguments put in order and the design chosen."""
     chunk_bytes = check_integer("chunk_bytes", chunk_bytes, SIZE)
@@ -148,6 +151,7 @@ def row_sums_of_product(
         None if bias is None else bias.detach().contiguous(),
         check_number("logit_scale", logit_scale, FINITE),
         check_softcap(softcap),
+        cut,
         0 if fused else chunk_bytes,
         backend,
     )
@@ -163,6 +167,7 @@ def token_stats(
     softcap: float | None = None,
     temperature: torch.Tensor | None = None,
     min_p: float | None = None,
+    cut: bool = False,
     ignore_index: int = -100,
     fused: bool | None = None,
     chunk_bytes: int = CHUNK_BYTES,
@@ -185,6 +190,7 @@ def token_stats(
         temperature: `[N]`, for the fields at a temperature; raised to 0.01 where lower. NaN or inf
             gives NaN there.
         min_p: in [0, 1], for `kept`: a second product.
+        cut: as in `logit_stats`.
         fused: True streams through tiles of the product; False writes chunks of logits and reads
             them back; None chooses.
         chunk_bytes: of one such chunk.
@@ -197,9 +203,9 @@ def token_stats(
     check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
     check_target(target, len(hidden), len(weight), ignore_index)
-    min_p = check_temperature(temperature, min_p, len(hidden))
+    min_p = check_temperature(temperature, min_p, len(hidden), cut)
 
-    def sums_of(column, threshold, inverse_temperature):
+    def sums_of(column, threshold, inverse_temperature, cut):
         return row_sums_of_product(
             hidden,
             weight,
@@ -212,6 +218,7 @@ def token_stats(
             chunk_bytes=chunk_bytes,
             fused=fused,
             backend=chosen,
+            cut=cut,
         )
 
-    return statistics(sums_of, target, temperature, min_p, ignore_index)
+    return statistics(sums_of, target, temperature, min_p, ignore_index, cut)

@@ -158,7 +158,7 @@ def merge_token_stats(
     if temperature is not None and len(pairs[0][0]) != 7:
         raise ValueError("temperature must be None: the partials were taken without one")
 
-    def sums_of(column, threshold, inverse_temperature):
+    def sums_of(column, threshold, inverse_temperature, cut):
         return merge_row_sums(pairs, inverse_temperature)
 
     return statistics(sums_of, target, temperature, None, ignore_index)

@@ -15,6 +15,7 @@ def logit_stats(
     inverse_temperature: torch.Tensor | None,
     scale: float,
     softcap: float | None,
+    cut: bool = False,
 ) -> RowSums:
     """Same arguments and results as `kernels.logit_stats.logit_stats`."""
     valid = (column != IGNORED).nonzero()[:, 0]
@@ -32,7 +33,7 @@ def logit_stats(
         else:
             against = threshold[rows]
         inverse = None if inverse_temperature is None else inverse_temperature[rows]
-        running = RunningSums(target, against, inverse)
+        running = RunningSums(target, against, inverse, cut)
         for start in range(0, V, columns):
             if in_place:
                 x = logits[i * block : (i + 1) * block]

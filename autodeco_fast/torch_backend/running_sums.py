@@ -29,7 +29,8 @@ class RunningSums:
     """Sums of R rows, fed with tiles of the vocabulary from left to right.
 
     Ranks count against `threshold`; the target's own column never counts, and its tile's value is
-    the one returned.
+    the one returned. With `cut`, sums at a temperature are over what is above the threshold, and
+    the others are 0.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class RunningSums:
         column: torch.Tensor,
         threshold: torch.Tensor,
         inverse_temperature: torch.Tensor | None,
+        cut: bool,
     ):
         R, new = column.shape[0], threshold.new_zeros
         self.column, self.threshold, self.inverse = column, threshold, inverse_temperature
+        self.cut = cut
         self.max, self.target = new(R).fill_(_NOTHING), new(R).fill_(-float("inf"))
         self.argmax = torch.zeros_like(column)
         self.sums = new(2, R)
@@ -61,12 +64,14 @@ class RunningSums:
         rows = [t.numpy() for t in (self.column, self.threshold, inverse, *state)]
 
         def work(some: slice) -> None:
-            stats_loops.feed(*(v[some] for v in values), start, *(x[..., some] for x in rows))
+            stats_loops.feed(
+                *(v[some] for v in values), start, self.cut, *(x[..., some] for x in rows)
+            )
 
         in_threads(work, len(self.column), max(v.size for v in values) // _WORTH_A_THREAD)
 
     def _feed(self, z: torch.Tensor, start: int) -> None:
-        """In plain torch; z and p are the only tensors of a tile's size."""
+        """In plain torch; z and p are the only tensors of a tile's size, and with `cut` a third."""
         p = torch.empty_like(z)
         self._count(z, start, p)
         tile_max = z.amax(-1).clamp_(min=_NOTHING)
@@ -74,22 +79,29 @@ class RunningSums:
             self.argmax[better] = z[better].argmax(-1) + start
         new_max = torch.maximum(self.max, tile_max)
         d_old, d_tile, self.max = self.max - new_max, tile_max - new_max, new_max
-        z.sub_(new_max[:, None]).clamp_(min=_FLOOR)
-        torch.softmax(z, -1, out=p)
-        tile_s = d_tile.exp() / p.amax(-1)
-        self.sums = torch.stack(moved(d_old, *self.sums))
-        self.sums += torch.stack([tile_s, tile_s * p.mul_(z).sum(-1)])
-        if self.inverse is not None:
-            x = z.mul_(self.inverse[:, None])
+        x = z.sub_(new_max[:, None]).clamp_(min=_FLOOR)
+        if not self.cut:
             torch.softmax(x, -1, out=p)
-            tile_s = (d_tile * self.inverse).exp_() / p.amax(-1)
-            first, second = p.mul_(x).sum(-1), p.mul_(x).sum(-1)
-            self.scaled_sums = torch.stack(
-                moved((d_old * self.inverse).clamp_(min=-1e9), *self.scaled_sums)
-            )
-            self.scaled_sums += torch.stack([tile_s, tile_s * first, tile_s * second])
+            tile_s = d_tile.exp() / p.amax(-1)
+            self.sums = torch.stack(moved(d_old, *self.sums))
+            self.sums += torch.stack([tile_s, tile_s * p.mul_(x).sum(-1)])
+        if self.inverse is None:
+            return
+        x.mul_(self.inverse[:, None])
+        d_old = (d_old * self.inverse).clamp_(min=-1e9)
+        self.scaled_sums = torch.stack(moved(d_old, *self.scaled_sums))
+        if self.cut:
+            tile_s = 1.0
+            p.mul_(x.exp())  # p was 1 in the kept set; a tile may hold none of it
+            zeroth = p.sum(-1)
+        else:
+            torch.softmax(x, -1, out=p)
+            tile_s = zeroth = (d_tile * self.inverse).exp_() / p.amax(-1)
+        first, second = p.mul_(x).sum(-1), p.mul_(x).sum(-1)
+        self.scaled_sums += torch.stack([zeroth, tile_s * first, tile_s * second])
 
     def _count(self, z: torch.Tensor, start: int, above: torch.Tensor) -> None:
+        """Leaves 1 in `above` where a logit is above the threshold, else 0."""
         torch.gt(z, self.threshold[:, None], out=above)
         self.count += above.sum(-1)  # at most WIDEST ones: exact in fp32
         column = self.column - start

@@ -2,7 +2,8 @@
 lies in a core's cache.
 
     1. the largest logit, its first place, and how many exceed a threshold;
-    2. Σ e^x and Σ e^x x with x = z − m; at a temperature also Σ e^{x/T} (x/T)^k for k = 0, 1, 2.
+    2. Σ e^x and Σ e^x x with x = z − m; at a temperature also Σ e^{x/T} (x/T)^k for k = 0, 1, 2;
+       with a cut only these, of logits above the threshold.
 
 m is the largest logit so far: for a new one, earlier sums move as in `stats_partial.py`. A NaN
 makes all sums NaN.
@@ -75,6 +76,20 @@ def _scaled_sums(row, m, inverse):
     return s, t, q
 
 
+@compiled(fastmath=_SUMS, inline="always")
+def _cut_sums(row, m, inverse, threshold):
+    """The same of logits above the threshold."""
+    s, t, q = np.float32(0), np.float32(0), np.float32(0)
+    for j in range(len(row)):
+        x = (row[j] - m) * inverse
+        x = _LOWEST if x < _LOWEST else x
+        e = _exp(x) if row[j] > threshold else np.float32(0)
+        s += e
+        t += e * x
+        q += e * x * x
+    return s, t, q
+
+
 @compiled()
 def _largest(row, bits, threshold):
     """The maximum, where the block that holds it first begins, and how many exceed the threshold.
@@ -100,6 +115,7 @@ def feed(
     z,  # [R, v] fp32: columns start … start + v; or [0, 0]
     brief,  # [R, v] int16: the same as bits of bf16; or [0, 0]
     start,
+    cut,  # bool: whether sums are only made at the temperature, of logits above the threshold
     column,  # [R] int64: targets; a column of another tile, or negative, is not here
     threshold,  # [R] fp32: what ranks count against
     inverse,  # [R] fp32: 1/T; or [0]
@@ -131,12 +147,16 @@ def feed(
                 where += 1
             argmax[r] = start + where
         top[r], d = new, old - new
-        s, t = _sums(row, new)
-        decay = math.exp(d)
-        sums[1, r] = decay * (sums[1, r] + d * sums[0, r]) + t
-        sums[0, r] = decay * sums[0, r] + s
+        if not cut:
+            s, t = _sums(row, new)
+            decay = math.exp(d)
+            sums[1, r] = decay * (sums[1, r] + d * sums[0, r]) + t
+            sums[0, r] = decay * sums[0, r] + s
         if len(inverse):
-            s, t, q = _scaled_sums(row, new, inverse[r])
+            if cut:
+                s, t, q = _cut_sums(row, new, inverse[r], threshold[r])
+            else:
+                s, t, q = _scaled_sums(row, new, inverse[r])
             d = max(d * inverse[r], np.float32(-1e9))
             decay = math.exp(d)
             scaled[2, r] = decay * (scaled[2, r] + d * (2 * scaled[1, r] + d * scaled[0, r])) + q

@@ -18,6 +18,7 @@ def token_stats(
     bias: torch.Tensor | None,
     scale: float,
     softcap: float | None,
+    cut: bool = False,
 ) -> RowSums:
     """Same arguments and results as `kernels.token_stats.token_stats`.
 
@@ -38,7 +39,7 @@ def token_stats(
             else:
                 against = threshold[in_block]
             inverse = None if inverse_temperature is None else inverse_temperature[in_block]
-            blocks.append(RunningSums(target, against, inverse))
+            blocks.append(RunningSums(target, against, inverse, cut))
         for start in range(0, V, columns):
             end = start + columns
             out = multiply(h, weight[start:end], None if bias is None else bias[start:end], tile)

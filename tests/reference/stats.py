@@ -43,3 +43,16 @@ def assert_matches(stats, expected, scale_of_values=1.0):
             )
         else:
             assert got.tolist() == want.tolist(), name
+
+
+def cut_reference(x, y, T, min_p):
+    """`scaled_logsumexp`, `scaled_entropy` and `kept` of softmax(z/T) over the kept set alone, by
+    masking, in fp64; 0 where ignored."""
+    z, top = x.double(), x.double().amax(-1, keepdim=True)
+    lowest = top + T[:, None] * math.log(min_p) if min_p > 0 else -torch.inf
+    inside = (z >= lowest) & (z > -torch.inf)
+    scaled = torch.where(inside, z, 0.0) / T[:, None]
+    logsumexp = scaled.masked_fill(~inside, -torch.inf).logsumexp(-1)
+    p = torch.where(inside, (scaled - logsumexp[:, None]).exp(), 0.0)
+    entropy = logsumexp - (p * scaled).sum(-1)
+    return [f.masked_fill(y == IGNORE, 0) for f in (logsumexp, entropy, inside.sum(-1))]

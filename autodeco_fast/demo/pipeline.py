@@ -1,15 +1,16 @@
-"""The steps of the demo, in order: each is what a command does."""
+"""The demo on any model and text: scan, train, calibrate, report and generate, in order; each step
+is what a command does."""
 
 import json
-import shutil
+import shlex
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from autodeco_fast import TemperatureHead
 from autodeco_fast.demo import EMBEDDED_MODEL
-from autodeco_fast.demo.samples import continue_prompt, show, write_html
+from autodeco_fast.demo.folder import begin, say
+from autodeco_fast.demo.samples import draw, show, write_html
 from autodeco_fast.files import output_folder, write_text
 from autodeco_fast.training import base_model
 from autodeco_fast.training.calibrate import calibrate_from_files
@@ -23,8 +24,6 @@ MIN_P, GRAVITY, ALPHA, EPOCHS = 0.02, 0.1, 0.1, 10
 TRAIN_CHARACTERS, EXAMPLE_CHARACTERS, HELD_OUT_CHARACTERS = 4_000, 1_800, 2_400
 HELD_OUT_TOKENS = 1024
 PROMPT_TOKENS, NEW_TOKENS = 96, 96
-MARKER = "demo.json"  # what shows that a folder is a demo's, to be replaced by the next
-FOLDERS = ("texts", "scans", "head", "report")
 
 
 def read_texts(text: list[Path] | None) -> tuple[list[str], list[str]]:
@@ -64,45 +63,27 @@ def _write_jsonl(path: Path, texts: list[str]) -> str:
     return str(path)
 
 
-def _clear(output: Path, settings: dict) -> None:
-    """Takes away what an earlier demo left.
-
-    Raises:
-        ValueError: if one of the demo's folders is there, and no demo's.
-    """
-    present = [name for name in FOLDERS if (output / name).exists()]
-    if present and not (output / MARKER).is_file():
-        raise ValueError(f"output {str(output)!r} holds {present[0]}/ already: name another folder")
-    for name in present:
-        shutil.rmtree(output / name)
-    write_text(output / MARKER, json.dumps(settings, indent=1) + "\n")
-
-
 def run(output: Path, *, text: list[Path] | None, model: str | None, seed: int) -> None:
     train_texts, held_texts = read_texts(text)
     name = str(EMBEDDED_MODEL) if model is None else model
     base_model.facts(name)  # is there such a model?
     with output_folder(output):
         settings = {"model": name, "seed": seed, "min_p": MIN_P, "gravity": GRAVITY, "alpha": ALPHA}
-        _clear(output, settings)
+        begin(output, settings)
         (output / "texts").mkdir()
         _train(output, name, train_texts, seed=seed)
         _evaluate(output, name, held_texts)
         _generate(output, name, held_texts[0], seed=seed)
 
 
-def _say(what: str) -> None:
-    Console(stderr=True, markup=False).print(f"\n— {what}", soft_wrap=True)
-
-
 def _train(output: Path, model: str, texts: list[str], *, seed: int) -> None:
     """`autodeco-fast scan`, `autodeco-fast train`."""
     examples = [example for text in texts for example in _examples(text)]
     data = _write_jsonl(output / "texts/train.jsonl", examples)
-    _say("scan: the frozen model runs over the training text once")
+    say("scan: the frozen model runs over the training text once")
     scan = output / "scans/train"
     scan_from_files(ScanConfig(model=model, data=data, output=scan, seed=seed))
-    _say("train: a head learns the lowest temperatures that lose a tenth of the selected tokens")
+    say("train: a head learns the lowest temperatures that lose a tenth of the selected tokens")
     settings = TrainConfig(
         output=output / "head",
         scan=scan,
@@ -122,7 +103,7 @@ def _evaluate(output: Path, model: str, texts: list[str]) -> None:
         if not documents:
             continue
         use = "the report" if name == "held-out" else name
-        _say(f"scan: held-out text for {use}")
+        say(f"scan: held-out text for {use}")
         config = ScanConfig(
             model=model,
             data=_write_jsonl(output / f"texts/{name}.jsonl", documents),
@@ -132,12 +113,12 @@ def _evaluate(output: Path, model: str, texts: list[str]) -> None:
         )
         scan_from_files(config)
     if scans["calibration"]:
-        _say("calibrate: one number, added to every temperature, makes it a promise")
+        say("calibrate: one number, added to every temperature, makes it a promise")
         try:
             calibrate_from_files(output / "head", output / "scans/calibration", alpha=ALPHA)
         except ValueError as error:  # out of reach: the head stays as it was trained
-            _say(f"not calibrated: {error}")
-    _say("report: what the head does on text that neither training nor calibration saw")
+            say(f"not calibrated: {error}")
+    say("report: what the head does on text that neither training nor calibration saw")
     report_from_files(
         output / "head", [output / "scans/held-out"], output / "report", model=model, min_p=None
     )
@@ -145,13 +126,17 @@ def _evaluate(output: Path, model: str, texts: list[str]) -> None:
 
 def _generate(output: Path, model: str, text: str, *, seed: int) -> None:
     """A prompt, continued in three ways."""
-    _say("generate: the same prompt greedily, at T = 1 and adaptively")
+    say("generate: the same prompt greedily, at T = 1 and adaptively")
     tokenizer, base = base_model.load_tokenizer(model), base_model.load(model, torch.float32)
     window = base.example_length(PROMPT_TOKENS + NEW_TOKENS)
     new = min(NEW_TOKENS, window // 2)
-    head = TemperatureHead.from_pretrained(output / "head")
+    ways = {
+        "greedy": "greedy",
+        "T = 1": "static T=1",
+        "adaptive": f"head={shlex.quote(str(output / 'head'))}",
+    }
     ids = tokenizer(text, add_special_tokens=False).input_ids[: min(PROMPT_TOKENS, window - new)]
-    samples = continue_prompt(base, tokenizer, head, ids, seed=seed, new_tokens=new)
+    samples = draw(base, tokenizer, ways, ids, samples=1, new_tokens=new, seed=seed)
     console = Console()
     show(console, samples)
     write_html(output / "samples.html", samples)

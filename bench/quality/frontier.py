@@ -1,0 +1,224 @@
+"""Errors against diversity: policies with a head beside the best static settings.
+
+    python -m bench.quality.frontier EVALUATION … --output NAME
+
+Reads folders of `autodeco-fast eval --scorer json`; writes the record and the figure NAME to
+`bench/results/quality`. For each policy, over prompts (schemas) and training seeds:
+
+    error      share of samples that are no valid record
+    diversity  entropy of a field's values in `RECORDS` valid records, over ln RECORDS; mean over
+               fields and schemas
+
+A policy is compared with static settings at equal diversity: the lower edge of their points, two
+neighbours of it joined by a line, picked on the very samples it is compared on, in their favour.
+Intervals are 95 % of bootstrap resamples: of a head's seeds, and of samples within schemas. Heads
+in folders `…-seed0`, `…-seed1` are one policy.
+"""
+
+import argparse
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autodeco_fast.training.eval_measures import entropy_at
+from autodeco_fast.training.eval_prompts import Prompt, read_prompts
+from autodeco_fast.training.scorers import load_scorer
+from bench.machine import RESULTS
+from bench.records import write
+
+RESAMPLES, RECORDS = 300, 32
+FOLDER = RESULTS / "quality"
+STATIC = ("static", "greedy")
+
+
+@dataclass
+class Lines:
+    """What a policy of one seed wrote for one prompt: None where it is no valid record."""
+
+    prompt: Prompt
+    records: list[dict[str, str] | None]
+    temperatures: list[float]
+
+    def entropies(self, picks: Sequence[int]) -> list[float]:
+        """Of each field, over its highest possible; 0 for fewer than two records."""
+        valid = [record for i in picks if (record := self.records[i]) is not None]
+        m = min(RECORDS, len(valid))
+        if m < 2:
+            return [0.0] * len(self.prompt.fields["keys"])
+        columns = ([r[key].casefold() for r in valid] for key in self.prompt.fields["keys"])
+        return [entropy_at(list(Counter(c).values()), m) / math.log(m) for c in columns]
+
+
+Study = dict[str, dict[str, list[Lines]]]  # policy → seed → lines, one a prompt
+
+
+def _named(policy: str) -> tuple[str, str]:
+    """A policy without folders and seeds, and the seed."""
+    name = re.sub(r"head=\S*?([^/\s]+)(\s|$)", r"head=\1\2", policy)
+    seed = re.search(r"-seed(\d+)", name)
+    return re.sub(r"-seed\d+", "", name), seed.group(1) if seed else "0"
+
+
+def read(folders: Sequence[Path]) -> Study:
+    """The samples of evaluations."""
+    parse, found = load_scorer("json").record, defaultdict(lambda: defaultdict(list))
+    for folder in folders:
+        settings = json.loads((folder / "results.json").read_text())["settings"]
+        prompts = read_prompts(Path(settings["prompts"]))
+        lines: dict[tuple[str, int], Lines] = {}
+        with (folder / "samples.jsonl").open(encoding="utf-8") as file:
+            for sample in map(json.loads, file):
+                key = sample["policy"], sample["prompt"]
+                prompt = prompts[sample["prompt"]]
+                one = lines.setdefault(key, Lines(prompt, [], []))
+                one.records.append(parse(sample["text"], prompt.fields))
+                one.temperatures += sample["temperature"]
+        for (policy, _), one in lines.items():
+            name, seed = _named(policy)
+            found[name][seed].append(one)
+    return found
+
+
+def _point(lines: Sequence[Lines], rng: np.random.Generator | None) -> tuple[float, float]:
+    """Error and diversity of the lines of one seed; of a resample of each, with a generator."""
+    errors, diversities = [], []
+    for line in lines:
+        n = len(line.records)
+        picks = np.arange(n) if rng is None else rng.integers(n, size=n)
+        errors.append(np.mean([line.records[i] is None for i in picks]))
+        diversities.append(np.mean(line.entropies(picks)))
+    return float(np.mean(errors)), float(np.mean(diversities))
+
+
+def points(seeds: dict[str, list[Lines]], resamples: int = RESAMPLES) -> np.ndarray:
+    """`[resamples + 1, 2]` error and diversity, means over seeds; the first is of all samples."""
+    rng, names = np.random.default_rng(0), list(seeds)
+    out = [np.mean([_point(seeds[s], None) for s in names], 0)]
+    for _ in range(resamples):
+        picked = rng.choice(names, size=len(names))
+        out.append(np.mean([_point(seeds[s], rng) for s in picked], 0))
+    return np.array(out)
+
+
+def edge(error: np.ndarray, diversity: np.ndarray) -> np.ndarray:
+    """Indices of settings that no other beats on both, by diversity."""
+    best, found = np.inf, []
+    for i in np.lexsort((error, -diversity)):
+        if error[i] < best:
+            best = error[i]
+            found.append(i)
+    return np.array(found[::-1])
+
+
+def static_error(error: np.ndarray, diversity: np.ndarray, at: float) -> float:
+    """Of the static settings at a diversity: on their lower edge, linear between its points."""
+    best = edge(error, diversity)
+    return float(np.interp(at, diversity[best], error[best]))
+
+
+def compare(head: np.ndarray, static: list[np.ndarray]) -> dict[str, float | list[float]]:
+    """Errors of a head over those of static settings at its diversity, with a 95 % interval."""
+    ratios = []
+    for r in range(len(head)):
+        error, diversity = (np.array([s[r, i] for s in static]) for i in (0, 1))
+        theirs = static_error(error, diversity, head[r, 1])
+        ratios.append((head[r, 0], theirs, head[r, 0] / max(theirs, 1e-9)))
+    ours, theirs, ratio = np.array(ratios).T
+    low, high = np.quantile(ratio[1:], (0.025, 0.975))
+    return {
+        "error_of_static_at_equal_diversity": float(theirs[0]),
+        "ratio": float(ours[0] / max(theirs[0], 1e-9)),
+        "ratio_95": [float(low), float(high)],
+    }
+
+
+def results(study: Study) -> list[dict]:
+    """A result a policy."""
+    found = {name: points(seeds) for name, seeds in study.items()}
+    static = [p for name, p in found.items() if name.split()[0] in STATIC]
+    out = []
+    for name, p in found.items():
+        lines = [line for seed in study[name].values() for line in seed]
+        low, high = np.quantile(p[1:], (0.025, 0.975), axis=0)
+        result = {
+            "variant": name,
+            "error": float(p[0, 0]),
+            "error_95": [float(low[0]), float(high[0])],
+            "diversity": float(p[0, 1]),
+            "diversity_95": [float(low[1]), float(high[1])],
+            "temperature": float(np.mean([np.mean(line.temperatures) for line in lines])),
+            "seeds": len(study[name]),
+            "by_schema": _by_schema(lines),
+        }
+        if name.split()[0] not in STATIC:
+            result |= compare(p, static)
+        out.append(result)
+    return out
+
+
+def _by_schema(lines: Sequence[Lines]) -> dict[str, dict]:
+    """Share of valid records and entropies of fields."""
+    found: dict = {}
+    for name in dict.fromkeys(line.prompt.task for line in lines):
+        some = [line for line in lines if line.prompt.task == name]
+        every = range(len(some[0].records))
+        entropies = np.mean([line.entropies(every) for line in some], 0)
+        found[name] = {
+            "valid": float(np.mean([[r is not None for r in line.records] for line in some])),
+            "entropies": dict(zip(some[0].prompt.fields["keys"], map(float, entropies))),
+        }
+    return found
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """The figure: every setting, the static ones' lower edge, policies by family."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
+    families: dict[str, list[dict]] = defaultdict(list)
+    for result in results:
+        kind = result["variant"].replace("=", " ").split()[0]
+        families["static settings" if kind in STATIC else kind].append(result)
+    for number, (family, members) in enumerate(families.items()):
+        x, y = ([m[key] for m in members] for key in ("diversity", "error"))
+        bars = [np.abs(np.array([m[f"{k}_95"] for m in members]).T - v) for k, v in
+                (("diversity", x), ("error", y))]  # fmt: skip
+        style = {"fmt": "o", "ms": 4, "lw": 0.8, "color": f"C{number}", "label": family}
+        axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], **style)
+        if family == "static settings":
+            best = edge(np.array(y), np.array(x))
+            axes.plot(np.array(x)[best], np.array(y)[best], color=f"C{number}")
+    axes.set_xlabel("diversity: entropy of a field's values, 1 = all differ")
+    axes.set_ylabel("errors: share of records that are not valid")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("evaluations", nargs="+", type=Path, help="folders of autodeco-fast eval")
+    parser.add_argument("--output", required=True, help="name of the record and the figure")
+    args = parser.parse_args(arguments)
+    found = results(read(args.evaluations))
+    write(FOLDER / f"{args.output}.json", args.output, found)
+    draw(found, FOLDER / f"{args.output}.png")
+    for one in sorted(found, key=lambda r: r["diversity"]):
+        ratio = f"  ratio {one['ratio']:.2f} {one['ratio_95']}" if "ratio" in one else ""
+        print(f"{one['error']:.3f}  {one['diversity']:.3f}  {one['variant']}{ratio}")
+
+
+if __name__ == "__main__":
+    main()

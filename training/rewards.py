@@ -1,0 +1,262 @@
+"""Training on rewards: a round of rollouts, their statistics at T, one optimizer step.
+
+    ℓ = −A·ln p_T(y) − β·H_T    per sampled token, mean over a round's tokens
+
+The model that wrote the rollouts runs over them once more without a graph; `token_stats` of the cut
+distribution and the head are all that has one. With a target entropy H*, β is moved after every
+round, β ← β·exp(0.2·(H* − H)/H*), the exponent no further than 0.2: where the entropy falls below
+its target it is paid more, so that T cannot collapse.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+import torch
+
+from autodeco_fast import TemperatureHead, reward_loss, token_stats
+from autodeco_fast.heads import DEFAULT_MIN_P
+from autodeco_fast.training import checkpoints
+from autodeco_fast.training.base_model import BaseModel, width
+from autodeco_fast.training.checkpoints import Progress
+from autodeco_fast.training.data import IGNORED
+from autodeco_fast.training.head_folder import min_p_of, training_settings
+from autodeco_fast.training.loop import check_output, learning_rate, new_head, save_heads
+from autodeco_fast.training.metrics import Log
+from autodeco_fast.training.objectives import Sums, transform_of
+from autodeco_fast.training.reward_config import RewardConfig
+from autodeco_fast.training.rollouts import Rollout, Rounds
+from autodeco_fast.training.scan import batches_by_length, lm_head_fingerprint, pad
+from autodeco_fast.training.step import Step, differentiate
+
+_RATE = 0.2  # of ln β a round, at most
+_BETA = 1e-5, 10.0  # the least and the most that β is moved to
+
+
+def adapted(entropy_weight: float, entropy: float, target: float | None) -> float:
+    """β after a round of this mean entropy; as it was without a target."""
+    if target is None:
+        return entropy_weight
+    change = _RATE * max(-1.0, min(1.0, (target - entropy) / target))
+    return max(_BETA[0], min(_BETA[1], entropy_weight * math.exp(change)))
+
+
+def check_head(config: RewardConfig) -> None:
+    """Before a model is loaded.
+
+    Raises:
+        ValueError: if there is no head in `config.head`, or of another width than the model's.
+    """
+    if config.head is not None:
+        first_head(config, width(config.model))
+
+
+def first_head(config: RewardConfig, hidden_size: int) -> TemperatureHead:
+    """The head that training starts from.
+
+    Raises:
+        ValueError: if that in `config.head` is none, or of another width.
+    """
+    if config.head is None:
+        min_p = DEFAULT_MIN_P if config.min_p is None else config.min_p
+        return new_head(replace(config, min_p=min_p), hidden_size)
+    head = TemperatureHead.from_pretrained(config.head)
+    if head.hidden_size != hidden_size:
+        raise ValueError(
+            f"head has width {head.hidden_size}, the model's output embedding takes {hidden_size}"
+        )
+    head.min_p = min_p_of(head, training_settings(config.head), config.min_p)
+    return head
+
+
+def train_on_rewards(
+    rounds: Rounds,
+    base: BaseModel,
+    config: RewardConfig,
+    *,
+    accelerator,
+    on_start: Callable[[int, int], None],
+    on_round: Callable[[dict], None],
+) -> TemperatureHead:
+    """Trains a head and writes it, its settings and its metrics to `config.output`.
+
+    Args:
+        rounds: of rollouts.
+        base: the model that the rollouts are of.
+        accelerator: of `accelerate`; every process takes its share of a round's prompts.
+        on_start: called with the number of rounds, and how many a resumed run has done.
+        on_round: called with a round's metrics, in the main process.
+
+    Raises:
+        ValueError: if `config.output` holds a head already, the reward function fails, a loss is
+            not finite, or no round had rewards that differ in a group. Finished rounds are saved.
+    """
+    check_output(config)
+    return _Run(rounds, base, config, accelerator).run(on_start, on_round)
+
+
+class _Run:
+    """One run in one process."""
+
+    def __init__(self, rounds: Rounds, base: BaseModel, config: RewardConfig, accelerator):
+        self.rounds, self.base, self.config, self.accelerator = rounds, base, config, accelerator
+        self.head = first_head(config, base.weight.shape[1]).to(base.weight.device)
+        self.optimizer = torch.optim.AdamW(
+            self.head.parameters(), lr=config.learning_rate, weight_decay=0.01
+        )
+        self.progress = Progress(entropy_weight=config.entropy_weight)
+        self.saved = 0  # rounds in the newest checkpoint
+        self.log: Log | None = None  # in the main process
+
+    def run(
+        self, on_start: Callable[[int, int], None], on_round: Callable[[dict], None]
+    ) -> TemperatureHead:
+        config, newest = self.config, checkpoints.newest(self.config.output)
+        if newest is not None:
+            self.progress, _ = checkpoints.load(newest, self.head, self.optimizer)
+            self.saved = self.progress.step
+        if self.accelerator.is_main_process:
+            self.log = Log(config, {"lm_head": lm_head_fingerprint(self.base)}, self.saved)
+        on_start(config.rounds, self.progress.step)
+        try:
+            spread = self._all_rounds(on_round)
+        except (
+            BaseException
+        ) as error:  # rounds are dear: they outlive a reward function, and Ctrl-C
+            self._save_what_is_done()
+            done = f"; {self.saved} rounds are saved, --resume goes on from them"
+            if isinstance(error, ValueError) and self.saved:
+                raise ValueError(f"{error}{done}") from error
+            raise
+        if not spread and not self.saved:
+            raise ValueError(
+                "no round had rewards that differ among the rollouts of a prompt: nothing could be "
+                "learned from them"
+            )
+        if self.log:
+            save_heads(self.head, config.output)
+        self.accelerator.wait_for_everyone()
+        return self.head
+
+    def _all_rounds(self, on_round: Callable[[dict], None]) -> float:
+        """The rounds that are left; the largest spread of advantages in one."""
+        config, progress, largest = self.config, self.progress, 0.0
+        while progress.step < config.rounds:
+            metrics = self._round()
+            largest = max(largest, metrics["advantage_spread"])
+            if self.log:
+                self.log.write(metrics)
+                on_round(metrics)
+                if config.save_steps and progress.step % config.save_steps == 0:
+                    self._save()
+        return largest
+
+    def _round(self) -> dict:
+        """Rollouts and an optimizer step; their metrics."""
+        config, progress = self.config, self.progress
+        where = self.accelerator.process_index, self.accelerator.num_processes
+        total, measured = self._gradients(self.rounds.rollouts(progress.step, self.head, *where))
+        total = total.reduce(self.accelerator.reduce)
+        measured = self.accelerator.reduce(measured.to(self.accelerator.device)).cpu()
+        loss, metrics = sum(total.means().values()), _means(measured)
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss must be finite, got {loss:g} in round {progress.step + 1}: "
+                f"learning_rate {config.learning_rate:g} may be too high, or hidden states are NaN"
+            )
+        rate = config.learning_rate * learning_rate(
+            progress.step, config.rounds, config.warmup_ratio, config.lr_scheduler_type
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total.assign(self.head.parameters())
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.selected_tokens += metrics["tokens"]
+        told = {"entropy_weight": progress.entropy_weight, "learning_rate": rate}
+        progress.entropy_weight = adapted(
+            progress.entropy_weight, metrics["entropy"], config.target_entropy
+        )
+        return {"step": progress.step, "loss": loss, **metrics, **told}
+
+    def _gradients(self, rollouts: list[Rollout]) -> tuple[Step, torch.Tensor]:
+        """Sums over the tokens of some rollouts, and what `_means` takes."""
+        parameters = list(self.head.parameters())
+        total, measured = Step.zero(("reward",), parameters), torch.zeros(7, dtype=torch.float64)
+        numbered = [(i, rollout.example) for i, rollout in enumerate(rollouts)]
+        for batch in batches_by_length(numbered, self.config.batch_tokens):
+            sums = self._sums([rollouts[i] for i, _ in batch])
+            one, seen = differentiate(sums, parameters)
+            total = total + one
+            of_tokens = (
+                seen.selected.sum(),
+                seen.temperature.sum(),
+                seen.stats.scaled_entropy.sum(),
+            )
+            measured[4:] += torch.stack([x.double().cpu() for x in of_tokens])
+        for rollout in rollouts:
+            of_rollout = 1.0, rollout.reward, rollout.truncated, rollout.advantage**2
+            measured[:4] += torch.tensor(of_rollout, dtype=torch.float64)
+        return total, measured
+
+    def _sums(self, rollouts: list[Rollout]) -> Sums:
+        """The loss summed over the tokens of some rollouts, from row moments alone."""
+        base, device = self.base, self.base.weight.device
+        ids, mask, labels = (t.to(device) for t in pad([r.example for r in rollouts]))
+        wanted = labels[:, 1:] != IGNORED
+        hidden = base.hidden(ids, mask)[:, :-1][wanted].to(base.weight.dtype)
+        advantage = torch.tensor([r.advantage for r in rollouts], device=device)
+        T = self.head(hidden)
+        stats = token_stats(
+            hidden,
+            base.weight,
+            labels[:, 1:][wanted],
+            temperature=T,
+            min_p=self.head.min_p,
+            cut=True,
+            **transform_of(base),
+        )
+        loss = reward_loss(
+            T,
+            stats,
+            advantage[:, None].expand(wanted.shape)[wanted],
+            entropy_weight=self.progress.entropy_weight,
+            reduction="sum",
+        )
+        selected = stats.rank >= 0
+        terms = {"reward": (loss, selected.sum())}
+        return Sums(terms, temperature=T.detach(), stats=stats, selected=selected)
+
+    def _save(self) -> None:
+        checkpoints.save(
+            self.config.output,
+            head=self.head,
+            optimizer=self.optimizer,
+            progress=self.progress,
+            best=None,
+            limit=self.config.save_total_limit,
+        )
+        self.saved = self.progress.step
+
+    def _save_what_is_done(self) -> None:
+        """Before an error goes on; one of saving would hide it."""
+        if self.log and self.progress.step > self.saved:
+            with suppress(ValueError, OSError):
+                self._save()
+
+
+def _means(sums: torch.Tensor) -> dict[str, float]:
+    """Of rollouts, and of their tokens."""
+    rollouts, reward, truncated, squares, tokens, T, entropy = sums.tolist()
+    n, tokens = max(rollouts, 1), int(tokens)
+    return {
+        "reward": reward / n,
+        "truncated": truncated / n,
+        "advantage_spread": math.sqrt(squares / n),
+        "temperature": T / max(tokens, 1),
+        "entropy": entropy / max(tokens, 1),
+        "rollouts": int(rollouts),
+        "tokens": tokens,
+    }
