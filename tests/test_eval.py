@@ -292,7 +292,9 @@ def test_a_scorer_that_fails_loses_nothing(model, tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     scored = config(tmp_path, model, scorer="rules_that_fail:f", batch_size=4)
-    with pytest.raises(ValueError, match="score of 'rules_that_fail:f' for line"):
+    with pytest.raises(
+        ValueError, match="scorer 'rules_that_fail:f' must return finite numbers, got nan for line"
+    ):
         evaluate(scored, console=QUIET)
     samples = samples_of(tmp_path / "out")
     assert [s["score"] for s in samples.values()].count(None) == 4
