@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from autodeco_fast import TemperatureHead, attach
 from autodeco_fast.demo import EMBEDDED_MODEL
-from autodeco_fast.policies import parse
+from autodeco_fast.policies import Policy, parse
 from autodeco_fast.training.eval_config import EvalConfig
 from autodeco_fast.training.eval_requests import seed_of
 from autodeco_fast.training.evaluate import evaluate
@@ -367,6 +367,24 @@ def test_families_and_policies_of_a_file(model, tmp_path):
         ("static T=0.6 min_p=0.1", "cold"),
         ("static T=1.5", "hot"),
     ]
+
+
+def test_a_policy_of_ones_own(model, tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class Alternating(Policy):
+        """Greedy for a while, then not."""
+
+        kind = "alternating"
+
+        def rule(self, hidden, logits):
+            return (hidden[..., 0] > 0).float()
+
+    settings = config(tmp_path, model, policy=("greedy",))
+    results = evaluate(settings, policies=[Alternating(min_p=0.1)], console=QUIET)
+    assert [p["policy"] for p in results["policies"]] == ["greedy", "alternating min_p=0.1"]
+    samples = samples_of(tmp_path / "out")
+    seen = {t for s in samples.values() if s["policy"] != "greedy" for t in s["temperature"]}
+    assert seen == {0.0, 1.0}
 
 
 def test_chats_go_through_the_template(model, tmp_path):

@@ -1,5 +1,6 @@
 """The tables of an evaluation, and its page: one file that needs nothing else."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -20,6 +21,7 @@ DIVERSITY = {
     "distinct_2": "share of a prompt's word pairs that differ",
 }
 _SHOWN_TOKENS = 400  # of a sample
+_PARENTS = re.compile(r"(?<==)\S*/(?=[^/\s])")  # of a head's folder
 _Cell = Callable[[dict, dict], str]  # of a policy and its measures
 
 
@@ -83,8 +85,8 @@ def tables(results: dict) -> list[Table]:
         table = Table(title=f"{task} (95 % intervals over prompts)", box=SIMPLE_HEAD)
         for number, name in enumerate(head):
             table.add_column(name, justify="right" if number else "left", no_wrap=True)
-        for line in lines:
-            table.add_row(*line)
+        for policy, *cells in lines:
+            table.add_row(_PARENTS.sub("…/", policy), *cells)
         found.append(table)
     return found
 

@@ -27,7 +27,7 @@ from autodeco_fast.training.scorers import Scorer, load_scorer
 
 RESULTS, PAGE = "results.json", "eval.html"
 ALL = "all"  # the name of all tasks together
-_TABLE_WIDTH = 140  # a narrower terminal wraps lines, which is better than columns of three letters
+_WIDEST = 1000  # of a table: a narrow terminal wraps its lines, which beats columns of two letters
 _LIBRARIES = ("torch", "transformers", "triton", "numpy", "math-verify")
 
 
@@ -40,19 +40,21 @@ class Entry:
     policy: Policy
 
 
-def entries(config: EvalConfig) -> list[Entry]:
-    """The policies of a run.
+def entries(config: EvalConfig, policies: Sequence[Policy] = ()) -> list[Entry]:
+    """The policies of a run: those of the settings, then others.
 
     Raises:
-        ValueError: for a text that is none, or one that is there twice.
+        ValueError: for a text that is none, one that is there twice, or none at all.
     """
     found: dict[str, Entry] = {}
-    for text, family in named_policies(config).items():
-        policy = parse(text)
-        canonical = str(policy)
-        if canonical in found:
-            raise ValueError(f"policy must be there once, got {canonical!r} twice")
-        found[canonical] = Entry(canonical, family or family_of(canonical), policy)
+    named = [(parse(text), family) for text, family in named_policies(config).items()]
+    for policy, family in (*named, *((policy, None) for policy in policies)):
+        text = str(policy)
+        if text in found:
+            raise ValueError(f"policy must be there once, got {text!r} twice")
+        found[text] = Entry(text, family or family_of(text), policy)
+    if not found:
+        raise ValueError("policy must name at least one, like 'static T=0.7 min_p=0.1'")
     return list(found.values())
 
 
@@ -61,13 +63,16 @@ def family_of(text: str) -> str:
     return " ".join(word.partition("=")[0] for word in shlex.split(text))
 
 
-def evaluate(config: EvalConfig, *, console: Console | None = None) -> dict:
+def evaluate(
+    config: EvalConfig, *, policies: Sequence[Policy] = (), console: Console | None = None
+) -> dict:
     """Draws what is missing, scores, measures, and writes results.json and eval.html.
 
     A run that was killed is continued by the same call; so is one with more policies, or with
     another scorer, for which nothing is drawn again.
 
     Args:
+        policies: beside those of the settings: of classes of your own, say.
         console: of the progress and the tables; standard error by default.
 
     Returns:
@@ -81,7 +86,7 @@ def evaluate(config: EvalConfig, *, console: Console | None = None) -> dict:
     console = console or Console(stderr=True, markup=False)
     prompts, scorer = read_prompts(config.prompts), load_scorer(config.scorer)
     scorer.check(prompts)
-    compared = entries(config)
+    compared = entries(config, policies)
     with output_folder(config.output):
         source, identity = _source(config, prompts)
         run = Run(config, prompts=prompts, scorer=scorer, compared=compared, source=source)
@@ -305,12 +310,13 @@ def _write(results: dict, run: Run, store: Store, console: Console) -> None:
     write_text(output / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     tokenizer = getattr(run.source, "tokenizer", None)
     write_text(output / PAGE, page(results, run.prompts, store.read(), tokenizer))
-    wide = Console(
-        file=console.file,
-        quiet=console.quiet,
-        markup=False,
-        width=max(console.width, _TABLE_WIDTH),
+    found = tables(results)
+    needed = max(
+        console.measure(t, options=console.options.update(width=_WIDEST)).maximum for t in found
     )
-    for table in tables(results):
+    wide = Console(
+        file=console.file, quiet=console.quiet, markup=False, width=max(console.width, needed)
+    )
+    for table in found:
         wide.print(table)
     console.print(f"written to {output}: {PAGE}, {RESULTS}, samples.jsonl", soft_wrap=True)
