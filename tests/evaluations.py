@@ -54,3 +54,8 @@ def samples_of(output: Path) -> dict[tuple, dict]:
     found = {(s["policy"], s["prompt"], s["sample"]): s for s in read}
     assert len(found) == len(read)
     return found
+
+
+def without_speeds(results: dict) -> list[dict]:
+    """The policies of some results."""
+    return [{k: v for k, v in p.items() if k != "tokens_per_second"} for p in results["policies"]]

@@ -257,12 +257,10 @@ class _Batch:
         T = torch.stack([record.temperature for record in attachment.records], 1)
         kept = torch.stack([record.kept for record in attachment.records], 1)
         kept = torch.where(T < GREEDY_BELOW, 1, kept)
-        columns = zip(
-            self.rows, new.tolist(), T.tolist(), kept.tolist(), ends.length.tolist(), ends.ended
-        )
-        for request, tokens, temperatures, sizes, n, ended in columns:
+        columns = (each.tolist() for each in (new, T, kept, ends.length, ends.ended))
+        for request, tokens, temperatures, sizes, n, ended in zip(self.rows, *columns):
             row = self.drawn[request]
             row.tokens += tokens[:n]
             row.temperature += [round(t, 4) for t in temperatures[:n]]
             row.kept += sizes[:n]
-            row.ended = bool(ended)
+            row.ended = ended

@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -288,7 +289,12 @@ def by_task(measured: Sequence[Measured]) -> dict[str, dict]:
         groups |= {
             task or "other": [m for m in measured if m.prompt.task == task] for task in tasks
         }
-    return {task: summarised(group, Bootstrap(len(group))) for task, group in groups.items()}
+    return {task: summarised(group, _bootstrap(len(group))) for task, group in groups.items()}
+
+
+@lru_cache(maxsize=16)
+def _bootstrap(prompts: int) -> Bootstrap:
+    return Bootstrap(prompts)
 
 
 def versions() -> dict[str, str]:
