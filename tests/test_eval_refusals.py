@@ -7,7 +7,6 @@ from autodeco_fast.training.eval_config import EvalConfig
 from tests.commands import assert_refuses, command, listing
 from tests.evaluations import (
     run,
-    samples_of,
     write_prompts,
 )
 
@@ -101,13 +100,10 @@ def test_a_file_of_policies_that_is_none(model, tmp_path, text, words):
     refused(tmp_path, model, "policies must be a YAML file", policies=tmp_path / "none.yaml")
 
 
-def test_a_head_of_another_width_is_one_line_and_keeps_what_was_drawn(model, tmp_path):
+def test_a_head_of_another_model_is_refused_before_anything_is_drawn(model, tmp_path):
     TemperatureHead(16).save_pretrained(tmp_path / "narrow")
     policies = ("greedy", f"head={tmp_path / 'narrow'}")
-    with pytest.raises(ValueError, match=r"width 16.* 32") as caught:
-        run(tmp_path, model, policy=policies)
-    assert "\n" not in str(caught.value)
-    assert {policy for policy, *_ in samples_of(tmp_path / "out")} == {"greedy"}
+    refused(tmp_path, model, "narrow", "width 16, the model's have 32", policy=policies)
 
 
 def test_the_command_refuses_in_one_line(model, tmp_path):

@@ -270,7 +270,13 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
         assert words in str(caught.value)
 
 
-def test_another_text_of_the_function_is_another_scorer():
-    names = [load_scorer("json").identity, of_function(json.loads, "json:loads").identity]
-    assert names[0] == "json"
-    assert names[1].startswith("json:loads ")
+def test_another_text_of_the_function_is_another_scorer(tmp_path):
+    path = tmp_path / "rules.py"
+    seen = set()
+    for number in (1, 2):
+        path.write_text(f"def f(completions):\n    return [{number}] * len(completions)\n")
+        seen.add(load_scorer(f"{path}:f").identity)
+    assert len(seen) == 2
+    assert load_scorer("json").identity == "json"
+    assert of_function(json.loads, "json:loads").identity.startswith("json:loads ")
+    assert of_function(len, "builtins:len").identity == "builtins:len"

@@ -41,13 +41,15 @@ class Endpoint:
         """Of a prompt, in characters."""
         return len(self.prompts[prompt].shown)
 
+    def check(self, policy: Policy) -> None:
+        """Raises ValueError for a policy that is not static."""
+        sampling_fields(policy)
+
     @contextmanager
     def under(self, policy: Policy) -> Iterator[Draw]:
         """Yields what draws a batch of samples under a policy, all requests at once.
 
-        Raises:
-            ValueError: for a policy that is not static; later, if the server does not answer or
-                says something else.
+        It raises ValueError if the server does not answer, or says something else.
         """
         settings = sampling_fields(policy)
 

@@ -122,6 +122,15 @@ class LocalModel:
         """Of a prompt, in tokens: those of similar length are drawn together."""
         return len(self.ids[prompt])
 
+    def check(self, policy: Policy) -> None:
+        """Raises ValueError for a head of another width."""
+        width = self.model.get_output_embeddings().weight.shape[1]
+        if policy.hidden_size not in (None, width):
+            raise ValueError(
+                f"policy '{policy}' reads hidden states of width {policy.hidden_size}, the model's "
+                f"have {width}"
+            )
+
     @contextmanager
     def under(self, policy: Policy) -> Iterator[Draw]:
         """Yields what draws a batch of samples under a policy."""

@@ -90,6 +90,8 @@ def evaluate(
     compared = entries(config, policies)
     with output_folder(config.output):
         source, identity = _source(config, prompts)
+        for entry in compared:
+            source.check(entry.policy)
         run = Run(config, prompts=prompts, scorer=scorer, compared=compared, source=source)
         store = Store(config.output, run.manifest(identity))
         run.score_again(store)

@@ -25,6 +25,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from autodeco_fast.errors import foreign
 from autodeco_fast.training import eval_checks
@@ -307,8 +308,9 @@ def _as_given(prompt: Prompt, completion: str) -> Completion:
 
 
 def _source(function: Callable) -> str:
-    """The text of the function's module, or nothing where it has none."""
+    """The text of the file that a function is from, or nothing where it is from none."""
     try:
-        return inspect.getsource(inspect.getmodule(function))
-    except (OSError, TypeError):  # made at a prompt; built in
+        path = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # built in, or an object that is called
         return ""
+    return Path(path).read_text(errors="replace") if path and Path(path).is_file() else ""
