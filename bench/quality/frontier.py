@@ -2,12 +2,13 @@
 
     python -m bench.quality.frontier EVALUATION … --output NAME
 
-Reads folders of `autodeco-fast eval --scorer json`; writes the record and the figure NAME to
-`bench/results/quality`. For each policy, over prompts (schemas) and training seeds:
+Reads folders of `autodeco-fast eval`, of records (`--scorer json`) or of the sums language; writes
+the record and the figure NAME to `bench/results/quality`. For each policy, over prompts and
+training seeds:
 
-    error      share of samples that are no valid record
-    diversity  entropy of a field's values in `RECORDS` valid records, over ln RECORDS; mean over
-               fields and schemas
+    error      share of samples that are not valid
+    diversity  entropy of a field's values in at most `RECORDS` valid samples, over its highest
+               possible; mean over fields and prompts
 
 A policy is compared with static settings at equal diversity: the lower edge of their points, two
 neighbours of it joined by a line, picked on the very samples it is compared on, in their favour.
@@ -27,12 +28,14 @@ from pathlib import Path
 import numpy as np
 
 from autodeco_fast.training.eval_measures import entropy_at
-from autodeco_fast.training.eval_prompts import Prompt, read_prompts
-from autodeco_fast.training.scorers import load_scorer
+from autodeco_fast.training.eval_prompts import read_prompts
+from autodeco_fast.training.scorers import parse_record
 from bench.machine import RESULTS
+from bench.quality import sums
 from bench.records import write
 
 RESAMPLES, RECORDS = 300, 32
+SUMS = "bench.quality.sums:validity"
 FOLDER = RESULTS / "quality"
 STATIC = ("static", "greedy")
 
@@ -41,18 +44,20 @@ STATIC = ("static", "greedy")
 class Lines:
     """What a policy of one seed wrote for one prompt: None where it is no valid record."""
 
-    prompt: Prompt
+    task: str
+    fields: dict[str, float]  # → how many values there are
     records: list[dict[str, str] | None]
     temperatures: list[float]
 
     def entropies(self, picks: Sequence[int]) -> list[float]:
         """Of each field, over its highest possible; 0 for fewer than two records."""
         valid = [record for i in picks if (record := self.records[i]) is not None]
-        m = min(RECORDS, len(valid))
-        if m < 2:
-            return [0.0] * len(self.prompt.fields["keys"])
-        columns = ([r[key].casefold() for r in valid] for key in self.prompt.fields["keys"])
-        return [entropy_at(list(Counter(c).values()), m) / math.log(m) for c in columns]
+        found = []
+        for key, values in self.fields.items():
+            m = min(RECORDS if values == math.inf else len(valid), len(valid))
+            counts = list(Counter(r[key].casefold() for r in valid).values())
+            found.append(entropy_at(counts, m) / math.log(min(m, values)) if m > 1 else 0.0)
+        return found
 
 
 Study = dict[str, dict[str, list[Lines]]]  # policy → seed → lines, one a prompt
@@ -65,18 +70,25 @@ def _named(policy: str) -> tuple[str, str]:
     return re.sub(r"-seed\d+", "", name), seed.group(1) if seed else "0"
 
 
+def _of_sums(text: str, fields: dict) -> dict[str, str] | None:
+    record = sums.parse(fields["prompt"] + text + sums.END)
+    return record and {key: str(value) for key, value in record.items()}
+
+
 def read(folders: Sequence[Path]) -> Study:
     """The samples of evaluations."""
-    parse, found = load_scorer("json").record, defaultdict(lambda: defaultdict(list))
+    found: Study = defaultdict(lambda: defaultdict(list))
     for folder in folders:
         settings = json.loads((folder / "results.json").read_text())["settings"]
+        of_sums = settings["scorer"] == SUMS
+        parse = _of_sums if of_sums else parse_record
         prompts = read_prompts(Path(settings["prompts"]))
         lines: dict[tuple[str, int], Lines] = {}
         with (folder / "samples.jsonl").open(encoding="utf-8") as file:
             for sample in map(json.loads, file):
-                key = sample["policy"], sample["prompt"]
-                prompt = prompts[sample["prompt"]]
-                one = lines.setdefault(key, Lines(prompt, [], []))
+                key, prompt = (sample["policy"], sample["prompt"]), prompts[sample["prompt"]]
+                keys = sums.VALUES if of_sums else dict.fromkeys(prompt.fields["keys"], math.inf)
+                one = lines.setdefault(key, Lines(prompt.task, keys, [], []))
                 one.records.append(parse(sample["text"], prompt.fields))
                 one.temperatures += sample["temperature"]
         for (policy, _), one in lines.items():
@@ -154,7 +166,7 @@ def results(study: Study) -> list[dict]:
             "diversity_95": [float(low[1]), float(high[1])],
             "temperature": float(np.mean([np.mean(line.temperatures) for line in lines])),
             "seeds": len(study[name]),
-            "by_schema": _by_schema(lines),
+            "by_task": _by_task(lines),
         }
         if name.split()[0] not in STATIC:
             result |= compare(p, static)
@@ -162,16 +174,16 @@ def results(study: Study) -> list[dict]:
     return out
 
 
-def _by_schema(lines: Sequence[Lines]) -> dict[str, dict]:
-    """Share of valid records and entropies of fields."""
+def _by_task(lines: Sequence[Lines]) -> dict[str, dict]:
+    """Share of valid samples and entropies of fields, by task."""
     found: dict = {}
-    for name in dict.fromkeys(line.prompt.task for line in lines):
-        some = [line for line in lines if line.prompt.task == name]
+    for name in dict.fromkeys(line.task for line in lines):
+        some = [line for line in lines if line.task == name]
         every = range(len(some[0].records))
         entropies = np.mean([line.entropies(every) for line in some], 0)
         found[name] = {
             "valid": float(np.mean([[r is not None for r in line.records] for line in some])),
-            "entropies": dict(zip(some[0].prompt.fields["keys"], map(float, entropies))),
+            "entropies": dict(zip(some[0].fields, map(float, entropies))),
         }
     return found
 
@@ -197,8 +209,8 @@ def draw(results: list[dict], path: Path) -> None:
         if family == "static settings":
             best = edge(np.array(y), np.array(x))
             axes.plot(np.array(x)[best], np.array(y)[best], color=f"C{number}")
-    axes.set_xlabel("diversity: entropy of a field's values, 1 = all differ")
-    axes.set_ylabel("errors: share of records that are not valid")
+    axes.set_xlabel("diversity: entropy of a field's values, 1 = as high as can be")
+    axes.set_ylabel("errors: share of samples that are not valid")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -4,14 +4,11 @@
 
 Free: the name, the number to start from, the thing, how many operations, each operand and its sign,
 the colour. Forced: spaces, results and the total. A text is valid if it has this form and every
-number follows. `diversity` is the entropy of each of five features over that of the language, in
-the mean: 1 for the language itself.
+number follows. In the language each of five features takes all its values equally often.
 """
 
-import math
 import random
 import re
-from collections import Counter
 from collections.abc import Sequence
 
 NAMES = "Ann Ben Cleo Dan Eve Finn Gus Hal Ida Jon Kim Leo".split()
@@ -21,7 +18,7 @@ LOWEST, HIGHEST = 0, 40
 START = range(1, 21)
 OPERATIONS, OPERANDS = range(1, 5), range(1, 10)
 FEATURES = ("name", "start", "thing", "operations", "colour")
-_WHOLE = {
+VALUES = {  # feature → how many values there are
     **{"name": len(NAMES), "start": len(START), "thing": len(THINGS)},
     **{"operations": len(OPERATIONS), "colour": len(COLOURS)},
 }
@@ -66,16 +63,5 @@ def parse(line: str) -> dict[str, object] | None:
 
 
 def validity(prompts: Sequence[str], completions: Sequence[str], **_: object) -> list[float]:
-    """A reward: 1 for a valid text, else 0."""
-    return [float(parse(p + c) is not None) for p, c in zip(prompts, completions)]
-
-
-def diversities(texts: Sequence[str]) -> dict[str, float]:
-    """Entropy of each feature over the valid texts, over that of the language."""
-    records = [record for t in texts if (record := parse(t)) is not None]
-    found = {}
-    for name in FEATURES:
-        counts = Counter(record[name] for record in records).values()
-        nats = -sum(n / len(records) * math.log(n / len(records)) for n in counts)
-        found[name] = nats / math.log(_WHOLE[name])
-    return found
+    """A reward and a scorer: 1 for a valid text, else 0."""
+    return [float(parse(p + c.rstrip(END) + END) is not None) for p, c in zip(prompts, completions)]
