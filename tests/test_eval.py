@@ -168,9 +168,22 @@ def test_results_hold_everything(model, tmp_path):
         assert [p["line"] for p in policy["prompts"]] == [1, 2, 3, 4, 5]
         assert [p["task"] for p in policy["prompts"]] == ["t0", "t1", "t0", "t1", "t0"]
         assert all("distinct" in p for p in policy["prompts"])
+    assert [p["over_fixed"] for p in results["policies"]] == [{}] * 3
     greedy = results["policies"][2]["tasks"]["all"]
     assert greedy["distinct"]["mean"] == pytest.approx(1 / 3)
     assert greedy["temperature"]["mean"] == 0.0
+
+
+def test_other_policies_are_held_against_fixed_ones(model, spread_head, tmp_path):
+    head = f"head={spread_head} min_p=0.02"
+    policies = ("greedy", "static T=1", head)
+    results = run(tmp_path, model, policy=policies)
+    over = results["policies"][2]["over_fixed"]
+    assert list(over) == ["all", "t0", "t1"]
+    for kinds in over.values():
+        assert list(kinds) == ["distinct", "distinct_2"]
+    assert "Over fixed: the score less" in (tmp_path / "out/eval.html").read_text()
+    assert "over fixed at equal distinct-2" in (tmp_path / "out/eval.html").read_text()
 
 
 def test_families_and_policies_of_a_file(model, tmp_path):

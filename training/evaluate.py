@@ -19,10 +19,17 @@ from autodeco_fast.policies import Policy, parse
 from autodeco_fast.training import base_model
 from autodeco_fast.training.console import progress_bar
 from autodeco_fast.training.eval_config import EvalConfig, named_policies
-from autodeco_fast.training.eval_measures import Bootstrap, Measured, of_prompt, summarised
+from autodeco_fast.training.eval_measures import (
+    Bootstrap,
+    Measured,
+    diversities,
+    of_prompt,
+    summarised,
+)
 from autodeco_fast.training.eval_prompts import Prompt, read_prompts
 from autodeco_fast.training.eval_requests import Drawn, Request, Source, batches
 from autodeco_fast.training.eval_store import Sample, Store
+from autodeco_fast.training.eval_verdict import FIXED, over_fixed
 from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.training.scorers import Scorer, load_scorer
 
@@ -78,7 +85,8 @@ def evaluate(
 
     Returns:
         What results.json holds: `settings`, `versions`, `policies`, each with `tasks` (task →
-        measure → mean, low, high) and `prompts` (measures of each).
+        measure → mean, low, high), `over_fixed` (task → measure of diversity → score less that of
+        fixed settings as diverse) and `prompts` (measures of each).
 
     Raises:
         ValueError: for input that cannot be used, before a model is loaded where possible; for
@@ -239,26 +247,46 @@ class Run:
     def results(self, store: Store) -> dict:
         """What results.json holds."""
         speeds = store.speeds()
-        policies = []
-        for entry in self.compared:
-            measured = [self._measured(entry, p, store) for p in range(len(self.prompts))]
-            policies.append(
-                {
-                    "policy": entry.text,
-                    "family": entry.family,
-                    "tokens_per_second": speeds.get(entry.text),
-                    "tasks": {
-                        task: {name: asdict(interval) for name, interval in measures.items()}
-                        for task, measures in by_task(measured).items()
-                    },
-                    "prompts": [_values(m) for m in measured],
-                }
-            )
+        measured = {
+            entry.text: [self._measured(entry, p, store) for p in range(len(self.prompts))]
+            for entry in self.compared
+        }
+        verdicts = self._verdicts(measured)
+        policies = [
+            {
+                "policy": entry.text,
+                "family": entry.family,
+                "tokens_per_second": speeds.get(entry.text),
+                "tasks": {
+                    task: {name: asdict(interval) for name, interval in measures.items()}
+                    for task, measures in by_task(measured[entry.text]).items()
+                },
+                "over_fixed": verdicts.get(entry.text, {}),
+                "prompts": [_values(m) for m in measured[entry.text]],
+            }
+            for entry in self.compared
+        ]
         settings = asdict(self.config)
         for name, value in settings.items():
             if isinstance(value, (Path, tuple)):  # as JSON reads them back
                 settings[name] = str(value) if isinstance(value, Path) else list(value)
         return {"settings": settings, "versions": versions(), "policies": policies}
+
+    def _verdicts(self, measured: dict[str, list[Measured]]) -> dict[str, dict]:
+        """Policy → task → measure of diversity → its score less that of fixed settings there."""
+        fixed = [e.text for e in self.compared if e.policy.kind in FIXED]
+        others = [e.text for e in self.compared if e.policy.kind not in FIXED]
+        found: dict[str, dict] = {text: {} for text in others}
+        if not (fixed and others):
+            return found
+        kinds = diversities(self.scorer.record is not None)
+        groups = {text: tasks_of(m) for text, m in measured.items()}
+        for task in groups[others[0]]:
+            for kind in kinds:
+                of = [[groups[text][task] for text in texts] for texts in (fixed, others)]
+                for text, interval in zip(others, over_fixed(*of, kind)):
+                    found[text].setdefault(task, {})[kind] = asdict(interval)
+        return found
 
     def _measured(self, entry: Entry, prompt: int, store: Store) -> Measured:
         outcomes = [
@@ -283,15 +311,23 @@ def _values(measured: Measured) -> dict:
     return {"line": measured.prompt.line, "task": measured.prompt.task, **values}
 
 
-def by_task(measured: Sequence[Measured]) -> dict[str, dict]:
-    """Measures over all prompts, then over those of each task, if there is more than one."""
+def tasks_of(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
+    """All prompts, then those of each task, if there is more than one."""
     tasks = list(dict.fromkeys(m.prompt.task for m in measured))
     groups = {ALL: list(measured)}
     if len(tasks) > 1:
         groups |= {
             task or "other": [m for m in measured if m.prompt.task == task] for task in tasks
         }
-    return {task: summarised(group, _bootstrap(len(group))) for task, group in groups.items()}
+    return groups
+
+
+def by_task(measured: Sequence[Measured]) -> dict[str, dict]:
+    """Measures over all prompts, then over those of each task."""
+    return {
+        task: summarised(group, _bootstrap(len(group)))
+        for task, group in tasks_of(measured).items()
+    }
 
 
 @lru_cache(maxsize=16)
