@@ -44,7 +44,7 @@ def given(config: type) -> dict:
     if config is RewardConfig:
         return {**wanted, "objective": "rewards", "prompts": Path("p"), "reward": "m:f"}
     if config is EvalConfig:
-        return {**wanted, "prompts": Path("p"), "scorer": "exact", "policy": ["greedy"]}
+        return {**wanted, "prompts": Path("p"), "scorer": "exact"}
     return {**wanted, "data": "d" if config is ScanConfig else Path("d")}
 
 
