@@ -162,7 +162,7 @@ class _Run:
         measured = self.accelerator.reduce(measured.to(self.accelerator.device)).cpu()
         metrics = _means(measured)
         beta = weight_of_entropy(metrics["entropy"], config)
-        total = total.weighted({"reward": 1.0, "entropy": beta})
+        total = total.scaled({"reward": 1.0, "entropy": beta})
         loss = sum(total.means().values())
         if not math.isfinite(loss):
             raise ValueError(

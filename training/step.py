@@ -52,12 +52,12 @@ class Step:
     def __add__(self, other: "Step") -> "Step":
         return Step({name: term + other.terms[name] for name, term in self.terms.items()})
 
-    def weighted(self, weights: dict[str, float]) -> "Step":
-        """The same terms, each times its weight."""
+    def scaled(self, factors: dict[str, float]) -> "Step":
+        """The same terms, each times its factor."""
         return Step(
             {
-                n: Term(w * t.loss, t.tokens, [w * g for g in t.gradients])
-                for n, w in weights.items()
+                n: Term(f * t.loss, t.weight, [f * g for g in t.gradients])
+                for n, f in factors.items()
                 for t in (self.terms[n],)
             }
         )
