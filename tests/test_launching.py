@@ -20,14 +20,18 @@ LAUNCHES = {
     "linear_sample": ["_tiles", "_settle"],
     "sample_partial": ["_scan", "_finish"],
     "logit_stats": ["_logit_stats"] * 2,
+    "logit_stats, cut": ["_logit_stats"] * 2,
     "token_stats, fused=True": ["_target", *["_tiles", "_merge"] * 2],
     "token_stats, fused=False": ["_logit_stats"] * 2,
+    "token_stats, cut": ["_target", *["_tiles", "_merge"] * 2],
     "target_logits": ["_target"],
     "token_stats_partial": ["_logit_stats"],
     "prob_stats": ["_prob_stats"],
     "temperature_head": ["_head_partial", "_head_finish", "_head_bwd"],
     "min_p_hinge_loss": ["_hinge_fwd", "_hinge_bwd"],
     "min_p_hinge_loss, rows": ["_hinge_fwd", "_hinge_bwd"],
+    "nucleus_width_loss": ["_nucleus_width"],
+    "linear_nucleus_width_loss": ["_nucleus_width"],
 }
 BY_NUMBER = {
     "sample": ["_scan", "_finish"],
