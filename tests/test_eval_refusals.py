@@ -1,5 +1,8 @@
 """What an evaluation refuses, on one line and before anything is written."""
 
+import json
+import shutil
+
 import pytest
 
 from autodeco_fast import TemperatureHead
@@ -121,16 +124,55 @@ def test_the_command_refuses_in_one_line(model, tmp_path):
 def test_a_folder_of_somebody_else_is_left_alone(model, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/samples.jsonl").write_text("mine\n")
-    before = listing(tmp_path)
+    before = listing(tmp_path / "out")
     with pytest.raises(ValueError, match=r"holds samples.jsonl, but no eval.json"):
         run(tmp_path, model)
-    (tmp_path / "out/samples.jsonl").unlink()
-    run(tmp_path, model)
-    with (tmp_path / "out/samples.jsonl").open("a") as file:
-        file.write('{"a": 1}\n')
-    with pytest.raises(ValueError, match=r"samples.jsonl, line 46 is no sample"):
-        run(tmp_path, model)
-    assert before
+    assert listing(tmp_path / "out") == before
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """The folder of a run, and its prompts beside it."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(folder, model, policy=("greedy",), samples=1)
+    return folder
+
+
+def _without(name):
+    return lambda line: {k: v for k, v in line.items() if k != name}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("samples.jsonl", lambda line: [1], "line 6 is no sample"),
+        ("samples.jsonl", _without("text"), "line 6 is no sample"),
+        ("samples.jsonl", lambda line: {**line, "extra": 1}, "line 6 is no sample"),
+        ("samples.jsonl", lambda line: {**line, "text": 3}, "line 6 is no sample"),
+        ("samples.jsonl", lambda line: {**line, "temperature": ["x"]}, "line 6 is no sample"),
+        ("samples.jsonl", lambda line: {**line, "score": "1"}, "line 6 is no sample"),
+        ("samples.jsonl", lambda line: {**line, "prompt": -1}, "line 6 is no sample"),
+        ("samples.jsonl", lambda line: {**line, "truncated": 1}, "line 6 is no sample"),
+        ("samples.jsonl", lambda line: line, "twice"),
+        ("speed.jsonl", lambda line: {"a": 1}, "is no batch"),
+        ("speed.jsonl", lambda line: {**line, "tokens": None}, "tokens must be a finite number"),
+        ("eval.json", _without("policies"), "is no manifest"),
+        ("eval.json", _without("scorer"), "is no manifest"),
+        ("eval.json", lambda manifest: [], "must hold a JSON object"),
+    ],
+    ids=range(14),
+)
+def test_files_that_were_tampered_with_are_one_line(model, finished, tmp_path, file, change, words):
+    """A changed copy of the last line is added; of a manifest, it is changed."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "out" / file
+    lines = [path.read_text()] if file == "eval.json" else path.read_text().splitlines()
+    changed = json.dumps(change(json.loads(lines[-1])))
+    path.write_text(changed if file == "eval.json" else "\n".join([*lines, changed]) + "\n")
+    with pytest.raises(ValueError) as caught:
+        run(tmp_path, model, policy=("greedy",), samples=1)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_dataclass_alone_says_what_is_missing(tmp_path):
