@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import numpy as np
-
 from autodeco_fast.checkpoint import CONFIG_NAME
 from autodeco_fast.demo import records, smollm2
 from autodeco_fast.files import write_text
