@@ -253,7 +253,7 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
         "rubbish": "must be one of exact, math, json, choice, checks or module:function",
         ":x": "must be one of",
     }.items():
-        with pytest.raises(ValueError, match="^scorer ") as caught:
+        with pytest.raises(ValueError, match=r"^scorer ") as caught:
             load_scorer(name)
         assert words in str(caught.value)
 

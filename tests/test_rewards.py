@@ -350,11 +350,17 @@ def test_groups_of_recorded_rollouts_are_whole():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"reward": "scores.py:absent"}, ["scores.py has no function absent"]),
-        ({"reward": "scores.py:not_a_function"}, ["scores.py has no function not_a_function"]),
-        ({"reward": "nowhere.py:low"}, ["nowhere.py cannot be imported"]),
-        ({"reward": "no_such_module:low"}, ["no_such_module cannot be imported"]),
-        ({"reward": "low"}, ["must be like module:function or file.py:function, got 'low'"]),
+        (
+            {"reward": "scores.py:absent"},
+            ["'scores.py:absent' cannot be imported: Attribute"],
+        ),
+        ({"reward": "scores.py:not_a_function"}, ["must be a function, got int"]),
+        ({"reward": "nowhere.py:low"}, ["reward 'nowhere.py:low' cannot be imported: "]),
+        (
+            {"reward": "no_such_module:low"},
+            ["'no_such_module:low' cannot be imported: Module"],
+        ),
+        ({"reward": "low"}, ["must be module:function or file.py:function, got 'low'"]),
         ({"reward": None}, ["give either prompts and reward, or rollouts"]),
         ({"prompts": "missing.jsonl"}, ["prompts must be a JSONL file"]),
         ({"rollouts": "prompts.jsonl"}, ["give either prompts and reward, or rollouts"]),

@@ -68,10 +68,13 @@ def mixed(*parts: object) -> int:
 def chosen(n: int, round: int, *, count: int, seed: int) -> Iterator[tuple[int, int]]:
     """(serial number, index) of the `count` prompts of a round: one random order of all n after
     another."""
+    orders: dict[int, list[int]] = {}
     for number in range(round * count, (round + 1) * count):
         epoch, at = divmod(number, n)
-        generator = torch.Generator().manual_seed(mixed(seed, "order", epoch))
-        yield number, int(torch.randperm(n, generator=generator)[at])
+        if epoch not in orders:
+            generator = torch.Generator().manual_seed(mixed(seed, "order", epoch))
+            orders[epoch] = torch.randperm(n, generator=generator).tolist()
+        yield number, orders[epoch][at]
 
 
 def _lines(name: str, path: Path) -> Iterator[tuple[str, dict]]:
@@ -234,10 +237,8 @@ class OnPolicy:
         ids = torch.full((len(prompts), width), pad)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = (
-                torch.tensor(prompt),
-                1,
-            )
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
         ends = _Ends(self.tokenizer, width, ids=self.end, stop=config.stop)
         output = self.base.model.generate(
             input_ids=ids.to(device),

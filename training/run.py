@@ -191,7 +191,6 @@ def _train_on_rewards(config: RewardConfig, accelerator) -> None:
     """Reads prompts and reward function or rollouts, then loads the model, trains one head."""
     from autodeco_fast.training.base_model import frozen_dtype, load, load_tokenizer
     from autodeco_fast.training.loop import check_output
-    from autodeco_fast.training.reward_function import load_function
     from autodeco_fast.training.rewards import check_head, train_on_rewards
     from autodeco_fast.training.rollouts import (
         OnPolicy,
@@ -201,6 +200,7 @@ def _train_on_rewards(config: RewardConfig, accelerator) -> None:
         read_prompts,
         read_rollouts,
     )
+    from autodeco_fast.training.user_functions import load_function
 
     console = console_of(accelerator)
     if config.resume and (config.output / CONFIG_NAME).exists():

@@ -16,12 +16,9 @@
 `**fields`), a list with that field of each prompt. It returns a score for each completion.
 """
 
-import importlib
 import inspect
 import json
 import logging
-import os
-import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -32,6 +29,7 @@ from autodeco_fast.errors import foreign
 from autodeco_fast.training import eval_checks
 from autodeco_fast.training.eval_prompts import Prompt
 from autodeco_fast.training.scan_store import fingerprint
+from autodeco_fast.training.user_functions import load_function
 from autodeco_fast.values import finite
 
 _READ_AT_MOST = 20_000  # characters at the end of a completion that an answer is looked for in
@@ -256,33 +254,19 @@ _BUILT_IN = {
 
 
 def load_scorer(name: str) -> Scorer:
-    """The scorer of a name, or of a user's `module:function`.
-
-    The module is looked for in the working directory, too.
+    """The scorer of a name, or of a user's `module:function` or `file.py:function`.
 
     Raises:
         ValueError: if there is none.
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name]
-    module, colon, function = name.partition(":")
-    if not (colon and module and function):
+    module, _, function = name.rpartition(":")
+    if not (module and function):
         raise ValueError(
             f"scorer must be one of {', '.join(_BUILT_IN)} or module:function, got {name!r}"
         )
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        with foreign(f"scorer {name!r} cannot be imported"):
-            found = getattr(importlib.import_module(module), function)
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
-    if not callable(found):
-        raise ValueError(f"scorer {name!r} must be a function, got {type(found).__name__}")
-    return of_function(found, name)
+    return of_function(load_function("scorer", name), name)
 
 
 def of_function(function: Callable, name: str) -> Scorer:
