@@ -98,6 +98,23 @@ def _hinge(t: dict, reduction: str, **options) -> tuple[torch.Tensor, torch.Tens
     return loss, *torch.autograd.grad(loss, T, t["grad"] if reduction == "none" else None)
 
 
+def _width(t: dict, loss: Callable, names: tuple[str, ...], reduction: str, **options) -> tuple:
+    T = t["temperature"].detach().requires_grad_()
+    given = {"row_weight": t["loss_weight"], "reduction": reduction, "softcap": 20.0}
+    value = loss(T, *(t[name] for name in names), **given, **options)
+    return value, *torch.autograd.grad(value, T, t["grad"] if reduction == "none" else None)
+
+
+def _logit_width(t: dict, **options) -> tuple:
+    return _width(t, af.nucleus_width_loss, ("logits",), "none", **options)
+
+
+def _linear_width(t: dict, **options) -> tuple:
+    given = {"bias": t["bias"], "chunk_bytes": 1000}
+    loss = functools.partial(af.linear_nucleus_width_loss, **given)
+    return _width(t, loss, ("hidden", "weight"), "mean", **options)
+
+
 _SAMPLER = ("temperature", "min_p", "seed", "position", "stream")
 _PRODUCT = ("hidden", "weight", "bias", "target")
 _STATS = ("max_logit", "stat_logit", "rank", "logsumexp")
@@ -170,6 +187,11 @@ CASES: dict[str, tuple[tuple[str, ...], Callable]] = {
     "min_p_hinge_loss, rows": (
         (*_STATS, "temperature", "loss_weight", "grad"),
         functools.partial(_hinge, reduction="none"),
+    ),
+    "nucleus_width_loss": (("logits", "temperature", "loss_weight", "grad"), _logit_width),
+    "linear_nucleus_width_loss": (
+        ("hidden", "weight", "bias", "temperature", "loss_weight"),
+        _linear_width,
     ),
 }
 TORCH_ONLY: dict[str, tuple[tuple[str, ...], Callable]] = {

@@ -18,7 +18,7 @@ from bench.machine import RESULTS, ROOT, device
 
 OURS = {
     *("sample", "linear_sample", "logit_stats", "token_stats"),
-    *("temperature_head", "min_p_hinge"),
+    *("temperature_head", "min_p_hinge", "nucleus_width"),
 }
 
 

@@ -131,6 +131,7 @@ _OPTIONS = {
     "calibrate": ["alpha", "min-p"],
     "report": ["min-p", "model"],
     "generate": ["min-p", "seed", "max-new-tokens", "prompt"],
+    "sample-text": ["temperature", "min-p", "seed", "batch-size", "prompts"],
 }
 _axis = st.tuples(
     st.sampled_from(["gravity", "min_p", "seed", "power", ""]), st.lists(option_values, max_size=2)
@@ -142,7 +143,7 @@ def value_of(name: str) -> st.SearchStrategy:
     if name == "sweep":
         return st.lists(_axis, max_size=2).map(" ".join)
     if name in ("objective", "lr-scheduler-type"):
-        choices = ["autodeco_joint", "autodeco_temperature", "constant"]
+        choices = ["autodeco_joint", "autodeco_temperature", "label_free", "constant"]
         return option_values | st.sampled_from(choices)
     return small_values if name in _LONG else option_values
 
@@ -163,6 +164,8 @@ def arguments_of(name: str, good: Path, head: Path, output: Path) -> list:
         "scanned": ["train", "--scan", good / "scan", "--output", output],
         "calibrate": ["calibrate", *judges, "--alpha", "0.4"],
         "report": ["report", *judges, "--output", output],
+        "sample-text": ["sample-text", *reads[:2], "--output", output / "text.jsonl"]
+        + ["--number", "3", "--max-new-tokens", "2"],
         "generate": ["generate", *reads[:2], "--head", head, "--prompt", "w5"]
         + ["--max-new-tokens", "2"],
     }
@@ -244,7 +247,7 @@ def test_heads(good):
 MANIFEST_PATHS = [
     *[(name,) for name in ("format", "settings", "revision", "hidden_size", "lm_head")],
     *[(name,) for name in ("tokenizer", "data", "share", "shards", "kept", "counts")],
-    *[("settings", name) for name in ("model", "all_tokens", "seed", "max_rank")],
+    *[("settings", name) for name in ("model", "all_tokens", "seed", "easy_fraction")],
     *[("counts", name) for name in ("rows", "seen", "trivial")],
 ]
 

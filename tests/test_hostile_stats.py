@@ -291,3 +291,31 @@ def test_the_other_losses():
             served(lambda: call(value), {name} if number(value, *limits) is None else set())
 
     search(st.tuples(st.sampled_from([*calls, *rows]), anything(N)), check, 200)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_the_hinge_without_labels(backend):
+    N = 3
+    h, w, T = torch.randn(N, 8), torch.randn(20, 8), torch.rand(N)
+    numbers = {
+        "min_p": (5e-324, 1 - 2**-53, False),
+        "gravity": (0, HIGHEST, False),
+        "logit_scale": (-HIGHEST, HIGHEST, False),
+        "softcap": (TINY, 1e30, False),
+        "chunk_bytes": (1, 2**63 - 1, True),
+    }
+
+    def check(given):
+        name, value = given
+        may_be_none = value is None and name in ("softcap", "row_weight")
+        if name in numbers:
+            good = number(value, *numbers[name]) is not None
+        else:
+            good = vector(value, N)
+        options = {"temperature": T, name: value}
+        odd = set() if good or may_be_none else {name}
+        call = af.linear_nucleus_width_loss
+        served(lambda: call(hidden=h, weight=w, backend=backend, **options), odd)
+
+    names = st.sampled_from([*numbers, "temperature", "row_weight"])
+    search(st.tuples(names, anything(N)), check, 120 if backend == "torch" else 40)

@@ -30,6 +30,8 @@ LAUNCHES = {
     "temperature_head": ["_head_partial", "_head_finish", "_head_bwd"],
     "min_p_hinge_loss": ["_hinge_fwd", "_hinge_bwd"],
     "min_p_hinge_loss, rows": ["_hinge_fwd", "_hinge_bwd"],
+    "nucleus_width_loss": ["_nucleus_width"],
+    "linear_nucleus_width_loss": ["_nucleus_width"],
 }
 BY_NUMBER = {
     "sample": ["_scan", "_finish"],

@@ -1,10 +1,15 @@
 """What the measures of a policy mean, on logits small enough to do by hand."""
 
+import math
+
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from autodeco_fast import logit_stats, required_temperature
 from autodeco_fast.training import measures
+from autodeco_fast.training.report_data import spearman
 from autodeco_fast.training.scan_store import ScanTokens
 
 
@@ -50,6 +55,48 @@ def test_measures_follow_their_definitions():
     assert got["kept_set_size"] == pytest.approx(inside.sum(-1).double().mean().item())
     assert got["nll"] == pytest.approx(-at_target(p).log().mean().item(), rel=1e-5)
     assert sums["x"][:, 4].tolist() == torch.bincount(t.document).tolist()
+
+
+def test_weights_speak_for_what_is_not_there():
+    """A token of weight 3 is three tokens."""
+    t, T = tokens(), torch.rand(300)
+    weight = torch.ones(300)
+    weight[::4] = 3.0
+    thrice = torch.arange(300).repeat_interleave(weight.long())
+    ours = measures.sums_by_document(t, Logits(), {"x": T}, min_p=0.1, weight=weight)["x"]
+    want = measures.sums_by_document(t.rows(thrice), Logits(), {"x": T[thrice]}, min_p=0.1)["x"]
+    torch.testing.assert_close(ours, want)
+    unweighted = measures.sums_by_document(t, Logits(), {"x": T}, min_p=0.1)["x"]
+    assert measures.means(unweighted) != pytest.approx(measures.means(ours), rel=1e-3)
+
+
+@pytest.mark.parametrize("mass", [0.0, 0.3, 0.9, 0.99])
+def test_the_width_of_a_nucleus(mass):
+    """The kept set at it has the mass, and at any lower temperature less."""
+    t = tokens()
+    z = t.hidden.double()
+    width = measures.nucleus_widths(t, Logits(), mass=mass, min_p=0.1, limit=100.0).double()
+
+    def mass_at(T):
+        kept = z >= z.amax(-1, keepdim=True) + T[:, None] * math.log(0.1)
+        return (z.softmax(-1) * kept).sum(-1)
+
+    assert (mass_at(width * (1 + 1e-5) + 1e-5) >= mass - 1e-6).all()
+    wider = width > 0
+    assert (mass_at(width * (1 - 1e-5) - 1e-5)[wider] < mass + 1e-6).all()
+    assert measures.nucleus_widths(t, Logits(), mass=mass, min_p=0.1, limit=0.5).max() <= 0.5
+    gap = -measures._gap_of_mass(z - z.amax(-1, keepdim=True), mass, most=3)
+    torch.testing.assert_close(gap / math.log(0.1), width, rtol=1e-5, atol=1e-5)
+
+
+def test_rank_correlation_is_spearman_s():
+    g = np.random.default_rng(0)
+    x = g.integers(0, 20, 200).astype(float)  # with ties
+    y = x + g.normal(size=200) * 8
+    want = scipy.stats.spearmanr(x, y).statistic
+    assert spearman(x, y) == pytest.approx(want, abs=1e-12)
+    assert spearman(x, np.exp(x)) == pytest.approx(1.0)
+    assert spearman(x, np.zeros(200)) is None
 
 
 def test_the_oracle_covers_whatever_can_be_reached():

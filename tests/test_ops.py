@@ -8,6 +8,7 @@ from autodeco_fast.ops import (
     linear_sample,
     logit_stats,
     min_p_hinge,
+    nucleus_width,
     prob_stats,
     sample,
     soft_top_p,
@@ -98,6 +99,20 @@ def cases(dtype: torch.dtype) -> dict:
         "min_p_hinge": (
             min_p_hinge.min_p_hinge,
             lambda: (rand(5, grad=True), rand(5), ids(5), rand(5), 0.4, 0.1, 1, 2.0, False),
+        ),
+        "nucleus_width": (
+            nucleus_width.nucleus_width,
+            lambda: (
+                *(rand(5, grad=True), x(5, 40), None, None),
+                *(rand(5), 0.4, 0.1, 0.5, 30.0, 320),
+            ),
+        ),
+        "nucleus_width of hidden states": (
+            nucleus_width.nucleus_width,
+            lambda: (
+                *(rand(5, grad=True), *product(), x(40)),
+                *(None, 0.4, 0.1, 1.0, None, 320),
+            ),
         ),
         "soft_top_p": (
             soft_top_p._soft_top_p,

@@ -11,10 +11,16 @@ import typer
 from autodeco_fast.cli import app
 from autodeco_fast.options import type_of
 from autodeco_fast.training.config import ScanConfig, TrainConfig
+from autodeco_fast.training.eval_config import EvalConfig
 from autodeco_fast.training.reward_config import RewardConfig
 from tests.commands import ROOT
 
-COMMANDS = [("scan", ScanConfig), ("train", TrainConfig), ("train", RewardConfig)]
+COMMANDS = [
+    ("scan", ScanConfig),
+    ("train", TrainConfig),
+    ("train", RewardConfig),
+    ("eval", EvalConfig),
+]
 OUTSIDE = {
     "≥ 0": (-1,),
     "at least 1": (0, -1),
@@ -37,6 +43,8 @@ def given(config: type) -> dict:
     wanted = {"output": Path("out"), "model": "m"}
     if config is RewardConfig:
         return {**wanted, "objective": "rewards", "prompts": Path("p"), "reward": "m:f"}
+    if config is EvalConfig:
+        return {**wanted, "prompts": Path("p"), "scorer": "exact"}
     return {**wanted, "data": "d" if config is ScanConfig else Path("d")}
 
 
@@ -56,7 +64,7 @@ def test_an_option_is_in_the_documentation_and_on_the_command_line(name, config)
         assert option.opts == [f"--{field.name.replace('_', '-')}"]
         assert not option.secondary_opts
         if field.default is MISSING:
-            assert option.required == (name == "scan")  # `train` may find it in a file
+            assert option.required == (name != "train")  # which may find it in a file
         elif field.metadata["is_size"]:
             assert option.default == "0"
         else:
@@ -90,11 +98,22 @@ def test_every_type_is_checked_before_every_range():
         ScanConfig(**given(ScanConfig), max_length=0, max_rank=True)
 
 
+def test_an_option_that_may_be_given_several_times():
+    wanted = given(EvalConfig)
+    assert EvalConfig(**wanted, stop=["a", "b"]).stop == ("a", "b")
+    for stop in ("a", [1], None):
+        with pytest.raises(ValueError, match=r"^stop must be a list, each text, got "):
+            EvalConfig(**wanted, stop=stop)
+    option = parameters("eval")["stop"]
+    assert option.multiple
+    assert option.opts == ["--stop"]
+
+
 def test_help_needs_no_torch():
     code = """if True:
         import sys
         from autodeco_fast.cli import run
-        assert run(["--help"]) == run(["train", "--help"]) == 0
+        assert run(["--help"]) == run(["train", "--help"]) == run(["eval", "--help"]) == 0
         heavy = {"torch", "numpy", "transformers", "yaml"} & set(sys.modules)
         assert not heavy, heavy
     """

@@ -40,6 +40,10 @@ def test_is_one_page_and_its_figures(report):
     assert set(numbers) == {"held-out", "backwards"}
     for domain in numbers.values():
         assert {"fixed 0.1", "fixed 2", "head +0", "oracle"} <= set(domain["measures"])
+        found = domain["spearman"]
+        assert found["nucleus_mass"] == 0.9
+        assert -1 < found["required_temperature"] < 1
+        assert f"own nucleus: Spearman {found['nucleus_width']:.2f}" in page
         for axis, (difference, low, high) in domain["comparisons"].items():
             assert low <= difference <= high
             assert f"At equal {axis} the head " in page

@@ -171,7 +171,7 @@ def test_statistics_are_of_what_the_sampler_saw(tmp_path, name):
     sums = run._sums(rollouts)
     assert sums.temperature.std() > 0.1
     assert (sums.stats.rank < sums.stats.kept).all()
-    assert int(sums.selected.sum()) == 64 * 12
+    assert int((sums.weight > 0).sum()) == 64 * 12
 
 
 def test_batches_change_nothing(tmp_path):
@@ -358,15 +358,15 @@ def test_groups_of_recorded_rollouts_are_whole():
     [
         (
             {"reward": "scores.py:absent"},
-            ["'scores.py:absent' cannot be imported: Attribute"],
+            ["scores.py has no function absent"],
         ),
-        ({"reward": "scores.py:not_a_function"}, ["must be a function, got int"]),
-        ({"reward": "nowhere.py:low"}, ["reward 'nowhere.py:low' cannot be imported: "]),
+        ({"reward": "scores.py:not_a_function"}, ["scores.py has no function not_a_function"]),
+        ({"reward": "nowhere.py:low"}, ["nowhere.py cannot be imported: "]),
         (
             {"reward": "no_such_module:low"},
-            ["'no_such_module:low' cannot be imported: Module"],
+            ["no_such_module cannot be imported: Module"],
         ),
-        ({"reward": "low"}, ["must be module:function or file.py:function, got 'low'"]),
+        ({"reward": "low"}, ["must be like module:function or file.py:function, got 'low'"]),
         ({"reward": None}, ["give either prompts and reward, or rollouts"]),
         ({"prompts": "missing.jsonl"}, ["prompts must be a JSONL file"]),
         ({"rollouts": "prompts.jsonl"}, ["give either prompts and reward, or rollouts"]),

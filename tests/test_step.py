@@ -9,7 +9,13 @@ from torch import nn
 
 from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.training.base_model import BaseModel
-from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, Batch, MinPHinge
+from autodeco_fast.training.objectives import (
+    AutoDecoJoint,
+    AutoDecoTemperature,
+    Batch,
+    LabelFree,
+    MinPHinge,
+)
 from autodeco_fast.training.step import training_step
 from tests.allocations import LargestAllocation
 from tests.reference import autodeco
@@ -64,7 +70,8 @@ def test_is_the_released_step(joint):
 
 
 @pytest.mark.parametrize(
-    "objective", [MinPHinge(easy_fraction=0.5), AutoDecoTemperature(), AutoDecoJoint()]
+    "objective",
+    [MinPHinge(easy_fraction=0.5), LabelFree(), AutoDecoTemperature(), AutoDecoJoint()],
 )
 def test_batches_change_nothing(objective):
     """Means are over the tokens of the whole step, not means of the batches' means."""
@@ -84,7 +91,9 @@ def test_batches_change_nothing(objective):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", [MinPHinge(), AutoDecoTemperature(), AutoDecoJoint()])
+@pytest.mark.parametrize(
+    "objective", [MinPHinge(), LabelFree(), AutoDecoTemperature(), AutoDecoJoint()]
+)
 def test_nothing_to_learn_from_is_zero(objective):
     hidden, y, lm_head, heads = case()
     head = heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"]
@@ -118,16 +127,28 @@ def test_scale_and_softcap_of_the_base_are_used():
 
 def test_never_holds_all_logits():
     hidden, y, lm_head, heads = case(N=256, V=3000)
-    for objective in (MinPHinge(), AutoDecoTemperature(), AutoDecoJoint(chunk_bytes=32 * 3000 * 4)):
+    chunk_bytes = 32 * 3000 * 4
+    for objective in (
+        MinPHinge(),
+        LabelFree(chunk_bytes=chunk_bytes),
+        AutoDecoTemperature(),
+        AutoDecoJoint(chunk_bytes=chunk_bytes),
+    ):
         head = heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"]
         with LargestAllocation() as seen:
             training_step(hidden, y, lm_head, head, objective)
-        limit = 32 * 3000 if isinstance(objective, AutoDecoJoint) else 256 * 3000
+        limit = 32 * 3000 if hasattr(objective, "chunk_bytes") else 256 * 3000
         assert seen.numel <= limit
 
 
 @pytest.mark.parametrize(
-    "objective", [MinPHinge(), AutoDecoTemperature(), AutoDecoJoint(chunk_bytes=20 * 120 * 4)]
+    "objective",
+    [
+        MinPHinge(),
+        LabelFree(chunk_bytes=20 * 120 * 4),
+        AutoDecoTemperature(),
+        AutoDecoJoint(chunk_bytes=20 * 120 * 4),
+    ],
 )
 def test_compiles_without_a_break(objective):
     hidden, y, lm_head, heads = case()

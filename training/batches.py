@@ -31,7 +31,7 @@ class Source(Protocol):
 
     hidden_size: int
     device: torch.device
-    lm_head: BaseModel | None  # for batches without statistics
+    lm_head: BaseModel | None  # for objectives that look at logits
 
     def identity(self) -> dict[str, str]:
         """Fingerprints of lm_head, tokenizer and data (as trained_on), as far as they are known."""
@@ -128,18 +128,23 @@ class ShardSlice(NamedTuple):
 
 
 class ScanSource:
-    """A scan's tokens, shuffled.
+    """A scan's tokens, shuffled; with the scanned model's LM head, if an objective needs it.
 
     Where they are more than `max_memory` holds, slices of shards are shuffled, and tokens within
     as many slices as fit: a group.
     """
 
-    lm_head = None
-
     def __init__(
-        self, scan: Scan, config: TrainConfig, device: torch.device, measure: bool = False
+        self,
+        scan: Scan,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        lm_head: BaseModel | None = None,
+        measure: bool = False,
     ):
         self.scan, self.config, self.device, self.measure = scan, config, device, measure
+        self.lm_head = lm_head
         self.hidden_size = scan.hidden_size
         self.share, self.seed = scan.manifest["share"], scan.manifest["settings"]["seed"]
         self.limit = len(scan)
@@ -172,7 +177,7 @@ class ScanSource:
         """What to learn from, and what to measure on, if anything."""
         if not self.config.eval_fraction:
             return self, None
-        other = ScanSource(self.scan, self.config, self.device, measure=True)
+        other = ScanSource(self.scan, self.config, self.device, lm_head=self.lm_head, measure=True)
         _check_split(len(self), len(other), self.config.eval_fraction)
         return self, other
 
@@ -232,4 +237,10 @@ class ScanSource:
         tokens = tokens.to(self.device)
         # What the scan selected stays selected.
         uniform = scan_uniform(self.seed, tokens.document, tokens.position) / self.share
-        return Batch(tokens.hidden, tokens.target.long(), uniform, stats=tokens.stats())
+        return Batch(
+            tokens.hidden,
+            tokens.target.long(),
+            uniform,
+            stats=tokens.stats(),
+            weight=self.scan.weight(tokens),
+        )

@@ -7,7 +7,8 @@ from pathlib import Path
 from autodeco_fast.errors import foreign
 from autodeco_fast.options import Options, documented, from_text, option, type_of
 
-OBJECTIVES = ("min_p_hinge", "autodeco_temperature", "autodeco_joint", "rewards")
+EASY_WEIGHTS = ("inverse", "none")
+OBJECTIVES = ("min_p_hinge", "label_free", "autodeco_temperature", "autodeco_joint", "rewards")
 SCHEDULES = ("cosine", "constant")
 MODEL = "folder or hub id of a causal language model; it stays frozen, in bf16 where that is fast"
 _ROWS = "JSONL of prompt+completion, messages, text, or input_ids+labels"
@@ -76,14 +77,23 @@ class TrainConfig(_Selection):
     model: str | None = option(MODEL, None)
     data: Path | None = option(_ROWS, None)
     objective: str = option(
-        "what to minimise; the autodeco ones need model and data, rewards needs model, prompts and "
-        "reward, or model and rollouts",
+        "what to minimise; label_free learns from the model's own probabilities, at every token; "
+        "the autodeco ones need model and data, rewards needs model, prompts and reward, or model "
+        "and rollouts",
         OBJECTIVES[0],
         choices=OBJECTIVES,
     )
     min_p: float = option("the cut the head will be used with", 0.1, must_be="in (0, 1)")
     gravity: float = option(
-        "λ, the share of reference tokens that may fall outside the cut", 0.1, must_be="≥ 0"
+        "λ, the share of the reachable reference tokens that may fall outside the cut",
+        0.1,
+        must_be="≥ 0",
+    )
+    easy_weight: str = option(
+        "what a selected trivial token counts for: inverse is 1/easy_fraction, as if all were "
+        "there; none is 1: errors then count for more where the model is sure",
+        EASY_WEIGHTS[0],
+        choices=EASY_WEIGHTS,
     )
     power: int = option("of the hinge", 1, must_be="1 or 2")
     num_train_epochs: int = option("passes over the data", 1, must_be="at least 1")
@@ -136,7 +146,7 @@ class TrainConfig(_Selection):
             raise ValueError("give either scan, or both model and data")
         if self.scan is not None and (self.model is not None or self.data is not None):
             raise ValueError("scan holds what model and data would give: leave those out")
-        if self.scan is not None and self.objective != "min_p_hinge":
+        if self.scan is not None and self.objective.startswith("autodeco"):
             raise ValueError(
                 f"objective {self.objective} needs logits at the predicted temperature: give model "
                 "and data"

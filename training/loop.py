@@ -8,6 +8,7 @@ in the same bits.
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from autodeco_fast.training.metrics import Log, Totals
 from autodeco_fast.training.objectives import (
     AutoDecoJoint,
     AutoDecoTemperature,
+    LabelFree,
     MinPHinge,
     Objective,
 )
@@ -34,8 +36,10 @@ def objective_of(config: TrainConfig) -> Objective:
         return AutoDecoTemperature()
     if config.objective == "autodeco_joint":
         return AutoDecoJoint()
-    names = ("min_p", "gravity", "power", "max_rank", "trivial_prob", "easy_fraction")
-    return MinPHinge(**{name: getattr(config, name) for name in names})
+    kind = LabelFree if config.objective == "label_free" else MinPHinge
+    return kind(
+        **{f.name: getattr(config, f.name) for f in fields(kind) if hasattr(config, f.name)}
+    )
 
 
 def new_head(config: TrainConfig, hidden_size: int) -> nn.Module:

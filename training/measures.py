@@ -26,14 +26,16 @@ MEASURES = ("coverage", "temperature", "kept_set_size", "nll")
 _BEYOND_ROUNDING = 1 + 1e-5  # of T*: a token at its own T* lies on the cut
 
 
-def scanned_model(scan: Scan, model: str | None = None) -> BaseModel:
+def scanned_model(
+    scan: Scan, model: str | None = None, device: torch.device | str = "cpu"
+) -> BaseModel:
     """The model that was scanned, from where it was or from `model`.
 
     Raises:
         ValueError: if there is none, or it is another.
     """
     name = model or scan.manifest["settings"]["model"]
-    base = load(name, frozen_dtype("cpu"))
+    base = load(name, frozen_dtype(device), device)
     if lm_head_fingerprint(base) != scan.manifest["lm_head"]:
         raise ValueError(f"model {name!r} is not the one that was scanned: its lm_head is another")
     return base
@@ -53,15 +55,18 @@ def sums_by_document(
     *,
     min_p: float,
     max_temperature: float = 2.0,
+    weight: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Sums of the four measures, from one pass over the logits.
 
     Args:
         policies: name → `[n]` temperatures; None for the oracle, which takes T*, or
             `max_temperature` where that is less.
+        weight: `[n]` tokens of the text that each stands for; None: one.
 
     Returns:
-        name → `[documents, 5]` fp64: covered, temperature, kept-set size, nll, tokens.
+        name → `[documents, 5]` fp64: covered, temperature, kept-set size, nll, weight of the
+        tokens.
     """
     cut, hidden, target = math.log(min_p), tokens.hidden, tokens.target.long()
     names, document = torch.unique(tokens.document, return_inverse=True)
@@ -75,8 +80,10 @@ def sums_by_document(
         oracle = (z_y / cut * _BEYOND_ROUNDING).clamp(max=max_temperature)
         for name, temperatures in policies.items():
             temperature = oracle if temperatures is None else temperatures[chunk]
-            columns = _of_chunk(z, z_y, temperature, cut)
-            sums[name].index_add_(0, document[chunk], torch.stack(columns, 1))
+            columns = torch.stack(_of_chunk(z, z_y, temperature, cut), 1)
+            if weight is not None:
+                columns *= weight[chunk, None]
+            sums[name].index_add_(0, document[chunk], columns)
     return sums
 
 
@@ -92,6 +99,41 @@ def _of_chunk(
     log_mass = torch.mul(z, 1 / T[:, None], out=inside).exp_().sum(-1).log()
     columns = (z_y >= threshold, temperature, size, log_mass - z_y / T, torch.ones_like(T))
     return [column.double() for column in columns]
+
+
+@torch.inference_mode()
+def nucleus_widths(
+    tokens: ScanTokens, base: BaseModel, *, mass: float, min_p: float, limit: float
+) -> torch.Tensor:
+    """The lowest temperature at which Min-P's kept set has this mass of the model's own
+    probability, or `limit` where that is less. fp32 `[n]`
+
+    It is the gap of the last token of top-p's set over −ln p_min: what a head without labels
+    learns, known without one.
+    """
+    widths, size = [], max(1, CHUNK_LOGITS // base.vocabulary)
+    for hidden in tokens.hidden.split(size):
+        z = base.logits(hidden)
+        widths.append(_gap_of_mass(z.sub_(z.amax(-1, keepdim=True)), mass))
+    return torch.cat(widths).div_(-math.log(min_p)).clamp_(max=limit)
+
+
+def _gap_of_mass(z: torch.Tensor, mass: float, most: int = 1024) -> torch.Tensor:
+    """The gap of the last token that a set of the largest logits needs to have this mass; from
+    logits less their maxima.
+
+    Sorted no further than `most` tokens, but for rows that need more.
+    """
+    log_total = z.logsumexp(-1, keepdim=True)
+    top = z.topk(min(most, z.shape[1]), -1).values
+    reached = (top - log_total).exp_().cumsum(-1) >= mass
+    # Rounding may keep the sum of all below 1.
+    last = reached.int().argmax(-1).masked_fill(~reached[:, -1], top.shape[1] - 1)
+    gap = -top.gather(1, last[:, None])[:, 0]
+    more = (~reached[:, -1]).nonzero()[:, 0]
+    if len(more) and top.shape[1] < z.shape[1]:
+        gap[more] = _gap_of_mass(z[more], mass, z.shape[1])
+    return gap
 
 
 def means(sums: torch.Tensor) -> dict[str, float]:
@@ -148,17 +190,24 @@ def compare(
 def measures_of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str, float]]:
     """The four measures of heads, each at its Min-P, and the oracle's kept-set size.
 
+    Tokens are weighted, so that they speak for the trivial ones that the scan left out.
+
     Raises:
         ValueError: if the scanned model is not there any more.
     """
     base, tokens = scanned_model(scan), scan.load()
     tokens = tokens.rows(sample_of(tokens))
-    found = []
+    weight, found = scan.weight(tokens), []
     for head in heads:
         min_p = min_p_of(head)
         policies = {"head": torch.from_numpy(predict(head, tokens)), "oracle": None}
         sums = sums_by_document(
-            tokens, base, policies, min_p=min_p, max_temperature=head.max_temperature
+            tokens,
+            base,
+            policies,
+            min_p=min_p,
+            max_temperature=head.max_temperature,
+            weight=weight,
         )
         found.append(
             {**means(sums["head"]), "oracle_kept_set_size": means(sums["oracle"])["kept_set_size"]}

@@ -16,23 +16,25 @@ from autodeco_fast.training.step import Seen
 
 
 class Totals:
-    """Sums over tokens, `[7]`.
+    """Sums over tokens, `[8]`.
 
-    Selected tokens, targets; T, T* and covered of the selected ones; impossible, trivial.
+    Selected tokens, targets; weight of the selected ones, and weighted by it T, T* and covered;
+    impossible, trivial.
     """
 
     def __init__(self):
-        self.values = torch.zeros(7, dtype=torch.float64)
+        self.values = torch.zeros(8, dtype=torch.float64)
 
     def add(self, seen: Seen, config: TrainConfig) -> None:
         required, T = required_temperature(seen.stats, config.min_p), seen.temperature
+        weight = seen.weight.double()
         bucket = difficulty(seen.stats, max_rank=config.max_rank, trivial_prob=config.trivial_prob)
         sums = (
             seen.selected.sum(),
             (seen.stats.rank >= 0).sum(),
-            torch.where(seen.selected, T, 0.0).sum(),
-            torch.where(seen.selected, required, 0.0).sum(),
-            (seen.selected & (required <= T)).sum(),
+            weight.sum(),
+            *(torch.where(seen.selected, weight * x, 0.0).sum() for x in (T, required)),
+            (weight * (required <= T)).sum(),
             (bucket == IMPOSSIBLE).sum(),
             (bucket == TRIVIAL).sum(),
         )
@@ -56,11 +58,11 @@ class Totals:
         )
 
     def means(self) -> dict[str, float]:
-        selected, targets, T, required, covered = self.values.tolist()[:5]
+        selected, targets, weight, T, required, covered = self.values.tolist()[:6]
         return {
-            "temperature": T / max(selected, 1),
-            "required_temperature": required / max(selected, 1),
-            "coverage": covered / max(selected, 1),
+            "temperature": T / (weight or 1.0),
+            "required_temperature": required / (weight or 1.0),
+            "coverage": covered / (weight or 1.0),
             "selected_tokens": int(selected),
             "target_tokens": int(targets),
         }

@@ -3,10 +3,12 @@
 Called with a batch, the LM head and the head; means come later, over a step.
 
     MinPHinge              the required temperature, softly; see `min_p_hinge_loss`
+    LabelFree              the width of the model's own nucleus; see `nucleus_width_loss`
     AutoDecoTemperature    AutoDeco's temperature loss
     AutoDecoJoint          the same plus its soft top-p loss for a second head
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -16,9 +18,10 @@ from torch import nn
 from autodeco_fast import (
     TokenStats,
     autodeco_temperature_loss,
-    goldilocks_mask,
+    goldilocks_weight,
     logit_stats,
     min_p_hinge_loss,
+    nucleus_width_loss,
     prob_stats,
     required_temperature,
     token_stats,
@@ -39,16 +42,19 @@ class Batch(NamedTuple):
     target: torch.Tensor  # [N] int64 ids, −100 where there is none
     uniform: torch.Tensor | None = None  # [N] in [0, 1), what is left out; None draws with torch
     stats: TokenStats | None = None  # [N] of the model's logits, where they are known
+    # [N] tokens of the text that each stands for, where others like it were left out already, by
+    # the same uniforms; None: all are here
+    weight: torch.Tensor | None = None
 
 
 class Sums(NamedTuple):
     """Losses summed over some tokens, with what else is known of them."""
 
-    # name → (sum with its graph, number of tokens in it)
+    # name → (sum with its graph, weight of the tokens in it: their number, or more)
     terms: dict[str, tuple[torch.Tensor, torch.Tensor]]
     temperature: torch.Tensor  # [N] predicted
     stats: TokenStats  # [N]
-    selected: torch.Tensor  # bool [N]: the tokens in the first term
+    weight: torch.Tensor  # [N] of the tokens in the first term, 0 elsewhere
 
 
 class Objective(Protocol):
@@ -57,7 +63,8 @@ class Objective(Protocol):
     names: tuple[str, ...]  # of the terms
 
     def __call__(self, batch: Batch, lm_head, head: nn.Module) -> Sums:
-        """`lm_head` is an `nn.Linear` or a `BaseModel`; None where the statistics are known."""
+        """`lm_head` is an `nn.Linear` or a `BaseModel`; None where statistics are all the objective
+        looks at, and these are known."""
         ...
 
 
@@ -68,9 +75,29 @@ def transform_of(lm_head) -> dict:
     return {"bias": bias, "logit_scale": scale, "softcap": softcap}
 
 
+def logits_in_chunks(
+    hidden: torch.Tensor, lm_head, chunk_bytes: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Rows of hidden states, and the LM head's product with them before scale and softcap; the next
+    chunk overwrites it."""
+    weight, bias = lm_head.weight.detach(), getattr(lm_head, "bias", None)
+    chunk = max(1, chunk_bytes // (len(weight) * weight.element_size()))
+    buffer = weight.new_empty(min(chunk, len(hidden)) * len(weight))
+    for start in range(0, len(hidden), chunk):
+        index = slice(start, start + chunk)
+        with torch.no_grad():
+            logits = multiply(hidden[index].to(weight.dtype), weight, bias, buffer)
+        yield index, logits
+
+
+def joined(chunks: list[TokenStats]) -> TokenStats:
+    """The statistics of all rows, from those of chunks of them."""
+    return TokenStats(*(None if f[0] is None else torch.cat(f) for f in zip(*chunks)))
+
+
 @dataclass(frozen=True)
 class MinPHinge:
-    """The hinge between T and T*, on the tokens that `goldilocks_mask` selects."""
+    """The hinge between T and T*, weighted by `goldilocks_weight`."""
 
     names = ("hinge",)
 
@@ -81,23 +108,32 @@ class MinPHinge:
     max_rank: int = 100
     trivial_prob: float = 0.9
     easy_fraction: float = 0.1
+    easy_weight: str = "inverse"
 
     def __call__(self, batch: Batch, lm_head, head: nn.Module) -> Sums:
         stats = batch.stats
         if stats is None:
             transform = transform_of(lm_head)
             stats = token_stats(batch.hidden, lm_head.weight, batch.target, **transform)
-        selected = goldilocks_mask(
+        weight = goldilocks_weight(
             stats,
             max_rank=self.max_rank,
             trivial_prob=self.trivial_prob,
             easy_fraction=self.easy_fraction,
+            easy_weight=self.easy_weight,
             uniform=batch.uniform,
         )
+        if self.easy_weight == "inverse" and batch.weight is not None:
+            # Both selections look at the same uniform: the narrower one is a token's chance.
+            weight = torch.where(weight > 0, torch.maximum(weight, batch.weight), weight)
+        if self.unreachable == "drop":
+            reached = required_temperature(stats, self.min_p) <= head.max_temperature
+            weight = weight * reached
         T = head(batch.hidden)
         loss = min_p_hinge_loss(
             T,
-            stats._replace(rank=torch.where(selected, stats.rank, -1)),
+            stats,
+            weight=weight,
             min_p=self.min_p,
             gravity=self.gravity,
             power=self.power,
@@ -105,10 +141,47 @@ class MinPHinge:
             unreachable=self.unreachable,
             reduction="sum",
         )
-        if self.unreachable == "drop":
-            selected = selected & (required_temperature(stats, self.min_p) <= head.max_temperature)
-        terms = {"hinge": (loss, selected.sum())}
-        return Sums(terms, temperature=T.detach(), stats=stats, selected=selected)
+        terms = {"hinge": (loss, weight.sum())}
+        return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
+
+
+@dataclass(frozen=True)
+class LabelFree:
+    """The hinge's expectation over the model's own next tokens, at every token of the text.
+
+    What the text has there is not learned from; statistics of it are for metrics.
+    """
+
+    names = ("nucleus_width",)
+
+    min_p: float = 0.1
+    gravity: float = 0.1
+    easy_weight: str = "inverse"
+    chunk_bytes: int = CHUNK_BYTES
+
+    def __call__(self, batch: Batch, lm_head, head: nn.Module) -> Sums:
+        T, transform = head(batch.hidden), transform_of(lm_head)
+        del transform["bias"]
+        weight = (batch.target >= 0).to(T.dtype)
+        if self.easy_weight == "inverse" and batch.weight is not None:
+            weight = weight * batch.weight
+        chunks, losses = [], [T.new_zeros(())]
+        for index, logits in logits_in_chunks(batch.hidden, lm_head, self.chunk_bytes):
+            if batch.stats is None:
+                chunks.append(logit_stats(logits, batch.target[index], **transform))
+            loss = nucleus_width_loss(
+                T[index],
+                logits,
+                min_p=self.min_p,
+                gravity=self.gravity,
+                row_weight=weight[index],
+                reduction="sum",
+                **transform,
+            )
+            losses.append(loss)
+        stats = batch.stats if batch.stats is not None else joined(chunks)
+        terms = {"nucleus_width": (torch.stack(losses).sum(), weight.sum())}
+        return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
 
 
 @dataclass(frozen=True)
@@ -139,7 +212,8 @@ class AutoDecoTemperature:
             reduction="sum",
         )
         terms = {"temperature": (loss, selected.sum())}
-        return Sums(terms, temperature=temperature.detach(), stats=stats, selected=selected)
+        weight = selected.to(loss.dtype)
+        return Sums(terms, temperature=temperature.detach(), stats=stats, weight=weight)
 
 
 @dataclass(frozen=True)
@@ -158,18 +232,12 @@ class AutoDecoJoint:
     chunk_bytes: int = CHUNK_BYTES
 
     def __call__(self, batch: Batch, lm_head, head: nn.ModuleDict) -> Sums:
-        hidden, target, weight = batch.hidden, batch.target, lm_head.weight.detach()
-        transform = transform_of(lm_head)
-        bias = transform.pop("bias")
+        hidden, target, transform = batch.hidden, batch.target, transform_of(lm_head)
+        del transform["bias"]
         T = head["temp_head"](hidden)
-        chunk = max(1, self.chunk_bytes // (len(weight) * hidden.element_size()))
-        block = hidden.new_empty(min(chunk, len(hidden)) * len(weight))
         chunks, losses = [], []
-        for start in range(0, len(hidden), chunk):
-            index = slice(start, start + chunk)
+        for index, logits in logits_in_chunks(hidden, lm_head, self.chunk_bytes):
             h, y, t = hidden[index], target[index], T[index]
-            with torch.no_grad():
-                logits = multiply(h, weight, bias, block)
             chunks.append(logit_stats(logits, y, temperature=t, **transform))
             losses.append(
                 self._soft_top_p(
@@ -180,9 +248,8 @@ class AutoDecoJoint:
                     head=head["top_p_head"],
                 )
             )
-        stats = TokenStats(*(None if f[0] is None else torch.cat(f) for f in zip(*chunks)))
         temperature = AutoDecoTemperature(self.easy_drop, self.weighting)
-        sums = temperature.sums_at(T, stats, batch.uniform)
+        sums = temperature.sums_at(T, joined(chunks), batch.uniform)
         soft = torch.stack(losses).sum(), (target >= 0).sum()
         return sums._replace(terms={**sums.terms, "soft_top_p": soft})
 

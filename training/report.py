@@ -27,6 +27,7 @@ from autodeco_fast.training.scan_store import Scan
 
 PAGE, NUMBERS = "report.html", "report.json"
 PASSAGES, PASSAGE_TOKENS = 4, 220
+DEFAULT_GRAVITY = 0.1  # of a head that nothing is written beside
 _MEASURES = ("policy", "coverage", "mean T", "kept-set size", "nats a token")
 
 
@@ -38,6 +39,11 @@ class Subject:
     folder: Path
     settings: dict
     min_p: float
+
+    @property
+    def mass(self) -> float:
+        """1 − λ, in [0, 1]; of a head that does not say its λ, 0.9."""
+        return min(max(1.0 - self.settings.get("gravity", DEFAULT_GRAVITY), 0.0), 1.0)
 
     @property
     def limit(self) -> float:
@@ -107,10 +113,16 @@ def _report(
         data.domain(name, scan, head, min_p=subject.min_p) for name, scan in zip(scans, opened)
     ]
     costs = {d.name: data.costs(d, base, head, min_p=subject.min_p) for d in domains}
+    curves = {
+        d.name: data.v_curves(d, base, mass=subject.mass, min_p=subject.min_p, limit=subject.limit)
+        for d in domains
+    }
     body = [html.paragraph(_facts(subject)), _summary(domains, subject.limit)]
     body += _compared(costs)
     classes = data.classes_of(tokenizer.batch_decode([[int(i)] for i in domains[0].tokens.target]))
-    for name, drawing in _drawings(subject, domains, costs, classes).items():
+    for name, drawing in _drawings(
+        subject, domains, costs=costs, curves=curves, classes=classes
+    ).items():
         png = drawing[0]
         atomic_write(output / f"{name}.png", lambda draft, png=png: draft.write_bytes(png))
         body.append(html.image(name, *drawing))
@@ -119,12 +131,20 @@ def _report(
         passages = data.passages(d, tokenizer, count=PASSAGES, length=PASSAGE_TOKENS)
         body += [html.shaded(passage, subject.limit) for passage in passages]
     numbers = {
-        name: {"measures": cost.measures, "comparisons": cost.comparisons}
+        name: {
+            "measures": cost.measures,
+            "comparisons": cost.comparisons,
+            "spearman": {
+                "required_temperature": curves[name][0].spearman,
+                "nucleus_width": curves[name][1].spearman,
+                "nucleus_mass": subject.mass,
+            },
+        }
         for name, cost in costs.items()
     }
     write_text(output / NUMBERS, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     write_text(output / PAGE, html.page("What the head does, token by token", body))
-    _print(costs)
+    _print(costs, curves)
 
 
 def _facts(subject: Subject) -> str:
@@ -167,7 +187,9 @@ def _compared(costs: dict[str, data.Costs]) -> list[str]:
     return blocks
 
 
-def _print(costs: dict[str, data.Costs]) -> None:
+def _print(
+    costs: dict[str, data.Costs], curves: dict[str, tuple[data.VCurve, data.VCurve]]
+) -> None:
     """The same on the terminal: as it is, and the fixed temperatures."""
     console = Console(stderr=True, markup=False)
     for name, cost in costs.items():
@@ -178,14 +200,28 @@ def _print(costs: dict[str, data.Costs]) -> None:
         console.print(table)
         for pair in cost.comparisons.items():
             console.print(verdict(*pair))
+        console.print(_follows(curves[name]))
+
+
+def _follows(pair: tuple[data.VCurve, data.VCurve]) -> str:
+    """How closely T follows what it could follow."""
+    of_target, of_nucleus = map(figures.correlation, pair)
+    return (
+        f"T with the width of the model's own nucleus: {of_nucleus}; with the realised gap of the "
+        f"one reference token, which is mostly luck: {of_target}."
+    )
 
 
 def _drawings(
-    subject: Subject, domains: list[data.Domain], costs: dict[str, data.Costs], classes
+    subject: Subject,
+    domains: list[data.Domain],
+    *,
+    costs: dict[str, data.Costs],
+    curves: dict[str, tuple[data.VCurve, data.VCurve]],
+    classes,
 ) -> dict[str, tuple[bytes, str, str]]:
     """name → (PNG, title, caption)."""
     first, limit = domains[0], subject.limit
-    curves = {d.name: data.v_curve(d, subject.min_p, limit) for d in domains}
     trained = None
     if "gravity" in subject.settings and not subject.head.offset:
         as_it_is = coverage(first.required, first.raw, max_temperature=limit)
@@ -194,10 +230,14 @@ def _drawings(
     elsewhere = ", and on the other text, where nothing is promised." if domains[1:] else "."
     return {
         "v-curve": (
-            figures.v_curves(curves, subject.min_p),
+            figures.v_curves(curves, subject.mass),
             "V-curve",
-            "Predicted temperature against the model's own gap between its best token and the "
-            "reference. A head that knew the gap would follow the dashed line.",
+            "Predicted temperature against the temperature that the reference token needed, and "
+            "against the one at which the kept set has "
+            f"{subject.mass:g} of the model's own probability, on {SAMPLE:,} tokens at most. The "
+            "first is one draw, mostly luck, and no head can follow it; the second is what a head "
+            "can know, and what it learns where the model is calibrated. "
+            + " ".join(f"{name}: {_follows(pair)}" for name, pair in curves.items()),
         ),
         "reliability": (
             figures.reliability(promised, trained),

@@ -14,6 +14,7 @@ from autodeco_fast.training.conformal import calibrate, coverage, scores
 from autodeco_fast.training.measures import (
     compare,
     means,
+    nucleus_widths,
     sample_of,
     sums_by_document,
 )
@@ -59,21 +60,53 @@ def domain(name: str, scan: Scan, head: TemperatureHead, *, min_p: float) -> Dom
     )
 
 
-def v_curve(
-    d: Domain, min_p: float, limit: float, bins: int = 24
-) -> list[tuple[float, float, float, float]]:
-    """(mean gap, 20 %, mean, 80 % of T̂) in quantile bins of the gap, T* within reach; tokens with
-    gap 0 are the first bin."""
-    order = np.argsort(d.required, kind="stable")
-    order = order[d.required[order] <= limit]
-    zero = int((d.required[order] == 0).sum())
+@dataclass
+class VCurve:
+    """Predicted temperature against something that a temperature could follow."""
+
+    # (mean of it, 20 %, mean, 80 % of T̂) in quantile bins; 0 is a bin of its own
+    points: list[tuple[float, float, float, float]]
+    spearman: float | None  # rank correlation of the two; None where one of them does not vary
+    tokens: int
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Spearman's rank correlation, ties at their mean rank; None where all of one tie."""
+
+    def ranks(values: np.ndarray) -> np.ndarray:
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return (counts.cumsum() - (counts - 1) / 2)[inverse]
+
+    a, b = ranks(x), ranks(y)
+    a, b = a - a.mean(), b - b.mean()
+    scale = math.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale else None
+
+
+def v_curve(x: np.ndarray, temperature: np.ndarray, limit: float, bins: int = 24) -> VCurve:
+    """Of tokens whose `x`, a temperature, is within reach."""
+    order = np.argsort(x, kind="stable")
+    order = order[x[order] <= limit]
+    zero = int((x[order] == 0).sum())
     groups = [order[:zero], *np.array_split(order[zero:], bins)]
-    curve = []
+    points = []
     for group in (group for group in groups if len(group)):
-        T, gap = d.temperature[group], d.required[group].mean() * -math.log(min_p)
+        T = temperature[group]
         low, high = np.quantile(T, 0.2), np.quantile(T, 0.8)
-        curve.append((float(gap), float(low), float(T.mean()), float(high)))
-    return curve
+        points.append((float(x[group].mean()), float(low), float(T.mean()), float(high)))
+    found = spearman(x[order], temperature[order]) if len(order) else None
+    return VCurve(points, found, len(order))
+
+
+def v_curves(
+    d: Domain, base: BaseModel, *, mass: float, min_p: float, limit: float
+) -> tuple[VCurve, VCurve]:
+    """T̂ against T*, and on a sample of the tokens against the width of the model's own nucleus of
+    this mass."""
+    picks = sample_of(d.tokens)
+    widths = nucleus_widths(d.tokens.rows(picks), base, mass=mass, min_p=min_p, limit=limit)
+    of_nucleus = v_curve(widths.numpy(), d.temperature[picks.numpy()], limit)
+    return v_curve(d.required, d.temperature, limit), of_nucleus
 
 
 def reliability(

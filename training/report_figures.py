@@ -1,11 +1,10 @@
 """The report's figures, each drawn as PNG bytes from `training/report_data.py`."""
 
 import io
-import math
 
 import numpy as np
 
-from autodeco_fast.training.report_data import BUCKETS, CLASSES, Costs, Domain
+from autodeco_fast.training.report_data import BUCKETS, CLASSES, Costs, Domain, VCurve
 
 HEAD, FIXED, ORACLE, OTHER = "#c2410c", "#475569", "#0f766e", "#7c3aed"
 _COLOURS = (HEAD, OTHER, ORACLE, "#a16207")
@@ -32,20 +31,28 @@ def _png(figure) -> bytes:
     return buffer.getvalue()
 
 
-def v_curves(curves: dict[str, list], min_p: float) -> bytes:
-    """Predicted temperature against the model's own gap, one panel a domain."""
-    figure, axes = _figure(len(curves))
-    for a, (name, curve), colour in zip(axes, curves.items(), _COLOURS):
-        gap, low, mean, high = zip(*curve) if curve else ((), (), (), ())
-        a.plot(gap, [g / -math.log(min_p) for g in gap], "--", color=FIXED, label="required T*")
-        a.fill_between(
-            gap, low, high, color=colour, alpha=0.2, lw=0, label="20 to 80 % of predictions"
-        )
-        a.plot(gap, mean, "D-", ms=4, color=colour, label="predicted T, mean")
-        a.set(title=name, xlabel="gap  z_max − z_y  (nats)")
-        a.legend(frameon=False)
+def v_curves(domains: dict[str, tuple[VCurve, VCurve]], mass: float) -> bytes:
+    """Predicted temperature against T* and against the width of the model's own nucleus, two panels
+    a domain."""
+    figure, axes = _figure(2 * len(domains))
+    names = "required T* of the reference", f"width of the model's nucleus of mass {mass:g}"
+    for (name, pair), panels, colour in zip(domains.items(), axes.reshape(-1, 2), _COLOURS):
+        for a, curve, label in zip(panels, pair, names):
+            x, low, mean, high = zip(*curve.points) if curve.points else ((), (), (), ())
+            a.plot(x, x, "--", color=FIXED, label="T equal to it")
+            a.fill_between(
+                x, low, high, color=colour, alpha=0.2, lw=0, label="20 to 80 % of predictions"
+            )
+            a.plot(x, mean, "D-", ms=4, color=colour, label="predicted T, mean")
+            a.set(title=f"{name}: {correlation(curve)}", xlabel=label)
+        panels[1].legend(frameon=False)
     axes[0].set_ylabel("temperature")
     return _png(figure)
+
+
+def correlation(curve: VCurve) -> str:
+    """Spearman's, in words."""
+    return "no correlation" if curve.spearman is None else f"Spearman {curve.spearman:.2f}"
 
 
 def reliability(

@@ -1,12 +1,61 @@
-"""A user's reward function, called as TRL calls one, and what it returns checked."""
+"""A user's reward function: found by name, called as TRL calls one, and what it returns checked."""
 
+import importlib
+import importlib.util
+import inspect
 import math
 import numbers
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 
 from autodeco_fast.errors import foreign
 
 Completion = str | list[dict]  # a chat's is one message of the assistant
+
+
+def load_function(name: str, spec: str) -> Callable:
+    """The function that `module:function` or `file.py:function` names.
+
+    Modules are looked for in the working directory, too.
+
+    Args:
+        name: of the setting, for complaints.
+
+    Raises:
+        ValueError: if there is none, or its module cannot be imported.
+    """
+    where, _, function = spec.rpartition(":")
+    if not where or not function.isidentifier():
+        raise ValueError(f"{name} must be like module:function or file.py:function, got {spec!r}")
+    with foreign(f"{name} {spec!r}: {where} cannot be imported"):
+        module = _imported(where)
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise ValueError(f"{name} {spec!r}: {where} has no function {function}")
+    return found
+
+
+def _imported(where: str) -> ModuleType:
+    if not where.endswith(".py"):
+        sys.path.insert(0, "")
+        try:
+            return importlib.import_module(where)
+        finally:
+            sys.path.remove("")
+    spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def accepted(function: Callable, given: dict[str, object]) -> dict[str, object]:
+    """Those of the keyword arguments that a function takes: all, if it takes `**fields`."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return given
+    return {each.name: given[each.name] for each in parameters if each.name in given}
 
 
 def rewards_of(
@@ -15,23 +64,34 @@ def rewards_of(
     prompts: list[Completion],
     completions: list[Completion],
     columns: dict[str, list],
+    *,
+    name: str = "reward",
+    places: Sequence[str] | None = None,
 ) -> list[float]:
     """What the function says of completions, a finite number each.
+
+    Args:
+        columns: what else the prompts' lines have; the function gets what it names of it.
+        name: of the setting, for complaints.
+        places: where each prompt stands, likewise.
 
     Raises:
         ValueError: if it raises, or returns anything else.
     """
-    with foreign(f"reward {spec!r} failed"):
-        returned = function(prompts=prompts, completions=completions, **columns)
+    with foreign(f"{name} {spec!r} failed"):
+        given = {"prompts": prompts, "completions": completions, **columns}
+        returned = function(**accepted(function, given))
+        returned = returned.tolist() if hasattr(returned, "tolist") else returned
         scores = list(returned)
     if len(scores) != len(completions):
         raise ValueError(
-            f"reward {spec!r} must return a number for each of {len(completions)} completions, got "
+            f"{name} {spec!r} must return a number for each of {len(completions)} completions, got "
             f"{len(scores)}"
         )
     for i, score in enumerate(scores):
         if not isinstance(score, numbers.Real) or not math.isfinite(score):
+            place = f"completion {i}" if places is None else places[i]
             raise ValueError(
-                f"reward {spec!r} must return finite numbers, got {score!r} for completion {i}"
+                f"{name} {spec!r} must return finite numbers, got {score!r} for {place}"
             )
     return [float(score) for score in scores]

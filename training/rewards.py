@@ -162,7 +162,7 @@ class _Run:
         measured = self.accelerator.reduce(measured.to(self.accelerator.device)).cpu()
         metrics = _means(measured)
         beta = weight_of_entropy(metrics["entropy"], config)
-        total = total.weighted({"reward": 1.0, "entropy": beta})
+        total = total.scaled({"reward": 1.0, "entropy": beta})
         loss = sum(total.means().values())
         if not math.isfinite(loss):
             raise ValueError(
@@ -198,7 +198,7 @@ class _Run:
             one, seen = differentiate(sums, parameters)
             total = total + one
             of_tokens = (
-                seen.selected.sum(),
+                seen.weight.sum(),
                 seen.temperature.sum(),
                 seen.stats.scaled_entropy.sum(),
             )
@@ -216,11 +216,11 @@ class _Run:
         at = {"temperature": T, "min_p": self.head.min_p, "cut": True}
         stats = token_stats(hidden, base.weight, target, **at, **transform_of(base))
         loss = reward_loss(T, stats, advantage, entropy_weight=0.0, reduction="sum")
-        selected = stats.rank >= 0
-        tokens = selected.sum()
+        weight = (stats.rank >= 0).to(loss.dtype)
+        tokens = weight.sum()
         # Apart, since β waits for the entropy of the whole round.
         terms = {"reward": (loss, tokens), "entropy": (-stats.scaled_entropy.sum(), tokens)}
-        return Sums(terms, temperature=T.detach(), stats=stats, selected=selected)
+        return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
 
     def _tokens(self, rollouts: list[Rollout]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Hidden states `[N, H]`, targets `[N]` and advantages `[N]` of all tokens that count."""

@@ -100,6 +100,11 @@ class _Sources:
             from autodeco_fast.training.scan_store import Scan
 
             self.scan = Scan(config.scan)
+            self.base = None
+            if config.objective == "label_free":
+                from autodeco_fast.training.measures import scanned_model
+
+                self.base = scanned_model(self.scan, device=self.device)
             seen = self.scan.manifest["counts"]["seen"]
             console.print(f"{len(self.scan):,} tokens of {seen:,} scanned; {self.device}")
             return
@@ -125,7 +130,7 @@ class _Sources:
         from autodeco_fast.training.batches import OnlineSource, ScanSource
 
         if self.scan is not None:
-            return ScanSource(self.scan, config, self.device).split()
+            return ScanSource(self.scan, config, self.device, lm_head=self.base).split()
         return OnlineSource(self.base, self.examples, config).split()
 
 
@@ -191,6 +196,7 @@ def _train_on_rewards(config: RewardConfig, accelerator) -> None:
     """Reads prompts and reward function or rollouts, then loads the model, trains one head."""
     from autodeco_fast.training.base_model import frozen_dtype, load, load_tokenizer
     from autodeco_fast.training.loop import check_output
+    from autodeco_fast.training.reward_function import load_function
     from autodeco_fast.training.rewards import check_head, train_on_rewards
     from autodeco_fast.training.rollouts import (
         OnPolicy,
@@ -200,7 +206,6 @@ def _train_on_rewards(config: RewardConfig, accelerator) -> None:
         read_prompts,
         read_rollouts,
     )
-    from autodeco_fast.training.user_functions import load_function
 
     console = console_of(accelerator)
     if config.resume and (config.output / CONFIG_NAME).exists():
@@ -288,7 +293,7 @@ def _tabulate(
         metrics = (settings.output / METRICS_NAME).read_text(encoding="utf-8")
         last = json.loads(metrics.splitlines()[-1])
         lines.append({**point, **{m: last[m] for m in ("loss", "eval_loss") if m in last}})
-    if config.scan is not None and config.objective == "min_p_hinge":
+    if config.scan is not None:
         for line, measured in zip(lines, _measures(console, config.scan, results)):
             line.update(measured)
     write_text(config.output / SWEEP_NAME, json.dumps(lines, indent=1) + "\n")

@@ -7,6 +7,9 @@
 A shard holds, for its n tokens: hidden [n, H] bf16; gap, target_prob, entropy [n] fp32; rank,
 target, document, position [n] int32: 2·H + 28 bytes a token. Its header holds counts. `document` is
 the example's number in the data. The same scan makes the same bytes.
+
+What a token weighs follows from what is there: a trivial one 1/easy_fraction, all others 1
+(`Scan.weight`).
 """
 
 import hashlib
@@ -22,6 +25,7 @@ from safetensors.torch import save_file
 from autodeco_fast import TokenStats
 from autodeco_fast.errors import foreign, read_json_object
 from autodeco_fast.files import atomic_write, write_text
+from autodeco_fast.losses.selection import TRIVIAL, bucket_of, easy_token_weight
 from autodeco_fast.values import SEEDS, finite, require, whole
 
 MANIFEST = "scan.json"
@@ -221,6 +225,9 @@ def _check_manifest(manifest: dict) -> None:
         settings.get("all_tokens"),
         "true or false",
     )
+    for name in ("easy_fraction", "trivial_prob"):
+        value = finite(name, settings.get(name))
+        require(0 <= value <= 1, name, value, "in [0, 1]")
     whole("seed", settings.get("seed"), *SEEDS)
     if "counts" not in manifest:
         return
@@ -269,6 +276,22 @@ class Scan:
     def shards(self) -> Iterator[ScanTokens]:
         for path in self.paths:
             yield read_shard(path)
+
+    def weight(self, tokens: ScanTokens) -> torch.Tensor:
+        """How many tokens of the text each of these tokens of the scan stands for, fp32 `[n]`: one
+        over its chance to be selected. `share`, which thins all alike, is left out."""
+        settings = self.manifest["settings"]
+        ones = torch.ones_like(tokens.gap)
+        if settings["all_tokens"]:
+            return ones
+        bucket = bucket_of(
+            tokens.rank,
+            tokens.target_prob,
+            max_rank=2**31 - 1,  # what was impossible is not here
+            trivial_prob=settings["trivial_prob"],
+        )
+        weight = easy_token_weight(settings["easy_fraction"], "inverse")
+        return ones.masked_fill(bucket == TRIVIAL, weight)
 
     def load(self) -> ScanTokens:
         """All tokens at once."""

@@ -2,7 +2,7 @@
 
 Sums over micro-batches and processes, then a mean.
 
-A term's gradient is divided by the tokens of the whole step that enter the term, once, at the end.
+A term's gradient is divided by the weight of the whole step's tokens in the term, once, at the end.
 So neither accumulation nor the number of processes changes what is computed. The base model's
 activations are not kept: its hidden states come in without a graph, and the statistics' gradients
 are closed forms of row moments.
@@ -23,12 +23,16 @@ class Term:
     """A loss summed over tokens, `[]` each, and its gradient with respect to every parameter."""
 
     loss: torch.Tensor
-    tokens: torch.Tensor
+    weight: torch.Tensor  # of these tokens, together
     gradients: list[torch.Tensor]
 
     def __add__(self, other: "Term") -> "Term":
         gradients = [a + b for a, b in zip(self.gradients, other.gradients)]
-        return Term(self.loss + other.loss, self.tokens + other.tokens, gradients)
+        return Term(self.loss + other.loss, self.weight + other.weight, gradients)
+
+    def mean(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums over the tokens, a token; 0 where there is none."""
+        return sums / torch.where(self.weight > 0, self.weight, 1.0)
 
 
 @dataclass
@@ -42,21 +46,18 @@ class Step:
         """A step without tokens."""
         none = torch.zeros((), device=parameters[0].device)
         return Step(
-            {
-                name: Term(none, none.long(), [torch.zeros_like(p) for p in parameters])
-                for name in names
-            }
+            {name: Term(none, none, [torch.zeros_like(p) for p in parameters]) for name in names}
         )
 
     def __add__(self, other: "Step") -> "Step":
         return Step({name: term + other.terms[name] for name, term in self.terms.items()})
 
-    def weighted(self, weights: dict[str, float]) -> "Step":
-        """The same terms, each times its weight."""
+    def scaled(self, factors: dict[str, float]) -> "Step":
+        """The same terms, each times its factor."""
         return Step(
             {
-                n: Term(w * t.loss, t.tokens, [w * g for g in t.gradients])
-                for n, w in weights.items()
+                n: Term(f * t.loss, t.weight, [f * g for g in t.gradients])
+                for n, f in factors.items()
                 for t in (self.terms[n],)
             }
         )
@@ -65,20 +66,20 @@ class Step:
         """Sums over processes: `add` takes a tensor and returns its sum over all of them."""
         return Step(
             {
-                n: Term(add(t.loss), add(t.tokens), [add(g) for g in t.gradients])
+                n: Term(add(t.loss), add(t.weight), [add(g) for g in t.gradients])
                 for n, t in self.terms.items()
             }
         )
 
     def assign(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sets `.grad` to the gradient of the sum of the terms' means."""
-        scaled = [[g / t.tokens.clamp(min=1) for g in t.gradients] for t in self.terms.values()]
+        scaled = [[t.mean(g) for g in t.gradients] for t in self.terms.values()]
         for parameter, gradients in zip(parameters, zip(*scaled)):
             parameter.grad = torch.stack(gradients).sum(0).to(parameter.dtype)
 
     def means(self) -> dict[str, float]:
         """Each term's mean; 0 where it has no tokens."""
-        return {name: (t.loss / t.tokens.clamp(min=1)).item() for name, t in self.terms.items()}
+        return {name: t.mean(t.loss).item() for name, t in self.terms.items()}
 
 
 @dataclass
@@ -87,13 +88,17 @@ class Seen:
 
     temperature: torch.Tensor
     stats: TokenStats
-    selected: torch.Tensor
+    weight: torch.Tensor  # 0: not learned from
+
+    @property
+    def selected(self) -> torch.Tensor:
+        return self.weight > 0
 
 
 def differentiate(sums: Sums, parameters: list[nn.Parameter]) -> tuple[Step, Seen]:
     """Backward of every term."""
     terms = {}
-    for i, (name, (loss, tokens)) in enumerate(sums.terms.items()):
+    for i, (name, (loss, weight)) in enumerate(sums.terms.items()):
         if loss.requires_grad:
             found = torch.autograd.grad(
                 loss, parameters, retain_graph=i + 1 < len(sums.terms), allow_unused=True
@@ -101,9 +106,9 @@ def differentiate(sums: Sums, parameters: list[nn.Parameter]) -> tuple[Step, See
         else:
             found = [None] * len(parameters)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
-        terms[name] = Term(loss.detach(), tokens, gradients)
+        terms[name] = Term(loss.detach(), weight, gradients)
     stats = TokenStats(*(None if field is None else field.detach() for field in sums.stats))
-    return Step(terms), Seen(sums.temperature, stats, sums.selected)
+    return Step(terms), Seen(sums.temperature, stats, sums.weight)
 
 
 def training_step(

@@ -17,6 +17,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 for command in (
     generation.demo,
     doctor.doctor,
+    generation.sample_text,
     training.scan,
     training.train,
     training.calibrate,

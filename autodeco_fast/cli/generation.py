@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from autodeco_fast.cli.signature import takes
+from autodeco_fast.training.sample_text import SampleTextConfig
 from autodeco_fast.values import SEEDS, require
 from autodeco_fast.values import text as check_text
 
@@ -61,6 +63,15 @@ def generate(
             streamer=TextStreamer(tokenizer),
             seed=seed,
         )
+
+
+@takes(SampleTextConfig)
+def sample_text(**values: object) -> None:
+    """Draw a model's own text, to train a head on without anybody's data."""
+    config = SampleTextConfig(**values)
+    from autodeco_fast.training import sample_text
+
+    sample_text.sample_text(config)
 
 
 def _inputs(model: str, head_width: int, prompt: str, max_new_tokens: int) -> tuple:

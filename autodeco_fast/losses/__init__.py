@@ -1,11 +1,12 @@
-"""What heads learn from: the Min-P hinge, which tokens to learn from, AutoDeco's losses,
-and rewards."""
+"""What heads learn from: the Min-P hinge, with labels and without, which tokens to learn from, and
+AutoDeco's losses, and rewards."""
 
 from autodeco_fast.losses.autodeco import autodeco_temperature_loss, soft_top_p_loss
 from autodeco_fast.losses.hinge import (
     min_p_hinge_loss,
     required_temperature,
 )
+from autodeco_fast.losses.nucleus import linear_nucleus_width_loss, nucleus_width_loss
 from autodeco_fast.losses.rewards import reward_loss
 from autodeco_fast.losses.selection import (
     IMPOSSIBLE,
@@ -13,6 +14,7 @@ from autodeco_fast.losses.selection import (
     TRIVIAL,
     difficulty,
     goldilocks_mask,
+    goldilocks_weight,
 )
 
 __all__ = [
@@ -22,7 +24,10 @@ __all__ = [
     "autodeco_temperature_loss",
     "difficulty",
     "goldilocks_mask",
+    "goldilocks_weight",
+    "linear_nucleus_width_loss",
     "min_p_hinge_loss",
+    "nucleus_width_loss",
     "required_temperature",
     "reward_loss",
     "soft_top_p_loss",

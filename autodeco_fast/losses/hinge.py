@@ -20,7 +20,7 @@ from autodeco_fast.ops.min_p_hinge import min_p_hinge
 from autodeco_fast.stats import TokenStats
 
 
-def _inverse_width(min_p: float) -> float:
+def inverse_width(min_p: float) -> float:
     """`1 / (−ln p_min)`, from logits to temperature."""
     return 1 / -math.log(check_number("min_p", min_p, INSIDE))
 
@@ -33,7 +33,7 @@ def required_temperature(stats: TokenStats, min_p: float) -> torch.Tensor:
         ValueError: if `min_p` is not in (0, 1).
     """
     check_stats(stats)
-    return stats.gap * _inverse_width(min_p)
+    return stats.gap * inverse_width(min_p)
 
 
 def min_p_hinge_loss(
@@ -50,7 +50,7 @@ def min_p_hinge_loss(
     backend: str | None = None,
 ) -> torch.Tensor:
     """`relu(T* − T)^power + gravity·T` per token; with power 1 its minimiser is the (1 −
-    gravity)-quantile of T*.
+    gravity)-quantile of T*, over the tokens that count.
 
     Differentiable in the temperature, once.
 
@@ -59,7 +59,8 @@ def min_p_hinge_loss(
             backend).
         stats: `[N]`, from `token_stats` or `logit_stats`; rows with rank −1 are ignored.
         min_p: of the cut the head will be used with, in (0, 1).
-        gravity: λ, the share of tokens allowed to fall outside the cut, ≥ 0.
+        gravity: λ, the share of the tokens allowed to fall outside the cut, ≥ 0: of the reachable
+            ones where the unreachable are dropped.
         power: 1, or 2 to square the hinge (then it is no quantile).
         max_temperature: the head's T_max.
         unreachable: "drop" leaves tokens with `T* > max_temperature` out, "clip" sets their T* to
@@ -74,7 +75,7 @@ def min_p_hinge_loss(
         RuntimeError: under `torch.vmap`, `torch.func` transforms, forward-mode differentiation and
             `torch.jit.trace`.
     """
-    inv = _inverse_width(min_p)
+    inv = inverse_width(min_p)
     check_stats(stats)
     check_row("temperature", temperature, len(stats.rank))
     if weight is not None:

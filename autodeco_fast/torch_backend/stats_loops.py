@@ -162,3 +162,28 @@ def feed(
             scaled[2, r] = decay * (scaled[2, r] + d * (2 * scaled[1, r] + d * scaled[0, r])) + q
             scaled[1, r] = decay * (scaled[1, r] + d * scaled[0, r]) + t
             scaled[0, r] = decay * scaled[0, r] + s
+
+
+@compiled(fastmath=_SUMS)
+def outside(z, temperature, inv, out):
+    """Σ p (T* − T) and Σ p over the tokens with T* > T, of fp32 rows; 0 where all is −inf.
+
+    z [R, V] fp32, temperature [R] fp32, inv fp32: 1 / (−ln p_min), out [2, R] fp32, written.
+    """
+    for r in range(len(z)):
+        row, T = z[r], temperature[r]
+        m, _, _ = _largest(row, row.view(np.int32), np.float32(0))
+        total, mass, width = np.float32(0), np.float32(0), np.float32(0)
+        if m == -np.inf:
+            total = _ONE
+        else:
+            for j in range(len(row)):
+                x = row[j] - m
+                x = _LOWEST if x < _LOWEST else x
+                e = _exp(x)
+                beyond = -x * inv - T
+                total += e
+                e = e if beyond > 0 else np.float32(0)
+                mass += e
+                width += e * beyond
+        out[0, r], out[1, r] = width / total, mass / total

@@ -50,6 +50,12 @@ def eager_hinge(T: torch.Tensor, gap: torch.Tensor, rank: torch.Tensor) -> torch
     return (((required - T).relu() + 0.1 * T) * kept).sum() / kept.sum().clamp(min=1)
 
 
+def eager_nucleus_width(T: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """The hinge without labels at p_min = 0.1, λ = 0.1."""
+    required = (z.amax(-1, keepdim=True) - z) / 2.302585
+    return ((z.softmax(-1) * (required - T[:, None]).relu()).sum(-1) + 0.1 * T).mean()
+
+
 def eager_hinge_step(
     hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, head: torch.nn.Module
 ) -> None:

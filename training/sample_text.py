@@ -1,0 +1,247 @@
+"""`autodeco-fast sample-text`: a model's own text, to learn from without anybody's data.
+
+A line of the output is a continuation, `{"input_ids": …, "labels": …}`, the ids as they were drawn:
+text made of them might be cut into others, and an end added where none was drawn. Continuation k
+draws its noise from stream k of the seed, whatever it is batched with. Lines gather in
+`<output>.part`, whose first line is the settings; killed, the same command goes on behind the last
+whole line, and the last step renames.
+"""
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autodeco_fast.files import append_text, atomic_write
+from autodeco_fast.options import Options, documented, option
+from autodeco_fast.training.data import IGNORED
+from autodeco_fast.training.eval_prompts import Prompt, encode_prompt, read_prompts
+from autodeco_fast.values import require
+
+_LIVE_SETTINGS = ("output", "batch_size")  # may change when a file is continued
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class SampleTextConfig(Options):
+    """What text is drawn from a model."""
+
+    model: str = option("folder or hub id of a causal language model")
+    output: Path = option("new JSONL file for train and scan; killed, the same command goes on")
+    prompts: Path | None = option(
+        "JSONL to continue, a line after the other and from the start again: its prompt, or its "
+        "messages up to the last answer; without it, text from the model's first token on",
+        None,
+    )
+    number: int = option("continuations", 256, must_be="at least 1")
+    max_new_tokens: int = option("tokens of a continuation at most", 256, must_be="at least 1")
+    temperature: float = option("of the draws; 1 is the model as it is", 1.0, must_be="≥ 0")
+    min_p: float = option("cut; 0: none", 0.0, must_be="in [0, 1]")
+    batch_size: int = option("continuations drawn at once", 16, must_be="at least 1")
+    seed: int = option("of the noise", 0)
+
+
+def prompt_ids(path: Path, tokenizer, *, vocabulary: int | None, longest: int) -> list[list[int]]:
+    """The ids of every line of a prompts file; a chat's last answer is left out.
+
+    Args:
+        vocabulary: of the model, or None if it is not known.
+        longest: tokens of a prompt at most.
+
+    Raises:
+        ValueError: naming the line, if one is no prompt, or makes ids that the model does not have
+            or too many; if there is no such file, or no line in it.
+    """
+    found = []
+    for prompt in read_prompts(path):
+        messages = prompt.fields.get("messages")
+        if messages and messages[-1]["role"] == "assistant":
+            prompt = Prompt(prompt.line, {"messages": messages[:-1]})
+        ids, where = encode_prompt(tokenizer, prompt), f"prompts, line {prompt.line}"
+        if len(ids) > longest:
+            raise ValueError(
+                f"{where}: it has {len(ids)} tokens; of the model's positions max_new_tokens "
+                f"leaves {longest}"
+            )
+        if vocabulary is not None and max(ids) >= vocabulary:
+            raise ValueError(
+                f"{where}: the tokenizer makes id {max(ids)} of it, the model's vocabulary has "
+                f"{vocabulary}"
+            )
+        found.append(ids)
+    return found
+
+
+def _first_token(tokenizer) -> list[int]:
+    ids = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
+    if not ids:
+        raise ValueError("the tokenizer has no token that a text begins with: give prompts")
+    return ids[:1]
+
+
+@contextmanager
+def _part(output: Path, header: str) -> Iterator[tuple[Path, int]]:
+    """The file where lines gather, held by this run, and how many continuations it has.
+
+    Raises:
+        ValueError: if it was begun with other settings, or another run holds it.
+    """
+    path = output.with_name(output.name + ".part")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"output {str(output)!r} is being written by another run") from None
+        file.seek(0)
+        lines = file.read().splitlines(keepends=True)
+        lines = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
+        file.truncate(sum(map(len, lines)))
+        if not lines:
+            append_text(path, header)
+        elif lines[0].decode() != header:
+            raise ValueError(
+                f"{path} was begun with other settings or prompts: delete it, or name another "
+                "output"
+            )
+        try:
+            yield path, max(0, len(lines) - 1)
+        finally:
+            if path.exists() and path.stat().st_size == len(header.encode()):
+                path.unlink()  # nothing was drawn
+
+
+def _finish(part: Path, output: Path) -> None:
+    """The lines behind the first, under the name that was asked for."""
+    lines = part.read_bytes().partition(b"\n")[2]
+    atomic_write(output, lambda draft: draft.write_bytes(lines))
+    part.unlink()
+
+
+class Sampler:
+    """Draws continuations from a causal language model of transformers at one temperature."""
+
+    def __init__(self, model, tokenizer, config: SampleTextConfig):
+        from transformers import GenerationConfig
+
+        self.model, self.config = model, config
+        end = model.generation_config.eos_token_id
+        end = tokenizer.eos_token_id if end is None else end
+        self.ends = set(end if isinstance(end, list) else [] if end is None else [end])
+        pad = next(iter(self.ends), 0)
+        # Nothing of its own: a penalty for repetition would not be the model's probability.
+        model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
+
+    def __call__(self, prompts: list[list[int]], first: int) -> list[dict]:
+        """Continues a batch of prompts; `first` is the number of the first one."""
+        import torch
+        from transformers import LogitsProcessorList
+
+        width, device = max(map(len, prompts)), self.model.device
+        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+        length = torch.tensor([[len(prompt)] for prompt in prompts])
+        mask = (torch.arange(width) >= width - length).long()  # padded on the left
+        stream = torch.arange(first, first + len(prompts), device=device)
+        with torch.inference_mode():
+            out = self.model.generate(
+                ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=self.config.max_new_tokens,
+                do_sample=False,  # the processor has drawn
+                logits_processor=LogitsProcessorList([self._draw(width, stream)]),
+            )
+        return [self._line(prompt, new) for prompt, new in zip(prompts, out[:, width:].tolist())]
+
+    def _draw(self, width: int, stream) -> Callable:
+        """A logits processor that leaves the token it draws."""
+        import torch
+
+        from autodeco_fast import sample
+
+        config = self.config
+
+        def draw(input_ids, scores):
+            found = sample(
+                scores,
+                config.temperature,
+                min_p=config.min_p,
+                seed=config.seed,
+                position=input_ids.shape[1] - width,
+                stream=stream,
+            )
+            if found.status.any():
+                raise ValueError(f"model {config.model!r} makes logits that are NaN or infinite")
+            return torch.full_like(scores, -torch.inf).scatter_(1, found.token[:, None], 0.0)
+
+        return draw
+
+    def _line(self, prompt: list[int], new: list[int]) -> dict:
+        """As training reads it; what follows an end is padding."""
+        end = next((i for i, token in enumerate(new) if token in self.ends), len(new))
+        new = new[: end + 1]
+        return {"input_ids": [*prompt, *new], "labels": [IGNORED] * len(prompt) + new}
+
+
+def _new_tokens(lines: list[dict]) -> int:
+    return sum(sum(y != IGNORED for y in line["labels"]) for line in lines)
+
+
+def _opened(config: SampleTextConfig) -> tuple[Sampler, list[list[int]]]:
+    """The model and the prompts; the model's weights are looked at last."""
+    import torch
+
+    from autodeco_fast.numerics import HIGHEST_TEMPERATURE
+    from autodeco_fast.training import base_model
+
+    most = f"at most {HIGHEST_TEMPERATURE:g}"
+    require(config.temperature <= HIGHEST_TEMPERATURE, "temperature", config.temperature, most)
+    if config.output.exists():
+        raise ValueError(f"output {str(config.output)!r} is there already; name another file")
+    found, tokenizer = base_model.facts(config.model), base_model.load_tokenizer(config.model)
+    longest = (found.positions or 2**31) - config.max_new_tokens
+    if longest < 1:
+        raise ValueError(
+            f"max_new_tokens must be below the model's {found.positions} positions, got "
+            f"{config.max_new_tokens}"
+        )
+    if config.prompts is None:
+        prompts = [_first_token(tokenizer)]
+    else:
+        prompts = prompt_ids(
+            config.prompts, tokenizer, vocabulary=found.vocabulary, longest=longest
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = base_model.frozen_dtype(device)
+    model = base_model.load_causal_lm(config.model, dtype=dtype).to(device).eval()
+    return Sampler(model, tokenizer, config), prompts
+
+
+def sample_text(config: SampleTextConfig) -> None:
+    """Draws what is still to be drawn, with a progress bar, and writes the output.
+
+    Raises:
+        ValueError: for settings, prompts or a model that cannot be used, or an output that is there
+            already.
+    """
+    from rich.console import Console
+
+    from autodeco_fast.training.console import Speed, progress_bar
+    from autodeco_fast.training.scan_store import fingerprint
+
+    sampler, prompts = _opened(config)
+    settings = {n: v for n, v in asdict(config).items() if n not in (*_LIVE_SETTINGS, "prompts")}
+    settings["prompts"] = fingerprint(json.dumps(prompts).encode())
+    console, header = Console(stderr=True, markup=False), json.dumps(settings) + "\n"
+    with _part(config.output, header) as (part, done), progress_bar(console) as move:
+        move(total=config.number, completed=done)
+        on_lines = Speed(move)
+        while done < config.number:
+            numbers = range(done, min(done + config.batch_size, config.number))
+            lines = sampler([prompts[k % len(prompts)] for k in numbers], done)
+            append_text(part, "".join(json.dumps(line) + "\n" for line in lines))
+            done += len(lines)
+            on_lines(len(lines), _new_tokens(lines))
+        _finish(part, config.output)
+    console.print(f"written to {config.output}: {done:,} continuations", soft_wrap=True)
