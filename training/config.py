@@ -85,7 +85,8 @@ class TrainConfig(_Selection):
     )
     min_p: float = option("the cut the head will be used with", 0.1, must_be="in (0, 1)")
     gravity: float = option(
-        "λ, the share of the reachable reference tokens that may fall outside the cut",
+        "λ, the share of the reachable reference tokens that may fall outside the cut; for "
+        "label_free, of the model's own probability",
         0.1,
         must_be="≥ 0",
     )

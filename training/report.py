@@ -223,8 +223,10 @@ def _drawings(
     """name → (PNG, title, caption)."""
     first, limit = domains[0], subject.limit
     trained = None
-    if "gravity" in subject.settings and not subject.head.offset:
-        as_it_is = coverage(first.required, first.raw, max_temperature=limit)
+    reached = first.required <= limit  # what λ is a share of
+    hinge = subject.settings.get("objective") == "min_p_hinge" and reached.any()
+    if hinge and "gravity" in subject.settings and not subject.head.offset:
+        as_it_is = coverage(first.required[reached], first.raw[reached], max_temperature=limit)
         trained = 1 - subject.settings["gravity"], as_it_is
     promised = data.reliability(first, domains[1:], limit)
     elsewhere = ", and on the other text, where nothing is promised." if domains[1:] else "."

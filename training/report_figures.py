@@ -67,7 +67,7 @@ def reliability(
         if curve:
             a.plot(*zip(*curve), "o-", ms=4, color=colour, label=f"calibrated, measured on {name}")
     if trained is not None:
-        a.plot(*trained, "*", ms=14, color=HEAD, label="the head as it is, at 1 − λ")
+        a.plot(*trained, "*", ms=14, color=HEAD, label="the head as it is, at 1 − λ (within reach)")
     a.set(xlabel="promised: 1 − α", ylabel="measured coverage")
     a.legend(frameon=False)
     return _png(figure)

@@ -83,7 +83,7 @@ def _train(output: Path, model: str, texts: list[str], *, seed: int) -> None:
     say("scan: the frozen model runs over the training text once")
     scan = output / "scans/train"
     scan_from_files(ScanConfig(model=model, data=data, output=scan, seed=seed))
-    say("train: a head learns the lowest temperatures that lose a tenth of the selected tokens")
+    say("train: a head learns the lowest temperatures that lose a tenth of the reachable tokens")
     settings = TrainConfig(
         output=output / "head",
         scan=scan,
