@@ -2,12 +2,12 @@
 
     ℓ = −A·ln p_T(y) − β·H_T    per sampled token, mean over a round's tokens
 
-The model that wrote the rollouts runs over them once more without a graph; `token_stats` of the cut
-distribution and the head are all that has one. With a target entropy H* the weight of a round is in
-proportion to what its entropy lacks, `β = 10·entropy_weight·(H* − H)/H*`, and below 0 where it has
-too much. (A weight that is adapted from round to round, as in soft actor-critic, was tried: it goes
-on falling while T is still high, overshoots, and a kept set of one token has no gradient to come
-back by.)
+The hidden states are those that the sampler saw (recorded rollouts are run through the model once);
+`token_stats` of the cut distribution and the head are all that has a graph. With a target entropy
+H* the weight of a round is in proportion to what its entropy lacks,
+`β = 10·entropy_weight·(H* − H)/H*`, and below 0 where it has too much. (A weight that is adapted
+from round to round, as in soft actor-critic, was tried: it goes on falling while T is still high,
+overshoots, and a kept set of one token has no gradient to come back by.)
 """
 
 import math
@@ -198,7 +198,7 @@ class _Run:
             one, seen = differentiate(sums, parameters)
             total = total + one
             of_tokens = (
-                seen.selected.sum(),
+                seen.weight.sum(),
                 seen.temperature.sum(),
                 seen.stats.scaled_entropy.sum(),
             )
@@ -210,28 +210,30 @@ class _Run:
 
     def _sums(self, rollouts: list[Rollout]) -> Sums:
         """Both terms of the loss, summed over the tokens of some rollouts, from row moments."""
-        base, device = self.base, self.base.weight.device
-        ids, mask, labels = (t.to(device) for t in pad([r.example for r in rollouts]))
-        wanted = labels[:, 1:] != IGNORED
-        hidden = base.hidden(ids, mask)[:, :-1][wanted].to(base.weight.dtype)
-        advantage = torch.tensor([r.advantage for r in rollouts], device=device)
+        base = self.base
+        hidden, target, advantage = self._tokens(rollouts)
         T = self.head(hidden)
-        stats = token_stats(
-            hidden,
-            base.weight,
-            labels[:, 1:][wanted],
-            temperature=T,
-            min_p=self.head.min_p,
-            cut=True,
-            **transform_of(base),
-        )
-        of_tokens = advantage[:, None].expand(wanted.shape)[wanted]
-        loss = reward_loss(T, stats, of_tokens, entropy_weight=0.0, reduction="sum")
+        at = {"temperature": T, "min_p": self.head.min_p, "cut": True}
+        stats = token_stats(hidden, base.weight, target, **at, **transform_of(base))
+        loss = reward_loss(T, stats, advantage, entropy_weight=0.0, reduction="sum")
         weight = (stats.rank >= 0).to(loss.dtype)
         tokens = weight.sum()
         # Apart, since β waits for the entropy of the whole round.
         terms = {"reward": (loss, tokens), "entropy": (-stats.scaled_entropy.sum(), tokens)}
         return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
+
+    def _tokens(self, rollouts: list[Rollout]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Hidden states `[N, H]`, targets `[N]` and advantages `[N]` of all tokens that count."""
+        base, device = self.base, self.base.weight.device
+        ids, mask, labels = (t.to(device) for t in pad([r.example for r in rollouts]))
+        wanted = labels[:, 1:] != IGNORED
+        if any(rollout.hidden is None for rollout in rollouts):
+            hidden = base.hidden(ids, mask)[:, :-1][wanted]
+        else:
+            hidden = torch.cat([rollout.hidden for rollout in rollouts])
+        advantage = torch.tensor([rollout.advantage for rollout in rollouts], device=device)
+        of_tokens = advantage[:, None].expand(wanted.shape)[wanted]
+        return hidden.to(base.weight.dtype), labels[:, 1:][wanted], of_tokens
 
     def _save(self) -> None:
         checkpoints.save(

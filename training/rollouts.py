@@ -17,7 +17,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from autodeco_fast import attach
 from autodeco_fast.errors import foreign, parse_json
@@ -35,6 +36,14 @@ class Rollout(NamedTuple):
     reward: float
     advantage: float
     truncated: bool  # it ended at the limit, not by itself
+    # [targets, H]: what the head saw; None where the model has to run over the example for it
+    hidden: torch.Tensor | None = None
+
+
+class _Completed(NamedTuple):
+    ids: list[int]
+    hidden: torch.Tensor  # [ids, H]
+    truncated: bool
 
 
 class Prompt(NamedTuple):
@@ -68,10 +77,13 @@ def mixed(*parts: object) -> int:
 def chosen(n: int, round: int, *, count: int, seed: int) -> Iterator[tuple[int, int]]:
     """(serial number, index) of the `count` prompts of a round: one random order of all n after
     another."""
+    orders: dict[int, list[int]] = {}
     for number in range(round * count, (round + 1) * count):
         epoch, at = divmod(number, n)
-        generator = torch.Generator().manual_seed(mixed(seed, "order", epoch))
-        yield number, int(torch.randperm(n, generator=generator)[at])
+        if epoch not in orders:
+            generator = torch.Generator().manual_seed(mixed(seed, "order", epoch))
+            orders[epoch] = torch.randperm(n, generator=generator).tolist()
+        yield number, orders[epoch][at]
 
 
 def _lines(name: str, path: Path) -> Iterator[tuple[str, dict]]:
@@ -197,6 +209,49 @@ def _plain(model: nn.Module) -> Iterator[None]:
         model.generation_config = before
 
 
+@contextmanager
+def _hidden_states(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """`[rows, H]` of every forward: what enters the output embedding at the last position."""
+    seen = []
+
+    def see(_, args, kwargs):
+        hidden = args[0] if args else next(iter(kwargs.values()))
+        seen.append(hidden[:, -1].clone())
+
+    embedding = model.get_output_embeddings()
+    # Before the hooks of `attach`, which may hand on something else.
+    handle = embedding.register_forward_pre_hook(see, prepend=True, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _prefilled(
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, copies: int
+) -> DynamicCache | None:
+    """The keys and values of prompts `[P, W]`, some copies of each; None where there are none, or
+    the model keeps something else.
+
+    `generate` would run over every copy of a prompt.
+    """
+    if not ids.shape[1]:
+        return None
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return None
+    model.base_model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    cache.batch_repeat_interleave(copies)
+    return cache
+
+
 class OnPolicy:
     """Completions that the model writes with the head."""
 
@@ -215,65 +270,70 @@ class OnPolicy:
         self.end = [] if end is None else [end] if isinstance(end, int) else list(end)
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
-        count, seed = self.config.prompts_per_round, self.config.seed
+        config, model = self.config, self.base.model
+        count, seed = config.prompts_per_round, config.seed
         mine = list(chosen(len(self.prompts), round, count=count, seed=seed))[rank::world]
-        at_once = max(1, self.config.generation_batch_size // self.config.num_generations)
+        at_once = max(1, config.generation_batch_size // config.num_generations)
         completions = []
-        with _plain(self.base.model), attach(self.base.model, head, min_p=head.min_p):
+        with _plain(model), attach(model, head, min_p=head.min_p):
             for i in range(0, len(mine), at_once):
-                completions += self._generate(mine[i : i + at_once])
+                completions += self._completions(mine[i : i + at_once])
         return self._scored([self.prompts[index] for _, index in mine], completions)
 
     @torch.no_grad()
-    def _generate(self, some: list[tuple[int, int]]) -> list[tuple[list[int], bool]]:
-        """(ids, truncated) of the completions of some prompts, prompt by prompt."""
+    def _completions(self, some: list[tuple[int, int]]) -> list[_Completed]:
+        """Of some prompts, given by serial number and index, prompt by prompt."""
         config, device = self.config, self.base.weight.device
         prompts = [self.prompts[index].ids for _, index in some]
-        width = max(map(len, prompts))
-        pad = self.end[0] if self.end else 0
+        width, size, pad = max(map(len, prompts)), config.num_generations, (self.end or [0])[0]
         ids = torch.full((len(prompts), width), pad)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = (
-                torch.tensor(prompt),
-                1,
-            )
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        ids, mask = ids.to(device), mask.to(device)
+        cache = _prefilled(self.base.model, ids[:, :-1], mask[:, :-1], size)
+        ids, mask = ids.repeat_interleave(size, 0), mask.repeat_interleave(size, 0)
+        seeds = torch.tensor([mixed(config.seed, "noise", number) for number, _ in some])
         ends = _Ends(self.tokenizer, width, ids=self.end, stop=config.stop)
-        output = self.base.model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=config.max_completion_length,
-            num_return_sequences=config.num_generations,
-            pad_token_id=pad,
-            eos_token_id=self.end or None,
-            stopping_criteria=[ends],
-            seed=torch.tensor([mixed(config.seed, "noise", number) for number, _ in some]),
-        )
-        lengths, rows = ends.lengths.tolist(), output[:, width:].tolist()
-        return [(row[:n] if n else row, n == 0) for row, n in zip(rows, lengths)]
+        with _hidden_states(self.base.model) as seen:
+            output = self.base.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                **({} if cache is None else {"past_key_values": cache}),
+                max_new_tokens=config.max_completion_length,
+                pad_token_id=pad,
+                eos_token_id=self.end or None,
+                stopping_criteria=[ends],
+                seed=seeds.repeat_interleave(size),
+                stream=torch.arange(size).repeat(len(prompts)),
+            )
+        hidden = torch.stack(seen, 1)  # [rows, steps, H]
+        return [
+            _Completed(row[:n] if n else row, h[:n] if n else h, truncated=n == 0)
+            for row, h, n in zip(output[:, width:].tolist(), hidden, ends.lengths.tolist())
+        ]
 
-    def _scored(
-        self, prompts: list[Prompt], completions: list[tuple[list[int], bool]]
-    ) -> list[Rollout]:
+    def _scored(self, prompts: list[Prompt], completions: list[_Completed]) -> list[Rollout]:
         """The completions, `num_generations` of each prompt, with their rewards and advantages."""
         if not prompts:
             return []
         size = self.config.num_generations
         of = [prompt for prompt in prompts for _ in range(size)]
-        given = [self._shown(prompt, ids) for prompt, (ids, _) in zip(of, completions)]
+        given = [self._shown(prompt, made.ids) for prompt, made in zip(of, completions)]
         columns = {name: [prompt.columns[name] for prompt in of] for name in of[0].columns}
-        rewards = rewards_of(
-            self.reward, self.config.reward, [prompt.given for prompt in of], given, columns
-        )
+        asked = [prompt.given for prompt in of]
+        rewards = rewards_of(self.reward, self.config.reward, asked, given, columns)
         gained = [
             advantage
             for i in range(0, len(rewards), size)
             for advantage in advantages(rewards[i : i + size], self.config.scale_rewards)
         ]
         found = []
-        for prompt, (ids, truncated), reward, advantage in zip(of, completions, rewards, gained):
-            example = Example([*prompt.ids, *ids], [IGNORED] * len(prompt.ids) + ids)
-            found.append(Rollout(example, reward, advantage, truncated))
+        for prompt, made, reward, advantage in zip(of, completions, rewards, gained):
+            labels = [IGNORED] * len(prompt.ids) + made.ids
+            example = Example([*prompt.ids, *made.ids], labels)
+            found.append(Rollout(example, reward, advantage, made.truncated, made.hidden))
         return found
 
     def _shown(self, prompt: Prompt, ids: list[int]) -> Completion:
