@@ -64,7 +64,8 @@ class SamplingParameters:
 
     def packed(self) -> tuple[list[torch.Tensor | None], list[float], list[int]]:
         """As an op's schema takes them: tensors, None where a number serves; the numbers."""
-        values = vars(self)
+        # By name: torch 2.11 cannot trace `vars` of a frozen dataclass.
+        values = {name: getattr(self, name) for name in _NAMES}
         tensors = [value if _is_tensor(value) else None for value in values.values()]
         numbers = {name: 0 if _is_tensor(value) else value for name, value in values.items()}
         numbers["stream"] = -1 if self.stream is None else numbers["stream"]
@@ -78,10 +79,11 @@ class SamplingParameters:
         """The inverse of `packed`."""
         numbers = {**dict(zip(_FLOATS, floats)), **dict(zip(_INTEGERS, integers))}
         numbers["stream"] = None if numbers["stream"] == -1 else numbers["stream"]
-        given = zip(cls.__dataclass_fields__, tensors)
+        given = zip(_NAMES, tensors)
         return cls(**{name: numbers[name] if x is None else x for name, x in given})
 
 
+_NAMES = ("temperature", "min_p", "top_k", "top_p", "seed", "position", "stream")
 _FLOATS, _INTEGERS = ("temperature", "min_p", "top_p"), ("top_k", "seed", "position", "stream")
 
 

@@ -75,3 +75,21 @@ def head(tmp_path):
 
     TemperatureHead(32).save_pretrained(tmp_path / "head")
     return tmp_path / "head"
+
+
+@pytest.fixture
+def spread_head(tmp_path):
+    """The folder of a head for it whose temperatures differ."""
+    from autodeco_fast import TemperatureHead
+
+    torch.manual_seed(0)
+    head = TemperatureHead(32)
+    torch.nn.init.normal_(head.mlp[2].weight, std=1.5)
+    head.save_pretrained(tmp_path / "spread")
+    return tmp_path / "spread"
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Evaluations draw nothing, which takes longer than small ones; test_eval_page.py looks."""
+    monkeypatch.setattr("autodeco_fast.training.eval_page.draw", lambda points, label: b"<svg/>")

@@ -161,6 +161,10 @@ CASES: dict[str, tuple[tuple[str, ...], Callable]] = {
     "linear_sample": (("hidden", "weight", "bias", *_SAMPLER), _linear_sample),
     "sample_partial": (("logits", *_SAMPLER, "token_bitmask", "maximum"), _partial),
     "logit_stats": (("logits", "target", "temperature"), _logit_stats),
+    "logit_stats, cut": (
+        ("logits", "target", "temperature"),
+        functools.partial(_logit_stats, cut=True),
+    ),
     **{
         f"token_stats, fused={fused}": (
             (*_PRODUCT, "temperature"),
@@ -168,6 +172,10 @@ CASES: dict[str, tuple[tuple[str, ...], Callable]] = {
         )
         for fused in (True, False)
     },
+    "token_stats, cut": (
+        (*_PRODUCT, "temperature"),
+        functools.partial(_token_stats, cut=True, fused=True),
+    ),
     "target_logits": (_PRODUCT, _target_logits),
     "token_stats_partial": ((*_PRODUCT, "target_logit", "temperature"), _stats_partial),
     "prob_stats": (("logits", "temperature"), _prob_stats),

@@ -51,6 +51,8 @@ _MODEL_AND_DATA = ("--model", "m", "--data", "d")
         (("train", *_MODEL_AND_DATA), "output must name a new folder"),
         (("calibrate", "--head", "h"), "Missing option '--scan'"),
         (("report", "--head", "h", "--scan", "s"), "Missing option '--output'"),
+        (("eval", *_MODEL_AND_DATA[:2], "--prompts", "p", "--scorer", "exact", "--output", "o"),
+         "prompts must be a JSONL file, got 'p', which is no file"),
         (("generate", *_MODEL_AND_DATA[:2], "--head", "h", "--prompt", "p", "--min-p", "0"),
          "min_p must be in (0, 1], got 0.0"),
     ],

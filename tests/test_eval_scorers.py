@@ -212,7 +212,7 @@ def test_a_function_gets_what_it_names_as_trl_gives_it():
 
     def everything(prompts, completions, **fields):
         assert prompts == ["p0", "p1"]
-        assert fields == {"prompt": ["p0", "p1"], "answer": ["a", "a"]}
+        assert fields == {"answer": ["a", "a"]}
         return np.array([0.5, 2.0])
 
     assert user(named, answer="a") == [1.0, 0.0]
@@ -220,14 +220,25 @@ def test_a_function_gets_what_it_names_as_trl_gives_it():
     assert user(lambda completions: torch.tensor([1, -1])) == [1.0, -1.0]
 
 
+def test_a_chat_is_given_as_messages():
+    def said(prompts, completions):
+        return [len(p[0]["content"]) + len(c[0]["content"]) for p, c in zip(prompts, completions)]
+
+    prompt = Prompt(1, {"messages": [{"role": "user", "content": "abc"}]})
+    assert of_function(said, "m:f").scores([prompt], ["de"]) == [5.0]
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
         (lambda completions: 1 / 0, "scorer 'm:f' failed: ZeroDivisionError: division by zero"),
-        (lambda completions: [1.0], "must return a score for each of 2 completions, got 1"),
-        (lambda completions: [1.0, float("nan")], "for line 2 must be a finite number, got nan"),
-        (lambda completions: [1.0, None], "for line 2 must be a finite number, got None"),
-        (lambda completions: ["x", "y"], "for line 1 must be a finite number, got 'x'"),
+        (
+            lambda completions: [1.0],
+            "scorer 'm:f' must return a number for each of 2 completions, got 1",
+        ),
+        (lambda completions: [1.0, float("nan")], "must return finite numbers, got nan for line 2"),
+        (lambda completions: [1.0, None], "must return finite numbers, got None for line 2"),
+        (lambda completions: ["x", "y"], "must return finite numbers, got 'x' for line 1"),
         (lambda completions: None, "scorer 'm:f' failed"),
         (lambda completions, gold: [1, 1], "line 1: gold is missing (scorer m:f)"),
     ],
@@ -244,21 +255,28 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     scorer = load_scorer("my_rules:two")
     assert scorer.scores([Prompt(1, {"prompt": "p"})], ["x"]) == [2.0]
+    assert load_scorer(f"{tmp_path / 'my_rules.py'}:two").scores([], []) == []
     (tmp_path / "broken_rules.py").write_text("import nothing_like_it")
     for name, words in {
-        "my_rules:three": "cannot be imported: AttributeError",
+        "my_rules:three": "my_rules has no function three",
         "broken_rules:x": "cannot be imported: ModuleNotFoundError: No module named 'nothing_like",
         "no_such_module:x": "cannot be imported: ModuleNotFoundError",
-        "my_rules:__doc__": "must be a function",
+        "my_rules:__doc__": "my_rules has no function __doc__",
         "rubbish": "must be one of exact, math, json, choice, checks or module:function",
-        ":x": "must be one of",
+        ":x": "must be like module:function",
     }.items():
-        with pytest.raises(ValueError, match="^scorer ") as caught:
+        with pytest.raises(ValueError, match=r"^scorer ") as caught:
             load_scorer(name)
         assert words in str(caught.value)
 
 
-def test_another_text_of_the_function_is_another_scorer():
-    names = [load_scorer("json").identity, of_function(json.loads, "json:loads").identity]
-    assert names[0] == "json"
-    assert names[1].startswith("json:loads ")
+def test_another_text_of_the_function_is_another_scorer(tmp_path):
+    path = tmp_path / "rules.py"
+    seen = set()
+    for number in (1, 2):
+        path.write_text(f"def f(completions):\n    return [{number}] * len(completions)\n")
+        seen.add(load_scorer(f"{path}:f").identity)
+    assert len(seen) == 2
+    assert load_scorer("json").identity == "json"
+    assert of_function(json.loads, "json:loads").identity.startswith("json:loads ")
+    assert of_function(len, "builtins:len").identity == "builtins:len"

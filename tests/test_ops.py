@@ -50,15 +50,23 @@ def cases(dtype: torch.dtype) -> dict:
     return {
         "logit_stats": (
             logit_stats._logit_stats,
-            lambda: (x(5, 40), ids(5), None, rand(5), 1.0, None),
+            lambda: (x(5, 40), ids(5), None, rand(5), 1.0, None, False),
+        ),
+        "logit_stats, cut": (
+            logit_stats._logit_stats,
+            lambda: (x(5, 40), ids(5), rand(5), rand(5), 1.0, None, True),
         ),
         "token_stats": (
             token_stats._token_stats,
-            lambda: (*product(), ids(5), None, rand(5), x(40), 0.5, 30.0, 0),
+            lambda: (*product(), ids(5), None, rand(5), x(40), 0.5, 30.0, False, 0),
         ),
         "token_stats, chunked": (
             token_stats._token_stats,
-            lambda: (*product(), ids(5), rand(5), None, None, 1.0, None, 320),
+            lambda: (*product(), ids(5), rand(5), None, None, 1.0, None, False, 320),
+        ),
+        "token_stats, cut": (
+            token_stats._token_stats,
+            lambda: (*product(), ids(5), rand(5), rand(5), None, 1.0, None, True, 0),
         ),
         "prob_stats": (prob_stats._prob_stats, lambda: (x(5, 40), rand(5), 0.5, None)),
         **{

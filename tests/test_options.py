@@ -9,10 +9,18 @@ import pytest
 import typer
 
 from autodeco_fast.cli import app
+from autodeco_fast.options import type_of
 from autodeco_fast.training.config import ScanConfig, TrainConfig
+from autodeco_fast.training.eval_config import EvalConfig
+from autodeco_fast.training.reward_config import RewardConfig
 from tests.commands import ROOT
 
-COMMANDS = {"scan": ScanConfig, "train": TrainConfig}
+COMMANDS = [
+    ("scan", ScanConfig),
+    ("train", TrainConfig),
+    ("train", RewardConfig),
+    ("eval", EvalConfig),
+]
 OUTSIDE = {
     "≥ 0": (-1,),
     "at least 1": (0, -1),
@@ -33,33 +41,41 @@ def parameters(name: str) -> dict:
 def given(config: type) -> dict:
     """What the options without a default need."""
     wanted = {"output": Path("out"), "model": "m"}
+    if config is RewardConfig:
+        return {**wanted, "objective": "rewards", "prompts": Path("p"), "reward": "m:f"}
+    if config is EvalConfig:
+        return {**wanted, "prompts": Path("p"), "scorer": "exact"}
     return {**wanted, "data": "d" if config is ScanConfig else Path("d")}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_an_option_is_in_the_documentation_and_on_the_command_line(name):
-    config, found = COMMANDS[name], parameters(name)
+@pytest.mark.parametrize("name, config", COMMANDS)
+def test_an_option_is_in_the_documentation_and_on_the_command_line(name, config):
+    found = parameters(name)
+    others = {f.name for n, c in COMMANDS if n == name and c is not config for f in fields(c)}
     documentation = " ".join(config.__doc__.split())
     for field in fields(config):
         option = found.pop(field.name)
         assert field.metadata["help"]
         assert f"{field.name}: {field.metadata['help']}" in documentation
+        if config is RewardConfig and field.name in others:
+            continue  # shown as `TrainConfig` has it
         assert field.metadata["help"] in option.help
         assert field.metadata["must_be"] in option.help
         assert option.opts == [f"--{field.name.replace('_', '-')}"]
         assert not option.secondary_opts
         if field.default is MISSING:
-            assert option.required == (name == "scan")  # `train` may find it in a file
+            assert option.required == (name != "train")  # which may find it in a file
         elif field.metadata["is_size"]:
             assert option.default == "0"
         else:
             assert option.default == field.default
             if field.default is not None:
                 assert f"by default {field.default!r}" in documentation
-    assert set(found) - {"help"} == ({"config", "sweep"} if name == "train" else set())
+    mine = {"config", "sweep"} if name == "train" else set()
+    assert set(found) - {"help"} - others == mine
 
 
-@pytest.mark.parametrize("config", [ScanConfig, TrainConfig])
+@pytest.mark.parametrize("config", [config for _, config in COMMANDS])
 def test_values_out_of_range_are_refused_in_one_line(config):
     config(**given(config))
     checked = set()
@@ -68,10 +84,10 @@ def test_values_out_of_range_are_refused_in_one_line(config):
             checked.add(field.name)
             with pytest.raises(ValueError, match=f"^{field.name} must be ") as caught:
                 config(**{**given(config), field.name: value})
-            shown = float(value) if field.type is float else value
+            shown = float(value) if type_of(field)[0] is float else value
             expected = f"{field.name} must be {field.metadata['must_be']}, got {shown}"
             assert str(caught.value) == expected
-    numbers = {f.name for f in fields(config) if f.type in (int, float)} - {"seed"}
+    numbers = {f.name for f in fields(config) if type_of(f)[0] in (int, float)} - {"seed"}
     assert checked == numbers
 
 
@@ -82,11 +98,22 @@ def test_every_type_is_checked_before_every_range():
         ScanConfig(**given(ScanConfig), max_length=0, max_rank=True)
 
 
+def test_an_option_that_may_be_given_several_times():
+    wanted = given(EvalConfig)
+    assert EvalConfig(**wanted, stop=["a", "b"]).stop == ("a", "b")
+    for stop in ("a", [1], None):
+        with pytest.raises(ValueError, match=r"^stop must be a list, each text, got "):
+            EvalConfig(**wanted, stop=stop)
+    option = parameters("eval")["stop"]
+    assert option.multiple
+    assert option.opts == ["--stop"]
+
+
 def test_help_needs_no_torch():
     code = """if True:
         import sys
         from autodeco_fast.cli import run
-        assert run(["--help"]) == run(["train", "--help"]) == 0
+        assert run(["--help"]) == run(["train", "--help"]) == run(["eval", "--help"]) == 0
         heavy = {"torch", "numpy", "transformers", "yaml"} & set(sys.modules)
         assert not heavy, heavy
     """

@@ -80,7 +80,11 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "lowest", "options"), RULES, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "lowest", "options"),
+    RULES,
+    ids=[f"{kind.kind} {options}" for kind, _, options in RULES],
+)
 @pytest.mark.parametrize("T", TEMPERATURES)
 @pytest.mark.parametrize("which", ["masked", "whole"])
 def test_cuts_are_their_formulas(kind, lowest, options, T, which):

@@ -363,7 +363,7 @@ def test_a_sweep_tabulates_every_point(tmp_path, capsys):
         ),
         (
             {"objective": "x"},
-            "objective must be one of min_p_hinge, label_free, autodeco_temperature, ",
+            r"objective must be one of min_p_hinge, label_free, .*, got 'x'",
         ),
         ({"early_stopping_patience": 2}, "early_stopping_patience needs eval_fraction"),
         (

@@ -24,7 +24,7 @@ from torch import nn
 from autodeco_fast.checkpoint import check_finite
 from autodeco_fast.errors import line, read_json_object
 from autodeco_fast.files import atomic_write, write_text
-from autodeco_fast.values import finite, require, whole
+from autodeco_fast.values import require, whole
 
 HEAD, OPTIMIZER = "head.safetensors", "optimizer.safetensors"
 BEST, STATE = "best.safetensors", "state.json"
@@ -38,7 +38,6 @@ class Progress:
     selected_tokens: int = 0
     best_loss: float = float("inf")
     without_better: int = 0
-    entropy_weight: float = 0.0  # β, of a run on rewards
 
 
 def _numbered(output: Path) -> list[Path]:
@@ -129,8 +128,7 @@ def _progress(state: dict) -> Progress:
     names = [field.name for field in fields(Progress)]
     if sorted(state) != sorted(names):
         raise ValueError(f"{STATE} must have the keys {sorted(names)}, got {sorted(state)}")
-    best, beta = state["best_loss"], state["entropy_weight"]
+    best = state["best_loss"]
     require(isinstance(best, float), "best_loss", best, "a number")  # infinite before the first
-    beta = finite("entropy_weight", beta)
-    counts = {n: whole(n, state[n], 0, 2**63 - 1) for n in names[:2] + names[3:4]}
-    return Progress(**counts, best_loss=best, entropy_weight=beta)
+    counts = {n: whole(n, state[n], 0, 2**63 - 1) for n in names if n != "best_loss"}
+    return Progress(**counts, best_loss=best)

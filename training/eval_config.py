@@ -60,8 +60,6 @@ class EvalConfig(Options):
         if self.endpoint is not None:
             check_url(self.endpoint)
         require(all(self.stop), "stop", self.stop, "texts that are not empty")
-        if not self.policy and self.policies is None:
-            raise ValueError("policy must name at least one, like 'static T=0.7 min_p=0.1'")
 
     @property
     def records(self) -> int:

@@ -33,22 +33,23 @@ class Endpoint:
         *,
         max_new_tokens: int,
         stop: Sequence[str] = (),
-        wait: float = FIRST_WAIT,
     ):
         self.url, self.model, self.prompts = url.rstrip("/"), model, prompts
-        self.max_new_tokens, self.stop, self.wait = max_new_tokens, tuple(stop), wait
+        self.max_new_tokens, self.stop = max_new_tokens, tuple(stop)
 
     def length(self, prompt: int) -> int:
         """Of a prompt, in characters."""
         return len(self.prompts[prompt].shown)
 
+    def check(self, policy: Policy) -> None:
+        """Raises ValueError for a policy that is not static."""
+        sampling_fields(policy)
+
     @contextmanager
     def under(self, policy: Policy) -> Iterator[Draw]:
         """Yields what draws a batch of samples under a policy, all requests at once.
 
-        Raises:
-            ValueError: for a policy that is not static; later, if the server does not answer or
-                says something else.
+        It raises ValueError if the server does not answer, or says something else.
         """
         settings = sampling_fields(policy)
 
@@ -102,14 +103,14 @@ class Endpoint:
                 with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                     return parse_json(answer.read(_LARGEST), f"endpoint {url}")
             except urllib.error.HTTPError as error:
-                said = error.read(400).decode("utf-8", "replace")
+                said = " ".join(error.read(400).decode("utf-8", "replace").split())
                 failure, again = f"{error.code} {error.reason}: {said}", error.code in _AGAIN
             except (OSError, http.client.HTTPException) as error:  # no way there, or it broke
                 failure, again = line(error), True
             if not again:
                 break
             if attempt + 1 < ATTEMPTS:
-                time.sleep(self.wait * 2**attempt)
+                time.sleep(FIRST_WAIT * 2**attempt)
         raise ValueError(f"endpoint {url} does not answer: {failure}")
 
 
@@ -121,9 +122,8 @@ def sampling_fields(policy: Policy) -> dict:
     """
     if not isinstance(policy, Static):
         raise ValueError(f"policy must be static with an endpoint, got '{policy}'")
-    T = policy.temperature * policy.scale
-    highest = T if policy.t_max is None else policy.t_max
-    fields = {"temperature": min(max(T, policy.t_min), highest)}
+    T = max(policy.temperature * policy.scale, policy.t_min)
+    fields = {"temperature": T if policy.t_max is None else min(T, policy.t_max)}
     for name, neutral in (("min_p", 0.0), ("top_p", None), ("top_k", None)):
         if getattr(policy, name) != neutral:
             fields[name] = getattr(policy, name)

@@ -31,6 +31,11 @@ RESAMPLES = 2000
 NGRAMS = (1, 2)
 
 
+def diversities(of_records: bool) -> tuple[str, str]:
+    """The measures that scores are held against; the words of records say nothing."""
+    return ("entropy", "distinct") if of_records else ("distinct", "distinct_2")
+
+
 def pass_at(n: int, c: int, k: int) -> float:
     """The chance that k of n samples, c of them right, hold a right one; 1 ≤ k ≤ n."""
     if n - c < k:
@@ -98,20 +103,38 @@ class Bootstrap:
     def __init__(self, prompts: int, *, resamples: int = RESAMPLES, seed: int = 0):
         uniform = np.full(prompts, 1 / prompts)
         drawn = np.random.default_rng(seed).multinomial(prompts, uniform, size=resamples)
-        self.weights = drawn.astype(np.float64)  # [resamples, prompts]: how often each is drawn
+        # [1 + resamples, prompts]: how often each is drawn; the first are the prompts themselves
+        self.weights = np.vstack([np.ones(prompts), drawn])
+
+    def ratios(self, pairs: Sequence[tuple[float, float]]) -> np.ndarray:
+        """Σ numerators / Σ denominators of all prompts, then of each resample; NaN of nothing.
+        `[1 + resamples]`
+
+        Args:
+            pairs: one a prompt; (0, 0) where there is nothing.
+        """
+        numerators, denominators = (self.weights @ np.array(pairs, dtype=np.float64)).T
+        empty = denominators == 0
+        return np.where(empty, np.nan, numerators / np.where(empty, 1.0, denominators))
 
     def ratio(self, pairs: Sequence[tuple[float, float]]) -> Interval:
-        """Σ numerators / Σ denominators, `pairs` one a prompt; (0, 0) where there is nothing."""
-        numerators, denominators = np.array(pairs, dtype=np.float64).T
-        if denominators.sum() == 0:
-            return Interval(None)
-        mean = float(numerators.sum() / denominators.sum())
-        if np.count_nonzero(denominators) < 2:
-            return Interval(mean)
-        below = self.weights @ denominators
-        drawn = (self.weights @ numerators)[below > 0] / below[below > 0]
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        return Interval(mean, float(low), float(high))
+        """Of all prompts, with its interval; `pairs` as of `ratios`."""
+        measured = sum(1 for _, denominator in pairs if denominator)
+        return interval_of(self.ratios(pairs), of_one=measured < 2)
+
+
+def interval_of(ratios: np.ndarray, *, of_one: bool = False) -> Interval:
+    """Of what all prompts give, and then each resample.
+
+    There is no interval of one prompt, or where a twentieth of the resamples give nothing.
+    """
+    mean, drawn = ratios[0], ratios[1:][np.isfinite(ratios[1:])]
+    if np.isnan(mean):
+        return Interval(None)
+    if of_one or len(drawn) < 0.95 * (len(ratios) - 1):
+        return Interval(float(mean))
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Interval(float(mean), float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,15 @@ class LocalModel:
         """Of a prompt, in tokens: those of similar length are drawn together."""
         return len(self.ids[prompt])
 
+    def check(self, policy: Policy) -> None:
+        """Raises ValueError for a head of another width."""
+        width = self.model.get_output_embeddings().weight.shape[1]
+        if policy.hidden_size not in (None, width):
+            raise ValueError(
+                f"policy '{policy}' reads hidden states of width {policy.hidden_size}, the model's "
+                f"have {width}"
+            )
+
     @contextmanager
     def under(self, policy: Policy) -> Iterator[Draw]:
         """Yields what draws a batch of samples under a policy."""
@@ -257,12 +266,10 @@ class _Batch:
         T = torch.stack([record.temperature for record in attachment.records], 1)
         kept = torch.stack([record.kept for record in attachment.records], 1)
         kept = torch.where(T < GREEDY_BELOW, 1, kept)
-        columns = zip(
-            self.rows, new.tolist(), T.tolist(), kept.tolist(), ends.length.tolist(), ends.ended
-        )
-        for request, tokens, temperatures, sizes, n, ended in columns:
+        columns = (each.tolist() for each in (new, T, kept, ends.length, ends.ended))
+        for request, tokens, temperatures, sizes, n, ended in zip(self.rows, *columns):
             row = self.drawn[request]
             row.tokens += tokens[:n]
             row.temperature += [round(t, 4) for t in temperatures[:n]]
             row.kept += sizes[:n]
-            row.ended = bool(ended)
+            row.ended = ended

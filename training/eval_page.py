@@ -1,5 +1,6 @@
 """The tables of an evaluation, and its page: one file that needs nothing else."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -7,7 +8,7 @@ from rich.table import Table
 
 from autodeco_fast.training import report_page as html
 from autodeco_fast.training.eval_figures import Point, draw
-from autodeco_fast.training.eval_measures import Interval
+from autodeco_fast.training.eval_measures import Interval, diversities
 from autodeco_fast.training.eval_prompts import Prompt
 from autodeco_fast.training.eval_store import Sample
 from autodeco_fast.training.shading import HOTTEST, token_texts
@@ -20,6 +21,7 @@ DIVERSITY = {
     "distinct_2": "share of a prompt's word pairs that differ",
 }
 _SHOWN_TOKENS = 400  # of a sample
+_PARENTS = re.compile(r"(?<==)\S*/(?=[^/\s])")  # of a head's folder
 _Cell = Callable[[dict, dict], str]  # of a policy and its measures
 
 
@@ -35,12 +37,22 @@ def _mean(name: str, form: str) -> _Cell:
     return cell
 
 
+def _over_fixed(task: str, kind: str) -> _Cell:
+    def cell(policy: dict, measures: dict) -> str:
+        found = Interval(**policy["over_fixed"].get(task, {}).get(kind, {"mean": None}))
+        if found.mean is None or found.low is None:
+            return "–" if found.mean is None else f"{found.mean:+.3f}"
+        return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+    return cell
+
+
 def _speed(policy: dict, measures: dict) -> str:
     speed = policy["tokens_per_second"]
     return "–" if speed is None else f"{speed:,.0f}"
 
 
-def _columns(measures: dict, *, short: bool) -> dict[str, _Cell]:
+def _columns(task: str, measures: dict, *, short: bool) -> dict[str, _Cell]:
     """Heading → what a policy shows there."""
     most = max(int(name.partition("@")[2]) for name in measures if name.startswith("pass@"))
     entropies = [name for name in measures if name.startswith("entropy:")]
@@ -56,8 +68,15 @@ def _columns(measures: dict, *, short: bool) -> dict[str, _Cell]:
         columns |= {f"entropy of {name.partition(':')[2]}": _of(name) for name in entropies}
     columns["distinct"] = show("distinct")
     columns["distinct-2"] = show("distinct_2")
+    kinds = diversities(bool(entropies))
+    over = {
+        f"over fixed at equal {kind.replace('_', '-')}": _over_fixed(task, kind) for kind in kinds
+    }
+    if short:
+        over = {"over fixed": _over_fixed(task, kinds[0])}
     return {
         **columns,
+        **over,
         "T": _mean("temperature", ".2f"),
         "kept": _mean("kept", ",.1f"),
         **({} if short else {"tokens": _mean("tokens", ".1f")}),
@@ -68,7 +87,9 @@ def _columns(measures: dict, *, short: bool) -> dict[str, _Cell]:
 
 def _cells(policies: Sequence[dict], task: str, *, short: bool) -> tuple[list[str], list[list]]:
     """A table's head, and a line a policy."""
-    columns = _columns(policies[0]["tasks"][task], short=short)
+    columns = _columns(task, policies[0]["tasks"][task], short=short)
+    if not any(p["over_fixed"].get(task) for p in policies):
+        columns = {name: cell for name, cell in columns.items() if "over fixed" not in name}
     lines = [
         [p["policy"], *(cell(p, p["tasks"][task]) for cell in columns.values())] for p in policies
     ]
@@ -81,10 +102,13 @@ def tables(results: dict) -> list[Table]:
     for task in policies[0]["tasks"]:
         head, lines = _cells(policies, task, short=True)
         table = Table(title=f"{task} (95 % intervals over prompts)", box=SIMPLE_HEAD)
+        if "over fixed" in head:
+            kind, _ = diversities("entropy" in policies[0]["tasks"][task])
+            table.caption = f"over fixed: score less that of fixed settings at equal {kind}"
         for number, name in enumerate(head):
             table.add_column(name, justify="right" if number else "left", no_wrap=True)
-        for line in lines:
-            table.add_row(*line)
+        for policy, *cells in lines:
+            table.add_row(_PARENTS.sub("…/", policy), *cells)
         found.append(table)
     return found
 
@@ -106,9 +130,11 @@ def page(
 _WORDS = (
     "Intervals are 95 % bootstrap intervals over prompts. Pass@k: at least one of k samples is "
     "right, unbiased. Distinct and valid@k: different right samples among k, over k. Entropy: of "
-    "the values in equally many valid records of a prompt. Distinct: different samples over all; "
-    "distinct-2: different word pairs over all. T and kept: means over tokens. Truncated: samples "
-    "that reached the token limit."
+    "the values in equally many valid records of a prompt; prompts with fewer are left out. "
+    "Distinct: different samples over all; distinct-2: different word pairs over all. Over fixed: "
+    "the score less that of the best fixed settings (static, greedy) at the policy's diversity, "
+    "neighbours on their frontier joined by lines; none where no fixed setting is as diverse. "
+    "T and kept: means over tokens. Truncated: samples that reached the token limit."
 )
 
 
@@ -122,9 +148,8 @@ def _facts(results: dict, prompts: int) -> str:
 
 
 def _frontiers(policies: Sequence[dict], task: str) -> list[str]:
-    """A figure for each kind of diversity that was measured; the words of records say nothing."""
-    measured = policies[0]["tasks"][task]
-    kinds = ("entropy", "distinct") if "entropy" in measured else ("distinct", "distinct_2")
+    """A figure for each kind of diversity that was measured."""
+    kinds = diversities("entropy" in policies[0]["tasks"][task])
     figures = []
     for kind in kinds:
         points = [

@@ -39,6 +39,9 @@ class Source(Protocol):
     def length(self, prompt: int) -> int:
         """Of a prompt: those of similar length are drawn together."""
 
+    def check(self, policy: Policy) -> None:
+        """Raises ValueError for a policy that cannot be drawn under."""
+
     def under(self, policy: Policy) -> AbstractContextManager[Draw]:
         """Gives what draws a batch of samples under a policy."""
 

@@ -12,11 +12,12 @@ not tell them; score is null where the scorer failed, until the run is continued
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from autodeco_fast.errors import parse_json, read_json_object
 from autodeco_fast.files import append_text, write_text
+from autodeco_fast.values import finite
 
 MANIFEST, SAMPLES, SPEED = "eval.json", "samples.jsonl", "speed.jsonl"
 _BLOCK = 1 << 16  # bytes read at a time
@@ -45,6 +46,21 @@ class Sample:
 
     def line(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+
+
+def _numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(v) in (int, float) for v in value)
+
+
+def _is_sample(value: object) -> bool:
+    """Whether what JSON read has the fields of a sample, each of its type."""
+    if not isinstance(value, dict) or set(value) != {field.name for field in fields(Sample)}:
+        return False
+    counts = all(type(value[n]) is int and value[n] >= 0 for n in ("prompt", "sample", "length"))
+    texts = all(isinstance(value[name], str) for name in ("policy", "text"))
+    lists = all(value[n] is None or _numbers(value[n]) for n in ("tokens", "temperature", "kept"))
+    score = value["score"] is None or type(value["score"]) in (int, float)
+    return counts and texts and lists and score and type(value["truncated"]) is bool
 
 
 @dataclass(frozen=True)
@@ -115,7 +131,9 @@ class Store:
                     f"output {str(self.folder)!r} holds another run: {name} {found.get(name)!r}, "
                     f"not {manifest.get(name)!r}"
                 )
-        before = found.get("policies", {})
+        before = found.get("policies")
+        if not isinstance(before, dict) or "scorer" not in found:
+            raise ValueError(f"{path} is no manifest of an evaluation")
         changed = [
             text for text, said in manifest["policies"].items() if before.get(text, said) != said
         ]
@@ -143,10 +161,9 @@ class Store:
             for number, line in enumerate(file, 1):
                 where = f"{self.samples}, line {number}"
                 value = parse_json(line, where)
-                try:
-                    yield Sample(**value)
-                except TypeError:
-                    raise ValueError(f"{where} is no sample") from None
+                if not _is_sample(value):
+                    raise ValueError(f"{where} is no sample")
+                yield Sample(**value)
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Adds samples, all of them or none; those that are there already are left out."""
@@ -174,11 +191,15 @@ class Store:
         if path.exists():
             with path.open("rb") as file:
                 for number, line in enumerate(file, 1):
-                    noted = parse_json(line, f"{path}, line {number}")
-                    total = sums.setdefault(noted["policy"], [0.0, 0.0])
-                    total[0] += noted["tokens"]
-                    total[1] += noted["seconds"]
-        return {policy: tokens / seconds for policy, (tokens, seconds) in sums.items()}
+                    where = f"{path}, line {number}"
+                    noted = parse_json(line, where)
+                    keys = {"policy", "samples", "tokens", "seconds"}
+                    if not isinstance(noted, dict) or set(noted) != keys:
+                        raise ValueError(f"{where} is no batch")
+                    total = sums.setdefault(str(noted["policy"]), [0.0, 0.0])
+                    total[0] += finite(f"{where}: tokens", noted["tokens"])
+                    total[1] += finite(f"{where}: seconds", noted["seconds"])
+        return {policy: tokens / seconds for policy, (tokens, seconds) in sums.items() if seconds}
 
 
 def _drop_torn_line(path: Path) -> None:

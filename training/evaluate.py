@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,16 +19,23 @@ from autodeco_fast.policies import Policy, parse
 from autodeco_fast.training import base_model
 from autodeco_fast.training.console import progress_bar
 from autodeco_fast.training.eval_config import EvalConfig, named_policies
-from autodeco_fast.training.eval_measures import Bootstrap, Measured, of_prompt, summarised
+from autodeco_fast.training.eval_measures import (
+    Bootstrap,
+    Measured,
+    diversities,
+    of_prompt,
+    summarised,
+)
 from autodeco_fast.training.eval_prompts import Prompt, read_prompts
 from autodeco_fast.training.eval_requests import Drawn, Request, Source, batches
 from autodeco_fast.training.eval_store import Sample, Store
+from autodeco_fast.training.eval_verdict import FIXED, over_fixed
 from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.training.scorers import Scorer, load_scorer
 
 RESULTS, PAGE = "results.json", "eval.html"
 ALL = "all"  # the name of all tasks together
-_TABLE_WIDTH = 140  # a narrower terminal wraps lines, which is better than columns of three letters
+_WIDEST = 1000  # of a table: a narrow terminal wraps its lines, which beats columns of two letters
 _LIBRARIES = ("torch", "transformers", "triton", "numpy", "math-verify")
 
 
@@ -40,19 +48,21 @@ class Entry:
     policy: Policy
 
 
-def entries(config: EvalConfig) -> list[Entry]:
-    """The policies of a run.
+def entries(config: EvalConfig, policies: Sequence[Policy] = ()) -> list[Entry]:
+    """The policies of a run: those of the settings, then others.
 
     Raises:
-        ValueError: for a text that is none, or one that is there twice.
+        ValueError: for a text that is none, one that is there twice, or none at all.
     """
     found: dict[str, Entry] = {}
-    for text, family in named_policies(config).items():
-        policy = parse(text)
-        canonical = str(policy)
-        if canonical in found:
-            raise ValueError(f"policy must be there once, got {canonical!r} twice")
-        found[canonical] = Entry(canonical, family or family_of(canonical), policy)
+    named = [(parse(text), family) for text, family in named_policies(config).items()]
+    for policy, family in (*named, *((policy, None) for policy in policies)):
+        text = str(policy)
+        if text in found:
+            raise ValueError(f"policy must be there once, got {text!r} twice")
+        found[text] = Entry(text, family or family_of(text), policy)
+    if not found:
+        raise ValueError("policy must name at least one, like 'static T=0.7 min_p=0.1'")
     return list(found.values())
 
 
@@ -61,18 +71,22 @@ def family_of(text: str) -> str:
     return " ".join(word.partition("=")[0] for word in shlex.split(text))
 
 
-def evaluate(config: EvalConfig, *, console: Console | None = None) -> dict:
+def evaluate(
+    config: EvalConfig, *, policies: Sequence[Policy] = (), console: Console | None = None
+) -> dict:
     """Draws what is missing, scores, measures, and writes results.json and eval.html.
 
     A run that was killed is continued by the same call; so is one with more policies, or with
     another scorer, for which nothing is drawn again.
 
     Args:
+        policies: beside those of the settings: of classes of your own, say.
         console: of the progress and the tables; standard error by default.
 
     Returns:
         What results.json holds: `settings`, `versions`, `policies`, each with `tasks` (task →
-        measure → mean, low, high) and `prompts` (measures of each).
+        measure → mean, low, high), `over_fixed` (task → measure of diversity → score less that of
+        fixed settings as diverse) and `prompts` (measures of each).
 
     Raises:
         ValueError: for input that cannot be used, before a model is loaded where possible; for
@@ -81,9 +95,11 @@ def evaluate(config: EvalConfig, *, console: Console | None = None) -> dict:
     console = console or Console(stderr=True, markup=False)
     prompts, scorer = read_prompts(config.prompts), load_scorer(config.scorer)
     scorer.check(prompts)
-    compared = entries(config)
+    compared = entries(config, policies)
     with output_folder(config.output):
         source, identity = _source(config, prompts)
+        for entry in compared:
+            source.check(entry.policy)
         run = Run(config, prompts=prompts, scorer=scorer, compared=compared, source=source)
         store = Store(config.output, run.manifest(identity))
         run.score_again(store)
@@ -231,26 +247,46 @@ class Run:
     def results(self, store: Store) -> dict:
         """What results.json holds."""
         speeds = store.speeds()
-        policies = []
-        for entry in self.compared:
-            measured = [self._measured(entry, p, store) for p in range(len(self.prompts))]
-            policies.append(
-                {
-                    "policy": entry.text,
-                    "family": entry.family,
-                    "tokens_per_second": speeds.get(entry.text),
-                    "tasks": {
-                        task: {name: asdict(interval) for name, interval in measures.items()}
-                        for task, measures in by_task(measured).items()
-                    },
-                    "prompts": [_values(m) for m in measured],
-                }
-            )
-        settings = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(self.config).items()
+        measured = {
+            entry.text: [self._measured(entry, p, store) for p in range(len(self.prompts))]
+            for entry in self.compared
         }
+        verdicts = self._verdicts(measured)
+        policies = [
+            {
+                "policy": entry.text,
+                "family": entry.family,
+                "tokens_per_second": speeds.get(entry.text),
+                "tasks": {
+                    task: {name: asdict(interval) for name, interval in measures.items()}
+                    for task, measures in by_task(measured[entry.text]).items()
+                },
+                "over_fixed": verdicts.get(entry.text, {}),
+                "prompts": [_values(m) for m in measured[entry.text]],
+            }
+            for entry in self.compared
+        ]
+        settings = asdict(self.config)
+        for name, value in settings.items():
+            if isinstance(value, (Path, tuple)):  # as JSON reads them back
+                settings[name] = str(value) if isinstance(value, Path) else list(value)
         return {"settings": settings, "versions": versions(), "policies": policies}
+
+    def _verdicts(self, measured: dict[str, list[Measured]]) -> dict[str, dict]:
+        """Policy → task → measure of diversity → its score less that of fixed settings there."""
+        fixed = [e.text for e in self.compared if e.policy.kind in FIXED]
+        others = [e.text for e in self.compared if e.policy.kind not in FIXED]
+        found: dict[str, dict] = {text: {} for text in others}
+        if not (fixed and others):
+            return found
+        kinds = diversities(self.scorer.record is not None)
+        groups = {text: tasks_of(m) for text, m in measured.items()}
+        for task in groups[others[0]]:
+            for kind in kinds:
+                of = [[groups[text][task] for text in texts] for texts in (fixed, others)]
+                for text, interval in zip(others, over_fixed(*of, kind)):
+                    found[text].setdefault(task, {})[kind] = asdict(interval)
+        return found
 
     def _measured(self, entry: Entry, prompt: int, store: Store) -> Measured:
         outcomes = [
@@ -275,15 +311,28 @@ def _values(measured: Measured) -> dict:
     return {"line": measured.prompt.line, "task": measured.prompt.task, **values}
 
 
-def by_task(measured: Sequence[Measured]) -> dict[str, dict]:
-    """Measures over all prompts, then over those of each task, if there is more than one."""
+def tasks_of(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
+    """All prompts, then those of each task, if there is more than one."""
     tasks = list(dict.fromkeys(m.prompt.task for m in measured))
     groups = {ALL: list(measured)}
     if len(tasks) > 1:
         groups |= {
             task or "other": [m for m in measured if m.prompt.task == task] for task in tasks
         }
-    return {task: summarised(group, Bootstrap(len(group))) for task, group in groups.items()}
+    return groups
+
+
+def by_task(measured: Sequence[Measured]) -> dict[str, dict]:
+    """Measures over all prompts, then over those of each task."""
+    return {
+        task: summarised(group, _bootstrap(len(group)))
+        for task, group in tasks_of(measured).items()
+    }
+
+
+@lru_cache(maxsize=16)
+def _bootstrap(prompts: int) -> Bootstrap:
+    return Bootstrap(prompts)
 
 
 def versions() -> dict[str, str]:
@@ -305,7 +354,13 @@ def _write(results: dict, run: Run, store: Store, console: Console) -> None:
     write_text(output / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     tokenizer = getattr(run.source, "tokenizer", None)
     write_text(output / PAGE, page(results, run.prompts, store.read(), tokenizer))
-    wide = Console(file=console.file, markup=False, width=max(console.width, _TABLE_WIDTH))
-    for table in tables(results):
+    found = tables(results)
+    needed = max(
+        console.measure(t, options=console.options.update(width=_WIDEST)).maximum for t in found
+    )
+    wide = Console(
+        file=console.file, quiet=console.quiet, markup=False, width=max(console.width, needed)
+    )
+    for table in found:
         wide.print(table)
     console.print(f"written to {output}: {PAGE}, {RESULTS}, samples.jsonl", soft_wrap=True)

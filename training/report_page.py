@@ -8,7 +8,7 @@ from autodeco_fast.training.shading import colour
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1e293b; background: #fff; }
-body { max-width: 64rem; margin: 0 auto; padding: 1rem; }
+body { max-width: 64rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 figure { margin: 1rem 0; break-inside: avoid; } figure img { max-width: 100%; height: auto; }
 figcaption { color: #475569; font-size: .9rem; }

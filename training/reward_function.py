@@ -2,10 +2,11 @@
 
 import importlib
 import importlib.util
+import inspect
 import math
 import numbers
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -49,29 +50,48 @@ def _imported(where: str) -> ModuleType:
     return module
 
 
+def accepted(function: Callable, given: dict[str, object]) -> dict[str, object]:
+    """Those of the keyword arguments that a function takes: all, if it takes `**fields`."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return given
+    return {each.name: given[each.name] for each in parameters if each.name in given}
+
+
 def rewards_of(
     function: Callable,
     spec: str,
     prompts: list[Completion],
     completions: list[Completion],
     columns: dict[str, list],
+    *,
+    name: str = "reward",
+    places: Sequence[str] | None = None,
 ) -> list[float]:
     """What the function says of completions, a finite number each.
+
+    Args:
+        columns: what else the prompts' lines have; the function gets what it names of it.
+        name: of the setting, for complaints.
+        places: where each prompt stands, likewise.
 
     Raises:
         ValueError: if it raises, or returns anything else.
     """
-    with foreign(f"reward {spec!r} failed"):
-        returned = function(prompts=prompts, completions=completions, **columns)
+    with foreign(f"{name} {spec!r} failed"):
+        given = {"prompts": prompts, "completions": completions, **columns}
+        returned = function(**accepted(function, given))
+        returned = returned.tolist() if hasattr(returned, "tolist") else returned
         scores = list(returned)
     if len(scores) != len(completions):
         raise ValueError(
-            f"reward {spec!r} must return a number for each of {len(completions)} completions, got "
+            f"{name} {spec!r} must return a number for each of {len(completions)} completions, got "
             f"{len(scores)}"
         )
     for i, score in enumerate(scores):
         if not isinstance(score, numbers.Real) or not math.isfinite(score):
+            place = f"completion {i}" if places is None else places[i]
             raise ValueError(
-                f"reward {spec!r} must return finite numbers, got {score!r} for completion {i}"
+                f"{name} {spec!r} must return finite numbers, got {score!r} for {place}"
             )
     return [float(score) for score in scores]

@@ -3,9 +3,11 @@
     ℓ = −A·ln p_T(y) − β·H_T    per sampled token, mean over a round's tokens
 
 The model that wrote the rollouts runs over them once more without a graph; `token_stats` of the cut
-distribution and the head are all that has one. With a target entropy H*, β is moved after every
-round, β ← β·exp(0.2·(H* − H)/H*), the exponent no further than 0.2: where the entropy falls below
-its target it is paid more, so that T cannot collapse.
+distribution and the head are all that has one. With a target entropy H* the weight of a round is in
+proportion to what its entropy lacks, `β = 10·entropy_weight·(H* − H)/H*`, and below 0 where it has
+too much. (A weight that is adapted from round to round, as in soft actor-critic, was tried: it goes
+on falling while T is still high, overshoots, and a kept set of one token has no gradient to come
+back by.)
 """
 
 import math
@@ -30,16 +32,15 @@ from autodeco_fast.training.rollouts import Rollout, Rounds
 from autodeco_fast.training.scan import batches_by_length, lm_head_fingerprint, pad
 from autodeco_fast.training.step import Step, differentiate
 
-_RATE = 0.2  # of ln β a round, at most
-_BETA = 1e-5, 10.0  # the least and the most that β is moved to
+_GAIN = 10.0
 
 
-def adapted(entropy_weight: float, entropy: float, target: float | None) -> float:
-    """β after a round of this mean entropy; as it was without a target."""
-    if target is None:
-        return entropy_weight
-    change = _RATE * max(-1.0, min(1.0, (target - entropy) / target))
-    return max(_BETA[0], min(_BETA[1], entropy_weight * math.exp(change)))
+def weight_of_entropy(entropy: float, config: RewardConfig) -> float:
+    """β in a round of this mean entropy a token."""
+    if config.target_entropy is None:
+        return config.entropy_weight
+    short = (config.target_entropy - entropy) / config.target_entropy
+    return config.entropy_weight * _GAIN * max(-1.0, min(1.0, short))
 
 
 def check_head(config: RewardConfig) -> None:
@@ -105,7 +106,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=config.learning_rate, weight_decay=0.01
         )
-        self.progress = Progress(entropy_weight=config.entropy_weight)
+        self.progress = Progress()
         self.saved = 0  # rounds in the newest checkpoint
         self.log: Log | None = None  # in the main process
 
@@ -159,7 +160,10 @@ class _Run:
         total, measured = self._gradients(self.rounds.rollouts(progress.step, self.head, *where))
         total = total.reduce(self.accelerator.reduce)
         measured = self.accelerator.reduce(measured.to(self.accelerator.device)).cpu()
-        loss, metrics = sum(total.means().values()), _means(measured)
+        metrics = _means(measured)
+        beta = weight_of_entropy(metrics["entropy"], config)
+        total = total.scaled({"reward": 1.0, "entropy": beta})
+        loss = sum(total.means().values())
         if not math.isfinite(loss):
             raise ValueError(
                 f"the loss must be finite, got {loss:g} in round {progress.step + 1}: "
@@ -175,16 +179,19 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         progress.selected_tokens += metrics["tokens"]
-        told = {"entropy_weight": progress.entropy_weight, "learning_rate": rate}
-        progress.entropy_weight = adapted(
-            progress.entropy_weight, metrics["entropy"], config.target_entropy
-        )
-        return {"step": progress.step, "loss": loss, **metrics, **told}
+        return {
+            "step": progress.step,
+            "loss": loss,
+            **metrics,
+            "entropy_weight": beta,
+            "learning_rate": rate,
+        }
 
     def _gradients(self, rollouts: list[Rollout]) -> tuple[Step, torch.Tensor]:
         """Sums over the tokens of some rollouts, and what `_means` takes."""
         parameters = list(self.head.parameters())
-        total, measured = Step.zero(("reward",), parameters), torch.zeros(7, dtype=torch.float64)
+        total = Step.zero(("reward", "entropy"), parameters)
+        measured = torch.zeros(7, dtype=torch.float64)
         numbered = [(i, rollout.example) for i, rollout in enumerate(rollouts)]
         for batch in batches_by_length(numbered, self.config.batch_tokens):
             sums = self._sums([rollouts[i] for i, _ in batch])
@@ -202,7 +209,7 @@ class _Run:
         return total, measured
 
     def _sums(self, rollouts: list[Rollout]) -> Sums:
-        """The loss summed over the tokens of some rollouts, from row moments alone."""
+        """Both terms of the loss, summed over the tokens of some rollouts, from row moments."""
         base, device = self.base, self.base.weight.device
         ids, mask, labels = (t.to(device) for t in pad([r.example for r in rollouts]))
         wanted = labels[:, 1:] != IGNORED
@@ -218,15 +225,12 @@ class _Run:
             cut=True,
             **transform_of(base),
         )
-        loss = reward_loss(
-            T,
-            stats,
-            advantage[:, None].expand(wanted.shape)[wanted],
-            entropy_weight=self.progress.entropy_weight,
-            reduction="sum",
-        )
+        of_tokens = advantage[:, None].expand(wanted.shape)[wanted]
+        loss = reward_loss(T, stats, of_tokens, entropy_weight=0.0, reduction="sum")
         weight = (stats.rank >= 0).to(loss.dtype)
-        terms = {"reward": (loss, weight.sum())}
+        tokens = weight.sum()
+        # Apart, since β waits for the entropy of the whole round.
+        terms = {"reward": (loss, tokens), "entropy": (-stats.scaled_entropy.sum(), tokens)}
         return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
 
     def _save(self) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -64,12 +65,12 @@ def mixed(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def chosen(n: int, round: int, config: RewardConfig) -> Iterator[tuple[int, int]]:
-    """(serial number, index) of the prompts of a round: one random order of all n after another."""
-    start = round * config.prompts_per_round
-    for number in range(start, start + config.prompts_per_round):
+def chosen(n: int, round: int, *, count: int, seed: int) -> Iterator[tuple[int, int]]:
+    """(serial number, index) of the `count` prompts of a round: one random order of all n after
+    another."""
+    for number in range(round * count, (round + 1) * count):
         epoch, at = divmod(number, n)
-        generator = torch.Generator().manual_seed(mixed(config.seed, "order", epoch))
+        generator = torch.Generator().manual_seed(mixed(seed, "order", epoch))
         yield number, int(torch.randperm(n, generator=generator)[at])
 
 
@@ -185,6 +186,17 @@ class _Ends(StoppingCriteria):
         return self.lengths > 0
 
 
+@contextmanager
+def _plain(model: nn.Module) -> Iterator[None]:
+    """The model without generation settings of its own: a repetition penalty, say, would change
+    what is sampled, and the statistics would not know."""
+    before, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
 class OnPolicy:
     """Completions that the model writes with the head."""
 
@@ -201,14 +213,13 @@ class OnPolicy:
         end = getattr(base.model.generation_config, "eos_token_id", None)
         end = tokenizer.eos_token_id if end is None else end
         self.end = [] if end is None else [end] if isinstance(end, int) else list(end)
-        # What a model's own settings add, a repetition penalty say, the statistics would not know.
-        base.model.generation_config = GenerationConfig()
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
-        mine = list(chosen(len(self.prompts), round, self.config))[rank::world]
+        count, seed = self.config.prompts_per_round, self.config.seed
+        mine = list(chosen(len(self.prompts), round, count=count, seed=seed))[rank::world]
         at_once = max(1, self.config.generation_batch_size // self.config.num_generations)
         completions = []
-        with attach(self.base.model, head, min_p=head.min_p):
+        with _plain(self.base.model), attach(self.base.model, head, min_p=head.min_p):
             for i in range(0, len(mine), at_once):
                 completions += self._generate(mine[i : i + at_once])
         return self._scored([self.prompts[index] for _, index in mine], completions)
@@ -281,7 +292,9 @@ class Recorded:
         self.groups, self.config = groups, config
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
-        mine = list(chosen(len(self.groups), round, self.config))[rank::world]
+        n, seed = len(self.groups), self.config.seed
+        count = min(n, self.config.prompts_per_round)
+        mine = list(chosen(n, round, count=count, seed=seed))[rank::world]
         return [rollout for _, index in mine for rollout in self.groups[index]]
 
 

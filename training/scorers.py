@@ -11,28 +11,27 @@
                                                     and space around it
     checks   checks: map, see training/eval_checks  score is the share of checks it meets
 
-`module:function` is called as TRL calls a reward function: with the keyword arguments `prompts`
-(text, or chat messages), `completions` (text) and, for every other field it names (all, if it takes
-`**fields`), a list with that field of each prompt. It returns a score for each completion.
+`module:function`, or `file.py:function`, is called as TRL calls a reward function, so that one can
+serve `train --objective rewards` and this: with the keyword arguments `prompts` (text, or chat
+messages), `completions` (likewise: text, or one message) and, for every other field it names (all,
+if it takes `**fields`), a list with that field of each prompt. It returns a score for each.
 """
 
-import importlib
 import inspect
 import json
 import logging
-import os
-import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from autodeco_fast.errors import foreign
 from autodeco_fast.training import eval_checks
 from autodeco_fast.training.eval_prompts import Prompt
+from autodeco_fast.training.reward_function import Completion, load_function, rewards_of
 from autodeco_fast.training.scan_store import fingerprint
-from autodeco_fast.values import finite
 
 _READ_AT_MOST = 20_000  # characters at the end of a completion that an answer is looked for in
 _SECONDS = 5  # for one answer
@@ -258,82 +257,60 @@ _BUILT_IN = {
 def load_scorer(name: str) -> Scorer:
     """The scorer of a name, or of a user's `module:function`.
 
-    The module is looked for in the working directory, too.
-
     Raises:
         ValueError: if there is none.
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name]
-    module, colon, function = name.partition(":")
-    if not (colon and module and function):
+    if ":" not in name:
         raise ValueError(
             f"scorer must be one of {', '.join(_BUILT_IN)} or module:function, got {name!r}"
         )
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        with foreign(f"scorer {name!r} cannot be imported"):
-            found = getattr(importlib.import_module(module), function)
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
-    if not callable(found):
-        raise ValueError(f"scorer {name!r} must be a function, got {type(found).__name__}")
-    return of_function(found, name)
+    return of_function(load_function("scorer", name), name)
 
 
 def of_function(function: Callable, name: str) -> Scorer:
-    """A scorer from a function as TRL's reward functions are: see above.
+    """A scorer from a function like those of `train --objective rewards`: see above.
 
     Its `scores` raise ValueError, naming it, if the function raises, returns another number of
     scores, or one that is no finite number.
     """
     with foreign(f"scorer {name!r} cannot be called"):
         parameters = inspect.signature(function).parameters.values()
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    needed = {p.name for p in parameters if p.name in named and p.default is p.empty}
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    needed = {p.name for p in parameters if p.default is p.empty and p.kind not in variable}
 
     def complaint(fields: dict) -> str | None:
         missing = sorted(needed - set(fields) - {"prompts", "completions"})
         return f"{missing[0]} is missing" if missing else None
 
     def scores(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        every = {key for p in prompts for key in p.fields} - {"prompts", "completions"}
-        given = {
-            key: [p.fields.get(key) for p in prompts] for key in every if takes_all or key in named
-        }
-        given |= {"prompts": [p.content for p in prompts], "completions": list(completions)}
-        if not takes_all:
-            given = {key: value for key, value in given.items() if key in named}
-        with foreign(f"scorer {name!r} failed"):
-            returned = list(function(**given))
-        if len(returned) != len(completions):
-            raise ValueError(
-                f"scorer {name!r} must return a score for each of {len(completions)} completions, "
-                f"got {len(returned)}"
-            )
-        return [_finite(name, p, score) for p, score in zip(prompts, returned)]
+        names = {name for p in prompts for name in p.fields}
+        names -= {"prompt", "messages", "prompts", "completions"}
+        return rewards_of(
+            function,
+            name,
+            [p.content for p in prompts],
+            [_as_given(p, c) for p, c in zip(prompts, completions)],
+            {name: [p.fields.get(name) for p in prompts] for name in sorted(names)},
+            name="scorer",
+            places=[f"line {p.line}" for p in prompts],
+        )
 
     return Scorer(name, scores, complaint, source=_source(function))
 
 
+def _as_given(prompt: Prompt, completion: str) -> Completion:
+    """A chat's completion is a message, as its prompt is a list of them."""
+    if isinstance(prompt.content, str):
+        return completion
+    return [{"role": "assistant", "content": completion}]
+
+
 def _source(function: Callable) -> str:
-    """The text of the function's module, or nothing where it has none."""
+    """The text of the file that a function is from, or nothing where it is from none."""
     try:
-        return inspect.getsource(inspect.getmodule(function))
-    except (OSError, TypeError):  # made at a prompt; built in
+        path = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # built in, or an object that is called
         return ""
-
-
-def _finite(name: str, prompt: Prompt, score: object) -> float:
-    where = f"score of {name!r} for line {prompt.line}"
-    if hasattr(score, "item"):  # of numpy or torch
-        with foreign(f"{where} must be a number"):
-            score = score.item()
-    if isinstance(score, bool):
-        return float(score)
-    return finite(where, score)
+    return Path(path).read_text(errors="replace") if path and Path(path).is_file() else ""

@@ -52,6 +52,16 @@ class Step:
     def __add__(self, other: "Step") -> "Step":
         return Step({name: term + other.terms[name] for name, term in self.terms.items()})
 
+    def scaled(self, factors: dict[str, float]) -> "Step":
+        """The same terms, each times its factor."""
+        return Step(
+            {
+                n: Term(f * t.loss, t.weight, [f * g for g in t.gradients])
+                for n, f in factors.items()
+                for t in (self.terms[n],)
+            }
+        )
+
     def reduce(self, add: Callable[[torch.Tensor], torch.Tensor]) -> "Step":
         """Sums over processes: `add` takes a tensor and returns its sum over all of them."""
         return Step(

@@ -4,7 +4,7 @@ import torch
 
 from autodeco_fast.backends import refuse_transforms
 from autodeco_fast.ops.checks import (
-    NOT_NEGATIVE,
+    FINITE,
     check_choice,
     check_number,
     check_row,
@@ -37,7 +37,7 @@ def reward_loss(
             rank −1 are ignored. Where they know `kept`, a y outside the kept set, which T could not
             have sampled, has the entropy's term alone.
         advantage: `[N]`, A of the completion that the token is of: reward − baseline. Detached.
-        entropy_weight: β ≥ 0, in rewards a nat.
+        entropy_weight: β, in rewards a nat; below 0 entropy costs something.
         weight: `[N]` weights, ≥ 0, or None.
         reduction: "mean" over the rows that are not ignored (by their Σ weight; 0 if there are
             none), "sum", or "none" `[N]`.
@@ -55,7 +55,7 @@ def reward_loss(
         check_row("weight", weight, len(stats.rank))
     if stats.scaled_logsumexp is None:
         raise ValueError("stats must be taken with temperature=, these have none")
-    entropy_weight = check_number("entropy_weight", entropy_weight, NOT_NEGATIVE)
+    entropy_weight = check_number("entropy_weight", entropy_weight, FINITE)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     dtype, valid = stats.scaled_logsumexp.dtype, stats.rank >= 0
     T = temperature.clamp(min=LOWEST_TEMPERATURE).to(dtype)

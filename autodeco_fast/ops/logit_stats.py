@@ -105,8 +105,10 @@ def _without_graph(
 def _unless_greedy(scaled: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     """Sums of the kept set, `[3, N]`; those of one token alone where T is greedy, however many
     tie."""
-    alone = scaled.new_tensor([[1.0], [0.0], [0.0]])
-    return torch.where(temperature < GREEDY_BELOW, alone, scaled)
+    greedy = temperature < GREEDY_BELOW
+    mass, first, second = scaled
+    of_one = torch.where(greedy, 1.0, mass), *(torch.where(greedy, 0.0, x) for x in (first, second))
+    return torch.stack(of_one)
 
 
 def check_temperature(

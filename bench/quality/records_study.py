@@ -1,0 +1,227 @@
+"""SmolLM2 writing records: heads by every objective beside a grid of static settings.
+
+    python -m bench.quality.records_study FOLDER [--model FOLDER] [--jobs N]
+
+trains heads for three seeds, chooses settings on the validation schemas (as many as the static grid
+has), evaluates them on the test schemas and writes the record and the figure `records`. Minutes on
+a GPU, hours on 2 cores. What the folder has already is not made again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+
+from autodeco_fast.checkpoint import CONFIG_NAME
+from autodeco_fast.demo import records, smollm2
+from autodeco_fast.files import write_text
+from bench.quality import frontier
+
+STATIC = Path(__file__).with_name("static.txt")
+RULES = ("top_n_sigma n=1", "p_less T=1", "min_k T=1", "entropy a=0.4", "edt t0=1 theta=0.3")
+SEEDS = (0, 1, 2)
+ENTROPY_WEIGHTS, GRAVITIES, SCALES = (0.02, 0.01, 0.005, 0.002), (0.1, 0.15, 0.2, 0.25), (0.8, 1.2)
+TARGETS = (0.75, 0.8, 0.85, 0.9)  # diversities that a setting is chosen for
+FROM_HINGE = 0.01  # β of the heads that begin as a hinge head of gravity 0.2
+DOCUMENT = 3000  # characters
+
+
+@dataclass(frozen=True)
+class Size:
+    rounds: int = 40
+    generations: int = 12
+    documents: int = 1000
+    samples: int = 128
+    seeds: tuple[int, ...] = SEEDS
+
+
+TINY = Size(rounds=1, generations=2, documents=4, samples=2, seeds=(0,))
+
+
+def documents() -> list[str]:
+    """Python's own reference manual, which every installation has, in pieces."""
+    found = []
+    for text in topics.values():
+        found.append("")
+        for paragraph in text.split("\n\n"):
+            if found[-1] and len(found[-1]) + len(paragraph) > DOCUMENT:
+                found.append("")
+            found[-1] += paragraph + "\n\n"
+    return found
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "autodeco_fast", *map(str, arguments)]
+
+
+def together(commands: list[list[str]], jobs: int) -> None:
+    """Runs commands, so many at once; what they print beside errors is left out."""
+    waiting, running = list(commands), []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            running.append(subprocess.Popen(waiting.pop(0), stdout=subprocess.DEVNULL))
+        process = running.pop(0)
+        if process.wait():
+            sys.exit(f"failed: {' '.join(process.args)}")
+
+
+def _trained(command: list[str]) -> bool:
+    return (Path(command[command.index("--output") + 1]) / CONFIG_NAME).exists()
+
+
+class Study:
+    """The folder of a study and what is in it."""
+
+    def __init__(self, work: Path, model: str, *, size: Size, jobs: int):
+        self.work, self.model, self.size, self.jobs = work, model, size, jobs
+        records.write(work)
+        pieces = documents()[: size.documents]
+        lines = (json.dumps({"text": text}) + "\n" for text in pieces)
+        write_text(work / "documents.jsonl", "".join(lines))
+
+    def head(self, name: str, seed: int) -> Path:
+        return self.work / "heads" / f"{name}-seed{seed}"
+
+    def train(self) -> None:
+        """All heads; those that begin as another come after it."""
+        scan = self.work / "scan"
+        together(
+            [
+                command("scan", "--model", self.model, "--data", self.work / "documents.jsonl")
+                + ["--output", str(scan), "--batch-tokens", "16384"]
+            ],
+            1,
+        )
+        first, last = [], []
+        for seed in self.size.seeds:
+            for gravity in GRAVITIES:
+                first.append(
+                    self._from(f"hinge-{gravity:g}", seed, "--scan", scan)
+                    + ["--gravity", str(gravity), "--num-train-epochs", "3"]
+                )
+            online = ("--model", self.model, "--data", self.work / "documents.jsonl")
+            first.append(
+                self._from("autodeco", seed, *online, "--objective", "autodeco_temperature")
+                + ["--min-p", "1e-6", "--per-device-train-batch-size", "8"]
+            )
+            first += [self._rewards(f"rewards-{b:g}", seed, b) for b in ENTROPY_WEIGHTS]
+            begun = self._rewards(f"rewards-from-hinge-{FROM_HINGE:g}", seed, FROM_HINGE)
+            last.append([*begun, "--head", str(self.head("hinge-0.2", seed))])
+        for some in (first, last):
+            left = [
+                c for c in some if not (Path(c[c.index("--output") + 1]) / CONFIG_NAME).exists()
+            ]
+            together(left, self.jobs)
+
+    def _from(self, name: str, seed: int, *options: object) -> list[str]:
+        return command("train", *options, "--output", self.head(name, seed), "--seed", seed)
+
+    def _rewards(self, name: str, seed: int, weight: float) -> list[str]:
+        options = {
+            "--model": self.model,
+            "--objective": "rewards",
+            "--prompts": self.work / "train.jsonl",
+            "--reward": "autodeco_fast.demo.records:valid",
+            "--rounds": self.size.rounds,
+            "--prompts-per-round": len(records.TRAIN),
+            "--num-generations": self.size.generations,
+            "--max-completion-length": 40,
+            "--stop": "\n",
+            "--learning-rate": 3e-3,
+            "--entropy-weight": weight,
+        }
+        return self._from(name, seed, *(x for pair in options.items() for x in pair))
+
+    def evaluate(self, part: str, groups: dict[str, list[str]]) -> list[Path]:
+        """Evaluations of groups of policies, one beside the other."""
+        folders = {name: self.work / "evaluations" / f"{part}-{name}" for name in groups}
+        commands = [
+            command("eval", "--model", self.model, "--prompts", self.work / f"{part}.jsonl")
+            + ["--scorer", "json", "--stop", "\n", "--max-new-tokens", "48"]
+            + ["--samples", str(self.size.samples), "--batch-size", "1024"]
+            + ["--output", str(folders[name])]
+            + [word for policy in policies for word in ("--policy", policy)]
+            for name, policies in groups.items()
+        ]
+        together(commands, self.jobs)
+        return list(folders.values())
+
+    def of_head(self, name: str, seed: int, more: str = "") -> str:
+        return f"head={self.head(name, seed)} {more}".strip()
+
+
+def choose(study: Study, static: list[str]) -> list[tuple[str, str]]:
+    """(head, settings) that make the fewest errors at each diversity, on the validation schemas.
+
+    As many settings are tried as the static grid has.
+    """
+    tried = [
+        *((f"rewards-{b:g}", s) for b in ENTROPY_WEIGHTS for s in ("", *_scales())),
+        *((f"hinge-{g:g}", s) for g in GRAVITIES for s in ("", _scales()[0])),
+        (f"rewards-from-hinge-{FROM_HINGE:g}", ""),
+    ]
+    assert len(tried) <= len(static)
+    seed = study.size.seeds[0]
+    texts = {study.of_head(name, seed, more): (name, more) for name, more in tried}
+    folders = study.evaluate("validation", {"static": static, "heads": list(texts)})
+    found = frontier.results(frontier.read(folders))
+    write_text(study.work / "validation.json", json.dumps(found, indent=1))
+    ours = [r for r in found if r["variant"].startswith("head=")]
+    named = {f"head={n} {m}".strip(): (n, m) for n, m in tried}
+    chosen = []
+    for target in TARGETS:
+        able = [r for r in ours if r["diversity"] >= target]
+        if able:
+            best = min(able, key=lambda r: r["error"])
+            chosen.append(_of(best["variant"], named))
+    return list(dict.fromkeys(chosen))
+
+
+def _scales() -> tuple[str, ...]:
+    return tuple(f"scale={s:g}" for s in SCALES)
+
+
+def _of(variant: str, named: dict[str, tuple[str, str]]) -> tuple[str, str]:
+    """The head and settings that a result is of; policies are shown with their Min-P."""
+    words = [w for w in variant.split() if not w.startswith("min_p=")]
+    return named[" ".join(words)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="for heads and evaluations")
+    parser.add_argument("--model", help="by default SmolLM2 from its package")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--tiny", action="store_true", help="small, to see that it runs")
+    args = parser.parse_args(arguments)
+    size = TINY if args.tiny else Size()
+    model = args.model or str(smollm2.folder())
+    args.folder.mkdir(parents=True, exist_ok=True)
+    study = Study(args.folder, model, size=replace(size), jobs=args.jobs)
+    study.train()
+    lines = STATIC.read_text(encoding="utf-8").splitlines()
+    static = [line for line in lines if line and not line.startswith("#")]
+    chosen = choose(study, static)
+    names = [f"rewards-{b:g}" for b in ENTROPY_WEIGHTS]
+    names += [f"rewards-from-hinge-{FROM_HINGE:g}", "hinge-0.1", "hinge-0.2", "autodeco"]
+    half = len(static) // 2
+    heads = [[study.of_head(name, seed) for name in names] for seed in size.seeds]
+    picked = [study.of_head(n, seed, more) for n, more in chosen if more for seed in size.seeds]
+    groups = {
+        **{"static-1": static[:half], "static-2": static[half:], "rules": list(RULES)},
+        **{f"seed{seed}": texts for seed, texts in zip(size.seeds, heads)},
+        **({"chosen": picked} if picked else {}),
+    }
+    folders = study.evaluate("test", groups)
+    print("chosen on validation:", ", ".join(" ".join(c).strip() for c in chosen), flush=True)
+    write_text(study.work / "chosen.json", json.dumps(chosen))
+    frontier.main([*map(str, folders), "--output", "records" if not args.tiny else "tiny"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The page of an evaluation: one file that needs nothing else and reads on a phone."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from transformers import AutoTokenizer
+
+from autodeco_fast.demo import EMBEDDED_MODEL
+from autodeco_fast.training.eval_page import PROMPTS
+from autodeco_fast.training.shading import colour, token_texts
+from tests.evaluations import POLICIES, run, samples_of, write_prompts
+from tests.test_report import BROWSER, opened
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def output(model, tmp_path_factory) -> Path:
+    """Of a run with hostile prompts and long names of policies, records scored."""
+    folder = tmp_path_factory.mktemp("page")
+    hostile = {
+        "prompt": "<script>alert(1)</script> & " + "w5" * 400,
+        "keys": ["a", "<b>"],
+        "task": "<i>",
+    }
+    path = write_prompts(folder / "prompts.jsonl", 8, keys=["a", "<b>"])
+    path.write_text(json.dumps(hostile) + "\n" + path.read_text())
+    long = "static T=0.123456789 min_p=0.0123456789 t_min=0.0123456789 t_max=1.987654321"
+    run(folder, model, policy=(*POLICIES, long), scorer="json")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def page(output) -> str:
+    return (output / "eval.html").read_text()
+
+
+def test_needs_nothing_else(page):
+    assert not re.findall(r'(?:src|href|xlink:href)="(?!data:)', page)
+    assert not re.findall(r"@import|url\((?!data:)", page)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; w5" in page
+
+
+def test_reads_on_a_phone(page):
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert page.count("<table>") == page.count('<div class="scroll"><table>') == 4
+
+
+def test_figures_are_whole_svg_with_a_curve_a_family(page):
+    """For each task the share of different samples; no entropy, as nothing is valid."""
+    figures = re.findall(r'data:image/svg\+xml;base64,([^"]+)"', page)
+    assert len(figures) == 4
+    for figure in figures:
+        root = ElementTree.fromstring(base64.b64decode(figure))
+        assert root.tag == f"{SVG}svg"
+        links = [v for e in root.iter() for k, v in e.attrib.items() if k.endswith("href")]
+        assert all(link.startswith("#") for link in links)
+        texts = ElementTree.tostring(root, encoding="unicode")
+        assert "http://" not in re.sub(r'xmlns:?\w*="[^"]*"', "", texts).replace(
+            "http://purl.org", ""
+        )
+
+
+def test_samples_are_shaded_token_by_token(page, output, model):
+    assert page.count("<details>") == PROMPTS
+    samples = samples_of(output)
+    shown = [s for s in samples.values() if s["prompt"] < PROMPTS and s["sample"] < 2]
+    assert page.count('title="T = ') == sum(s["length"] for s in shown)
+    assert f'title="T = 1.50" style="background:{colour(1.5)}"' in page
+
+
+def test_every_policy_and_task_is_in_a_table(page):
+    for name in (*POLICIES, "entropy of &lt;b&gt;", "Measures: &lt;i&gt;", "pass@3"):
+        assert name in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium found")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_opens_in_a_browser(page, width, tmp_path):
+    """All details open: nothing is wider than the screen but what scrolls."""
+    opened_page = page.replace("<details>", "<details open>")
+    seen, said = opened(opened_page, width, tmp_path)
+    assert len(seen["figures"]) == 4
+    assert all(natural > 300 for natural in seen["figures"])
+    assert seen["wide"] <= seen["screen"]
+    assert "CONSOLE" not in said
+
+
+def test_texts_of_tokens_make_the_text():
+    """Characters of several tokens stand with the last of them."""
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    text = 'def f(x):\n    return "größe – 雪 🏔"  # ok'
+    ids = tokenizer(text).input_ids
+    texts = token_texts(tokenizer, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == text
+    assert "" in texts
+    assert not any("\ufffd" in t for t in texts)
+    assert token_texts(tokenizer, []) == []
+
+
+def test_colours_go_from_white_to_orange():
+    assert colour(0.0) == "rgb(255,255,255)"
+    assert colour(2.0) == colour(9.0) == "rgb(239,130,73)"
+    assert colour(1.0, hottest=1.0) == colour(2.0)
