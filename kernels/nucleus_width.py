@@ -2,12 +2,13 @@
 
     z = softcap·tanh(scale·x / softcap)                     (no softcap: z = scale·x)
     p = softmax(z),  gap_i = max z − z_i,  T*_i = gap_i / (−ln p_min)
-    ℓ = w·(Σ_i p_i relu(T*_i − T) + λT)
-    dℓ/dT = w·(λ − Σ_i p_i [T*_i > T])                      λ − mass outside the kept set at T
+    r_i = [T*_i ≤ T_max]                                    or T*_i is clipped to T_max and r_i = 1
+    ℓ = w·Σ_i p_i r_i (relu(T*_i − T) + λT)
+    dℓ/dT = w·(λ Σ_i p_i r_i − Σ_i p_i r_i [T*_i > T])      λ·mass within reach − mass outside at T
 
 One program a row, two reads of it: which tokens are outside depends on the row's maximum, so sums
 over them cannot be carried while it grows. The first read carries the maximum and Σ e^{z−m}, a
-partial sum a lane; the second, out of the cache, the two sums over the tokens outside. The slope
+partial sum a lane; the second, out of the cache, the sums over tokens by their T*. The slope
 is made here, so the backward is one product a row. Rows of weight 0 are not read: 0 in both. Reads
 2·N·V elements, writes 8 bytes a row.
 """
@@ -44,13 +45,21 @@ def _take_mass(b_z, m, b_s):
 
 
 @triton.jit
-def _take_outside(b_z, m, inv, T, b_mass, b_width):
-    """The lanes' Σ e^{z−m} and Σ e^{z−m}(T* − T) over the tokens outside the kept set."""
+def _take_outside(b_z, m, inv, T, t_max, b_reach, b_mass, b_width, clip: tl.constexpr):
+    """The lanes' Σ e^{z−m} over the tokens within reach, and over those outside the kept set
+    Σ e^{z−m} and Σ e^{z−m}(T* − T)."""
     b_d = b_z - m
-    b_beyond = -b_d * inv - T
+    b_required = -b_d * inv
+    b_e = tl.where(b_z > -float("inf"), tl.exp(b_d), 0.0)
+    if clip:
+        b_required = tl.minimum(b_required, t_max)
+    else:
+        b_e = tl.where(b_required <= t_max, b_e, 0.0)
     # At −inf the product would be 0·inf.
-    b_e = tl.where((b_beyond > 0) & (b_z > -float("inf")), tl.exp(b_d), 0.0)
-    return b_mass + b_e, b_width + tl.where(b_e > 0, b_e * b_beyond, 0.0)
+    m_out = (b_required > T) & (b_e > 0)
+    b_mass += tl.where(m_out, b_e, 0.0)
+    b_width += tl.where(m_out, b_e * (b_required - T), 0.0)
+    return b_reach + b_e, b_mass, b_width
 
 
 @triton.jit
@@ -64,8 +73,10 @@ def _nucleus_width(
     stride,
     inv,
     gravity,
+    t_max,
     scale,
     softcap,
+    clip: tl.constexpr,
     block: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -87,18 +98,23 @@ def _nucleus_width(
             m, b_s = _take_mass(b_z, m, b_s)
         s = tl.sum(b_s, 0)
         safe_m = tl.where(m == -float("inf"), 0.0, m)
-        b_mass = tl.zeros((block,), tl.float32)
+        b_reach, b_mass = tl.zeros((block,), tl.float32), tl.zeros((block,), tl.float32)
         b_width = tl.zeros((block,), tl.float32)
         for start in range(0, whole, block):
             b_z = _logits(p_x, start + o_block, V, scale, softcap, False)
-            b_mass, b_width = _take_outside(b_z, safe_m, inv, T, b_mass, b_width)
+            b_reach, b_mass, b_width = _take_outside(
+                b_z, safe_m, inv, T, t_max, b_reach, b_mass, b_width, clip
+            )
         if whole < V:
             b_z = _logits(p_x, whole + o_block, V, scale, softcap, True)
-            b_mass, b_width = _take_outside(b_z, safe_m, inv, T, b_mass, b_width)
-        # 0 only where every logit is −inf: nothing is outside then. A NaN or +inf makes it NaN.
+            b_reach, b_mass, b_width = _take_outside(
+                b_z, safe_m, inv, T, t_max, b_reach, b_mass, b_width, clip
+            )
+        # s is 0 only where every logit is −inf: nothing is there then. A NaN or +inf makes it NaN.
         share = tl.where(s == 0, 0.0, 1.0 / s)
-        loss = w * (tl.sum(b_width, 0) * share + gravity * T)
-        slope = w * (gravity - tl.sum(b_mass, 0) * share)
+        pull = gravity * tl.sum(b_reach, 0) * share
+        loss = w * (tl.sum(b_width, 0) * share + pull * T)
+        slope = w * (pull - tl.sum(b_mass, 0) * share)
     tl.store(out_ptr + row, loss)
     tl.store(out_ptr + N + row, slope)
 
@@ -110,6 +126,8 @@ def nucleus_width(
     weight: torch.Tensor | None,
     inv: float,
     gravity: float,
+    max_temperature: float,
+    clip: bool,
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
@@ -119,6 +137,7 @@ def nucleus_width(
         logits: `[N, V]` bf16, fp16 or fp32, unit stride along V.
         temperature, weight: `[N]` fp32, contiguous; no weight is 1.
         inv: `1 / (−ln p_min)`.
+        clip: what to do with tokens whose T* is above `max_temperature`: clip it, or drop them.
         scale, softcap: the transform; `softcap=None` leaves it out.
 
     Returns:
@@ -128,8 +147,9 @@ def nucleus_width(
     out = torch.empty(2, N, dtype=torch.float32, device=logits.device)
     if N:
         _nucleus_width[(N,)](
-            logits, temperature, weight, out, N, V, logits.stride(0), inv, gravity, float(scale),
-            softcap, min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=WARPS,
+            logits, temperature, weight, out, N, V, logits.stride(0), inv, gravity,
+            max_temperature, float(scale), softcap, clip,
+            min(BLOCK, max(16, triton.next_power_of_2(V))), num_warps=WARPS,
         )  # fmt: skip
     return out
 
@@ -137,6 +157,6 @@ def nucleus_width(
 _SIGNATURE = {
     **{"x_ptr": "*bf16", "t_ptr": "*fp32", "w_ptr": "*fp32", "out_ptr": "*fp32"},
     **{"N": "i32", "V": "i32", "stride": "i32", "inv": "fp32", "gravity": "fp32"},
-    **{"scale": "fp32", "softcap": "fp32"},
+    **{"t_max": "fp32", "scale": "fp32", "softcap": "fp32"},
 }
-AOT = [(_nucleus_width, _SIGNATURE, {"block": BLOCK}, WARPS, 3)]
+AOT = [(_nucleus_width, _SIGNATURE, {"clip": False, "block": BLOCK}, WARPS, 3)]

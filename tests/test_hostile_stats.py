@@ -300,6 +300,7 @@ def test_the_hinge_without_labels(backend):
     numbers = {
         "min_p": (5e-324, 1 - 2**-53, False),
         "gravity": (0, HIGHEST, False),
+        "max_temperature": (TINY, HIGHEST, False),
         "logit_scale": (-HIGHEST, HIGHEST, False),
         "softcap": (TINY, 1e30, False),
         "chunk_bytes": (1, 2**63 - 1, True),

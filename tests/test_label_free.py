@@ -34,10 +34,12 @@ class Model(Law):
         self.weight = torch.randn(50, CONTEXTS, generator=torch.Generator().manual_seed(0)) * spread
 
     def nucleus_width(self, mass: float, min_p: float) -> torch.Tensor:
-        """From sorted logits."""
+        """Of the mass within reach, from sorted logits."""
         z = self.weight.T.double().sort(-1, descending=True).values
-        last = (z.softmax(-1).cumsum(-1) < mass).sum(-1)
-        return (z[:, 0] - z.gather(1, last[:, None])[:, 0]) / -math.log(min_p)
+        required = (z[:, :1] - z) / -math.log(min_p)
+        p = torch.where(required <= 2, z.softmax(-1), 0.0)
+        last = ((p / p.sum(-1, keepdim=True)).cumsum(-1) < mass).sum(-1)
+        return required.gather(1, last[:, None])[:, 0]
 
 
 def random_examples(seed: int) -> list[Example]:

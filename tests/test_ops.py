@@ -104,14 +104,14 @@ def cases(dtype: torch.dtype) -> dict:
             nucleus_width.nucleus_width,
             lambda: (
                 *(rand(5, grad=True), x(5, 40), None, None),
-                *(rand(5), 0.4, 0.1, 0.5, 30.0, 320),
+                *(rand(5), 0.4, 0.1, 2.0, False, 0.5, 30.0, 320),
             ),
         ),
         "nucleus_width of hidden states": (
             nucleus_width.nucleus_width,
             lambda: (
                 *(rand(5, grad=True), *product(), x(40)),
-                *(None, 0.4, 0.1, 1.0, None, 320),
+                *(None, 0.4, 0.1, 2.0, True, 1.0, None, 320),
             ),
         ),
         "soft_top_p": (

@@ -43,7 +43,7 @@ def test_is_one_page_and_its_figures(report):
         found = domain["spearman"]
         assert found["nucleus_mass"] == 0.9
         assert -1 < found["required_temperature"] < 1
-        assert f"own nucleus: Spearman {found['nucleus_width']:.2f}" in page
+        assert f"within reach): Spearman {found['nucleus_width']:.2f}" in page
         for axis, (difference, low, high) in domain["comparisons"].items():
             assert low <= difference <= high
             assert f"At equal {axis} the head " in page

@@ -103,19 +103,19 @@ def _of_chunk(
 
 @torch.inference_mode()
 def nucleus_widths(
-    tokens: ScanTokens, base: BaseModel, *, mass: float, min_p: float, limit: float
+    tokens: ScanTokens, base: BaseModel, *, mass: float, min_p: float
 ) -> torch.Tensor:
     """The lowest temperature at which Min-P's kept set has this mass of the model's own
-    probability, or `limit` where that is less. fp32 `[n]`
+    probability. fp32 `[n]`
 
     It is the gap of the last token of top-p's set over −ln p_min: what a head without labels
-    learns, known without one.
+    learns where it is within reach, known without one.
     """
     widths, size = [], max(1, CHUNK_LOGITS // base.vocabulary)
     for hidden in tokens.hidden.split(size):
         z = base.logits(hidden)
         widths.append(_gap_of_mass(z.sub_(z.amax(-1, keepdim=True)), mass))
-    return torch.cat(widths).div_(-math.log(min_p)).clamp_(max=limit)
+    return torch.cat(widths).div_(-math.log(min_p))
 
 
 def _gap_of_mass(z: torch.Tensor, mass: float, most: int = 1024) -> torch.Tensor:

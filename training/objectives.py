@@ -156,6 +156,7 @@ class LabelFree:
 
     min_p: float = 0.1
     gravity: float = 0.1
+    unreachable: str = "drop"
     easy_weight: str = "inverse"
     chunk_bytes: int = CHUNK_BYTES
 
@@ -174,6 +175,8 @@ class LabelFree:
                 logits,
                 min_p=self.min_p,
                 gravity=self.gravity,
+                max_temperature=head.max_temperature,
+                unreachable=self.unreachable,
                 row_weight=weight[index],
                 reduction="sum",
                 **transform,

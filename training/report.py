@@ -207,8 +207,9 @@ def _follows(pair: tuple[data.VCurve, data.VCurve]) -> str:
     """How closely T follows what it could follow."""
     of_target, of_nucleus = map(figures.correlation, pair)
     return (
-        f"T with the width of the model's own nucleus: {of_nucleus}; with the realised gap of the "
-        f"one reference token, which is mostly luck: {of_target}."
+        f"T with the width of the model's own nucleus ({pair[1].reachable:.0%} of them within "
+        f"reach): {of_nucleus}; with the realised gap of the one reference token, which is mostly "
+        f"luck: {of_target}."
     )
 
 
@@ -236,7 +237,8 @@ def _drawings(
             "V-curve",
             "Predicted temperature against the temperature that the reference token needed, and "
             "against the one at which the kept set has "
-            f"{subject.mass:g} of the model's own probability, on {SAMPLE:,} tokens at most. The "
+            f"{subject.mass:g} of the model's own probability, on {SAMPLE:,} tokens at most; what "
+            f"lies beyond {limit:g} is not drawn. The "
             "first is one draw, mostly luck, and no head can follow it; the second is what a head "
             "can know, and what it learns where the model is calibrated. "
             + " ".join(f"{name}: {_follows(pair)}" for name, pair in curves.items()),

@@ -64,10 +64,11 @@ def domain(name: str, scan: Scan, head: TemperatureHead, *, min_p: float) -> Dom
 class VCurve:
     """Predicted temperature against something that a temperature could follow."""
 
-    # (mean of it, 20 %, mean, 80 % of T̂) in quantile bins; 0 is a bin of its own
+    # (mean of it, 20 %, mean, 80 % of T̂) in quantile bins of what is within reach; 0 is one
     points: list[tuple[float, float, float, float]]
-    spearman: float | None  # rank correlation of the two; None where one of them does not vary
-    tokens: int
+    # rank correlation of the two, over all tokens; None where one of them does not vary
+    spearman: float | None
+    reachable: float  # share of the tokens
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
@@ -84,7 +85,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def v_curve(x: np.ndarray, temperature: np.ndarray, limit: float, bins: int = 24) -> VCurve:
-    """Of tokens whose `x`, a temperature, is within reach."""
+    """T̂ against `x`, a temperature, of some tokens; `limit` is the head's highest."""
     order = np.argsort(x, kind="stable")
     order = order[x[order] <= limit]
     zero = int((x[order] == 0).sum())
@@ -94,8 +95,7 @@ def v_curve(x: np.ndarray, temperature: np.ndarray, limit: float, bins: int = 24
         T = temperature[group]
         low, high = np.quantile(T, 0.2), np.quantile(T, 0.8)
         points.append((float(x[group].mean()), float(low), float(T.mean()), float(high)))
-    found = spearman(x[order], temperature[order]) if len(order) else None
-    return VCurve(points, found, len(order))
+    return VCurve(points, spearman(x, temperature), len(order) / len(x))
 
 
 def v_curves(
@@ -104,7 +104,7 @@ def v_curves(
     """T̂ against T*, and on a sample of the tokens against the width of the model's own nucleus of
     this mass."""
     picks = sample_of(d.tokens)
-    widths = nucleus_widths(d.tokens.rows(picks), base, mass=mass, min_p=min_p, limit=limit)
+    widths = nucleus_widths(d.tokens.rows(picks), base, mass=mass, min_p=min_p)
     of_nucleus = v_curve(widths.numpy(), d.temperature[picks.numpy()], limit)
     return v_curve(d.required, d.temperature, limit), of_nucleus
 

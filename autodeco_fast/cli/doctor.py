@@ -117,8 +117,8 @@ def _test_losses(h: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> dict[str,
     required = (z.amax(-1) - target) / torch.tensor(10.0).log()
     hinge = min_p_hinge_loss(T, logit_stats(z, y), unreachable="clip")
     plain_hinge = (required.clamp(max=2.0) - T).clamp(min=0) + 0.1 * T
-    beyond = (z.amax(-1, keepdim=True) - z) / torch.tensor(10.0).log() - T[:, None]
-    plain_width = (z.softmax(-1) * beyond.clamp(min=0)).sum(-1) + 0.1 * T
+    beyond = ((z.amax(-1, keepdim=True) - z) / torch.tensor(10.0).log()).clamp(max=2.0)
+    plain_width = (z.softmax(-1) * (beyond - T[:, None]).clamp(min=0)).sum(-1) + 0.1 * T
 
     warm = T + 0.5
     scaled = z / warm[:, None]
@@ -131,7 +131,9 @@ def _test_losses(h: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> dict[str,
     return {
         "temperature_head": _near(T, 2 * (torch.relu(h @ w1.T + b1) @ w2[0] + b2).sigmoid()),
         "min_p_hinge_loss": _near(hinge, plain_hinge.mean()),
-        "nucleus_width_loss": _near(nucleus_width_loss(T, z), plain_width.mean()),
+        "nucleus_width_loss": _near(
+            nucleus_width_loss(T, z, unreachable="clip"), plain_width.mean()
+        ),
         "autodeco_temperature_loss": _near(
             cross_entropy, torch.nn.functional.cross_entropy(scaled, y)
         ),

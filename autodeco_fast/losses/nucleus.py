@@ -8,6 +8,7 @@ from autodeco_fast.numerics import ALL_FLOATS, compute_dtype
 from autodeco_fast.ops.checks import (
     FINITE,
     NOT_NEGATIVE,
+    POSITIVE,
     SIZE,
     check_choice,
     check_integer,
@@ -30,18 +31,21 @@ def nucleus_width_loss(
     *,
     min_p: float = 0.1,
     gravity: float = 0.1,
+    max_temperature: float = 2.0,
+    unreachable: str = "drop",
     logit_scale: float = 1.0,
     softcap: float | None = None,
     row_weight: torch.Tensor | None = None,
     reduction: str = "mean",
     backend: str | None = None,
 ) -> torch.Tensor:
-    """`Σ_i p_i relu(T*_i − T) + gravity·T` per row, with `p = softmax(z)` and `T*_i = (max z − z_i)
-    / (−ln min_p)`: the expectation of `min_p_hinge_loss` over targets drawn from the model itself.
+    """`Σ_i p_i (relu(T*_i − T) + gravity·T)` per row over the tokens within reach, with `p =
+    softmax(z)` and `T*_i = (max z − z_i) / (−ln min_p)`: the expectation of `min_p_hinge_loss` over
+    targets drawn from the model itself.
 
-    Its slope is the mass that the kept set has at T, less `1 − gravity`, so the minimiser is the
-    lowest temperature at which Min-P keeps a nucleus of mass `1 − gravity`: top-p's set. No target
-    is needed, and none adds its noise. Differentiable in the temperature, once, not in the logits.
+    The minimiser is the lowest temperature at which Min-P keeps a share `1 − gravity` of the mass
+    within reach: top-p's set, where all mass is. No target is needed, and none adds its noise.
+    Differentiable in the temperature, once, not in the logits.
 
     Args:
         temperature: `[N]` predicted T.
@@ -49,6 +53,9 @@ def nucleus_width_loss(
             its loss NaN; −inf is a token that is never drawn.
         min_p: of the cut the head will be used with, in (0, 1).
         gravity: λ, the share of the model's own probability that may fall outside the cut, ≥ 0.
+        max_temperature: the head's T_max.
+        unreachable: "drop" leaves tokens with `T*_i > max_temperature` out, of the mass too; "clip"
+            sets their T* to it, and T rises to T_max where they have more than `gravity`.
         logit_scale, softcap: `z = softcap·tanh(logit_scale·logits / softcap)`; no tanh for None.
         row_weight: `[N]`, ≥ 0, or None; what a row of weight 0 holds does not matter.
         reduction: "mean" divides by Σ row_weight, and is 0 when that is; "sum"; "none" `[N]`.
@@ -66,6 +73,8 @@ def nucleus_width_loss(
         bias=None,
         min_p=min_p,
         gravity=gravity,
+        max_temperature=max_temperature,
+        unreachable=unreachable,
         logit_scale=logit_scale,
         softcap=softcap,
         row_weight=row_weight,
@@ -83,6 +92,8 @@ def linear_nucleus_width_loss(
     bias: torch.Tensor | None = None,
     min_p: float = 0.1,
     gravity: float = 0.1,
+    max_temperature: float = 2.0,
+    unreachable: str = "drop",
     logit_scale: float = 1.0,
     softcap: float | None = None,
     row_weight: torch.Tensor | None = None,
@@ -98,8 +109,8 @@ def linear_nucleus_width_loss(
             backend).
         weight: `[V, H]` the output embedding's, of the same dtype, a plain tensor.
         bias: `[V]` or None.
-        min_p, gravity, logit_scale, softcap, row_weight, reduction, backend: as there; scale and
-            softcap come after the bias.
+        min_p, gravity, max_temperature, unreachable, logit_scale, softcap, row_weight, reduction,
+            backend: as there; scale and softcap come after the bias.
         chunk_bytes: of such a chunk.
 
     Raises:
@@ -114,6 +125,8 @@ def linear_nucleus_width_loss(
         bias=bias,
         min_p=min_p,
         gravity=gravity,
+        max_temperature=max_temperature,
+        unreachable=unreachable,
         logit_scale=logit_scale,
         softcap=softcap,
         row_weight=row_weight,
@@ -131,6 +144,8 @@ def _loss(
     bias: torch.Tensor | None,
     min_p: float,
     gravity: float,
+    max_temperature: float,
+    unreachable: str,
     logit_scale: float,
     softcap: float | None,
     row_weight: torch.Tensor | None,
@@ -144,6 +159,7 @@ def _loss(
     if row_weight is not None:
         check_row("row_weight", row_weight, N)
         row_weight = row_parameter(row_weight, hidden)
+    check_choice("unreachable", unreachable, ("drop", "clip"))
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     rows, _ = nucleus_width(
         temperature.to(compute_dtype(hidden)).contiguous(),
@@ -153,6 +169,8 @@ def _loss(
         row_weight,
         inverse_width(min_p),
         check_number("gravity", gravity, NOT_NEGATIVE),
+        check_number("max_temperature", max_temperature, POSITIVE),
+        unreachable == "clip",
         check_number("logit_scale", logit_scale, FINITE),
         check_softcap(softcap),
         chunk_bytes,

@@ -17,6 +17,8 @@ def nucleus_width(
     row_weight: torch.Tensor | None,
     inv: float,
     gravity: float,
+    max_temperature: float,
+    clip: bool,
     logit_scale: float,
     softcap: float | None,
     chunk_bytes: int,
@@ -33,7 +35,7 @@ def nucleus_width(
         inv: `1 / (−ln p_min)`.
     """
     of_logits = implementation(backend, "nucleus_width")
-    settings = inv, gravity, logit_scale, softcap
+    settings = inv, gravity, max_temperature, clip, logit_scale, softcap
     if weight is None:
         loss, slope = of_logits(hidden, temperature, row_weight, *settings)
         return loss.clone(), slope.clone()
@@ -59,6 +61,8 @@ def _(
     row_weight,
     inv,
     gravity,
+    max_temperature,
+    clip,
     logit_scale,
     softcap,
     chunk_bytes,
@@ -75,7 +79,7 @@ def _setup(ctx, inputs, output):
 
 def _autograd(ctx, d_loss, _):
     (slope,) = ctx.saved_tensors
-    return d_loss * slope, *(None,) * 10
+    return d_loss * slope, *(None,) * 12
 
 
 nucleus_width.register_autograd(_autograd, setup_context=_setup)

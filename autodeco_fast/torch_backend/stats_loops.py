@@ -165,15 +165,17 @@ def feed(
 
 
 @compiled(fastmath=_SUMS)
-def outside(z, temperature, inv, out):
-    """Σ p (T* − T) and Σ p over the tokens with T* > T, of fp32 rows; 0 where all is −inf.
+def outside(z, temperature, inv, limit, clip, out):
+    """Σ p over the tokens within reach, and over those with T* > T Σ p and Σ p (T* − T), of fp32
+    rows; 0 where all is −inf.
 
-    z [R, V] fp32, temperature [R] fp32, inv fp32: 1 / (−ln p_min), out [2, R] fp32, written.
+    z [R, V] fp32, temperature [R] fp32, inv fp32: 1 / (−ln p_min), limit fp32: the highest
+    temperature, to which T* is clipped, or whose tokens are within reach; out [3, R] fp32, written.
     """
     for r in range(len(z)):
         row, T = z[r], temperature[r]
         m, _, _ = _largest(row, row.view(np.int32), np.float32(0))
-        total, mass, width = np.float32(0), np.float32(0), np.float32(0)
+        total, reach, mass, width = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         if m == -np.inf:
             total = _ONE
         else:
@@ -181,9 +183,14 @@ def outside(z, temperature, inv, out):
                 x = row[j] - m
                 x = _LOWEST if x < _LOWEST else x
                 e = _exp(x)
-                beyond = -x * inv - T
                 total += e
-                e = e if beyond > 0 else np.float32(0)
+                required = -x * inv
+                if clip:
+                    required = min(required, limit)
+                else:
+                    e = e if required <= limit else np.float32(0)
+                reach += e
+                e = e if required > T else np.float32(0)
                 mass += e
-                width += e * beyond
-        out[0, r], out[1, r] = width / total, mass / total
+                width += e * (required - T)
+        out[0, r], out[1, r], out[2, r] = reach / total, mass / total, width / total

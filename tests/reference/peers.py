@@ -53,7 +53,9 @@ def eager_hinge(T: torch.Tensor, gap: torch.Tensor, rank: torch.Tensor) -> torch
 def eager_nucleus_width(T: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """The hinge without labels at p_min = 0.1, λ = 0.1."""
     required = (z.amax(-1, keepdim=True) - z) / 2.302585
-    return ((z.softmax(-1) * (required - T[:, None]).relu()).sum(-1) + 0.1 * T).mean()
+    p = z.softmax(-1) * (required <= 2.0)
+    T = T[:, None]
+    return (p * ((required - T).relu() + 0.1 * T)).sum(-1).mean()
 
 
 def eager_hinge_step(
