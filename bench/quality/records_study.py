@@ -11,7 +11,8 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -23,7 +24,8 @@ from bench.quality import frontier
 STATIC = Path(__file__).with_name("static.txt")
 RULES = ("top_n_sigma n=1", "p_less T=1", "min_k T=1", "entropy a=0.4", "edt t0=1 theta=0.3")
 SEEDS = (0, 1, 2)
-ENTROPY_WEIGHTS, GRAVITIES, SCALES = (0.02, 0.01, 0.005, 0.002), (0.1, 0.15, 0.2, 0.25), (0.8, 1.2)
+ENTROPY_WEIGHTS, GRAVITIES = (0.02, 0.01, 0.005), (0.1, 0.15, 0.2)
+SCALES = ("", "scale=0.7", "scale=0.85", "scale=1.2", "scale=1.4")
 TARGETS = (0.75, 0.8, 0.85, 0.9)  # diversities that a setting is chosen for
 FROM_HINGE = 0.01  # β of the heads that begin as a hinge head of gravity 0.2
 DOCUMENT = 3000  # characters
@@ -31,10 +33,10 @@ DOCUMENT = 3000  # characters
 
 @dataclass(frozen=True)
 class Size:
-    rounds: int = 40
-    generations: int = 12
+    rounds: int = 25
+    generations: int = 8
     documents: int = 1000
-    samples: int = 128
+    samples: int = 96
     seeds: tuple[int, ...] = SEEDS
 
 
@@ -95,26 +97,23 @@ class Study:
             ],
             1,
         )
-        first, last = [], []
+        hinge, others = [], []
         for seed in self.size.seeds:
             for gravity in GRAVITIES:
-                first.append(
+                hinge.append(
                     self._from(f"hinge-{gravity:g}", seed, "--scan", scan)
                     + ["--gravity", str(gravity), "--num-train-epochs", "3"]
                 )
+            others += [self._rewards(f"rewards-{b:g}", seed, b) for b in ENTROPY_WEIGHTS]
+            begun = self._rewards(f"rewards-from-hinge-{FROM_HINGE:g}", seed, FROM_HINGE)
+            others.append([*begun, "--head", str(self.head("hinge-0.2", seed))])
             online = ("--model", self.model, "--data", self.work / "documents.jsonl")
-            first.append(
+            others.append(
                 self._from("autodeco", seed, *online, "--objective", "autodeco_temperature")
                 + ["--min-p", "1e-6", "--per-device-train-batch-size", "8"]
             )
-            first += [self._rewards(f"rewards-{b:g}", seed, b) for b in ENTROPY_WEIGHTS]
-            begun = self._rewards(f"rewards-from-hinge-{FROM_HINGE:g}", seed, FROM_HINGE)
-            last.append([*begun, "--head", str(self.head("hinge-0.2", seed))])
-        for some in (first, last):
-            left = [
-                c for c in some if not (Path(c[c.index("--output") + 1]) / CONFIG_NAME).exists()
-            ]
-            together(left, self.jobs)
+        for some in (hinge, others):
+            together([one for one in some if not _trained(one)], self.jobs)
 
     def _from(self, name: str, seed: int, *options: object) -> list[str]:
         return command("train", *options, "--output", self.head(name, seed), "--seed", seed)
@@ -132,6 +131,7 @@ class Study:
             "--stop": "\n",
             "--learning-rate": 3e-3,
             "--entropy-weight": weight,
+            "--save-steps": 5,
         }
         return self._from(name, seed, *(x for pair in options.items() for x in pair))
 
@@ -141,7 +141,7 @@ class Study:
         commands = [
             command("eval", "--model", self.model, "--prompts", self.work / f"{part}.jsonl")
             + ["--scorer", "json", "--stop", "\n", "--max-new-tokens", "48"]
-            + ["--samples", str(self.size.samples), "--batch-size", "1024"]
+            + ["--samples", str(self.size.samples), "--batch-size", "1024", "--dtype", "float32"]
             + ["--output", str(folders[name])]
             + [word for policy in policies for word in ("--policy", policy)]
             for name, policies in groups.items()
@@ -156,69 +156,75 @@ class Study:
 def choose(study: Study, static: list[str]) -> list[tuple[str, str]]:
     """(head, settings) that make the fewest errors at each diversity, on the validation schemas.
 
-    As many settings are tried as the static grid has.
+    No more settings are tried than the static grid has.
     """
-    tried = [
-        *((f"rewards-{b:g}", s) for b in ENTROPY_WEIGHTS for s in ("", *_scales())),
-        *((f"hinge-{g:g}", s) for g in GRAVITIES for s in ("", _scales()[0])),
-        (f"rewards-from-hinge-{FROM_HINGE:g}", ""),
-    ]
+    tried = [(f"rewards-{b:g}", s) for b in ENTROPY_WEIGHTS for s in SCALES]
+    tried += [(f"hinge-{g:g}", "") for g in GRAVITIES]
+    tried += [(f"rewards-from-hinge-{FROM_HINGE:g}", s) for s in SCALES[:3]]
     assert len(tried) <= len(static)
     seed = study.size.seeds[0]
-    texts = {study.of_head(name, seed, more): (name, more) for name, more in tried}
-    folders = study.evaluate("validation", {"static": static, "heads": list(texts)})
+    texts = [study.of_head(name, seed, more) for name, more in tried]
+    half = len(texts) // 2
+    folders = study.evaluate("validation", {"heads-1": texts[:half], "heads-2": texts[half:]})
     found = frontier.results(frontier.read(folders))
     write_text(study.work / "validation.json", json.dumps(found, indent=1))
-    ours = [r for r in found if r["variant"].startswith("head=")]
     named = {f"head={n} {m}".strip(): (n, m) for n, m in tried}
     chosen = []
     for target in TARGETS:
-        able = [r for r in ours if r["diversity"] >= target]
+        able = [r for r in found if r["diversity"] >= target]
         if able:
             best = min(able, key=lambda r: r["error"])
-            chosen.append(_of(best["variant"], named))
+            # Policies are shown with their Min-P.
+            words = [w for w in best["variant"].split() if not w.startswith("min_p=")]
+            chosen.append(named[" ".join(words)])
     return list(dict.fromkeys(chosen))
 
 
-def _scales() -> tuple[str, ...]:
-    return tuple(f"scale={s:g}" for s in SCALES)
+def static_grid() -> list[str]:
+    lines = STATIC.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
-def _of(variant: str, named: dict[str, tuple[str, str]]) -> tuple[str, str]:
-    """The head and settings that a result is of; policies are shown with their Min-P."""
-    words = [w for w in variant.split() if not w.startswith("min_p=")]
-    return named[" ".join(words)]
+def evaluate_static(study: Study) -> list[Path]:
+    """The grid, and rules without training, which wait for no head."""
+    static = static_grid()
+    half = len(static) // 2
+    groups = {"static-1": static[:half], "static-2": static[half:], "rules": list(RULES)}
+    study.evaluate("validation", {"static-1": static[:half], "static-2": static[half:]})
+    return study.evaluate("test", groups)
+
+
+def evaluate_heads(study: Study, chosen: list[tuple[str, str]]) -> list[Path]:
+    names = [(f"rewards-{b:g}", "") for b in ENTROPY_WEIGHTS]
+    names += [(f"rewards-from-hinge-{FROM_HINGE:g}", ""), ("autodeco", "")]
+    names += [(f"hinge-{g:g}", "") for g in GRAVITIES]
+    wanted = list(dict.fromkeys([*names, *chosen]))
+    groups = {
+        f"seed{seed}": [study.of_head(name, seed, more) for name, more in wanted]
+        for seed in study.size.seeds
+    }
+    return study.evaluate("test", groups)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="for heads and evaluations")
     parser.add_argument("--model", help="by default SmolLM2 from its package")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings, and evaluations, at once")
     parser.add_argument("--tiny", action="store_true", help="small, to see that it runs")
     args = parser.parse_args(arguments)
-    size = TINY if args.tiny else Size()
     model = args.model or str(smollm2.folder())
     args.folder.mkdir(parents=True, exist_ok=True)
-    study = Study(args.folder, model, size=replace(size), jobs=args.jobs)
-    study.train()
-    lines = STATIC.read_text(encoding="utf-8").splitlines()
-    static = [line for line in lines if line and not line.startswith("#")]
-    chosen = choose(study, static)
-    names = [f"rewards-{b:g}" for b in ENTROPY_WEIGHTS]
-    names += [f"rewards-from-hinge-{FROM_HINGE:g}", "hinge-0.1", "hinge-0.2", "autodeco"]
-    half = len(static) // 2
-    heads = [[study.of_head(name, seed) for name in names] for seed in size.seeds]
-    picked = [study.of_head(n, seed, more) for n, more in chosen if more for seed in size.seeds]
-    groups = {
-        **{"static-1": static[:half], "static-2": static[half:], "rules": list(RULES)},
-        **{f"seed{seed}": texts for seed, texts in zip(size.seeds, heads)},
-        **({"chosen": picked} if picked else {}),
-    }
-    folders = study.evaluate("test", groups)
+    study = Study(args.folder, model, size=TINY if args.tiny else Size(), jobs=args.jobs)
+    with ThreadPoolExecutor(1) as beside:
+        static = beside.submit(evaluate_static, study)
+        study.train()
+        folders = static.result()
+    chosen = choose(study, static_grid())
+    write_text(study.work / "chosen.json", json.dumps(chosen) + "\n")
+    folders += evaluate_heads(study, chosen)
     print("chosen on validation:", ", ".join(" ".join(c).strip() for c in chosen), flush=True)
-    write_text(study.work / "chosen.json", json.dumps(chosen))
-    frontier.main([*map(str, folders), "--output", "records" if not args.tiny else "tiny"])
+    frontier.main([*map(str, folders), "--output", "tiny" if args.tiny else "records"])
 
 
 if __name__ == "__main__":
