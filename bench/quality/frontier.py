@@ -168,7 +168,7 @@ def results(study: Study) -> list[dict]:
             "seeds": len(study[name]),
             "by_task": _by_task(lines),
         }
-        if name.split()[0] not in STATIC:
+        if static and name.split()[0] not in STATIC:
             result |= compare(p, static)
         out.append(result)
     return out

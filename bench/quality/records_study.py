@@ -33,14 +33,24 @@ DOCUMENT = 3000  # characters
 
 @dataclass(frozen=True)
 class Size:
-    rounds: int = 25
+    rounds: int = 15
     generations: int = 8
     documents: int = 1000
-    samples: int = 96
+    samples: int = 96  # of a schema under a static setting or a rule
+    head_samples: int = 64
+    tried_samples: int = 32  # of a validation schema, to choose by
     seeds: tuple[int, ...] = SEEDS
 
 
-TINY = Size(rounds=1, generations=2, documents=4, samples=2, seeds=(0,))
+TINY = Size(
+    rounds=1,
+    generations=2,
+    documents=4,
+    samples=2,
+    head_samples=2,
+    tried_samples=2,
+    seeds=(0,),
+)
 
 
 def documents() -> list[str]:
@@ -90,13 +100,6 @@ class Study:
     def train(self) -> None:
         """All heads; those that begin as another come after it."""
         scan = self.work / "scan"
-        together(
-            [
-                command("scan", "--model", self.model, "--data", self.work / "documents.jsonl")
-                + ["--output", str(scan), "--batch-tokens", "16384"]
-            ],
-            1,
-        )
         hinge, others = [], []
         for seed in self.size.seeds:
             for gravity in GRAVITIES:
@@ -112,8 +115,12 @@ class Study:
                 self._from("autodeco", seed, *online, "--objective", "autodeco_temperature")
                 + ["--min-p", "1e-6", "--per-device-train-batch-size", "8"]
             )
-        for some in (hinge, others):
-            together([one for one in some if not _trained(one)], self.jobs)
+        hinge, others = ([c for c in some if not _trained(c)] for some in (hinge, others))
+        if hinge:
+            source = ("--model", self.model, "--data", self.work / "documents.jsonl")
+            together([command("scan", *source, "--output", scan, "--batch-tokens", 16384)], 1)
+        together(hinge, self.jobs)
+        together(others, self.jobs)
 
     def _from(self, name: str, seed: int, *options: object) -> list[str]:
         return command("train", *options, "--output", self.head(name, seed), "--seed", seed)
@@ -135,13 +142,13 @@ class Study:
         }
         return self._from(name, seed, *(x for pair in options.items() for x in pair))
 
-    def evaluate(self, part: str, groups: dict[str, list[str]]) -> list[Path]:
+    def evaluate(self, part: str, groups: dict[str, list[str]], samples: int) -> list[Path]:
         """Evaluations of groups of policies, one beside the other."""
         folders = {name: self.work / "evaluations" / f"{part}-{name}" for name in groups}
         commands = [
             command("eval", "--model", self.model, "--prompts", self.work / f"{part}.jsonl")
             + ["--scorer", "json", "--stop", "\n", "--max-new-tokens", "48"]
-            + ["--samples", str(self.size.samples), "--batch-size", "1024", "--dtype", "float32"]
+            + ["--samples", str(samples), "--batch-size", "1024", "--dtype", "float32"]
             + ["--output", str(folders[name])]
             + [word for policy in policies for word in ("--policy", policy)]
             for name, policies in groups.items()
@@ -165,7 +172,8 @@ def choose(study: Study, static: list[str]) -> list[tuple[str, str]]:
     seed = study.size.seeds[0]
     texts = [study.of_head(name, seed, more) for name, more in tried]
     half = len(texts) // 2
-    folders = study.evaluate("validation", {"heads-1": texts[:half], "heads-2": texts[half:]})
+    groups = {"heads-1": texts[:half], "heads-2": texts[half:]}
+    folders = study.evaluate("validation", groups, study.size.tried_samples)
     found = frontier.results(frontier.read(folders))
     write_text(study.work / "validation.json", json.dumps(found, indent=1))
     named = {f"head={n} {m}".strip(): (n, m) for n, m in tried}
@@ -190,20 +198,19 @@ def evaluate_static(study: Study) -> list[Path]:
     static = static_grid()
     half = len(static) // 2
     groups = {"static-1": static[:half], "static-2": static[half:], "rules": list(RULES)}
-    study.evaluate("validation", {"static-1": static[:half], "static-2": static[half:]})
-    return study.evaluate("test", groups)
+    return study.evaluate("test", groups, study.size.samples)
 
 
 def evaluate_heads(study: Study, chosen: list[tuple[str, str]]) -> list[Path]:
     names = [(f"rewards-{b:g}", "") for b in ENTROPY_WEIGHTS]
     names += [(f"rewards-from-hinge-{FROM_HINGE:g}", ""), ("autodeco", "")]
-    names += [(f"hinge-{g:g}", "") for g in GRAVITIES]
+    names.append((f"hinge-{GRAVITIES[-1]:g}", ""))
     wanted = list(dict.fromkeys([*names, *chosen]))
     groups = {
         f"seed{seed}": [study.of_head(name, seed, more) for name, more in wanted]
         for seed in study.size.seeds
     }
-    return study.evaluate("test", groups)
+    return study.evaluate("test", groups, study.size.head_samples)
 
 
 def main(arguments: list[str] | None = None) -> None:

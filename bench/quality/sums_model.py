@@ -39,9 +39,6 @@ def model(size: int) -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
     )
     return LlamaForCausalLM(config)
 
@@ -51,9 +48,9 @@ def train(folder: Path, *, seed: int = 0, steps: int = STEPS) -> None:
     torch.manual_seed(seed)
     rng, words = random.Random(seed), tokenizer()
     base = model(len(words))
-    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
-    for config in (base.config, base.generation_config):
-        config.update({**ids, "pad_token_id": words.pad_token_id})
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for config in (base.config, base.generation_config):
+            setattr(config, name, getattr(words, name))
     optimizer = torch.optim.AdamW(base.parameters(), lr=RATE, weight_decay=0.01)
     for step in range(steps):
         texts = [sums.text(rng) for _ in range(BATCH)]
