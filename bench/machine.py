@@ -66,10 +66,13 @@ def _git(*arguments: str) -> str:
 def commit_info() -> dict:
     """The commit measured, and whether the tree differs from it outside `bench/results`.
 
-    A copy without git's folder takes the commit from the variable BENCH_COMMIT.
+    The variable BENCH_COMMIT names the commit of a copy whose git folder is another's, or is not
+    there.
     """
+    if "BENCH_COMMIT" in os.environ:
+        return {"id": os.environ["BENCH_COMMIT"], "dirty": False}
     commit = _git("rev-parse", "HEAD")
     if not commit:
-        return {"id": os.environ.get("BENCH_COMMIT", "unknown"), "dirty": False}
+        return {"id": "unknown", "dirty": False}
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/results")
     return {"id": commit, "time": _git("show", "-s", "--format=%cI"), "dirty": bool(changes)}

@@ -19,3 +19,9 @@ def on_its_device(launcher: Callable) -> Callable:
             return launcher(x, *args, **options)
 
     return launch
+
+
+def on_hopper(x: torch.Tensor) -> bool:
+    """Whether a tensor is on a GPU of compute capability 9, an H100 or its like."""
+    is_nvidia = x.is_cuda and torch.version.hip is None
+    return is_nvidia and torch.cuda.get_device_capability(x.device)[0] == 9

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .device import on_its_device
+from .device import on_hopper, on_its_device
 from .lm_head_tiles import described_tile, product_tile, transform
 from .logit_stats import moved
 
@@ -243,7 +243,7 @@ def token_stats(
     cut: bool = False,
     *,
     splits: int | None = None,
-    variant: Variant = POINTERS,
+    variant: Variant | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launches the kernels.
 
@@ -254,16 +254,18 @@ def token_stats(
             `kernels.logit_stats.logit_stats`, no column −2.
         bias: `[V]` or None.
         splits: of V; None chooses. It only changes rounding.
-        variant: `POINTERS` until the others have been measured; operands that no descriptor fits
-            are read by pointers anyway.
+        variant: None takes `HOPPER` where it was measured to be faster, else `POINTERS`; operands
+            that no descriptor fits are read by pointers anyway.
 
     Returns:
         floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `autodeco_fast/stats.py`.
     """
     (N, H), V = hidden.shape, weight.shape[0]
+    scaled = inverse_temperature is not None
+    if variant is None:
+        variant = HOPPER if on_hopper(hidden) and not scaled else POINTERS
     if variant.specialize and not COMPILES_SPECIALIZED:
         raise ValueError(f"variant BLACKWELL needs Triton 3.7 or newer, got {triton.__version__}")
-    scaled = inverse_temperature is not None
     K = 7 if scaled else 4
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -28,18 +28,21 @@ from autodeco_fast.stats import IGNORED, RowSums, TokenStats, scatter
 CHUNK_BYTES = 128 << 20
 
 
-def streaming_pays(backend: str) -> bool:
+def streaming_pays(backend: str, hidden: torch.Tensor, *, scaled: bool) -> bool:
     """Whether the streaming design is chosen over the vendor's product in chunks.
 
-    Triton: no. By the model of `bench/roofline.py` a chunk's trip to memory and back costs `4·N·V`
-    bytes, 9 % of the product at H = 4096, while 128 × 128 tiles wait for the second-level cache:
-    2.5 times the time of chunks, 1.9 times in the kernel's variant for Hopper. Streaming saves the
-    chunk's memory, nothing else. Predicted, not measured on a GPU.
+    Triton, on an H100 in bf16 without a temperature (`bench/results/h100-80gb-hbm3`): 0.6 to 0.9
+    times the time of chunks at 2,048 rows, 1.2 times at 8,192, but 0.8 where H = 896. The
+    rest, and with a temperature, is not measured: chunks.
 
     torch: yes. Tiles that stay in the caches beat rows that do not
     (`bench/end_to_end/training.py`).
     """
-    return backend == "torch"
+    if backend == "torch":
+        return True
+    on_hopper = implementation(backend, "on_hopper", module="device")
+    measured = on_hopper(hidden) and hidden.element_size() == 2 and not scaled
+    return measured and (len(hidden) <= 4096 or hidden.shape[1] <= 1024)
 
 
 @torch.library.custom_op("autodeco_fast::token_stats", mutates_args=())
@@ -141,7 +144,8 @@ def row_sums_of_product(
 ) -> RowSums:
     """The op, its arguments put in order and the design chosen."""
     chunk_bytes = check_integer("chunk_bytes", chunk_bytes, SIZE)
-    fused = streaming_pays(backend) if fused is None else fused
+    if fused is None:
+        fused = streaming_pays(backend, hidden, scaled=inverse_temperature is not None)
     return _token_stats(
         unit_stride(hidden),
         unit_stride(weight),
