@@ -23,6 +23,6 @@ setup(
         "autodeco_fast.training",
     ],
     package_dir={"autodeco_fast.kernels": "kernels", "autodeco_fast.training": "training"},
-    package_data={"autodeco_fast.demo": ["model/*"], "autodeco_fast": ["py.typed"]},
+    package_data={"autodeco_fast.demo": ["model/*", "heads/*/*"], "autodeco_fast": ["py.typed"]},
     include_package_data=False,
 )

@@ -27,6 +27,7 @@ HOTTER, COLDER = "scale=1.2", "scale=0.8"
 MESSAGES = [{"role": "user", "content": "Write the first lines of a story about a lighthouse."}]
 SAMPLES, NEW_TOKENS = 3, 48
 SCHEMAS, RECORDS, RECORD_TOKENS = 3, 32, 40
+REWARD = "autodeco_fast.demo.records:valid"
 ROUNDS, SCHEMAS_A_ROUND, RECORDS_A_ROUND = 6, 5, 8
 
 
@@ -98,7 +99,7 @@ def _training(output: Path, model: str, *, seed: int) -> None:
             objective="rewards",
             model=model,
             prompts=prompts,
-            reward="autodeco_fast.demo.records:valid",
+            reward=REWARD,
             output=output / "head",
             rounds=ROUNDS,
             prompts_per_round=SCHEMAS_A_ROUND,

