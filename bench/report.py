@@ -1,11 +1,12 @@
-"""Tables and plots of this device's records.
+"""Tables and plots of a device's records.
 
-    python -m bench.report
+    python -m bench.report [FOLDER]
 
-Writes `tables.md` and `sampling.png` beside the records, from nothing but them.
+of `bench/results`, by default this device's. Writes `tables.md` and `sampling.png` beside the records, from nothing but them.
 """
 
 import json
+import sys
 from pathlib import Path
 
 from autodeco_fast.files import atomic_write, write_text
@@ -105,7 +106,7 @@ def _draw_one(axes, results: list[dict]) -> None:
 
 
 def main() -> None:
-    folder = RESULTS / device_slug()
+    folder = RESULTS / (sys.argv[1] if len(sys.argv) > 1 else device_slug())
     records = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     if not records:
         raise SystemExit(f"no records in {folder}: run `make bench` first")

@@ -22,7 +22,7 @@ from autodeco_fast.training.run import scan_from_files, train_from_files
 from bench.quality import frontier, sums, sums_model
 
 SEEDS, TEXTS, SAMPLES = (0, 1, 2), 4000, 1000
-GRAVITIES, ENTROPY_WEIGHTS = (0.2, 0.1, 0.05, 0.02), (0.02, 0.01)
+GRAVITIES, ENTROPY_WEIGHTS = (0.1, 0.05), (0.02,)
 NO_CUT = 1e-6  # a head needs a Min-P; this one cuts nothing
 STATIC = [
     *(f"static T={T}" for T in (0.3, 0.5, 0.7, 1)),
