@@ -3,11 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench gpu clean
+.PHONY: help demo test lint bench quality gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed (PYTHON=...)")'
@@ -33,8 +33,12 @@ bench: $(STAMP) ## every benchmark on this machine, records in bench/results (ta
 	$(BIN)/python -m bench.roofline
 	$(BIN)/python -m bench.report
 
+quality: $(STAMP) ## heads beside fixed settings: the sums language, SmolLM2 writing records (minutes on a GPU, hours on 2 cores)
+	$(BIN)/python -m bench.quality.sums_study quality-results/sums
+	$(BIN)/python -m bench.quality.records_study quality-results/records
+
 gpu: $(STAMP) ## on a machine with a GPU: the kernels' tests on the device, then every benchmark; copies in gpu-results
 	$(BIN)/python -m bench.gpu --output gpu-results
 
 clean: ## remove the environment and what the demo wrote
-	rm -rf $(VENV) demo-output gpu-results build *.egg-info
+	rm -rf $(VENV) demo-output gpu-results quality-results build *.egg-info
