@@ -2,7 +2,8 @@
 
     python -m bench.report [FOLDER]
 
-of `bench/results`, by default this device's. Writes `tables.md` and `sampling.png` beside the records, from nothing but them.
+of `bench/results`, by default this device's. Writes `tables.md` and `sampling.png` beside the
+records, from nothing but them.
 """
 
 import json

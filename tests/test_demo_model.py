@@ -83,7 +83,7 @@ def test_its_steps(model, monkeypatch, tmp_path, capsys):
     for _ in range(2):  # the second time into the folder of the first
         run_demo(output=output)
     assert sorted(p.name for p in output.iterdir()) == [
-        *("demo.json", "evaluation", "head", "samples.html", "texts")
+        *("demo.json", "evaluation", "head", "records-head", "samples.html", "texts")
     ]
     page = (output / "samples.html").read_text()
     assert page.count("<h2>") == 1 + 4  # the prompt, four policies

@@ -9,7 +9,7 @@ from rich.console import Console
 from autodeco_fast.files import write_text
 
 MARKER = "demo.json"  # what shows that a folder is a demo's, to be replaced by the next
-FOLDERS = ("texts", "scans", "head", "report", "evaluation")
+FOLDERS = ("texts", "scans", "head", "report", "evaluation", "records-head")
 
 
 def begin(output: Path, settings: dict) -> None:
