@@ -109,13 +109,19 @@ def _point(lines: Sequence[Lines], rng: np.random.Generator | None) -> tuple[flo
 
 
 def points(seeds: dict[str, list[Lines]], resamples: int = RESAMPLES) -> np.ndarray:
-    """`[resamples + 1, 2]` error and diversity, means over seeds; the first is of all samples."""
+    """`[resamples + 1, 2]` error and diversity, means over seeds; the first is of all samples.
+
+    A resample holds samples twice, so its entropies are low: resamples are moved to the mean of
+    the first.
+    """
     rng, names = np.random.default_rng(0), list(seeds)
     out = [np.mean([_point(seeds[s], None) for s in names], 0)]
     for _ in range(resamples):
         picked = rng.choice(names, size=len(names))
         out.append(np.mean([_point(seeds[s], rng) for s in picked], 0))
-    return np.array(out)
+    found = np.array(out)
+    found[1:] += found[0] - found[1:].mean(0)
+    return found.clip(0, 1)
 
 
 def edge(error: np.ndarray, diversity: np.ndarray) -> np.ndarray:
@@ -188,6 +194,15 @@ def _by_task(lines: Sequence[Lines]) -> dict[str, dict]:
     return found
 
 
+def _family(policy: str) -> str:
+    """What a policy is called in the figure: a head by its objective, a rule by its name."""
+    name = policy.split()[0]
+    if name in STATIC:
+        return "fixed settings"
+    objective = re.sub(r"-[\d.]+$", "", name.removeprefix("head="))
+    return f"head: {objective}" if name.startswith("head=") else name
+
+
 def draw(results: list[dict], path: Path) -> None:
     """The figure: every setting, the static ones' lower edge, policies by family."""
     import matplotlib
@@ -198,22 +213,21 @@ def draw(results: list[dict], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
     families: dict[str, list[dict]] = defaultdict(list)
     for result in results:
-        kind = result["variant"].replace("=", " ").split()[0]
-        families["static settings" if kind in STATIC else kind].append(result)
+        families[_family(result["variant"])].append(result)
     for number, (family, members) in enumerate(families.items()):
         x, y = ([m[key] for m in members] for key in ("diversity", "error"))
         bars = [np.abs(np.array([m[f"{k}_95"] for m in members]).T - v) for k, v in
                 (("diversity", x), ("error", y))]  # fmt: skip
         style = {"fmt": "o", "ms": 4, "lw": 0.8, "color": f"C{number}", "label": family}
         axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], **style)
-        if family == "static settings":
+        if family == "fixed settings":
             best = edge(np.array(y), np.array(x))
             axes.plot(np.array(x)[best], np.array(y)[best], color=f"C{number}")
     axes.set_xlabel("diversity: entropy of a field's values, 1 = as high as can be")
     axes.set_ylabel("errors: share of samples that are not valid")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
     pyplot.close(figure)
