@@ -42,7 +42,7 @@ def test_same_seed_same_numbers(texts, tmp_path):
     assert {"fixed 0.1", "fixed 2", "head +0", "oracle"} <= set(first["measures"])
     assert set(first["comparisons"]) == {"mean temperature", "kept-set size"}
     page = (tmp_path / "a/samples.html").read_text()
-    assert page.count("<h2>") == 3
+    assert page.count("<h2>") == 1 + 3  # the prompt, three ways
     assert page.count('title="T = ') > 200
     assert (tmp_path / "a/report/report.html").stat().st_size > 50_000
 

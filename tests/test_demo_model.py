@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from transformers import AutoTokenizer
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.demo import compare, records, run_demo, smollm2
@@ -68,9 +67,6 @@ def test_without_it_the_small_model_is_taken(no_wheel, monkeypatch, tmp_path, ca
 
 @pytest.mark.slow
 def test_its_steps(model, monkeypatch, tmp_path, capsys):
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    tokenizer.save_pretrained(model)
     TemperatureHead(32, min_p=0.1).save_pretrained(tmp_path / "given")
     small = {"SAMPLES": 2, "NEW_TOKENS": 5, "SCHEMAS": 2, "RECORDS": 3, "RECORD_TOKENS": 4}
     small |= {"ROUNDS": 2, "SCHEMAS_A_ROUND": 2, "RECORDS_A_ROUND": 4}

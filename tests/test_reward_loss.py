@@ -1,11 +1,14 @@
 """The policy gradient in T: against autograd through an explicit masked softmax, and against the
 derivative of an expected reward."""
 
+import math
+
 import pytest
 import torch
 
 import autodeco_fast
 from autodeco_fast import logit_stats, reward_loss, sample
+from tests.on_device import DEVICE
 
 MIN_P = 0.05
 
@@ -48,6 +51,7 @@ def test_is_autograd_through_the_masked_softmax(reduction, weighted):
     assert not ours[ignored].any()
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="makes its tensors on a CPU")
 def test_gradient_on_both_backends(backend):
     z, T, y, A = case()
     exact = torch.autograd.grad(reward_loss(T, stats_at(z, y, T), A, entropy_weight=0.1), T)[0]
@@ -152,7 +156,7 @@ def test_says_what_is_wrong():
     for call, words in (
         (lambda: reward_loss(T, plain, A, entropy_weight=0.1), "must be taken with temperature="),
         (lambda: reward_loss(T, at, A[:3], entropy_weight=0.1), r"advantage must be \[12\]"),
-        (lambda: reward_loss(T, at, A, entropy_weight=-1), r"entropy_weight must be in \[0, 3.4"),
+        (lambda: reward_loss(T, at, A, entropy_weight=math.inf), "entropy_weight must be"),
         (lambda: reward_loss(T, at, A, entropy_weight=0, reduction="x"), "reduction must be one"),
         (lambda: reward_loss(T, z, A, entropy_weight=0), "stats must be TokenStats"),
     ):

@@ -27,8 +27,7 @@ HEAD = Path(__file__).parent / "heads" / smollm2.NAME
 # settings, and of 21 of heads (bench/quality/records_study.py).
 BEST_STATIC, BEST_SCALE = "static T=1 min_p=0.1", "scale=0.7"
 HOTTER = ("scale=0.85", "scale=1")
-MESSAGES = [{"role": "user", "content": "Write the first lines of a story about a lighthouse."}]
-SAMPLES, NEW_TOKENS = 3, 48
+SAMPLES, NEW_TOKENS = 4, 40
 SCHEMAS, RECORDS, RECORD_TOKENS = 3, 32, 40
 REWARD = "autodeco_fast.demo.records:valid"
 ROUNDS, SCHEMAS_A_ROUND, RECORDS_A_ROUND = 6, 5, 8
@@ -48,7 +47,7 @@ def run(output: Path, *, seed: int) -> None:
 
 
 def _samples(output: Path, model: str, head: str, *, seed: int) -> None:
-    say("generate: one prompt greedily, at T = 1, at the best fixed setting and adaptively")
+    say("generate: one line more, greedily, at T = 1, at the best fixed setting and adaptively")
     tokenizer = base_model.load_tokenizer(model)
     base = base_model.load(model, base_model.frozen_dtype("cpu"))
     policies = {
@@ -57,9 +56,15 @@ def _samples(output: Path, model: str, head: str, *, seed: int) -> None:
         f"best fixed setting: {BEST_STATIC.removeprefix('static ')}": BEST_STATIC,
         "adaptive": f"{head} {BEST_SCALE}",
     }
-    ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
     samples = draw(
-        base, tokenizer, policies, list(ids), samples=SAMPLES, new_tokens=NEW_TOKENS, seed=seed
+        base,
+        tokenizer,
+        policies,
+        tokenizer(TEST[-1].prompt).input_ids,
+        samples=SAMPLES,
+        new_tokens=NEW_TOKENS,
+        seed=seed,
+        first_line=True,
     )
     show(Console(), samples)
     write_html(output / "samples.html", samples)

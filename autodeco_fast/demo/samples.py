@@ -33,8 +33,13 @@ def draw(
     samples: int,
     new_tokens: int,
     seed: int,
+    first_line: bool = False,
 ) -> list[Sample]:
-    """Continues the prompt's ids under policies, title → text; one that is greedy only once."""
+    """Continues the prompt's ids under policies, title → text; one that is greedy only once.
+
+    Args:
+        first_line: whether what follows a line's end is left out.
+    """
     model, ids = base.model, torch.tensor([prompt])
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
@@ -53,7 +58,10 @@ def draw(
         continuations = []
         for tokens, temperatures in zip(out[:, len(prompt) :].tolist(), T.tolist()):
             n = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-            continuations.append(list(zip(token_texts(tokenizer, tokens[:n]), temperatures)))
+            texts = token_texts(tokenizer, tokens[:n])
+            if first_line:
+                n = next((i for i, text in enumerate(texts) if "\n" in text), n)
+            continuations.append(list(zip(texts[:n], temperatures)))
         found.append(Sample(title, tokenizer.decode(prompt), continuations))
     return found
 
