@@ -113,6 +113,7 @@ def _training(output: Path, model: str, *, seed: int) -> None:
             rounds=ROUNDS,
             prompts_per_round=SCHEMAS_A_ROUND,
             num_generations=RECORDS_A_ROUND,
+            learning_rate=3e-3,
             max_completion_length=RECORD_TOKENS,
             stop="\n",
             seed=seed,
