@@ -1,6 +1,7 @@
 """The frontier of an evaluation: score against diversity, as SVG."""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,12 @@ _COLOURS = (
 )  # fmt: skip
 _MARKERS = "oDs^vPX*"
 _NAMED_UP_TO = 12  # points that carry their name
+_PARENTS = re.compile(r"(?<==)\S*/(?=[^/\s])")  # of a head's folder
+
+
+def short(policy: str) -> str:
+    """A policy without the folders that its head's lies in."""
+    return _PARENTS.sub("…/", policy)
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def draw(points: Sequence[Point], label: str) -> bytes:
             )
             if len(points) <= _NAMED_UP_TO:
                 axes.annotate(
-                    point.policy[-32:], (x, y), xytext=(5, 5), textcoords="offset points",
+                    short(point.policy)[-32:], (x, y), xytext=(5, 5), textcoords="offset points",
                     fontsize=7, color=colour,
                 )  # fmt: skip
         axes.plot(

@@ -1,13 +1,12 @@
 """The tables of an evaluation, and its page: one file that needs nothing else."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from autodeco_fast.training import report_page as html
-from autodeco_fast.training.eval_figures import Point, draw
+from autodeco_fast.training.eval_figures import Point, draw, short
 from autodeco_fast.training.eval_measures import Interval, diversities
 from autodeco_fast.training.eval_prompts import Prompt
 from autodeco_fast.training.eval_store import Sample
@@ -21,7 +20,6 @@ DIVERSITY = {
     "distinct_2": "share of a prompt's word pairs that differ",
 }
 _SHOWN_TOKENS = 400  # of a sample
-_PARENTS = re.compile(r"(?<==)\S*/(?=[^/\s])")  # of a head's folder
 _Cell = Callable[[dict, dict], str]  # of a policy and its measures
 
 
@@ -108,7 +106,7 @@ def tables(results: dict) -> list[Table]:
         for number, name in enumerate(head):
             table.add_column(name, justify="right" if number else "left", no_wrap=True)
         for policy, *cells in lines:
-            table.add_row(_PARENTS.sub("…/", policy), *cells)
+            table.add_row(short(policy), *cells)
         found.append(table)
     return found
 
