@@ -19,8 +19,8 @@ from autodeco_fast.training.eval_measures import (
     powers_of_two,
     summarised,
 )
-from autodeco_fast.training.eval_prompts import Prompt
 from autodeco_fast.training.eval_store import Outcome
+from autodeco_fast.training.prompts import Prompt
 from autodeco_fast.training.scorers import load_scorer
 
 

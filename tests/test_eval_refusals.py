@@ -43,7 +43,7 @@ def refused(tmp_path, model, *words, **options):
         ('{"messages": [{"role": "user", "content": "w5"}], "answer": "x"}',
          "prompts, line 2: messages need a chat template"),
         ('{"prompt": "' + "w5 " * 251 + '", "answer": "x"}',
-         "line 2: it has 251 tokens, with max_new_tokens 6 more than the model's 256 positions"),
+         "line 2: it has 251 tokens, with 6 new ones more than the model's 256 positions"),
         (b"\xff\xfe", "line 2: not JSON"),
     ],
     ids=range(14),

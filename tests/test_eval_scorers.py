@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from autodeco_fast.training.eval_checks import CHECKS
-from autodeco_fast.training.eval_prompts import Prompt
+from autodeco_fast.training.prompts import Prompt
 from autodeco_fast.training.scorers import load_scorer, of_function, parse_record, read_answer
 
 DEEP = "[" * 100_000 + "]" * 100_000

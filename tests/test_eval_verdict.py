@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from autodeco_fast.training.eval_measures import Interval, Measured
-from autodeco_fast.training.eval_prompts import Prompt
 from autodeco_fast.training.eval_verdict import frontier_score, over_fixed
+from autodeco_fast.training.prompts import Prompt
 
 
 def test_the_frontier_between_its_points_and_beyond():

@@ -4,6 +4,7 @@ z = softcap·tanh(logit_scale·(h Wᵀ + b) / softcap)          (no softcap: no 
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -188,6 +189,26 @@ def load_tokenizer(name: str):
 def positions(config) -> int | None:
     """Positions that a model's configuration says there are, if it does."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or None
+
+
+def end_ids(model, tokenizer) -> list[int]:
+    """The ids after which a text of the model ends; none if it knows none."""
+    end = getattr(model.generation_config, "eos_token_id", None)
+    end = tokenizer.eos_token_id if end is None else end
+    return [] if end is None else [end] if isinstance(end, int) else list(end)
+
+
+def left_padded(
+    prompts: Sequence[list[int]], pad: int, device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids `[B, L]` and their mask."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
 
 
 def example_length(wanted: int, limit: int | None) -> int:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 from autodeco_fast.errors import foreign, line, parse_json
 from autodeco_fast.policies import Policy, Static
-from autodeco_fast.training.eval_prompts import Prompt
 from autodeco_fast.training.eval_requests import Draw, Drawn, Request, cut_at_stop
+from autodeco_fast.training.prompts import Prompt
 
 KEY = "OPENAI_API_KEY"  # of the environment; sent to the server and written nowhere
 ATTEMPTS, FIRST_WAIT = 5, 0.5  # seconds, doubled from attempt to attempt

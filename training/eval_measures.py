@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autodeco_fast.training.eval_prompts import Prompt
 from autodeco_fast.training.eval_store import Outcome
+from autodeco_fast.training.prompts import Prompt
 from autodeco_fast.training.scorers import Scorer
 
 RESAMPLES = 2000

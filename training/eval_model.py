@@ -16,9 +16,9 @@ from transformers.cache_utils import DynamicLayer
 from autodeco_fast import Attachment, attach
 from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.policies import Policy
-from autodeco_fast.training.base_model import positions
-from autodeco_fast.training.eval_prompts import Prompt, encode_prompt
+from autodeco_fast.training.base_model import end_ids, left_padded, positions
 from autodeco_fast.training.eval_requests import Draw, Drawn, Request, cut_at_stop
+from autodeco_fast.training.prompts import Prompt, encode_prompt
 
 _BROKEN = "\ufffd"  # what a tokenizer makes of a part of a character
 
@@ -93,30 +93,18 @@ class LocalModel:
             ValueError: naming the line of a prompt that the model or tokenizer cannot take.
         """
         self.model, self.tokenizer, self.max_new_tokens = model.eval(), tokenizer, max_new_tokens
-        self.ids = [self._encoded(prompt) for prompt in prompts]
-        device, eos = model.device, model.generation_config.eos_token_id
-        eos = tokenizer.eos_token_id if eos is None else eos
-        self.eos = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=device).long()
+        limits = {
+            "vocabulary": model.get_input_embeddings().weight.shape[0],
+            "positions": positions(model.config),
+            "new_tokens": max_new_tokens,
+        }
+        self.ids = [encode_prompt(tokenizer, prompt, **limits) for prompt in prompts]
+        device = model.device
+        self.eos = torch.tensor(end_ids(model, tokenizer), device=device).long()
         vocabulary = model.get_output_embeddings().weight.shape[0]
         self.strings = StopStrings(tokenizer, stop, vocabulary, device)
         pad = tokenizer.pad_token_id
         self.pad = pad if pad is not None else next(iter(self.eos.tolist()), 0)
-
-    def _encoded(self, prompt: Prompt) -> list[int]:
-        ids, where = encode_prompt(self.tokenizer, prompt), f"prompts, line {prompt.line}"
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        if max(ids) >= vocabulary:
-            raise ValueError(
-                f"{where}: the tokenizer makes id {max(ids)} of it, the model's vocabulary has "
-                f"{vocabulary}"
-            )
-        limit = positions(self.model.config)
-        if limit and len(ids) + self.max_new_tokens > limit:
-            raise ValueError(
-                f"{where}: it has {len(ids)} tokens, with max_new_tokens {self.max_new_tokens} "
-                f"more than the model's {limit} positions"
-            )
-        return ids
 
     def length(self, prompt: int) -> int:
         """Of a prompt, in tokens: those of similar length are drawn together."""
@@ -170,17 +158,6 @@ class LocalModel:
             truncated=not row.ended,
             length=len(row.tokens),
         )
-
-
-def left_padded(prompts: Sequence[list[int]], pad: int, device) -> tuple:
-    """Ids `[B, L]` and their mask."""
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), pad, device=device)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-        mask[row, longest - len(prompt) :] = 1
-    return ids, mask
 
 
 @dataclass

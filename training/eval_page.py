@@ -8,8 +8,8 @@ from rich.table import Table
 from autodeco_fast.training import report_page as html
 from autodeco_fast.training.eval_figures import Point, draw, short
 from autodeco_fast.training.eval_measures import Interval, diversities
-from autodeco_fast.training.eval_prompts import Prompt
 from autodeco_fast.training.eval_store import Sample
+from autodeco_fast.training.prompts import Prompt
 from autodeco_fast.training.shading import HOTTEST, token_texts
 
 PROMPTS, SAMPLES = 6, 2  # whose texts are shown: prompts, and samples of each under a policy

@@ -26,10 +26,10 @@ from autodeco_fast.training.eval_measures import (
     of_prompt,
     summarised,
 )
-from autodeco_fast.training.eval_prompts import Prompt, read_prompts
 from autodeco_fast.training.eval_requests import Drawn, Request, Source, batches
 from autodeco_fast.training.eval_store import Sample, Store
 from autodeco_fast.training.eval_verdict import FIXED, over_fixed
+from autodeco_fast.training.prompts import Prompt, read_prompts
 from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.training.scorers import Scorer, load_scorer
 

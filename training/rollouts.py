@@ -1,18 +1,16 @@
 """Rollouts to learn from: completions of prompts, sampled with the head as it is and scored by a
-reward function, or recorded ones with their rewards.
+reward function. `training/recorded.py`: those of a file.
 
 A rollout's advantage is its reward less the mean of its group: the completions of one prompt in one
-round, or the recorded ones of a group. Which prompts a round has, and the noise of every
+round. Which prompts a round has, and the noise of every
 completion, are functions of seed, round and prompt, so a run that was killed and resumed samples
 the same.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,12 +19,11 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from autodeco_fast import attach
-from autodeco_fast.errors import foreign, parse_json
-from autodeco_fast.training.base_model import BaseModel, example_length, positions
-from autodeco_fast.training.data import IGNORED, Example, complaint_of, encode
+from autodeco_fast.training.base_model import BaseModel, end_ids, left_padded, positions
+from autodeco_fast.training.data import IGNORED, Example
+from autodeco_fast.training.prompts import Prompt, encode_prompt
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.reward_function import Completion, rewards_of
-from autodeco_fast.values import finite, text
 
 
 class Rollout(NamedTuple):
@@ -46,7 +43,7 @@ class _Completed(NamedTuple):
     truncated: bool
 
 
-class Prompt(NamedTuple):
+class EncodedPrompt(NamedTuple):
     given: Completion  # as the reward function gets it
     ids: list[int]
     columns: dict[str, object]  # what else its line has
@@ -86,94 +83,34 @@ def chosen(n: int, round: int, *, count: int, seed: int) -> Iterator[tuple[int, 
         yield number, orders[epoch][at]
 
 
-def _lines(name: str, path: Path) -> Iterator[tuple[str, dict]]:
-    """(place, object) of the lines of a JSONL file.
-
-    Raises:
-        ValueError: if it is no such file, or has none.
-    """
-    if not path.is_file():
-        raise ValueError(f"{name} must be a JSONL file, got {str(path)!r}, which is no file")
-    empty = True
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            found = parse_json(line, where)
-            if not isinstance(found, dict):
-                raise ValueError(f"{where}: must be a JSON object, got {type(found).__name__}")
-            text(where, json.dumps(found, ensure_ascii=False))
-            empty = False
-            yield where, found
-    if empty:
-        raise ValueError(f"{name} must have at least one line, {path} has none")
-
-
-def read_prompts(path: Path) -> list[dict]:
-    """The lines of a file of prompts, `prompt` in each, a text or a chat.
-
-    Raises:
-        ValueError: naming the line that is something else.
-    """
-    found = []
-    for where, line in _lines("prompts", path):
-        if ("prompt" in line) == ("messages" in line):
-            raise ValueError(f"{where}: must have prompt or messages, got {sorted(line)}")
-        prompt = line.pop("messages" if "messages" in line else "prompt")
-        completion = "" if isinstance(prompt, str) else prompt
-        complaint = complaint_of({"prompt": prompt, "completion": completion})
-        if complaint:
-            raise ValueError(f"{where}: prompt must be a string or a list of messages")
-        if {"prompts", "completions"} & set(line):
-            raise ValueError(f"{where}: prompts and completions are what the function is given")
-        found.append({"prompt": prompt, **line})
-    return found
-
-
-def encode_prompts(
-    tokenizer, lines: list[dict], base: BaseModel, config: RewardConfig
-) -> list[Prompt]:
+def prompts_of(
+    tokenizer, lines: list[Prompt], base: BaseModel, config: RewardConfig
+) -> list[EncodedPrompt]:
     """Prompts as the model takes them; a chat ends where the assistant begins.
 
     Raises:
-        ValueError: for a prompt without a token, one that leaves no room for a completion, or
-            tokens that are not the model's.
+        ValueError: naming the line of a prompt that the model or tokenizer cannot take, or that has
+            a key which is the reward function's own.
     """
-    names = {name: None for line in lines for name in line if name != "prompt"}
+    limits = {
+        "vocabulary": base.vocabulary,
+        "positions": positions(base.model.config),
+        "new_tokens": config.max_completion_length,
+    }
+    columns = [
+        {name: value for name, value in line.fields.items() if name not in ("prompt", "messages")}
+        for line in lines
+    ]
+    names = {name: None for one in columns for name in one}
     found = []
-    for number, line in enumerate(lines, 1):
-        given = line["prompt"]
-        if isinstance(given, str):
-            ids = list(tokenizer(given).input_ids)
-        else:
-            if not tokenizer.chat_template:
-                raise ValueError("the tokenizer has no chat template, which messages need")
-            with foreign("the tokenizer's chat template does not take the messages"):
-                ids = list(
-                    tokenizer.apply_chat_template(
-                        given, add_generation_prompt=True, return_dict=False
-                    )
-                )
-        _check_prompt(number, ids, base, config.max_completion_length)
-        found.append(Prompt(given, ids, {name: line.get(name) for name in names}))
+    for line, own in zip(lines, columns):
+        if {"prompts", "completions"} & set(own):
+            raise ValueError(
+                f"prompts, line {line.line}: prompts and completions are what the function is given"
+            )
+        ids = encode_prompt(tokenizer, line, **limits)
+        found.append(EncodedPrompt(line.content, ids, {name: own.get(name) for name in names}))
     return found
-
-
-def _check_prompt(number: int, ids: list[int], base: BaseModel, completion: int) -> None:
-    if not ids:
-        raise ValueError(f"prompt {number} must hold a token of the model, it has none")
-    if max(ids) >= base.vocabulary:
-        raise ValueError(
-            f"the tokenizer makes id {max(ids)} of prompt {number}, the model's vocabulary has "
-            f"{base.vocabulary}"
-        )
-    limit = positions(base.model.config)
-    if limit and len(ids) + completion > limit:
-        raise ValueError(
-            f"the model has {limit} positions, prompt {number} has {len(ids)} tokens and "
-            f"max_completion_length is {completion}"
-        )
 
 
 class _Ends(StoppingCriteria):
@@ -259,15 +196,13 @@ class OnPolicy:
         self,
         base: BaseModel,
         tokenizer,
-        prompts: list[Prompt],
+        prompts: list[EncodedPrompt],
         reward: Callable,
         config: RewardConfig,
     ):
         self.base, self.tokenizer, self.prompts = base, tokenizer, prompts
         self.reward, self.config = reward, config
-        end = getattr(base.model.generation_config, "eos_token_id", None)
-        end = tokenizer.eos_token_id if end is None else end
-        self.end = [] if end is None else [end] if isinstance(end, int) else list(end)
+        self.end = end_ids(base.model, tokenizer)
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
         config, model = self.config, self.base.model
@@ -286,12 +221,7 @@ class OnPolicy:
         config, device = self.config, self.base.weight.device
         prompts = [self.prompts[index].ids for _, index in some]
         width, size, pad = max(map(len, prompts)), config.num_generations, (self.end or [0])[0]
-        ids = torch.full((len(prompts), width), pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = left_padded(prompts, pad, device)
         cache = _prefilled(self.base.model, ids[:, :-1], mask[:, :-1], size)
         ids, mask = ids.repeat_interleave(size, 0), mask.repeat_interleave(size, 0)
         seeds = torch.tensor([mixed(config.seed, "noise", number) for number, _ in some])
@@ -314,7 +244,7 @@ class OnPolicy:
             for row, h, n in zip(output[:, width:].tolist(), hidden, ends.lengths.tolist())
         ]
 
-    def _scored(self, prompts: list[Prompt], completions: list[_Completed]) -> list[Rollout]:
+    def _scored(self, prompts: list[EncodedPrompt], completions: list[_Completed]) -> list[Rollout]:
         """The completions, `num_generations` of each prompt, with their rewards and advantages."""
         if not prompts:
             return []
@@ -336,78 +266,10 @@ class OnPolicy:
             found.append(Rollout(example, reward, advantage, made.truncated, made.hidden))
         return found
 
-    def _shown(self, prompt: Prompt, ids: list[int]) -> Completion:
+    def _shown(self, prompt: EncodedPrompt, ids: list[int]) -> Completion:
         """A completion as the reward function gets it."""
         ids = ids[:-1] if ids[-1] in self.end else ids
         said = self.tokenizer.decode(ids, skip_special_tokens=True)
         if isinstance(prompt.given, str):
             return said
         return [{"role": "assistant", "content": said}]
-
-
-class Recorded:
-    """Rollouts of a file, whole groups in a round."""
-
-    def __init__(self, groups: list[list[Rollout]], config: RewardConfig):
-        self.groups, self.config = groups, config
-
-    def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
-        n, seed = len(self.groups), self.config.seed
-        count = min(n, self.config.prompts_per_round)
-        mine = list(chosen(n, round, count=count, seed=seed))[rank::world]
-        return [rollout for _, index in mine for rollout in self.groups[index]]
-
-
-def read_rollouts(path: Path) -> list[dict]:
-    """The lines of a file of rollouts.
-
-    Raises:
-        ValueError: naming the line that is no rollout.
-    """
-    found = []
-    for where, line in _lines("rollouts", path):
-        missing = {"prompt", "completion", "reward"} - set(line)
-        if missing:
-            raise ValueError(f"{where}: lacks {', '.join(sorted(missing))}")
-        complaint = complaint_of({name: line[name] for name in ("prompt", "completion")})
-        if complaint:
-            raise ValueError(f"{where}: {complaint}")
-        finite(f"{where}: reward", line["reward"])
-        found.append(line)
-    return found
-
-
-def group_rollouts(
-    tokenizer, lines: list[dict], base: BaseModel, config: RewardConfig
-) -> list[list[Rollout]]:
-    """Recorded rollouts by `group`, or by prompt where a line has none; with their advantages.
-
-    A text's completion ends with the end-of-sequence token, unless its line says `truncated`.
-
-    Raises:
-        ValueError: if no group has rewards that differ: there is nothing to learn.
-    """
-    groups: dict[str, list[dict]] = {}
-    for line in lines:
-        key = json.dumps(line["group"] if "group" in line else line["prompt"], sort_keys=True)
-        groups.setdefault(key, []).append(line)
-    limit, found = positions(base.model.config), []
-    for members in groups.values():
-        gained = advantages([float(line["reward"]) for line in members], config.scale_rewards)
-        rollouts = []
-        for line, advantage in zip(members, gained):
-            pair = {name: line[name] for name in ("prompt", "completion")}
-            example = encode(tokenizer, pair, example_length(2**31, limit), base.vocabulary)
-            if example is None:
-                continue
-            if line.get("truncated") and example.labels[-1] == tokenizer.eos_token_id:
-                example = Example(example.input_ids[:-1], example.labels[:-1])
-            truncated = bool(line.get("truncated", False))
-            rollouts.append(Rollout(example, float(line["reward"]), advantage, truncated))
-        found.append(rollouts)
-    if not any(rollout.advantage for rollouts in found for rollout in rollouts):
-        raise ValueError(
-            "rollouts must have a group whose rewards differ: a group is the lines with the same "
-            "group, or the same prompt"
-        )
-    return found

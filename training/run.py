@@ -196,16 +196,11 @@ def _train_on_rewards(config: RewardConfig, accelerator) -> None:
     """Reads prompts and reward function or rollouts, then loads the model, trains one head."""
     from autodeco_fast.training.base_model import frozen_dtype, load, load_tokenizer
     from autodeco_fast.training.loop import check_output
+    from autodeco_fast.training.prompts import read_prompts
+    from autodeco_fast.training.recorded import Recorded, group_rollouts, read_rollouts
     from autodeco_fast.training.reward_function import load_function
     from autodeco_fast.training.rewards import check_head, train_on_rewards
-    from autodeco_fast.training.rollouts import (
-        OnPolicy,
-        Recorded,
-        encode_prompts,
-        group_rollouts,
-        read_prompts,
-        read_rollouts,
-    )
+    from autodeco_fast.training.rollouts import OnPolicy, prompts_of
 
     console = console_of(accelerator)
     if config.resume and (config.output / CONFIG_NAME).exists():
@@ -224,7 +219,7 @@ def _train_on_rewards(config: RewardConfig, accelerator) -> None:
     base = load(config.model, frozen_dtype(device), device)
     base.verify(torch.tensor([[0, 1, 2]], device=device) % base.vocabulary)
     if config.rollouts is None:
-        prompts = encode_prompts(tokenizer, lines, base, config)
+        prompts = prompts_of(tokenizer, lines, base, config)
         rounds = OnPolicy(base, tokenizer, prompts, reward, config)
     else:
         rounds = Recorded(group_rollouts(tokenizer, lines, base, config), config)

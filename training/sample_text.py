@@ -9,7 +9,7 @@ whole line, and the last step renames.
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 from autodeco_fast.files import append_text, atomic_write
 from autodeco_fast.options import Options, documented, option
 from autodeco_fast.training.data import IGNORED
-from autodeco_fast.training.eval_prompts import Prompt, encode_prompt, read_prompts
+from autodeco_fast.training.prompts import Prompt, encode_prompt, read_prompts
 from autodeco_fast.values import require
 
 _LIVE_SETTINGS = ("output", "batch_size")  # may change when a file is continued
@@ -43,12 +43,11 @@ class SampleTextConfig(Options):
     seed: int = option("of the noise", 0)
 
 
-def prompt_ids(path: Path, tokenizer, *, vocabulary: int | None, longest: int) -> list[list[int]]:
+def prompt_ids(path: Path, tokenizer, **limits: int | None) -> list[list[int]]:
     """The ids of every line of a prompts file; a chat's last answer is left out.
 
     Args:
-        vocabulary: of the model, or None if it is not known.
-        longest: tokens of a prompt at most.
+        limits: what `encode_prompt` keeps to.
 
     Raises:
         ValueError: naming the line, if one is no prompt, or makes ids that the model does not have
@@ -56,21 +55,10 @@ def prompt_ids(path: Path, tokenizer, *, vocabulary: int | None, longest: int) -
     """
     found = []
     for prompt in read_prompts(path):
-        messages = prompt.fields.get("messages")
-        if messages and messages[-1]["role"] == "assistant":
-            prompt = Prompt(prompt.line, {"messages": messages[:-1]})
-        ids, where = encode_prompt(tokenizer, prompt), f"prompts, line {prompt.line}"
-        if len(ids) > longest:
-            raise ValueError(
-                f"{where}: it has {len(ids)} tokens; of the model's positions max_new_tokens "
-                f"leaves {longest}"
-            )
-        if vocabulary is not None and max(ids) >= vocabulary:
-            raise ValueError(
-                f"{where}: the tokenizer makes id {max(ids)} of it, the model's vocabulary has "
-                f"{vocabulary}"
-            )
-        found.append(ids)
+        content = prompt.content
+        if not isinstance(content, str) and content[-1]["role"] == "assistant":
+            prompt = Prompt(prompt.line, {"messages": content[:-1]})
+        found.append(encode_prompt(tokenizer, prompt, **limits))
     return found
 
 
@@ -126,56 +114,46 @@ class Sampler:
     def __init__(self, model, tokenizer, config: SampleTextConfig):
         from transformers import GenerationConfig
 
-        self.model, self.config = model, config
-        end = model.generation_config.eos_token_id
-        end = tokenizer.eos_token_id if end is None else end
-        self.ends = set(end if isinstance(end, list) else [] if end is None else [end])
-        pad = next(iter(self.ends), 0)
+        from autodeco_fast.policies import Static
+        from autodeco_fast.training.base_model import end_ids
+
+        self.model, self.config, self.ends = model, config, end_ids(model, tokenizer)
+        self.pad = (self.ends or [0])[0]
+        self.policy = Static(temperature=config.temperature, min_p=config.min_p)
         # Nothing of its own: a penalty for repetition would not be the model's probability.
-        model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
+        model.generation_config = GenerationConfig()
 
     def __call__(self, prompts: list[list[int]], first: int) -> list[dict]:
-        """Continues a batch of prompts; `first` is the number of the first one."""
-        import torch
-        from transformers import LogitsProcessorList
+        """Continues a batch of prompts; `first` is the number of the first one.
 
-        width, device = max(map(len, prompts)), self.model.device
-        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
-        length = torch.tensor([[len(prompt)] for prompt in prompts])
-        mask = (torch.arange(width) >= width - length).long()  # padded on the left
-        stream = torch.arange(first, first + len(prompts), device=device)
-        with torch.inference_mode():
-            out = self.model.generate(
-                ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=self.config.max_new_tokens,
-                do_sample=False,  # the processor has drawn
-                logits_processor=LogitsProcessorList([self._draw(width, stream)]),
-            )
-        return [self._line(prompt, new) for prompt, new in zip(prompts, out[:, width:].tolist())]
-
-    def _draw(self, width: int, stream) -> Callable:
-        """A logits processor that leaves the token it draws."""
+        Raises:
+            ValueError: if the model makes logits that are NaN or infinite.
+        """
         import torch
 
-        from autodeco_fast import sample
+        from autodeco_fast import attach
+        from autodeco_fast.training.base_model import left_padded
 
-        config = self.config
-
-        def draw(input_ids, scores):
-            found = sample(
-                scores,
-                config.temperature,
-                min_p=config.min_p,
-                seed=config.seed,
-                position=input_ids.shape[1] - width,
-                stream=stream,
-            )
-            if found.status.any():
-                raise ValueError(f"model {config.model!r} makes logits that are NaN or infinite")
-            return torch.full_like(scores, -torch.inf).scatter_(1, found.token[:, None], 0.0)
-
-        return draw
+        ids, mask = left_padded(prompts, self.pad, self.model.device)
+        try:
+            with torch.inference_mode(), attach(self.model, self.policy):
+                out = self.model.generate(
+                    ids,
+                    attention_mask=mask,
+                    max_new_tokens=self.config.max_new_tokens,
+                    pad_token_id=self.pad,
+                    eos_token_id=self.ends or None,
+                    seed=self.config.seed,
+                    stream=torch.arange(first, first + len(prompts)),
+                )
+        except RuntimeError as error:
+            if "cannot be sampled from" not in str(error):
+                raise
+            raise ValueError(
+                f"model {self.config.model!r} makes logits that are NaN or infinite"
+            ) from None
+        new_ids = out[:, ids.shape[1] :].tolist()
+        return [self._line(prompt, new) for prompt, new in zip(prompts, new_ids)]
 
     def _line(self, prompt: list[int], new: list[int]) -> dict:
         """As training reads it; what follows an end is padding."""
@@ -200,8 +178,7 @@ def _opened(config: SampleTextConfig) -> tuple[Sampler, list[list[int]]]:
     if config.output.exists():
         raise ValueError(f"output {str(config.output)!r} is there already; name another file")
     found, tokenizer = base_model.facts(config.model), base_model.load_tokenizer(config.model)
-    longest = (found.positions or 2**31) - config.max_new_tokens
-    if longest < 1:
+    if found.positions is not None and found.positions <= config.max_new_tokens:
         raise ValueError(
             f"max_new_tokens must be below the model's {found.positions} positions, got "
             f"{config.max_new_tokens}"
@@ -210,7 +187,11 @@ def _opened(config: SampleTextConfig) -> tuple[Sampler, list[list[int]]]:
         prompts = [_first_token(tokenizer)]
     else:
         prompts = prompt_ids(
-            config.prompts, tokenizer, vocabulary=found.vocabulary, longest=longest
+            config.prompts,
+            tokenizer,
+            vocabulary=found.vocabulary,
+            positions=found.positions,
+            new_tokens=config.max_new_tokens,
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = base_model.frozen_dtype(device)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from autodeco_fast.errors import foreign
 from autodeco_fast.training import eval_checks
-from autodeco_fast.training.eval_prompts import Prompt
+from autodeco_fast.training.prompts import Prompt
 from autodeco_fast.training.reward_function import Completion, load_function, rewards_of
 from autodeco_fast.training.scan_store import fingerprint
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from autodeco_fast.training.eval_measures import entropy_at
-from autodeco_fast.training.eval_prompts import read_prompts
+from autodeco_fast.training.prompts import read_prompts
 from autodeco_fast.training.scorers import parse_record
 from bench.machine import RESULTS
 from bench.quality import sums

@@ -1,5 +1,5 @@
-"""Prompts of an evaluation: JSONL, each line with `prompt` (text) or `messages` (a chat), an
-optional `task` that results are grouped by, and the fields that the scorer reads."""
+"""Prompts to continue: JSONL, each line with `prompt` (text, or a chat) or `messages` (a chat), an
+optional `task` that results are grouped by, and fields for a scorer or a reward function."""
 
 import json
 from dataclasses import dataclass
@@ -40,8 +40,9 @@ def _complaint(fields: object) -> str | None:
         return f"a prompt must be a JSON object, got {type(fields).__name__}"
     if ("prompt" in fields) == ("messages" in fields):
         return "must have either prompt or messages"
-    if "prompt" in fields and not (isinstance(fields["prompt"], str) and fields["prompt"]):
-        return "prompt must be text"
+    prompt = fields.get("prompt", "a chat in messages")
+    if not is_chat(prompt) and not (isinstance(prompt, str) and prompt):
+        return "prompt must be text or a list of messages"
     if "messages" in fields and not is_chat(fields["messages"]):
         return "messages must be a list of objects with role and content"
     if not isinstance(fields.get("task", ""), str):
@@ -76,12 +77,18 @@ def read_prompts(path: Path) -> list[Prompt]:
     return found
 
 
-def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
+def encode_prompt(
+    tokenizer, prompt: Prompt, *, vocabulary: int | None, positions: int | None, new_tokens: int
+) -> list[int]:
     """Its ids, with the generation prompt of a chat.
+
+    Args:
+        vocabulary, positions: of the model; None where they are not known.
+        new_tokens: how many must find room behind it.
 
     Raises:
         ValueError: for a chat that the tokenizer has no template for or whose template does not
-            take it, or a prompt without a token.
+            take it, a prompt without a token or with too many, or ids that the model does not have.
     """
     where = f"prompts, line {prompt.line}"
     if isinstance(prompt.content, str):
@@ -96,4 +103,14 @@ def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
             ids = list(ids)
     if not ids:
         raise ValueError(f"{where}: prompt must hold a token of the model")
+    if vocabulary is not None and max(ids) >= vocabulary:
+        raise ValueError(
+            f"{where}: the tokenizer makes id {max(ids)} of it, the model's vocabulary has "
+            f"{vocabulary}"
+        )
+    if positions is not None and len(ids) + new_tokens > positions:
+        raise ValueError(
+            f"{where}: it has {len(ids)} tokens, with {new_tokens} new ones more than the model's "
+            f"{positions} positions"
+        )
     return ids

@@ -1,0 +1,99 @@
+"""Rollouts: which completions there are, where they end, and what is known of their tokens."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from autodeco_fast import TemperatureHead
+from autodeco_fast.training import base_model, rewards
+from autodeco_fast.training.recorded import Recorded
+from autodeco_fast.training.rollouts import OnPolicy, Rollout, advantages, chosen
+from tests.reward_runs import Numbers, config_of, even_share, rollouts_of, some_prompts
+from tests.tiny_models import every_model, tiny_model
+
+
+def test_advantages():
+    assert advantages([1.0, 0.0, 0.0, 1.0], scale=False) == [0.5, -0.5, -0.5, 0.5]
+    assert advantages([3.0, 1.0], scale=True) == [1.0, -1.0]
+    assert advantages([2.0, 2.0], scale=True) == [0.0, 0.0]
+
+
+def test_every_prompt_has_its_turn():
+    turns = [list(chosen(10, round, count=4, seed=3)) for round in range(5)]
+    numbers = [number for turn in turns for number, _ in turn]
+    indices = [index for turn in turns for _, index in turn]
+    assert numbers == list(range(20))
+    assert sorted(indices[:10]) == sorted(indices[10:]) == list(range(10))
+    assert indices[:10] != indices[10:]
+
+
+def test_a_completion_does_not_depend_on_the_batch(tmp_path):
+    at_once, alone = (
+        rollouts_of(config_of(tmp_path, generation_batch_size=n), some_prompts()) for n in (256, 8)
+    )
+    assert [r[:4] for r in at_once] == [r[:4] for r in alone]
+    assert len(at_once) == 64
+    assert len({tuple(r.example.input_ids) for r in at_once}) > 60  # a prompt's are not one another
+
+
+def test_completions_end_where_they_should(tmp_path):
+    """At an id that ends them, at a text, or at the limit; what follows is padding, and no
+    target."""
+    tokenizer = Numbers()
+    tokenizer.eos_token_id = 40
+    found = rollouts_of(
+        config_of(tmp_path, max_completion_length=30, stop="7 5"), some_prompts(), tokenizer
+    )
+    ways = set()
+    for rollout in found:
+        labels = [y for y in rollout.example.labels if y != -100]
+        text = tokenizer.decode(labels)
+        assert rollout.example.input_ids[-len(labels) :] == labels
+        ends = labels[-1] == 40, "7 5" in text
+        assert 40 not in labels[:-1]
+        assert "7 5" not in tokenizer.decode(labels[:-1])
+        assert rollout.truncated == (not any(ends))
+        assert len(labels) == 30 or any(ends)
+        ways.add(ends)
+    assert {(False, False), (True, False), (False, True)} <= ways
+
+
+@every_model
+def test_statistics_are_of_what_the_sampler_saw(tmp_path, name):
+    """T, cut and tokens agree, and the hidden states are those of the model run over the whole
+    example: prompts are shared and padded on the left, whatever the model makes of positions."""
+    config = config_of(tmp_path)
+    base = base_model.wrap(tiny_model(name))
+    run = rewards._Run(None, base, config, Accelerator())
+    torch.nn.init.normal_(run.head.mlp[2].weight, std=1.0)
+    source = OnPolicy(base, Numbers(), some_prompts(), even_share, config)
+    rollouts = source.rollouts(0, run.head, 0, 1)
+    again = [rollout._replace(hidden=None) for rollout in rollouts]
+    for ours, theirs in zip(run._tokens(rollouts), run._tokens(again)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+    sums = run._sums(rollouts)
+    assert sums.temperature.std() > 0.1
+    assert (sums.stats.rank < sums.stats.kept).all()
+    assert int((sums.weight > 0).sum()) == 64 * 12
+
+
+def test_groups_of_recorded_rollouts_are_whole():
+    rollouts = [[Rollout(None, float(i), 0.0, False)] * 3 for i in range(5)]
+    config = config_of(Path("out"), rollouts=Path("r"), prompts_per_round=2)
+    found = Recorded(rollouts, config).rollouts(0, None, 0, 1)
+    shared = [Recorded(rollouts, config).rollouts(0, None, rank, 2) for rank in range(2)]
+    assert len(found) == 6
+    assert sorted(r.reward for r in found) == sorted(r.reward for part in shared for r in part)
+
+
+def test_the_models_own_generation_settings_do_not_count(tmp_path):
+    base = base_model.wrap(tiny_model("llama"))
+    config = config_of(tmp_path)
+    plain = OnPolicy(base, Numbers(), some_prompts(), even_share, config)
+    head = TemperatureHead(32, min_p=0.1)
+    expected = [rollout[:4] for rollout in plain.rollouts(0, head, 0, 1)]
+    own = base.model.generation_config
+    own.update(repetition_penalty=1.5, no_repeat_ngram_size=1, temperature=0.1, top_k=2)
+    assert [rollout[:4] for rollout in plain.rollouts(0, head, 0, 1)] == expected
+    assert base.model.generation_config is own

@@ -1,0 +1,96 @@
+"""Recorded rollouts: JSONL of prompt, completion, reward and, where the prompt does not say what
+belongs together, group.
+
+A rollout's advantage is its reward less the mean of its group's.
+"""
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from autodeco_fast.errors import parse_json
+from autodeco_fast.training.base_model import BaseModel, example_length, positions
+from autodeco_fast.training.data import Example, complaint_of, encode
+from autodeco_fast.training.reward_config import RewardConfig
+from autodeco_fast.training.rollouts import Rollout, advantages, chosen
+from autodeco_fast.values import finite, text
+
+
+class Recorded:
+    """Rollouts of a file, whole groups in a round."""
+
+    def __init__(self, groups: list[list[Rollout]], config: RewardConfig):
+        self.groups, self.config = groups, config
+
+    def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
+        n, seed = len(self.groups), self.config.seed
+        count = min(n, self.config.prompts_per_round)
+        mine = list(chosen(n, round, count=count, seed=seed))[rank::world]
+        return [rollout for _, index in mine for rollout in self.groups[index]]
+
+
+def read_rollouts(path: Path) -> list[dict]:
+    """The lines of a file of rollouts.
+
+    Raises:
+        ValueError: naming the line that is no rollout.
+    """
+    if not path.is_file():
+        raise ValueError(f"rollouts must be a JSONL file, got {str(path)!r}, which is no file")
+    found = []
+    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
+        if not raw.strip():
+            continue
+        where = f"{path}, line {number}"
+        line = parse_json(raw, where)
+        if not isinstance(line, dict):
+            raise ValueError(f"{where}: must be a JSON object, got {type(line).__name__}")
+        text(where, json.dumps(line, ensure_ascii=False))
+        missing = {"prompt", "completion", "reward"} - set(line)
+        if missing:
+            raise ValueError(f"{where}: lacks {', '.join(sorted(missing))}")
+        complaint = complaint_of({name: line[name] for name in ("prompt", "completion")})
+        if complaint:
+            raise ValueError(f"{where}: {complaint}")
+        finite(f"{where}: reward", line["reward"])
+        found.append(line)
+    if not found:
+        raise ValueError(f"rollouts must have at least one line, {path} has none")
+    return found
+
+
+def group_rollouts(
+    tokenizer, lines: list[dict], base: BaseModel, config: RewardConfig
+) -> list[list[Rollout]]:
+    """Recorded rollouts by `group`, or by prompt where a line has none; with their advantages.
+
+    A text's completion ends with the end-of-sequence token, unless its line says `truncated`.
+
+    Raises:
+        ValueError: if no group has rewards that differ: there is nothing to learn.
+    """
+    groups: dict[str, list[dict]] = {}
+    for line in lines:
+        key = json.dumps(line["group"] if "group" in line else line["prompt"], sort_keys=True)
+        groups.setdefault(key, []).append(line)
+    limit, found = positions(base.model.config), []
+    for members in groups.values():
+        gained = advantages([float(line["reward"]) for line in members], config.scale_rewards)
+        rollouts = []
+        for line, advantage in zip(members, gained):
+            pair = {name: line[name] for name in ("prompt", "completion")}
+            example = encode(tokenizer, pair, example_length(2**31, limit), base.vocabulary)
+            if example is None:
+                continue
+            if line.get("truncated") and example.labels[-1] == tokenizer.eos_token_id:
+                example = Example(example.input_ids[:-1], example.labels[:-1])
+            truncated = bool(line.get("truncated", False))
+            rollouts.append(Rollout(example, float(line["reward"]), advantage, truncated))
+        found.append(rollouts)
+    if not any(rollout.advantage for rollouts in found for rollout in rollouts):
+        raise ValueError(
+            "rollouts must have a group whose rewards differ: a group is the lines with the same "
+            "group, or the same prompt"
+        )
+    return found
