@@ -33,7 +33,7 @@ bench: $(STAMP) ## every benchmark on this machine, records in bench/results (ta
 	$(BIN)/python -m bench.roofline
 	$(BIN)/python -m bench.report
 
-quality: $(STAMP) ## heads beside fixed settings: the sums language, SmolLM2 writing records (minutes on a GPU, hours on 2 cores)
+quality: $(STAMP) ## heads beside fixed settings: the sums language, SmolLM2 writing records (long; a GPU helps)
 	$(BIN)/python -m bench.quality.sums_study quality-results/sums
 	$(BIN)/python -m bench.quality.records_study quality-results/records
 

@@ -68,7 +68,8 @@ class RewardConfig(Options):
         "β, what a nat of entropy a token is worth in rewards", 0.01, must_be="≥ 0"
     )
     target_entropy: float | None = option(
-        "mean nats a token that entropy_weight, from where it begins, is moved to hold",
+        "mean nats a token to hold: entropy then weighs 10 times entropy_weight times the share of "
+        "it that is lacking",
         None,
         must_be="positive",
     )
@@ -96,4 +97,4 @@ class RewardConfig(Options):
         if one_of_both or on_policy == (self.rollouts is not None):
             raise ValueError("give either prompts and reward, or rollouts")
         if self.target_entropy is not None and not self.entropy_weight:
-            raise ValueError("target_entropy needs an entropy_weight above 0 to begin with, got 0")
+            raise ValueError("target_entropy needs an entropy_weight above 0, got 0")

@@ -46,7 +46,7 @@ def available() -> bool:
 
 
 def folder() -> Path:
-    """The model as a folder of transformers; converted where it is not there yet (20 s on 2 cores).
+    """The model as a folder of transformers; converted where it is not there yet.
 
     Raises:
         ValueError: if neither the converted model nor the wheel and the package `gguf` are here.

@@ -3,8 +3,8 @@
     python -m bench.quality.records_study FOLDER [--model FOLDER] [--jobs N]
 
 trains heads for three seeds, chooses settings on the validation schemas (as many as the static grid
-has), evaluates them on the test schemas and writes the record and the figure `records`. Minutes on
-a GPU, hours on 2 cores. What the folder has already is not made again.
+has), evaluates them on the test schemas and writes the record and the figure `records`; a GPU
+helps. What the folder has already is not made again.
 """
 
 import argparse

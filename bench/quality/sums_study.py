@@ -3,8 +3,8 @@
     python -m bench.quality.sums_study FOLDER
 
 trains the model, heads by every objective for three seeds, evaluates them beside a grid of static
-settings, and writes the record and the figure `sums` (10 minutes on 2 cores). What the folder has
-already is not made again.
+settings, and writes the record and the figure `sums`. What the folder has already is not made
+again.
 """
 
 import argparse
