@@ -117,7 +117,7 @@ def test_variants_of_the_kernel(name, capability, N, H, V, dtype, scaled):
     assert kernel._describable(h)
     assert kernel._describable(w)
     floats, ints = kernel.token_stats(h, w, *rest, variant=variant)
-    expected, expected_ints = kernel.token_stats(h, w, *rest)
+    expected, expected_ints = kernel.token_stats(h, w, *rest, variant=kernel.POINTERS)
     assert torch.equal(ints, expected_ints)
     torch.testing.assert_close(floats, expected, rtol=2e-5, atol=2e-5)
     odd, odd_ints = kernel.token_stats(h[:, 3:], w[:, 3:], *rest, variant=variant)
@@ -293,3 +293,20 @@ def test_a_sharded_weight_is_refused_by_name():
     finally:
         dist.barrier()
         dist.destroy_process_group()
+
+
+def test_streaming_is_chosen_where_it_was_faster(monkeypatch):
+    from autodeco_fast.ops import token_stats as op
+
+    def pays(N, H, dtype=torch.bfloat16, scaled=False) -> bool:
+        hidden = torch.empty(N, H, dtype=dtype, device="meta")
+        return op.streaming_pays("triton", hidden, scaled=scaled)
+
+    assert not pays(2048, 4096)  # no Hopper
+    monkeypatch.setattr(op, "implementation", lambda *_, **__: lambda x: True)
+    assert pays(2048, 4096)
+    assert pays(8192, 896)
+    assert not pays(8192, 4096)
+    assert not pays(2048, 4096, scaled=True)
+    assert not pays(2048, 4096, dtype=torch.float32)
+    assert op.streaming_pays("torch", torch.empty(1, 1), scaled=True)
