@@ -82,6 +82,15 @@ def test_results_of_an_evaluation(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def test_what_is_best_at_a_diversity():
+    results = [
+        {"variant": name, "error": error, "diversity": diversity}
+        for name, error, diversity in (("a", 0.1, 0.7), ("b", 0.2, 0.82), ("c", 0.3, 0.86))
+    ]
+    assert records_study.best_at(results) == ["b", "c"]
+    assert records_study.best_at(results[:1]) == []
+
+
 def test_no_more_settings_are_tried_than_the_static_grid_has():
     assert len(records_study.static_grid()) >= 20
     assert len(records_study.tried()) <= len(records_study.static_grid())

@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -29,28 +28,10 @@ SCALES = ("", "scale=0.7", "scale=0.85", "scale=1.2", "scale=1.4")
 TARGETS = (0.75, 0.8, 0.85, 0.9)  # diversities that a setting is chosen for
 FROM_HINGE = 0.01  # β of the heads that begin as a hinge head of gravity 0.2
 DOCUMENT = 3000  # characters
-
-
-@dataclass(frozen=True)
-class Size:
-    rounds: int = 15
-    generations: int = 8
-    documents: int = 1000
-    samples: int = 96  # of a schema under a static setting or a rule
-    head_samples: int = 48
-    tried_samples: int = 32  # of a validation schema, to choose by
-    seeds: tuple[int, ...] = SEEDS
-
-
-TINY = Size(
-    rounds=1,
-    generations=2,
-    documents=4,
-    samples=2,
-    head_samples=2,
-    tried_samples=2,
-    seeds=(0,),
-)
+ROUNDS, GENERATIONS = 15, 8
+SAMPLES = 96  # of a schema under a static setting or a rule
+HEAD_SAMPLES = 48
+TRIED_SAMPLES = 32  # of a validation schema, to choose by
 
 
 def documents() -> list[str]:
@@ -87,11 +68,10 @@ def _trained(command: list[str]) -> bool:
 class Study:
     """The folder of a study and what is in it."""
 
-    def __init__(self, work: Path, model: str, *, size: Size, jobs: int):
-        self.work, self.model, self.size, self.jobs = work, model, size, jobs
+    def __init__(self, work: Path, model: str, *, jobs: int):
+        self.work, self.model, self.jobs = work, model, jobs
         records.write(work)
-        pieces = documents()[: size.documents]
-        lines = (json.dumps({"text": text}) + "\n" for text in pieces)
+        lines = (json.dumps({"text": text}) + "\n" for text in documents())
         write_text(work / "documents.jsonl", "".join(lines))
 
     def head(self, name: str, seed: int) -> Path:
@@ -101,7 +81,7 @@ class Study:
         """All heads; those that begin as another come after it."""
         scan = self.work / "scan"
         hinge, others = [], []
-        for seed in self.size.seeds:
+        for seed in SEEDS:
             for gravity in GRAVITIES:
                 hinge.append(
                     self._from(f"hinge-{gravity:g}", seed, "--scan", scan)
@@ -131,9 +111,9 @@ class Study:
             "--objective": "rewards",
             "--prompts": self.work / "train.jsonl",
             "--reward": "autodeco_fast.demo.records:valid",
-            "--rounds": self.size.rounds,
+            "--rounds": ROUNDS,
             "--prompts-per-round": len(records.TRAIN),
-            "--num-generations": self.size.generations,
+            "--num-generations": GENERATIONS,
             "--max-completion-length": 40,
             "--stop": "\n",
             "--learning-rate": 3e-3,
@@ -167,25 +147,34 @@ def tried() -> list[tuple[str, str]]:
     return found + [(f"rewards-from-hinge-{FROM_HINGE:g}", s) for s in SCALES[:3]]
 
 
-def choose(study: Study) -> list[tuple[str, str]]:
-    """Those that make the fewest errors at each diversity, on the validation schemas."""
-    seed = study.size.seeds[0]
-    texts = [study.of_head(name, seed, more) for name, more in tried()]
+def best_at(results: list[dict]) -> list[str]:
+    """The policies that make the fewest errors among those at least as diverse as each target."""
+    found = []
+    for target in TARGETS:
+        able = [r for r in results if r["diversity"] >= target]
+        if able:
+            found.append(min(able, key=lambda r: r["error"])["variant"])
+    return list(dict.fromkeys(found))
+
+
+def choose(study: Study, static: list[Path]) -> list[tuple[str, str]]:
+    """(head, settings) that are best on the validation schemas; says which fixed settings are.
+
+    Args:
+        static: evaluations of the fixed settings there.
+    """
+    texts = [study.of_head(name, SEEDS[0], more) for name, more in tried()]
     half = len(texts) // 2
     groups = {"heads-1": texts[:half], "heads-2": texts[half:]}
-    folders = study.evaluate("validation", groups, study.size.tried_samples)
-    found = frontier.results(frontier.read(folders))
-    write_text(study.work / "validation.json", json.dumps(found, indent=1))
+    folders = study.evaluate("validation", groups, TRIED_SAMPLES)
+    fixed = best_at(frontier.results(frontier.read(static)))
+    print("best fixed settings on validation:", ", ".join(fixed), flush=True)
+    heads = best_at(frontier.results(frontier.read(folders)))
+    print("best heads on validation:", ", ".join(heads), flush=True)
     named = {f"head={n} {m}".strip(): (n, m) for n, m in tried()}
-    chosen = []
-    for target in TARGETS:
-        able = [r for r in found if r["diversity"] >= target]
-        if able:
-            best = min(able, key=lambda r: r["error"])
-            # Policies are shown with their Min-P.
-            words = [w for w in best["variant"].split() if not w.startswith("min_p=")]
-            chosen.append(named[" ".join(words)])
-    return list(dict.fromkeys(chosen))
+    # Policies are shown with their Min-P.
+    plain = (" ".join(w for w in v.split() if not w.startswith("min_p=")) for v in heads)
+    return [named[variant] for variant in plain]
 
 
 def static_grid() -> list[str]:
@@ -193,12 +182,14 @@ def static_grid() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def evaluate_static(study: Study) -> list[Path]:
-    """The grid, and rules without training, which wait for no head."""
+def evaluate_static(study: Study) -> tuple[list[Path], list[Path]]:
+    """The grid on validation and test schemas, and rules without training on the latter; they wait
+    for no head."""
     static = static_grid()
     half = len(static) // 2
-    groups = {"static-1": static[:half], "static-2": static[half:], "rules": list(RULES)}
-    return study.evaluate("test", groups, study.size.samples)
+    groups = {"static-1": static[:half], "static-2": static[half:]}
+    validation = study.evaluate("validation", groups, SAMPLES)
+    return validation, study.evaluate("test", {**groups, "rules": list(RULES)}, SAMPLES)
 
 
 def evaluate_heads(study: Study, chosen: list[tuple[str, str]]) -> list[Path]:
@@ -207,10 +198,9 @@ def evaluate_heads(study: Study, chosen: list[tuple[str, str]]) -> list[Path]:
     names.append((f"hinge-{GRAVITIES[-1]:g}", ""))
     wanted = list(dict.fromkeys([*names, *chosen]))
     groups = {
-        f"seed{seed}": [study.of_head(name, seed, more) for name, more in wanted]
-        for seed in study.size.seeds
+        f"seed{seed}": [study.of_head(name, seed, more) for name, more in wanted] for seed in SEEDS
     }
-    return study.evaluate("test", groups, study.size.head_samples)
+    return study.evaluate("test", groups, HEAD_SAMPLES)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -218,20 +208,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="for heads and evaluations")
     parser.add_argument("--model", help="by default SmolLM2 from its package")
     parser.add_argument("--jobs", type=int, default=1, help="trainings, and evaluations, at once")
-    parser.add_argument("--tiny", action="store_true", help="small, to see that it runs")
     args = parser.parse_args(arguments)
     model = args.model or str(smollm2.folder())
     args.folder.mkdir(parents=True, exist_ok=True)
-    study = Study(args.folder, model, size=TINY if args.tiny else Size(), jobs=args.jobs)
+    study = Study(args.folder, model, jobs=args.jobs)
     with ThreadPoolExecutor(1) as beside:
         static = beside.submit(evaluate_static, study)
         study.train()
-        folders = static.result()
-    chosen = choose(study)
-    write_text(study.work / "chosen.json", json.dumps(chosen) + "\n")
-    folders += evaluate_heads(study, chosen)
-    print("chosen on validation:", ", ".join(" ".join(c).strip() for c in chosen), flush=True)
-    frontier.main([*map(str, folders), "--output", "tiny" if args.tiny else "records"])
+        validation, folders = static.result()
+    folders += evaluate_heads(study, choose(study, validation))
+    frontier.main([*map(str, folders), "--output", "records"])
 
 
 if __name__ == "__main__":
