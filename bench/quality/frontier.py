@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from autodeco_fast.training.eval_measures import entropy_at
+from autodeco_fast.training.eval_verdict import frontier_score
 from autodeco_fast.training.prompts import read_prompts
 from autodeco_fast.training.scorers import parse_record
 from bench.machine import RESULTS
@@ -124,20 +125,10 @@ def points(seeds: dict[str, list[Lines]], resamples: int = RESAMPLES) -> np.ndar
     return found.clip(0, 1)
 
 
-def edge(error: np.ndarray, diversity: np.ndarray) -> np.ndarray:
-    """Indices of settings that no other beats on both, by diversity."""
-    best, found = np.inf, []
-    for i in np.lexsort((error, -diversity)):
-        if error[i] < best:
-            best = error[i]
-            found.append(i)
-    return np.array(found[::-1])
-
-
-def static_error(error: np.ndarray, diversity: np.ndarray, at: float) -> float:
-    """Of the static settings at a diversity: on their lower edge, linear between its points."""
-    best = edge(error, diversity)
-    return float(np.interp(at, diversity[best], error[best]))
+def static_error(error: np.ndarray, diversity: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Of the static settings at some diversities: on their lower edge, linear between its points;
+    that of the most diverse beyond it."""
+    return 1 - frontier_score(1 - error, diversity, np.minimum(at, diversity.max()))
 
 
 def compare(head: np.ndarray, static: list[np.ndarray]) -> dict[str, float | list[float]]:
@@ -145,7 +136,7 @@ def compare(head: np.ndarray, static: list[np.ndarray]) -> dict[str, float | lis
     ratios = []
     for r in range(len(head)):
         error, diversity = (np.array([s[r, i] for s in static]) for i in (0, 1))
-        theirs = static_error(error, diversity, head[r, 1])
+        (theirs,) = static_error(error, diversity, head[r, 1:])
         ratios.append((head[r, 0], theirs, head[r, 0] / max(theirs, 1e-9)))
     ours, theirs, ratio = np.array(ratios).T
     low, high = np.quantile(ratio[1:], (0.025, 0.975))
@@ -221,8 +212,8 @@ def draw(results: list[dict], path: Path) -> None:
         style = {"fmt": "o", "ms": 4, "lw": 0.8, "color": f"C{number}", "label": family}
         axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], **style)
         if family == "fixed settings":
-            best = edge(np.array(y), np.array(x))
-            axes.plot(np.array(x)[best], np.array(y)[best], color=f"C{number}")
+            at = np.linspace(min(x), max(x), 200)
+            axes.plot(at, static_error(np.array(y), np.array(x), at), color=f"C{number}")
     axes.set_xlabel("diversity: entropy of a field's values, 1 = as high as can be")
     axes.set_ylabel("errors: share of samples that are not valid")
     axes.set_ylim(bottom=0)
