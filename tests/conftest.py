@@ -31,6 +31,12 @@ def poisoned_empty(monkeypatch):
         monkeypatch.setattr(torch, name, lambda *a, _f=original, **k: _poison(_f(*a, **k)))
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Weights and data drawn without a generator are the same in every run and order of tests."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=["torch", "triton"])
 def backend(request) -> str:
     return request.param

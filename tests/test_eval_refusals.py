@@ -107,6 +107,10 @@ def test_a_head_of_another_model_is_refused_before_anything_is_drawn(model, tmp_
     TemperatureHead(16).save_pretrained(tmp_path / "narrow")
     policies = ("greedy", f"head={tmp_path / 'narrow'}")
     refused(tmp_path, model, "narrow", "width 16, the model's have 32", policy=policies)
+    TemperatureHead(32).save_pretrained(tmp_path / "foreign")
+    (tmp_path / "foreign/training.json").write_text('{"lm_head": "another"}')
+    policies = ("static T=1", f"head={tmp_path / 'foreign'}")
+    refused(tmp_path, model, "foreign", "was trained for another model", policy=policies)
 
 
 def test_the_command_refuses_in_one_line(model, tmp_path):

@@ -110,6 +110,10 @@ def test_starts_from_a_head(tmp_path):
         ValueError, match="head has width 16, the model's output embedding takes 32"
     ):
         train(tmp_path / "no", head=tmp_path / "narrow")
+    (tmp_path / "start/training.json").write_text('{"lm_head": "another"}')
+    with pytest.raises(ValueError, match="was trained for another model: its lm_head is another"):
+        train(tmp_path / "no", head=tmp_path / "start")
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.slow

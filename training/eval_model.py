@@ -8,6 +8,7 @@ repeated. Once half of a batch's rows have ended the others go on without them. 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
@@ -16,9 +17,11 @@ from transformers.cache_utils import DynamicLayer
 from autodeco_fast import Attachment, attach
 from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.policies import Policy
-from autodeco_fast.training.base_model import end_ids, left_padded, positions
+from autodeco_fast.training.base_model import end_ids, left_padded, positions, wrap
 from autodeco_fast.training.eval_requests import Draw, Drawn, Request, cut_at_stop
+from autodeco_fast.training.head_folder import check_model, training_settings
 from autodeco_fast.training.prompts import Prompt, encode_prompt
+from autodeco_fast.training.scan import lm_head_fingerprint
 
 _BROKEN = "\ufffd"  # what a tokenizer makes of a part of a character
 
@@ -111,13 +114,16 @@ class LocalModel:
         return len(self.ids[prompt])
 
     def check(self, policy: Policy) -> None:
-        """Raises ValueError for a head of another width."""
+        """Raises ValueError for a head of another width, or trained for another model."""
         width = self.model.get_output_embeddings().weight.shape[1]
         if policy.hidden_size not in (None, width):
             raise ValueError(
                 f"policy '{policy}' reads hidden states of width {policy.hidden_size}, the model's "
                 f"have {width}"
             )
+        folder = getattr(policy, "folder", None)
+        if folder is not None and training_settings(Path(folder)):
+            check_model(Path(folder), lm_head_fingerprint(wrap(self.model)))
 
     @contextmanager
     def under(self, policy: Policy) -> Iterator[Draw]:

@@ -68,6 +68,23 @@ def check_fits(head: TemperatureHead, settings: dict, scan: Scan) -> None:
             )
 
 
+def check_model(folder: Path, lm_head: str) -> None:
+    """Refuses a head that was trained for another model, where what lies beside it says for which.
+
+    Args:
+        lm_head: the model's, as `lm_head_fingerprint` has it.
+
+    Raises:
+        ValueError: naming both.
+    """
+    trained_for = training_settings(folder).get("lm_head", lm_head)
+    if trained_for != lm_head:
+        raise ValueError(
+            f"head {str(folder)!r} was trained for another model: its lm_head is {trained_for}, "
+            f"not {lm_head}"
+        )
+
+
 def check_every_token(scan: Scan) -> None:
     """Refuses a scan from which tokens were left out by difficulty: shares measured on it would
     mean little.

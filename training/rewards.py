@@ -23,7 +23,7 @@ from autodeco_fast.training import checkpoints
 from autodeco_fast.training.base_model import BaseModel, width
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.data import IGNORED
-from autodeco_fast.training.head_folder import min_p_of, training_settings
+from autodeco_fast.training.head_folder import check_model, min_p_of, training_settings
 from autodeco_fast.training.loop import check_output, learning_rate, new_head, save_heads
 from autodeco_fast.training.metrics import Log
 from autodeco_fast.training.objectives import Sums, transform_of
@@ -94,6 +94,8 @@ def train_on_rewards(
             not finite, or no round had rewards that differ in a group. Finished rounds are saved.
     """
     check_output(config)
+    if config.head is not None:
+        check_model(config.head, lm_head_fingerprint(base))
     return _Run(rounds, base, config, accelerator).run(on_start, on_round)
 
 
