@@ -10,7 +10,7 @@ import functools
 import torch
 
 from bench.clock import empty_pair, quantile, turns
-from bench.machine import device
+from bench.machine import device, product_dtypes
 from bench.records import options, record
 
 LARGE, SMALL = 1 << 30, 1 << 20  # bytes
@@ -54,9 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
         results.append(
             {"variant": name, "seconds": moved / rate, "bytes": moved, "GB/s": rate / 1e9}
         )
-    for dtype in (torch.float32, torch.bfloat16):
-        rate, flops = product_rate(dtype, n), 2 * n**3
-        name = f"product, {n}³, {str(dtype).removeprefix('torch.')}"
+    for dtype in dict.fromkeys(("float32", *product_dtypes())):
+        rate, flops = product_rate(getattr(torch, dtype), n), 2 * n**3
+        name = f"product, {n}³, {dtype}"
         times = {"seconds": flops / rate, "flops": flops, "TFLOP/s": rate / 1e12}
         results.append({"variant": name, **times})
     if device() == "cuda":

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from autodeco_fast.training.base_model import frozen_dtype
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 _PACKAGES = ("torch", "triton", "numba", "transformers", "autodeco-fast")
@@ -16,6 +18,14 @@ _PEERS = ("liger-kernel", "cut-cross-entropy", "quack-kernels", "flashinfer-pyth
 
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def product_dtypes() -> tuple[str, ...]:
+    """What matrix products are timed in: bf16 on a GPU; on a CPU fp32, and bf16 unless it is
+    emulated there."""
+    if device() == "cuda":
+        return ("bfloat16",)
+    return ("float32",) if frozen_dtype("cpu") == torch.float32 else ("float32", "bfloat16")
 
 
 def device_slug() -> str:

@@ -9,20 +9,19 @@ import pytest
 import torch
 
 from autodeco_fast import linear_sample, sample
-from bench.machine import device
+from bench.machine import device, product_dtypes
 from tests.reference.peers import transformers_sample
 
 T, MIN_P = 0.7, 0.1
 ON_GPU = device() == "cuda"
 SIZES = ((4096, 151_936), (3840, 262_208)) if ON_GPU else ((896, 151_936),)
-DTYPES = ("bfloat16",) if ON_GPU else ("float32", "bfloat16")
 DEVIATIONS = (3.0, 2.0) if ON_GPU else (3.0,)
 
 
 @pytest.mark.parametrize("B", (1, 8, 64, 128, 256, 512) if ON_GPU else (1, 8, 64, 256))
 @pytest.mark.parametrize(("H", "V"), SIZES)
 @pytest.mark.parametrize("deviation", DEVIATIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", product_dtypes())
 def test_linear_sample(dtype, deviation, H, V, B, take_turns, tiny):
     B, H, V = (min(B, 4), 32, 999) if tiny else (B, H, V)
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ import torch
 
 from autodeco_fast import token_stats
 from bench import peers
-from bench.machine import device
+from bench.machine import device, product_dtypes
 from tests.reference.peers import eager_stats
 
 ON_GPU = device() == "cuda"
@@ -52,7 +52,7 @@ def eager_token_stats(
     return eager_stats((hidden @ weight.T).float(), target)
 
 
-@pytest.mark.parametrize("dtype", ("bfloat16",) if ON_GPU else ("float32", "bfloat16"))
+@pytest.mark.parametrize("dtype", product_dtypes())
 @pytest.mark.parametrize(("N", "H", "V"), SHAPES)
 def test_token_stats(N, H, V, dtype, take_turns, compiled, tiny):
     N, H, V = (4, 32, 999) if tiny else (N, H, V)

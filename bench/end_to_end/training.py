@@ -20,7 +20,7 @@ from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
 from autodeco_fast.training.step import training_step
 from bench.clock import quantile, turns
-from bench.machine import device
+from bench.machine import device, product_dtypes
 from bench.memory import peak_mb
 from bench.records import options, record
 from tests.reference import autodeco
@@ -161,10 +161,11 @@ def main(arguments: list[str] | None = None) -> None:
     shapes = given or (TINY_SHAPES if args.tiny else GPU_SHAPES if on_gpu else CPU_SHAPES)
     results = []
     for shape in shapes:
-        for dtype in (torch.bfloat16,) if on_gpu else (torch.float32, torch.bfloat16):
+        for dtype in product_dtypes():
             # The released step takes minutes on a CPU: there, once.
-            with_released = on_gpu or dtype == torch.float32
-            results += measure(*shape, dtype, with_released=with_released, tiny=args.tiny)
+            with_released = on_gpu or dtype == "float32"
+            how = {"with_released": with_released, "tiny": args.tiny}
+            results += measure(*shape, getattr(torch, dtype), **how)
     record("training", results, output=args.output, targets="random")
 
 
