@@ -1,7 +1,9 @@
 """What the quality studies rest on: the sums language, and the comparison with static settings."""
 
 import json
+import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +22,34 @@ def test_every_text_of_the_language_is_valid_and_a_changed_number_is_not():
         wrong = text.replace(f";{total}", f";{int(total) + 1}")
         assert sums.parse(wrong) is None
         assert sums.parse(text[:-5]) is None
+
+
+def test_what_the_language_says_of_a_text():
+    """The probability of the text, and which of its characters are free."""
+    for seed in range(100):
+        text, nats, free = sums.written(random.Random(seed))
+        numbers = [int(n) for n in re.findall(r"(?<=[ =])\d+", text.partition(";")[0])]
+        moves = [min(9, n) + min(9, 40 - n) for n in numbers[:-1]]
+        assert nats == pytest.approx(math.log(12 * 20 * 8 * 4 * 8 * math.prod(moves)))
+        assert len(free) == len(text)
+        for forced in (r"=\d+", r";\d+ ", r"^#", r"\n", r"(?<=\d) "):
+            for found in re.finditer(forced, text):
+                if found.start() != text.index(" ") + 2:  # "1" begins "12", too
+                    assert not any(free[found.start() + 1 : found.end()])
+        assert free[1]  # the name
+
+
+def test_the_model_stops_at_its_excess(tmp_path, monkeypatch, capsys):
+    """And is measured against what the language itself has."""
+    monkeypatch.setattr(sums_model, "BATCH", 4)
+    monkeypatch.setattr(sums_model, "WINDOW", 2)
+    sums_model.train(tmp_path / "model", excess=1e9, steps=10)
+    assert capsys.readouterr().out.startswith("step 1: ")
+    assert "step 3" not in capsys.readouterr().out
+    found = sums_model.measured(tmp_path / "model", texts=8)
+    assert 3e6 < found["parameters"] < 10e6
+    assert 50 < found["excess"] < 200  # from ln 46 a character
+    assert found["forced_errors"] == 1.0
 
 
 def test_the_tokenizer_gives_a_text_back():
@@ -81,13 +111,12 @@ def test_results_of_an_evaluation(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def test_what_is_best_at_a_diversity():
-    results = [
-        {"variant": name, "error": error, "diversity": diversity}
-        for name, error, diversity in (("a", 0.1, 0.7), ("b", 0.2, 0.82), ("c", 0.3, 0.86))
-    ]
-    assert records_study.best_at(results) == ["b", "c"]
-    assert records_study.best_at(results[:1]) == []
+def test_what_is_best_at_a_diversity(tmp_path):
+    valid = [f" {i}}}" for i in range(8)]
+    samples = {"a": [" 1}"] * 8, "b": valid[:2] * 4, "c": valid[:7] + ["x"], "d": valid[:2] + ["x"]}
+    samples = {f"static T={name}": texts for name, texts in samples.items()}
+    study = frontier.read([evaluation(tmp_path / "e", samples)])
+    assert frontier.best_at(study, (0.0, 0.9, 1.1)) == ["static T=a", "static T=c"]
 
 
 def test_no_more_settings_are_tried_than_the_static_grid_has():
