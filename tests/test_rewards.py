@@ -8,7 +8,7 @@ import torch
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import rewards
-from autodeco_fast.training.head_folder import METRICS_NAME
+from autodeco_fast.training.head_folder import METRICS_NAME, training_settings
 from tests.reward_runs import config_of, even_share, train
 from tests.training_runs import equal, on_two_processes, read_lines
 
@@ -124,7 +124,7 @@ def test_starts_from_a_head(tmp_path):
     torch.nn.init.normal_(start.mlp[2].weight, std=0.1)
     start.save_pretrained(tmp_path / "start")
     head, _ = train(tmp_path / "out", head=tmp_path / "start", learning_rate=1e-6, rounds=1)
-    assert head.min_p == 0.03
+    assert head.min_p == training_settings(tmp_path / "out")["min_p"] == 0.03
     for a, b in zip(start.parameters(), head.parameters()):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     TemperatureHead(16).save_pretrained(tmp_path / "narrow")

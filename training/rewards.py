@@ -138,7 +138,8 @@ class _Run:
             self.progress, _ = checkpoints.load(newest, self.head, self.optimizer)
             self.saved = self.progress.step
         if self.accelerator.is_main_process:
-            self.log = Log(config, {"lm_head": lm_head_fingerprint(self.base)}, self.saved)
+            made_for = {"lm_head": lm_head_fingerprint(self.base), "min_p": self.head.min_p}
+            self.log = Log(config, made_for, self.saved)
         on_start(config.rounds, self.progress.step)
         try:
             spread = self._all_rounds(on_round)
