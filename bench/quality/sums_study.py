@@ -28,13 +28,13 @@ from bench.quality import frontier, sums, sums_model
 
 SEEDS, TEXTS = (0, 1, 2), 4000
 DIVERSE = 0.97
-VALIDATION, TEST, TEST_OF_SEED = 500, 2000, 700  # texts a policy
+VALIDATION, TEST, TEST_OF_SEED = 400, 2000, 700  # texts a policy
 GRAVITIES, ENTROPY_WEIGHTS = (0.1, 0.05), (0.02, 0.03)
 FROM_HINGE = 0.03  # β of the heads that begin as a hinge head of gravity 0.05
 ENTROPY = 0.5  # nats a token to hold: what the language has
 SCALES = ("", "scale=0.7", "scale=0.85", "scale=1.2", "scale=1.5")
 NO_CUT = 1e-6  # a head needs a Min-P; this one cuts nothing
-ROUNDS = {"rounds": 20, "num_generations": 400, "num_iterations": 4}
+ROUNDS = {"rounds": 20, "num_generations": 320, "num_iterations": 4}
 STATIC = [
     *(f"static T={T}" for T in (0.3, 0.5, 0.7, 1)),
     *(f"static T={T} min_p=0.1" for T in (0.5, 0.7, 1)),
