@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from bench.quality import frontier, records_study, sums, sums_model
+from bench.quality import frontier, records_study, sums, sums_model, sums_study
 
 
 def test_every_text_of_the_language_is_valid_and_a_changed_number_is_not():
@@ -122,3 +122,28 @@ def test_what_is_best_at_a_diversity(tmp_path):
 def test_no_more_settings_are_tried_than_the_static_grid_has():
     assert len(records_study.static_grid()) >= 20
     assert len(records_study.tried()) <= len(records_study.static_grid())
+    assert len(sums_study.STATIC) >= 20
+    assert all(len(tried) <= len(sums_study.STATIC) for tried in sums_study.families().values())
+
+
+def test_errors_over_those_of_another_policy():
+    errors = np.array([[0.2, 1.0], [0.1, 1.0], [0.3, 1.0]])
+    found = frontier.over(errors, np.array([[0.4, 1.0]] * 3))
+    assert found["ratio"] == pytest.approx(0.5)
+    assert found["ratio_95"] == pytest.approx([0.2625, 0.7375])
+
+
+def test_what_was_chosen_is_held_against_static_settings_and_autodeco(tmp_path):
+    half, few = [" 1}", "x"] * 4, [" 1}"] * 7 + ["x"]
+    samples = {
+        "static T=1": half,
+        "head=/h/autodeco-seed0": ["x"] * 8,
+        "head=/h/rewards-seed0": few,
+    }
+    names = {"static": "static T=1", "autodeco": "head=autodeco", "rewards": "head=rewards"}
+    study = frontier.read([evaluation(tmp_path / "e", samples)])
+    found = {one["variant"]: one for one in sums_study.against(study, names)}
+    assert found["head=rewards"]["chosen_of"] == "rewards"
+    assert found["head=rewards"]["over_static"]["ratio"] == pytest.approx(0.25)
+    assert found["head=rewards"]["over_autodeco"]["ratio"] == pytest.approx(0.125)
+    assert "over_static" not in found["static T=1"]
