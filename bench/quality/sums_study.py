@@ -29,7 +29,7 @@ from bench.quality import frontier, sums, sums_model
 SEEDS, TEXTS = (0, 1, 2), 4000
 DIVERSE = 0.97
 VALIDATION, TEST, TEST_OF_SEED = 400, 2000, 700  # texts a policy
-GRAVITIES, ENTROPY_WEIGHTS = (0.1, 0.05), (0.02, 0.03)
+GRAVITIES, ENTROPY_WEIGHTS = (0.1, 0.05), (0.02, 0.03, 0.05, 0.08)
 FROM_HINGE = 0.03  # β of the heads that begin as a hinge head of gravity 0.05
 ENTROPY = 0.5  # nats a token to hold: what the language has
 SCALES = ("", "scale=0.7", "scale=0.85", "scale=1.2", "scale=1.5")
