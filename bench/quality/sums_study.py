@@ -29,10 +29,12 @@ from bench.quality import frontier, sums, sums_model
 SEEDS, TEXTS = (0, 1, 2), 4000
 DIVERSE = 0.97
 VALIDATION, TEST, TEST_OF_SEED = 400, 2000, 700  # texts a policy
-GRAVITIES, ENTROPY_WEIGHTS = (0.1, 0.05), (0.02, 0.03, 0.05, 0.08)
-FROM_HINGE = 0.03  # β of the heads that begin as a hinge head of gravity 0.05
+GRAVITIES, ENTROPY_WEIGHTS = (0.1, 0.05), (0.02, 0.03, 0.05)
+WITH_CUT = (
+    0.03  # β of the heads with Min-P 0.1, new ones and those begun as a hinge of gravity 0.05
+)
 ENTROPY = 0.5  # nats a token to hold: what the language has
-SCALES = ("", "scale=0.7", "scale=0.85", "scale=1.2", "scale=1.5")
+SCALES = ("", *(f"scale={scale}" for scale in (0.7, 0.85, 1.2, 1.5, 2, 3)))
 NO_CUT = 1e-6  # a head needs a Min-P; this one cuts nothing
 ROUNDS = {"rounds": 20, "num_generations": 320, "num_iterations": 4}
 STATIC = [
@@ -57,7 +59,8 @@ def families() -> dict[str, list[tuple[str, str]]]:
         "autodeco": ["autodeco"],
         "rewards": [f"rewards-{b:g}" for b in ENTROPY_WEIGHTS],
         "rewards-held": [f"rewards-held-{ENTROPY:g}"],
-        "rewards-from-hinge": [f"rewards-from-hinge-{FROM_HINGE:g}"],
+        "rewards-cut": [f"rewards-cut-{WITH_CUT:g}"],
+        "rewards-from-hinge": [f"rewards-from-hinge-{WITH_CUT:g}"],
     }
     cuts = {"autodeco": ("", "top_p=0.9", "top_p=0.8")}
     return {
@@ -110,8 +113,10 @@ class Study:
                 first.append(self._likelihood(f"label_free-{g:g}", seed, **options))
             options = {"objective": "autodeco_temperature", "min_p": NO_CUT, **online}
             first.append(self._likelihood("autodeco", seed, **options))
-            begun = {"entropy_weight": FROM_HINGE, "head": self.head("hinge-0.05", seed)}
-            second.append(self._rewards(f"rewards-from-hinge-{FROM_HINGE:g}", seed, **begun))
+            cut = {"entropy_weight": WITH_CUT, "min_p": 0.1}
+            first.append(self._rewards(f"rewards-cut-{WITH_CUT:g}", seed, **cut))
+            begun = {"entropy_weight": WITH_CUT, "head": self.head("hinge-0.05", seed)}
+            second.append(self._rewards(f"rewards-from-hinge-{WITH_CUT:g}", seed, **begun))
         for some in (first, second):
             list(self.pool.map(train_from_files, some))
 
