@@ -30,9 +30,7 @@ SEEDS, TEXTS = (0, 1, 2), 4000
 DIVERSE = 0.97
 VALIDATION, TEST, TEST_OF_SEED = 400, 2000, 700  # texts a policy
 GRAVITIES, ENTROPY_WEIGHTS = (0.1, 0.05), (0.02, 0.03, 0.05)
-WITH_CUT = (
-    0.03  # β of the heads with Min-P 0.1, new ones and those begun as a hinge of gravity 0.05
-)
+WITH_CUT = 0.03  # β of heads with Min-P 0.1: new ones, and begun as a hinge head of gravity 0.05
 ENTROPY = 0.5  # nats a token to hold: what the language has
 SCALES = ("", *(f"scale={scale}" for scale in (0.7, 0.85, 1.2, 1.5, 2, 3)))
 NO_CUT = 1e-6  # a head needs a Min-P; this one cuts nothing
@@ -62,7 +60,7 @@ def families() -> dict[str, list[tuple[str, str]]]:
         "rewards-cut": [f"rewards-cut-{WITH_CUT:g}"],
         "rewards-from-hinge": [f"rewards-from-hinge-{WITH_CUT:g}"],
     }
-    cuts = {"autodeco": ("", "top_p=0.9", "top_p=0.8")}
+    cuts = {"autodeco": ("", "top_p=0.9", "min_p=0.1")}
     return {
         family: [
             (n, f"{c} {s}".strip()) for n in names for c in cuts.get(family, ("",)) for s in SCALES
