@@ -61,6 +61,18 @@ def test_the_tokenizer_gives_a_text_back():
     assert words.decode(ids) == text
 
 
+def test_entropy_of_values_of_known_number():
+    """Not lower for being drawn less often; 1 at most."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(300):
+        records = [{"a": str(v)} if v < 9 else None for v in rng.integers(10, size=100)]
+        found += frontier.Lines("", {"a": 12}, records, []).entropies(range(100))
+    assert np.mean(found) == pytest.approx(math.log(9) / math.log(12), abs=0.002)
+    even = frontier.Lines("", {"a": 2}, [{"a": "x"}, {"a": "y"}], [])
+    assert even.entropies([0, 1]) == [1.0]
+    assert even.entropies([0]) == [0.0]
+
+
 def test_the_edge_is_made_of_settings_that_no_other_beats():
     diversity = np.array([0.2, 0.5, 0.5, 0.8, 0.7])
     error = np.array([0.1, 0.2, 0.3, 0.4, 0.5])

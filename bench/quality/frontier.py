@@ -7,8 +7,9 @@ the record and the figure NAME to `bench/results/quality`. For each policy, over
 training seeds:
 
     error      share of samples that are not valid
-    diversity  entropy of a field's values in at most `RECORDS` valid samples, over its highest
-               possible; mean over fields and prompts
+    diversity  entropy of a field's values in valid samples, over its highest possible; mean over
+               fields and prompts. Of a field whose values have no number it is that of `RECORDS`
+               samples.
 
 A policy is compared with static settings at equal diversity: the lower edge of their points, two
 neighbours of it joined by a line, picked on the very samples it is compared on, in their favour.
@@ -55,10 +56,22 @@ class Lines:
         valid = [record for i in picks if (record := self.records[i]) is not None]
         found = []
         for key, values in self.fields.items():
-            m = min(RECORDS if values == math.inf else len(valid), len(valid))
             counts = list(Counter(r[key].casefold() for r in valid).values())
-            found.append(entropy_at(counts, m) / math.log(min(m, values)) if m > 1 else 0.0)
+            if values == math.inf:
+                m = min(RECORDS, len(valid))
+                found.append(entropy_at(counts, m) / math.log(m) if m > 1 else 0.0)
+            else:
+                found.append(min(1.0, _entropy(counts) / math.log(values)))
         return found
+
+
+def _entropy(counts: Sequence[int]) -> float:
+    """In nats, of the distribution that values were drawn from so often, without the first term of
+    what few draws lack (Miller and Madow, 1955)."""
+    n = sum(counts)
+    if not n:
+        return 0.0
+    return sum(-c / n * math.log(c / n) for c in counts) + (len(counts) - 1) / (2 * n)
 
 
 Study = dict[str, dict[str, list[Lines]]]  # policy → seed → lines, one a prompt

@@ -30,7 +30,7 @@ SEEDS, TEXTS = (0, 1, 2), 4000
 DIVERSE = 0.97
 VALIDATION, TEST, TEST_OF_SEED = 400, 2000, 700  # texts a policy
 GRAVITIES, ENTROPY_WEIGHTS = (0.1, 0.05), (0.02, 0.03, 0.05)
-WITH_CUT = 0.03  # β of heads with Min-P 0.1: new ones, and begun as a hinge head of gravity 0.05
+WITH_CUT = (0.03, 0.05)  # β of heads with Min-P 0.1: new ones, and begun as a hinge head of 0.05
 ENTROPY = 0.5  # nats a token to hold: what the language has
 SCALES = ("", *(f"scale={scale}" for scale in (0.7, 0.85, 1.2, 1.5, 2, 3)))
 NO_CUT = 1e-6  # a head needs a Min-P; this one cuts nothing
@@ -57,8 +57,8 @@ def families() -> dict[str, list[tuple[str, str]]]:
         "autodeco": ["autodeco"],
         "rewards": [f"rewards-{b:g}" for b in ENTROPY_WEIGHTS],
         "rewards-held": [f"rewards-held-{ENTROPY:g}"],
-        "rewards-cut": [f"rewards-cut-{WITH_CUT:g}"],
-        "rewards-from-hinge": [f"rewards-from-hinge-{WITH_CUT:g}"],
+        "rewards-cut": [f"rewards-cut-{b:g}" for b in WITH_CUT],
+        "rewards-from-hinge": [f"rewards-from-hinge-{b:g}" for b in WITH_CUT],
     }
     cuts = {"autodeco": ("", "top_p=0.9", "min_p=0.1")}
     return {
@@ -111,10 +111,11 @@ class Study:
                 first.append(self._likelihood(f"label_free-{g:g}", seed, **options))
             options = {"objective": "autodeco_temperature", "min_p": NO_CUT, **online}
             first.append(self._likelihood("autodeco", seed, **options))
-            cut = {"entropy_weight": WITH_CUT, "min_p": 0.1}
-            first.append(self._rewards(f"rewards-cut-{WITH_CUT:g}", seed, **cut))
-            begun = {"entropy_weight": WITH_CUT, "head": self.head("hinge-0.05", seed)}
-            second.append(self._rewards(f"rewards-from-hinge-{WITH_CUT:g}", seed, **begun))
+            for b in WITH_CUT:
+                cut = {"entropy_weight": b, "min_p": 0.1}
+                first.append(self._rewards(f"rewards-cut-{b:g}", seed, **cut))
+                begun = {"entropy_weight": b, "head": self.head("hinge-0.05", seed)}
+                second.append(self._rewards(f"rewards-from-hinge-{b:g}", seed, **begun))
         for some in (first, second):
             list(self.pool.map(train_from_files, some))
 
