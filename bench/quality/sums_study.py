@@ -28,7 +28,8 @@ from bench.quality import frontier, sums, sums_model
 
 SEEDS, TEXTS = (0, 1, 2), 4000
 DIVERSE = 0.97
-VALIDATION, TEST, TEST_OF_SEED = 400, 2000, 700  # texts a policy
+SAMPLES = {"validation": (600, 200), "test": (2000, 700)}  # texts a policy; of each seed of a head
+NOISE = {"validation": 1, "test": 2}
 GRAVITIES, ENTROPY_WEIGHTS = (0.1, 0.05), (0.02, 0.03, 0.05)
 WITH_CUT = (0.03, 0.05)  # β of heads with Min-P 0.1: new ones, and begun as a hinge head of 0.05
 ENTROPY = 0.5  # nats a token to hold: what the language has
@@ -69,12 +70,6 @@ def families() -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def _texts(part: str, group: str) -> int:
-    if part == "validation":
-        return VALIDATION
-    return TEST_OF_SEED if group.startswith("seed") else TEST
-
-
 class Study:
     """The folder of a study and what is in it."""
 
@@ -91,6 +86,12 @@ class Study:
 
     def policy(self, name: str, seed: int, settings: str = "") -> str:
         return f"head={self.head(name, seed)} {settings}".strip()
+
+    def shown(self, family: str, chosen: tuple[str, str]) -> str:
+        """What a fixed setting, or a head with settings, is called in a `frontier.Study`."""
+        name, settings = chosen
+        text = name if family == "static" else self.policy(name, SEEDS[0], settings)
+        return frontier.named(str(parse(text)))
 
     def train(self) -> None:
         """All heads; those that begin as another come after it."""
@@ -153,8 +154,8 @@ class Study:
                 prompts=self.prompts,
                 scorer=frontier.SUMS,
                 policy=tuple(policies),
-                samples=_texts(part, name),
-                seed=int(part == "validation"),
+                samples=SAMPLES[part]["seed" in name],
+                seed=NOISE[part],
                 batch_size=1000,
                 max_new_tokens=sums_model.LONGEST,
                 output=folders[name],
@@ -168,17 +169,15 @@ class Study:
         """Family → the (head, settings) chosen of it, `static` → (its text, "")."""
         groups = {"static": STATIC}
         for family, tried in families().items():
-            groups[family] = [self.policy(name, SEEDS[0], settings) for name, settings in tried]
-        study = self.evaluate("validation", groups)
-        found = {}
-        for family, texts in groups.items():
-            shown = {frontier.named(str(parse(text))): i for i, text in enumerate(texts)}
+            for seed in SEEDS:
+                texts = [self.policy(name, seed, settings) for name, settings in tried]
+                groups[f"{family}-seed{seed}"] = texts
+        study, found = self.evaluate("validation", groups), {}
+        for family, tried in {"static": [(text, "") for text in STATIC], **families()}.items():
+            shown = {self.shown(family, one): one for one in tried}
             best = frontier.best_at({name: study[name] for name in shown}, [DIVERSE])
             if best:
-                which = shown[best[0]]
-                found[family] = (
-                    (STATIC[which], "") if family == "static" else families()[family][which]
-                )
+                found[family] = shown[best[0]]
         return found
 
     def measure(self, chosen: dict[str, tuple[str, str]]) -> tuple[frontier.Study, dict[str, str]]:
@@ -189,10 +188,7 @@ class Study:
         for seed in SEEDS:
             groups[f"seed{seed}"] = [self.policy(name, seed, settings) for name, settings in wanted]
         study = self.evaluate("test", groups)
-        names = {"static": str(parse(chosen["static"][0]))}
-        for family, (name, settings) in chosen.items():
-            if family != "static":
-                names[family] = frontier.named(str(parse(self.policy(name, SEEDS[0], settings))))
+        names = {family: self.shown(family, one) for family, one in chosen.items()}
         return study, names
 
 
