@@ -16,7 +16,8 @@ def test_every_text_of_the_language_is_valid_and_a_changed_number_is_not():
     for _ in range(300):
         text = sums.text(rng)
         features = sums.parse(text)
-        assert set(features) == set(sums.FEATURES)
+        assert set(features) == {*sums.FEATURES, "operand"}
+        assert f" {features['operand']}=" in text
         assert sums.validity([sums.BEGIN], [text[1:]]) == [1.0]
         total = text.rpartition(";")[2].split()[0]
         wrong = text.replace(f";{total}", f";{int(total) + 1}")

@@ -23,7 +23,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +50,13 @@ class Lines:
     fields: dict[str, float]  # → how many values there are
     records: list[dict[str, str] | None]
     temperatures: list[float]
+    also: dict[str, float] = field(default_factory=dict)  # fields that diversity leaves out
 
-    def entropies(self, picks: Sequence[int]) -> list[float]:
+    def entropies(self, picks: Sequence[int], fields: dict[str, float] | None = None) -> list:
         """Of each field, over its highest possible; 0 for fewer than two records."""
         valid = [record for i in picks if (record := self.records[i]) is not None]
         found = []
-        for key, values in self.fields.items():
+        for key, values in (fields or self.fields).items():
             counts = list(Counter(r[key].casefold() for r in valid).values())
             if values == math.inf:
                 m = min(RECORDS, len(valid))
@@ -106,7 +107,8 @@ def read(folders: Sequence[Path]) -> Study:
             for sample in map(json.loads, file):
                 key, prompt = (sample["policy"], sample["prompt"]), prompts[sample["prompt"]]
                 keys = sums.VALUES if of_sums else dict.fromkeys(prompt.fields["keys"], math.inf)
-                one = lines.setdefault(key, Lines(prompt.task, keys, [], []))
+                also = sums.OTHER_VALUES if of_sums else {}
+                one = lines.setdefault(key, Lines(prompt.task, keys, [], [], also))
                 one.records.append(parse(sample["text"], prompt.fields))
                 one.temperatures += sample["temperature"]
         for (policy, _), one in lines.items():
@@ -215,10 +217,11 @@ def _by_task(lines: Sequence[Lines]) -> dict[str, dict]:
     for name in dict.fromkeys(line.task for line in lines):
         some = [line for line in lines if line.task == name]
         every = range(len(some[0].records))
-        entropies = np.mean([line.entropies(every) for line in some], 0)
+        fields = some[0].fields | some[0].also
+        entropies = np.mean([line.entropies(every, fields) for line in some], 0)
         found[name] = {
             "valid": float(np.mean([[r is not None for r in line.records] for line in some])),
-            "entropies": dict(zip(some[0].fields, map(float, entropies))),
+            "entropies": dict(zip(fields, map(float, entropies))),
         }
     return found
 
@@ -232,8 +235,12 @@ def _family(policy: str) -> str:
     return f"head: {objective}" if name.startswith("head=") else name
 
 
-def draw(results: list[dict], path: Path) -> None:
-    """The figure: every setting, the static ones' lower edge, policies by family."""
+def draw(results: list[dict], path: Path, *, least: float = 0.0) -> None:
+    """The figure: every setting, the static ones' lower edge, policies by family.
+
+    Args:
+        least: the diversity that it begins at.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -243,18 +250,22 @@ def draw(results: list[dict], path: Path) -> None:
     families: dict[str, list[dict]] = defaultdict(list)
     for result in results:
         families[_family(result["variant"])].append(result)
+    colours = pyplot.get_cmap("tab10").colors
     for number, (family, members) in enumerate(families.items()):
         x, y = ([m[key] for m in members] for key in ("diversity", "error"))
         bars = [np.abs(np.array([m[f"{k}_95"] for m in members]).T - v) for k, v in
                 (("diversity", x), ("error", y))]  # fmt: skip
-        style = {"fmt": "o", "ms": 4, "lw": 0.8, "color": f"C{number}", "label": family}
+        colour = colours[number % len(colours)]
+        style = {"fmt": "os^"[number // len(colours)], "ms": 4, "lw": 0.8, "color": colour}
+        style["label"] = family
         axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], **style)
         if family == "fixed settings":
             at = np.linspace(min(x), max(x), 200)
-            axes.plot(at, static_error(np.array(y), np.array(x), at), color=f"C{number}")
+            axes.plot(at, static_error(np.array(y), np.array(x), at), color=colour)
     axes.set_xlabel("diversity: entropy of a field's values, 1 = as high as can be")
     axes.set_ylabel("errors: share of samples that are not valid")
     axes.set_ylim(bottom=0)
+    axes.set_xlim(left=least or None)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -270,10 +281,10 @@ def main(arguments: list[str] | None = None) -> None:
     publish(results(read(args.evaluations)), args.output)
 
 
-def publish(found: list[dict], name: str, **facts: object) -> None:
+def publish(found: list[dict], name: str, *, least: float = 0.0, **facts: object) -> None:
     """Writes the record and the figure, and prints a line a policy."""
     write(FOLDER / f"{name}.json", name, found, **facts)
-    draw(found, FOLDER / f"{name}.png")
+    draw(found, FOLDER / f"{name}.png", least=least)
     for one in sorted(found, key=lambda r: r["diversity"]):
         ratio = f"  ratio {one['ratio']:.2f} {one['ratio_95']}" if "ratio" in one else ""
         print(f"{one['error']:.3f}  {one['diversity']:.3f}  {one['variant']}{ratio}")

@@ -24,6 +24,7 @@ VALUES = {  # feature → how many values there are
     **{"name": len(NAMES), "start": len(START), "thing": len(THINGS)},
     **{"operations": len(OPERATIONS), "colour": len(COLOURS)},
 }
+OTHER_VALUES = {"operand": 2 * len(OPERANDS)}  # the first, with its sign
 BEGIN, END = "#", "\n"
 ALPHABET = sorted(set(BEGIN + END + " ;+-=0123456789" + "".join(NAMES + THINGS + COLOURS)))
 _FORM = re.compile(
@@ -104,7 +105,8 @@ def parse(line: str) -> dict[str, object] | None:
             return None
     if total != int(end):
         return None
-    return dict(zip(FEATURES, (name, start, thing, len(steps), colour)))
+    features = dict(zip(FEATURES, (name, start, thing, len(steps), colour)))
+    return features | {"operand": "".join(steps[0][:2])}
 
 
 def validity(prompts: Sequence[str], completions: Sequence[str], **_: object) -> list[float]:

@@ -223,7 +223,8 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = study.choose()
         print("chosen on validation:", chosen, flush=True)
         found = against(*study.measure(chosen))
-    frontier.publish(found, "sums", **{f"model_{key}": value for key, value in model.items()})
+    facts = {f"model_{key}": value for key, value in model.items()}
+    frontier.publish(found, "sums", least=0.75, **facts)
 
 
 if __name__ == "__main__":
