@@ -9,8 +9,9 @@ invalid, of which top-p leaves too few to tell policies apart. `EXCESS` = 0.7 wa
 for about 20 %, from these numbers of the model alone.
 
 It is small so that all of the study, heads of several seeds by every objective, runs on two CPU
-cores. What no temperature can mend is known without a policy, too: the texts in which its most
-probable token is wrong where only one is right (`measured`).
+cores. What temperatures alone cannot mend is known without a policy, too: the share of the
+language's texts in which its most probable token is wrong where only one is right (`measured`). A
+policy can leave less by writing texts that the model knows better.
 """
 
 import random
