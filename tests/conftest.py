@@ -65,7 +65,7 @@ def scan(model, tmp_path_factory):
         rows,
         "--output",
         folder / "scan",
-        "--rows-per-shard",
+        "--examples-per-shard",
         6,
         "--all-tokens",
     )
