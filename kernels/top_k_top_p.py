@@ -5,10 +5,10 @@
 
 with p ∝ e^{z/T}: temperature, then top-k, then top-p, as transformers applies them. Both are
 functions of a value, so ties stand or fall together. A bisection over the bit patterns of fp32, in
-their order, finds each value exactly in at most 32 counts, and a count reads only those splits
+their order, finds each value exactly in at most 32 counts, and a count reads only those sub-tiles
 whose maximum reaches the value tried. Two bounds start it close:
 
-    τ_k ≥ the k-th largest of the splits' maxima
+    τ_k ≥ the k-th largest of the sub-tiles' maxima
     τ_p ≥ max z + T·ln((1 − top_p)/V)                  (all below weigh ≤ 1 − top_p)
 
 One program a row; sums in a fixed order.
@@ -21,11 +21,12 @@ import triton.language as tl
 from autodeco_fast.sampling import SamplingParameters
 
 from .device import on_its_device
-from .logit_tiles import LOWEST, TILE, finite, load_tile
+from .logit_tiles import LOWEST, SUBTILE, finite, load_tile, row_maximum
 from .row_parameters import GREEDY_BELOW, row_value, tensors_and_numbers
 
 MOST = tl.constexpr(2147483647)
 TINY = tl.constexpr(1.1754943508222875e-38)
+GROUP = tl.constexpr(64)  # sub-tiles whose maxima are looked at together
 
 
 @triton.jit
@@ -44,40 +45,32 @@ def _value(key):
 
 @triton.jit
 def _above(
-    z_ptr,
-    allowed_ptr,
-    m_ptr,
-    row,
-    v,
-    m,
-    divisor,
-    V,
-    stride,
-    words,
-    S,
-    depth,
-    block: tl.constexpr,
-    strict: tl.constexpr,
-):
+    z_ptr, allowed_ptr, max_ptr, row, v, m, divisor, V, stride, words, n,
+    subtile: tl.constexpr, strict: tl.constexpr,
+):  # fmt: skip
     """How many logits are ≥ v (> v if strict), and Σ e^{(z − m)/T} over them."""
     count = 0
     mass = 0.0
-    for split in range(0, S):
-        if tl.load(m_ptr + row * S + split) >= v:
-            for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
-                b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
-                b_z = finite(b_z)
-                b_in = b_z > v if strict else b_z >= v
-                count += tl.sum(b_in.to(tl.int32), 0)
-                mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / divisor), 0.0), 0)
+    for first in range(0, n, GROUP):
+        o_n = first + tl.arange(0, GROUP)
+        b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
+        b_reach = (b_top >= v) & (o_n < n)
+        tile = tl.min(tl.where(b_reach, o_n, n), 0)
+        while tile < n:
+            b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, subtile)
+            b_z = finite(b_z)
+            b_in = b_z > v if strict else b_z >= v
+            count += tl.sum(b_in.to(tl.int32), 0)
+            mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / divisor), 0.0), 0)
+            tile = tl.min(tl.where(b_reach & (o_n > tile), o_n, n), 0)
     return count, mass
 
 
-@triton.jit(do_not_specialize=["temperature", "top_k", "top_p", "S", "depth"])
+@triton.jit(do_not_specialize=["temperature", "top_k", "top_p", "n"])
 def _threshold(
     z_ptr,  # [B, V] any float, row stride `stride`
     allowed_ptr,  # [B, words] i32 bits, or None
-    m_ptr,  # [B, S] fp32: the splits' maxima
+    max_ptr,  # [B, n] fp32: maxima of sub-tiles; +inf where one holds NaN or +inf
     temperature_ptr,  # [B] fp32 or None, as the next two
     top_k_ptr,  # [B] i64; 0 is off
     top_p_ptr,  # [B] fp32; 1 is off
@@ -85,39 +78,39 @@ def _threshold(
     V,
     stride,
     words,
-    S,
-    depth,
+    n,
     temperature,
     top_k,
     top_p,
-    block: tl.constexpr,
-    block_s: tl.constexpr,
+    subtile: tl.constexpr,
+    block_n: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     divisor = tl.maximum(row_value(temperature_ptr, temperature, row, tl.float32), GREEDY_BELOW)
     k = row_value(top_k_ptr, top_k, row, tl.int64)
     p = row_value(top_p_ptr, top_p, row, tl.float32)
-    o_s = tl.arange(0, block_s)
-    b_max = tl.load(m_ptr + row * S + o_s, mask=o_s < S, other=-float("inf"))
-    m = tl.max(b_max, 0)
+    o_n = tl.arange(0, block_n)
+    b_max, m, _ = row_maximum(
+        z_ptr, allowed_ptr, max_ptr, row, V, stride, words, n, subtile, block_n
+    )
     floor = -float("inf")
     if m > -float("inf"):
         high = _key(m)
         if k > 0:
             b_sorted = tl.sort(b_max, descending=True)
-            low = _key(tl.maximum(tl.max(tl.where(o_s == k - 1, b_sorted, LOWEST), 0), LOWEST))
-            n, _ = _above(
-                z_ptr, allowed_ptr, m_ptr, row, _value(low), m, divisor, V, stride, words, S, depth,
-                block, False,
+            low = _key(tl.maximum(tl.max(tl.where(o_n == k - 1, b_sorted, LOWEST), 0), LOWEST))
+            count, _ = _above(
+                z_ptr, allowed_ptr, max_ptr, row, _value(low), m, divisor, V, stride, words, n,
+                subtile, False,
             )  # fmt: skip
-            if n >= k:
+            if count >= k:
                 while low < high:  # #{z ≥ low} ≥ k
                     middle = (low + high + 1) >> 1
-                    n, _ = _above(
-                        z_ptr, allowed_ptr, m_ptr, row, _value(middle), m, divisor, V, stride,
-                        words, S, depth, block, False,
+                    count, _ = _above(
+                        z_ptr, allowed_ptr, max_ptr, row, _value(middle), m, divisor, V, stride,
+                        words, n, subtile, False,
                     )  # fmt: skip
-                    enough = n >= k
+                    enough = count >= k
                     low = tl.where(enough, middle, low)
                     high = tl.where(enough, high, middle - 1)
                 floor = _value(low)
@@ -126,15 +119,15 @@ def _threshold(
             reach = m + divisor * tl.log((1 - p) / V) * 1.0001 - 1e-3
             low = _key(tl.maximum(tl.maximum(reach, floor), LOWEST))
             _, total = _above(
-                z_ptr, allowed_ptr, m_ptr, row, tl.maximum(floor, LOWEST), m, divisor, V, stride,
-                words, S, depth, block, False,
+                z_ptr, allowed_ptr, max_ptr, row, tl.maximum(floor, LOWEST), m, divisor, V, stride,
+                words, n, subtile, False,
             )  # fmt: skip
             high = _key(m)
             while low < high:  # Σ_{z > high} < p·total
                 middle = (low + high) >> 1
                 _, mass = _above(
-                    z_ptr, allowed_ptr, m_ptr, row, _value(middle), m, divisor, V, stride, words, S,
-                    depth, block, True,
+                    z_ptr, allowed_ptr, max_ptr, row, _value(middle), m, divisor, V, stride, words,
+                    n, subtile, True,
                 )  # fmt: skip
                 small = mass < p * total
                 high = tl.where(small, middle, high)
@@ -151,8 +144,7 @@ def top_k_top_p(
     parameters: SamplingParameters,
     *,
     allowed: torch.Tensor | None = None,
-    depth: int = 1,
-    tile: int = TILE,
+    tile: int = SUBTILE,
 ) -> torch.Tensor:
     """The lowest logit that top-k and top-p keep, `[B]` fp32.
 
@@ -161,32 +153,31 @@ def top_k_top_p(
 
     Args:
         logits: `[B, V]` any float, unit stride along V.
-        maxima: `[B, S]` fp32 of the splits of a row.
+        maxima: `[B, ⌈V/tile⌉]` fp32 of a row's sub-tiles, +inf where one holds NaN or +inf.
         parameters: of the rows.
         allowed: `[B, ⌈V/32⌉]` int32 bits.
-        depth: tiles of a split.
-        tile: logits of a tile.
+        tile: logits of a sub-tile.
     """
     B, V = logits.shape
-    S = maxima.shape[1]
+    n = maxima.shape[1]
     floor = torch.empty(B, dtype=torch.float32, device=logits.device)
     if B == 0:
         return floor
     p = parameters
     tensors, numbers = tensors_and_numbers(p.temperature, p.top_k, p.top_p)
     words = 0 if allowed is None else allowed.stride(0)
-    block_s = max(16, triton.next_power_of_2(S))
+    block_n = max(16, triton.next_power_of_2(n))
     _threshold[(B,)](
         logits, allowed, maxima, *tensors, floor,
-        V, logits.stride(0), words, S, depth, *numbers, tile, block_s,
+        V, logits.stride(0), words, n, *numbers, tile, block_n,
     )  # fmt: skip
     return floor
 
 
 _SIGNATURE = {
-    **{"z_ptr": "*bf16", "allowed_ptr": "*i32", "m_ptr": "*fp32", "temperature_ptr": "*fp32"},
+    **{"z_ptr": "*bf16", "allowed_ptr": "*i32", "max_ptr": "*fp32", "temperature_ptr": "*fp32"},
     **{"top_k_ptr": "*i64", "top_p_ptr": "*fp32", "floor_ptr": "*fp32"},
-    **dict.fromkeys(("V", "stride", "words", "S", "depth"), "i32"),
+    **dict.fromkeys(("V", "stride", "words", "n"), "i32"),
     **{"temperature": "fp32", "top_k": "i64", "top_p": "fp32"},
 }
-AOT = [(_threshold, _SIGNATURE, {"block": TILE, "block_s": 256}, 4, 3)]
+AOT = [(_threshold, _SIGNATURE, {"subtile": SUBTILE, "block_n": 1024}, 4, 3)]
