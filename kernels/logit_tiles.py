@@ -12,21 +12,35 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
-def load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block: tl.constexpr):
-    """fp32 logits of a tile; −inf beyond V and where the bit is 0.
+def _allowed(b_z, allowed_ptr, row, o_v, V, words):
+    """−inf where the bit is 0."""
+    if allowed_ptr is not None:
+        b_word = tl.load(allowed_ptr + row * words + o_v // 32, mask=o_v < V, other=0)
+        b_z = tl.where((b_word >> (o_v % 32)) & 1 == 1, b_z, -float("inf"))
+    return b_z
 
-    Full tiles load unmasked: wide for any V.
+
+@triton.jit
+def load_full_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block: tl.constexpr):
+    """fp32 logits of a tile that ends before V; −inf where the bit is 0.
+
+    Without a mask loads are wide for any V, and copied ahead in a loop with `num_stages`.
     """
+    o_v = tile * block + tl.arange(0, block)
+    b_z = tl.load(z_ptr + row * stride + o_v).to(tl.float32)
+    return _allowed(b_z, allowed_ptr, row, o_v, V, words)
+
+
+@triton.jit
+def load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block: tl.constexpr):
+    """fp32 logits of a tile; −inf beyond V and where the bit is 0."""
     o_v = tile * block + tl.arange(0, block)
     p_z = z_ptr + row * stride + o_v
     if (tile + 1) * block <= V:
         b_z = tl.load(p_z).to(tl.float32)
     else:
         b_z = tl.load(p_z, mask=o_v < V, other=-float("inf")).to(tl.float32)
-    if allowed_ptr is not None:
-        b_word = tl.load(allowed_ptr + row * words + o_v // 32, mask=o_v < V, other=0)
-        b_z = tl.where((b_word >> (o_v % 32)) & 1 == 1, b_z, -float("inf"))
-    return b_z
+    return _allowed(b_z, allowed_ptr, row, o_v, V, words)
 
 
 @triton.jit

@@ -35,7 +35,16 @@ from autodeco_fast.sampling import (
 )  # fmt: skip
 
 from .device import on_its_device
-from .logit_tiles import LOWEST, SUBTILE, TILE, finite, load_tile, row_maximum, splits_of
+from .logit_tiles import (
+    LOWEST,
+    SUBTILE,
+    TILE,
+    finite,
+    load_full_tile,
+    load_tile,
+    row_maximum,
+    splits_of,
+)  # fmt: skip
 from .philox import SAMPLE_DOMAIN, gumbel
 from .row_parameters import (
     GREEDY_BELOW,
@@ -55,6 +64,25 @@ DRAWING = 2048
 MOST_PARTS = 128  # of a row among them
 
 
+@triton.jit
+def _store_maxima(
+    b_z, max_ptr, sum_ptr, plane, tile, n, divisor, block: tl.constexpr, subtile: tl.constexpr
+):
+    """Those of a tile's sub-tiles, at a row's place; a `plane` further what else is asked for."""
+    per_tile: tl.constexpr = block // subtile
+    b_z = tl.reshape(b_z, [per_tile, subtile])
+    o_n = tile * per_tile + tl.arange(0, per_tile)
+    # A NaN becomes +inf too: one comparison finds both.
+    b_top = tl.max(tl.where(b_z < float("inf"), b_z, float("inf")), 1)
+    tl.store(max_ptr + o_n, b_top, mask=o_n < n)
+    if sum_ptr is not None:
+        b_z = finite(b_z)
+        b_top = tl.max(b_z, 1)
+        b_sum = tl.sum(tl.exp((b_z - tl.maximum(b_top, LOWEST)[:, None]) / divisor), 1)
+        tl.store(sum_ptr + o_n, b_top, mask=o_n < n)
+        tl.store(sum_ptr + plane + o_n, b_sum, mask=o_n < n)
+
+
 @triton.jit(do_not_specialize=["temperature", "n", "depth"])
 def _maxima(
     z_ptr,  # [B, V] any float, row stride `stride`
@@ -72,25 +100,20 @@ def _maxima(
     subtile: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    split = tl.program_id(1)
-    per_tile: tl.constexpr = block // subtile
-    last = tl.minimum((split + 1) * depth, tl.cdiv(V, block))
-    for tile in tl.range(split * depth, last, num_stages=4):
-        b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
-        b_z = tl.reshape(b_z, [per_tile, subtile])
-        o_n = tile * per_tile + tl.arange(0, per_tile)
-        # A NaN becomes +inf too: one comparison finds both.
-        b_top = tl.max(tl.where(b_z < float("inf"), b_z, float("inf")), 1)
-        tl.store(max_ptr + row * n + o_n, b_top, mask=o_n < n)
-        if sum_ptr is not None:
-            T = row_value(temperature_ptr, temperature, row, tl.float32)
-            b_z = finite(b_z)
-            b_top = tl.max(b_z, 1)
-            b_off = b_z - tl.maximum(b_top, LOWEST)[:, None]
-            b_sum = tl.sum(tl.exp(b_off / tl.maximum(T, GREEDY_BELOW)), 1)
-            p = sum_ptr + row * n + o_n
-            tl.store(p, b_top, mask=o_n < n)
-            tl.store(p + tl.num_programs(0).to(tl.int64) * n, b_sum, mask=o_n < n)
+    first = tl.program_id(1) * depth
+    plane = tl.num_programs(0).to(tl.int64) * n
+    T = row_value(temperature_ptr, temperature, row, tl.float32)
+    divisor = tl.maximum(T, GREEDY_BELOW)
+    if sum_ptr is not None:
+        sum_ptr += row * n
+    max_ptr += row * n
+    full = V // block
+    for tile in tl.range(first, tl.minimum(first + depth, full), num_stages=4):
+        b_z = load_full_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
+        _store_maxima(b_z, max_ptr, sum_ptr, plane, tile, n, divisor, block, subtile)
+    if (full < first + depth) & (full * block < V):
+        b_z = load_tile(z_ptr, allowed_ptr, row, full, V, stride, words, block)
+        _store_maxima(b_z, max_ptr, sum_ptr, plane, full, n, divisor, block, subtile)
 
 
 @triton.jit
@@ -146,7 +169,7 @@ def _draw(
         temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
         temperature, min_p, seed, position, stream, stream_step, row,
     )  # fmt: skip
-    _, m, flag = row_maximum(
+    b_all, m, flag = row_maximum(
         z_ptr, allowed_ptr, max_ptr, row, V, stride, words, n, subtile, block_n
     )
     if known_ptr is not None:

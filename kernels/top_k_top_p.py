@@ -175,7 +175,7 @@ def _threshold(
     k = row_value(top_k_ptr, top_k, row, tl.int64)
     p = row_value(top_p_ptr, top_p, row, tl.float32)
     o_n = tl.arange(0, block_n)
-    b_max, m, _ = row_maximum(
+    b_max, m, flag = row_maximum(
         z_ptr, allowed_ptr, max_ptr, row, V, stride, words, n, subtile, block_n
     )
     floor = -float("inf")
@@ -184,7 +184,7 @@ def _threshold(
         if k > 0:
             b_sorted = tl.sort(b_max, descending=True)
             low = tl.maximum(tl.max(tl.where(o_n == k - 1, b_sorted, LOWEST), 0), LOWEST)
-            count, _ = _sum(
+            count, mass = _sum(
                 z_ptr, allowed_ptr, max_ptr, row, low, m, divisor, V, stride, words, n, subtile
             )
             if count >= k:
@@ -194,14 +194,14 @@ def _threshold(
                 )  # fmt: skip
                 floor = _value(key)
         if p < 1:
-            _, mass = _sum(
+            count, mass = _sum(
                 z_ptr, allowed_ptr, max_ptr, row, tl.maximum(floor, LOWEST), m, divisor, V, stride,
                 words, n, subtile,
             )  # fmt: skip
             # A little lower than the bound: it is only where the search begins.
             reach = m + divisor * tl.log((1 - p) / V) * 1.0001 - 1e-3
             low = tl.maximum(tl.maximum(reach, floor), LOWEST)
-            count, _ = _sum(
+            count, below = _sum(
                 z_ptr, allowed_ptr, max_ptr, row, low, m, divisor, V, stride, words, n, subtile
             )
             key = _largest(
