@@ -169,7 +169,7 @@ def _draw(
         temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
         temperature, min_p, seed, position, stream, stream_step, row,
     )  # fmt: skip
-    b_all, m, flag = row_maximum(
+    _tops, m, flag = row_maximum(
         z_ptr, allowed_ptr, max_ptr, row, V, stride, words, n, subtile, block_n
     )
     if known_ptr is not None:

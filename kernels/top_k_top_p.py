@@ -175,7 +175,7 @@ def _threshold(
     k = row_value(top_k_ptr, top_k, row, tl.int64)
     p = row_value(top_p_ptr, top_p, row, tl.float32)
     o_n = tl.arange(0, block_n)
-    b_max, m, flag = row_maximum(
+    b_max, m, _flag = row_maximum(
         z_ptr, allowed_ptr, max_ptr, row, V, stride, words, n, subtile, block_n
     )
     floor = -float("inf")
@@ -201,7 +201,7 @@ def _threshold(
             # A little lower than the bound: it is only where the search begins.
             reach = m + divisor * tl.log((1 - p) / V) * 1.0001 - 1e-3
             low = tl.maximum(tl.maximum(reach, floor), LOWEST)
-            count, below = _sum(
+            count, _below = _sum(
                 z_ptr, allowed_ptr, max_ptr, row, low, m, divisor, V, stride, words, n, subtile
             )
             key = _largest(
