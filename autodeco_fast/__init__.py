@@ -44,6 +44,7 @@ _HOME = {
     "PLess": "policies",
     "MinK": "policies",
     "AdaptiveP": "policies",
+    "AutoDecoPolicy": "policies",
     "Attachment": "generation",
     "attach": "generation",
     "detach": "generation",

@@ -207,7 +207,7 @@ def plan(
 
     settings = {name: NEUTRAL[name] if value is None else value for name, value in chosen.items()}
     settings |= {"do_sample": True, "min_p": None}
-    if not (fused or policy.cuts_by_logits):
+    if not (fused or policy.cuts_by_row):
         settings |= _cuts(policy, chosen)
     settings = {name: value for name, value in settings.items() if hasattr(defaults, name)}
     kwargs = {name: value for name, value in kwargs.items() if name not in settings}
