@@ -1,0 +1,1 @@
+"""Checkpoints of the original AutoDeco system: their layout, configuration and model."""
