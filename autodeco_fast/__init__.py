@@ -45,6 +45,8 @@ _HOME = {
     "MinK": "policies",
     "AdaptiveP": "policies",
     "AutoDecoPolicy": "policies",
+    "AutoDecoConfig": "autodeco",
+    "AutoDecoModelForCausalLM": "autodeco",
     "Attachment": "generation",
     "attach": "generation",
     "detach": "generation",

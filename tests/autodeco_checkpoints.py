@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tests.reference.autodeco import joint_features
+
 VOCAB, HIDDEN = 96, 32
 _SHAPE = {
     "vocab_size": VOCAB,
@@ -159,6 +161,20 @@ def merged(
         _write_json(folder / "model.safetensors.index.json", index)
     _write_json(folder / "config.json", flat_config(base) if config is None else config)
     return folder
+
+
+def mlp(tensors: dict, head: str, inputs: torch.Tensor) -> torch.Tensor:
+    """A head before its sigmoid, from its tensors."""
+    inside = torch.relu(inputs @ tensors[f"{head}.mlp.0.weight"].T + tensors[f"{head}.mlp.0.bias"])
+    return (inside @ tensors[f"{head}.mlp.2.weight"].T + tensors[f"{head}.mlp.2.bias"])[..., 0]
+
+
+def predicted(tensors: dict, h: torch.Tensor, z: torch.Tensor, enhanced: bool = True):
+    """T and top-p of `h [N, H]` and `z [N, V]`."""
+    T = 2 * torch.sigmoid(mlp(tensors, "temp_head", h))
+    features = joint_features(z, T) if enhanced else []
+    columns = torch.stack([T.detach(), *features], -1)
+    return T, torch.sigmoid(mlp(tensors, "top_p_head", torch.cat([h, columns], -1)))
 
 
 def base_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -74,7 +74,7 @@ class ModelFolder:
         return {name: inside(self.folder, name) for name in names}
 
 
-def read_folder(name: str, what: str, *, weights: bool = True) -> ModelFolder:
+def read_folder(name: str, what: str, *, weights: bool = True, **hub: object) -> ModelFolder:
     """Reads a local folder, or an id on the Hugging Face hub, which is downloaded.
 
     As in transformers, `model.safetensors` wins over an index of other files.
@@ -82,13 +82,14 @@ def read_folder(name: str, what: str, *, weights: bool = True) -> ModelFolder:
     Args:
         what: the setting, for complaints.
         weights: whether to look at the weights, too.
+        hub: as of `fetch`.
 
     Raises:
         ValueError: if there is none, its configuration or index is no JSON object, or weights are
             missing, no safetensors, or others than the index says.
     """
     extra = (CONFIG_NAME, INDEX_NAME, BASE_CONFIG_NAME, BASE_INDEX_NAME)
-    folder = fetch(name, what, (*extra, *CARRIED))
+    folder = fetch(name, what, (*extra, *CARRIED), **hub)
     if (folder / HEAD_CONFIG_NAME).exists() and not (folder / CONFIG_NAME).exists():
         raise ValueError(f"{what} {name!r} is a head folder: `construct` makes a checkpoint of it")
     config = read_json_object(inside(folder, CONFIG_NAME))
@@ -98,7 +99,7 @@ def read_folder(name: str, what: str, *, weights: bool = True) -> ModelFolder:
     where = str(folder / INDEX_NAME)
     listed = set() if index is None else set(check_index(index, where).values())
     if str(folder) != name:
-        folder = fetch(name, what, (*extra, *CARRIED, WEIGHTS_NAME, *listed))
+        folder = fetch(name, what, (*extra, *CARRIED, WEIGHTS_NAME, *listed), **hub)
     if (folder / WEIGHTS_NAME).exists() and listed != {WEIGHTS_NAME}:
         index = None
     if index is None and not (folder / WEIGHTS_NAME).exists():
