@@ -1,175 +1,420 @@
-"""Checkpoints that are none, or of another base: refused in one line, before the base is loaded."""
+"""AutoDeco checkpoints that are broken, hostile or of another model: one line, nothing is left."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
-from autodeco_fast import AutoDecoConfig, AutoDecoModelForCausalLM
-from autodeco_fast.autodeco import loading
-from tests.autodeco_checkpoints import base_tensors, flat_config, head_tensors, heads_only, merged
+from autodeco_fast import TemperatureHead, TopPHead
+from autodeco_fast.autodeco import convert
+from tests.autodeco_checkpoints import HIDDEN, base_folder, heads_only
+from tests.commands import assert_refuses, command, listing
+from tests.hostile import search
+from tests.hostile_files import json_changes, odd_json, odd_tensors, tensor_changes
 
-load = AutoDecoModelForCausalLM.from_pretrained
+INDEX, WEIGHTS, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Folders of a base in several files, heads for it, and both merged: nothing is wrong."""
+    folder = tmp_path_factory.mktemp("made")
+    base_folder(folder / "base", "llama", sharded=True)
+    (folder / "base/tokenizer.json").write_text("{}")
+    heads_only(folder / "heads", folder / "base")
+    convert.merge(str(folder / "base"), str(folder / "heads"), folder / "full")
+    return folder
 
 
 @pytest.fixture
-def copied(checkpoint, tmp_path):
-    """A copy of a checkpoint to spoil."""
-
-    def make(layout: str = "heads"):
-        return shutil.copytree(checkpoint("llama", layout), tmp_path / layout)
-
-    return make
+def good(made, tmp_path) -> Path:
+    """A copy of them, to break."""
+    return shutil.copytree(made, tmp_path / "good")
 
 
-@pytest.fixture
-def nothing_is_loaded(monkeypatch):
-    def load(*_, **__):
-        raise AssertionError("a base model was loaded")
-
-    monkeypatch.setattr(loading.causal_lm, "load", load)
-
-
-def edit(folder, file: str = "config.json", **changed) -> None:
-    path = folder / file
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
-
-
-def refused(match: str, folder, **options) -> None:
-    with pytest.raises(ValueError, match=match) as caught:
-        load(folder, **options)
-    assert "\n" not in str(caught.value)
+def call(name: str, folder: Path, output: Path):
+    """A command that would be served."""
+    base, heads = ("--base", folder / "base"), ("--heads", folder / "heads")
+    given = {
+        "construct": base,
+        "merge": (*base, *heads),
+        "split": ("--checkpoint", folder / "full"),
+        "split heads": ("--checkpoint", folder / "heads"),
+    }
+    return command(name.split()[0], *given[name], "--output", output)
 
 
-@pytest.mark.parametrize(
-    ("changed", "match"),
-    [
-        ({"model_type": "llama"}, "model_type must be 'autodeco', got 'llama'"),
-        ({"use_enhanced_features": "yes"}, "use_enhanced_features must be true or false"),
-        ({"temperature_hidden_size": -1}, "temperature_hidden_size must be an integer"),
-        ({"temperature_hidden_size": 64}, r"'temp_head\.mlp\.0\.weight' must be \(256, 64\)"),
-        ({"use_enhanced_features": False}, r"top_p_head\.mlp\.0\.weight' must be \(256, 33\)"),
-        ({"base_model_name_or_path": "../../other"}, r"without '\.\.', got '\.\./\.\./other'"),
-        ({"base_model_name_or_path": None}, "names no base model: pass base_model="),
-        ({"base_model_name_or_path": "gone/away"}, "'gone/away'.* cannot be loaded"),
-        ({"base_model_type": "qwen2"}, "is of type 'llama', the heads were made for 'qwen2'"),
-        ({"num_hidden_layers": 3}, "num_hidden_layers 2, the heads were made for 3"),
-        ({"enable_top_p_head": False, "enable_temperature_head": False}, "must be true, one of"),
-    ],
-)
-@pytest.mark.usefixtures("nothing_is_loaded")
-def test_configurations_that_do_not_fit(copied, changed, match):
-    folder = copied()
-    edit(folder, **changed)
-    refused(match, folder)
+def refused(name: str, folder: Path, *words: str) -> None:
+    """One line, and the folders are what they were."""
+    before = listing(folder)
+    assert_refuses(call(name, folder, folder / "new/out"), *words)
+    assert listing(folder) == before
+    assert not (folder / "new").exists()
 
 
-@pytest.mark.usefixtures("nothing_is_loaded")
-def test_another_base_than_that_of_the_heads(checkpoint):
-    folder = checkpoint("llama")
-    refused(
-        "is of type 'qwen3', the heads were made", folder, base_model=checkpoint("qwen3", "base")
-    )
-    refused("is an AutoDeco checkpoint: split it first", folder, base_model=folder)
-    refused("cannot be loaded", folder, base_model=folder / "nothing")
-    merged = checkpoint("llama", "merged")
-    refused("base_model goes with heads alone", merged, base_model=checkpoint("llama", "base"))
+def change_json(path: Path, change: Callable[[dict], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
 
 
-def without(tensors: dict, name: str) -> dict:
-    return {key: tensor for key, tensor in tensors.items() if key != name}
+def change_tensors(path: Path, change: Callable[[dict], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
 
 
-@pytest.mark.parametrize(
-    ("spoil", "match"),
-    [
-        (lambda t: without(t, "temp_head.mlp.2.bias"), r"no tensor 'temp_head\.mlp\.2\.bias'"),
-        (lambda t: {**t, "other.weight": torch.ones(1)}, "'other.weight' is none of the heads'"),
-        (lambda t: {**t, "temp_head.mlp.2.bias": torch.full((1,), torch.nan)}, "must be finite"),
-        (lambda t: {**t, "temp_head.mlp.2.bias": torch.ones(1).int()}, "dtype of 'temp_head"),
-        (lambda t: {"nothing": torch.ones(1)}, "has no tensor 'temp_head"),
-    ],
-)
-@pytest.mark.usefixtures("nothing_is_loaded")
-def test_tensors_that_do_not_fit(copied, spoil, match):
-    folder = copied()
-    save_file(spoil(head_tensors()), folder / "model.safetensors")
-    refused(match, folder)
+def first_shard(folder: Path) -> Path:
+    return min(folder.glob("model-*.safetensors"))
 
 
-@pytest.mark.parametrize("layout", ["heads", "merged", "sharded"])
-@pytest.mark.usefixtures("nothing_is_loaded")
-def test_files_that_are_broken_or_gone(copied, layout):
-    folder = copied(layout)
-    file = max(folder.glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:-8])
-    refused("is not a safetensors file", folder)
-    file.unlink()
-    refused("has neither|has no file", folder)
-    (folder / "config.json").write_text("{")
-    refused("not JSON", folder)
-    (folder / "config.json").unlink()
-    refused("has no file config.json", folder)
-    refused("must be a folder or a hub id", folder / "nowhere")
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
 
 
-@pytest.mark.parametrize("path", ["../stolen.safetensors", "/etc/model.safetensors", "a/b"])
-@pytest.mark.usefixtures("nothing_is_loaded")
-def test_files_outside_the_folder(copied, path):
-    folder = copied("sharded")
-    index = folder / "model.safetensors.index.json"
-    found = json.loads(index.read_text())["weight_map"]
-    edit(folder, index.name, weight_map={**found, "llm.lm_head.weight": path})
-    refused("must be the name of a safetensors file beside it", folder)
-    shutil.copy(folder / "model-00001-of-00003.safetensors", folder.parent / "stolen.safetensors")
-    edit(folder, index.name, weight_map=found)
-    shard = folder / "model-00001-of-00003.safetensors"
+@pytest.mark.parametrize(("name", "where"), [("merge", "base"), ("split", "full")])
+def test_files_that_are_not_whole(good, name, where):
+    shard = first_shard(good / where)
+    cut(shard)
+    refused(name, good, f"{shard} is not a safetensors file")
+    shard.write_bytes(b"")
+    refused(name, good, f"{shard} is not a safetensors file")
+    shard.write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    refused(name, good, f"{shard} is not a safetensors file")
     shard.unlink()
-    shard.symlink_to("../stolen.safetensors")
-    refused("is a link that leaves its folder", folder)
+    refused(name, good, f"has no file {shard.name}")
 
 
-def test_a_merged_checkpoint_without_all_of_its_base(checkpoint, tmp_path):
-    base = checkpoint("qwen2", "base")
-    tensors = {f"llm.{name}": tensor for name, tensor in base_tensors(base).items()}
-    folder = merged(tmp_path / "a", base)
-    rest = without(tensors, "llm.model.norm.weight")
-    save_file({**rest, **head_tensors()}, folder / "model.safetensors")
-    refused("lacks 1 of its weights: model.norm.weight", folder)
-    more = {**tensors, "llm.model.extra": torch.ones(1), **head_tensors()}
-    save_file(more, folder / "model.safetensors")
-    with pytest.warns(UserWarning, match=r"1 tensors that Qwen2ForCausalLM does not use: .*extra"):
-        load(folder)
-    narrow = {**tensors, "llm.model.norm.weight": torch.ones(8), **head_tensors()}
-    save_file(narrow, folder / "model.safetensors")
-    refused("cannot be loaded", folder)
+def test_heads_that_are_not_whole(good):
+    cut(good / "heads" / WEIGHTS)
+    for name in ("merge", "split heads"):
+        refused(name, good, f"{good / 'heads' / WEIGHTS} is not a safetensors file")
 
 
-def test_what_cannot_be_passed(checkpoint):
-    refused("subfolder cannot be used", checkpoint("llama"), subfolder="a")
-    with pytest.raises(ValueError, match="base_model_type must be the base's model type"):
-        AutoDecoConfig(
-            **flat_config(checkpoint("llama", "base"), base_model_type=None)
-        ).base_config()
-    config = flat_config(checkpoint("llama", "base"), base_model_type="no_such_type")
-    with pytest.raises(ValueError, match="one that transformers knows, got 'no_such_type'"):
-        AutoDecoConfig(**config)
+@pytest.mark.parametrize(("name", "where"), [("merge", "base"), ("split", "full")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda index: index["weight_map"].update(a="model-9.safetensors"), "has no file model-9"),
+        (lambda index: index["weight_map"].update(a="../x.safetensors"), "../x.safetensors"),
+        (lambda index: index["weight_map"].update(a="/etc/x.safetensors"), "/etc/x.safetensors"),
+        (lambda index: index["weight_map"].update(a="x/y.safetensors"), "x/y.safetensors"),
+        (lambda index: index["weight_map"].update(a="..\\x.safetensors"), "x.safetensors"),
+        (lambda index: index["weight_map"].update(a="pytorch_model.bin"), "pytorch_model.bin"),
+        (lambda index: index["weight_map"].update(a=3), "a file must be"),
+        (lambda index: index["weight_map"].popitem(), "does not know"),
+        (lambda index: index["weight_map"].clear(), "must hold a weight_map"),
+        (lambda index: index.clear(), "must hold a weight_map"),
+    ],
+)
+def test_indices_that_say_something_else(good, name, where, change, words):
+    change_json(good / where / INDEX, change)
+    refused(name, good, f"{INDEX}" if "no file" not in words else "", words)
 
 
-def test_the_auto_class_says_the_same(copied):
-    folder = copied()
-    save_file(without(head_tensors(), "top_p_head.mlp.0.bias"), folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"has no tensor 'top_p_head\.mlp\.0\.bias'"):
-        AutoModelForCausalLM.from_pretrained(folder)
+def test_an_index_with_a_tensor_that_is_not_there(good):
+    def change(index):
+        index["weight_map"]["model.more.weight"] = first_shard(good / "base").name
+
+    change_json(good / "base" / INDEX, change)
+    refused("merge", good, f"'model.more.weight' is not in {first_shard(good / 'base').name}")
 
 
-def test_a_path_outside_is_taken_where_the_user_gives_it(checkpoint, tmp_path, monkeypatch):
-    config = flat_config(checkpoint("llama", "base"), base_model_name_or_path=None)
-    folder = heads_only(tmp_path / "a" / "heads", checkpoint("llama", "base"), config=config)
-    (tmp_path / "base").symlink_to(checkpoint("llama", "base"))
-    monkeypatch.chdir(tmp_path / "a")
-    model = load(folder, base_model="../base")
-    assert model.config.base_model_name_or_path == str(tmp_path / "base")
+def test_an_index_that_is_no_json(good):
+    (good / "base" / INDEX).write_text("[" * 100_000)
+    refused("merge", good, f"{good / 'base' / INDEX}: not JSON")
+    (good / "base" / INDEX).write_text("[]")
+    refused("merge", good, f"{good / 'base' / INDEX} must hold a JSON object, got list")
+
+
+def test_a_file_wins_over_an_index_of_others_as_in_transformers(good, tmp_path):
+    save_file({"one": torch.ones(3)}, good / "base" / WEIGHTS)
+    assert call("merge", good, tmp_path / "out").returncode == 0
+    heads = load_file(good / "heads" / WEIGHTS)
+    index = json.loads((tmp_path / "out" / INDEX).read_text())
+    assert set(index["weight_map"]) == {"llm.one", *heads}
+
+
+def test_pickle_is_not_read(good):
+    for path in (good / "base").glob("model*"):
+        path.unlink()
+    (good / "base/pytorch_model.bin").write_bytes(b"x")
+    refused("merge", good, f"has neither {WEIGHTS} nor {INDEX}; other formats, pickle above all")
+
+
+@pytest.mark.parametrize("where", ["heads", "full"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("temp_head.mlp.2.bias"), "has no tensor 'temp_head.mlp.2.bias'"),
+        (lambda t: t.pop("top_p_head.mlp.0.weight"), "has no tensor 'top_p_head.mlp.0.weight'"),
+        (
+            lambda t: t.update({"temp_head.mlp.4.weight": torch.ones(2)}),
+            "tensor 'temp_head.mlp.4.weight' is none of the heads'",
+        ),
+        (lambda t: t.update({"model.norm.weight": torch.ones(2)}), "'model.norm.weight' is none"),
+        (
+            lambda t: t.update({"temp_head.mlp.0.weight": torch.ones(256, 8)}),
+            "'temp_head.mlp.0.weight' must be (256, 32), got (256, 8)",
+        ),
+        (
+            lambda t: t.update({"temp_head.mlp.0.bias": torch.ones(256, dtype=torch.int32)}),
+            "dtype of 'temp_head.mlp.0.bias'",
+        ),
+        (
+            lambda t: t["top_p_head.mlp.2.bias"].fill_(float("nan")),
+            "must be finite, top_p_head.mlp.2.bias holds NaN",
+        ),
+    ],
+)
+def test_heads_that_do_not_fit(good, where, change, words):
+    path = good / "heads" / WEIGHTS if where == "heads" else max((good / "full").glob("model-*-*"))
+    change_tensors(path, change)
+    if where == "full":  # the index knows of it
+        change_json(
+            good / "full" / INDEX,
+            lambda index: index.update(
+                weight_map={n: f for n, f in index["weight_map"].items() if f != path.name}
+                | dict.fromkeys(load_file(path), path.name)
+            ),
+        )
+    refused("merge" if where == "heads" else "split", good, str(good / where), words)
+
+
+def test_a_checkpoint_without_heads(good):
+    change_tensors(good / "heads" / WEIGHTS, dict.clear)
+    refused("merge", good, "has no tensor 'temp_head.mlp.0.weight'")
+    off = {"enable_temperature_head": False, "enable_top_p_head": False}
+    change_json(good / "heads" / CONFIG, lambda config: config.update(off))
+    refused("merge", good, f"'{good / 'heads'}' has no tensors of heads")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"base_model_type": "qwen2"}, "is of type 'llama', the heads were made for 'qwen2'"),
+        ({"hidden_size": 64}, "has hidden_size 32, the heads were made for 64"),
+        ({"num_hidden_layers": 3}, "has num_hidden_layers 2, the heads were made for 3"),
+        ({"vocab_size": 95}, "has vocab_size 96, the heads were made for 95"),
+        ({"model_type": "llama"}, "model_type must be 'autodeco', got 'llama'"),
+        ({"temperature_hidden_size": 8}, "'temp_head.mlp.0.weight' must be (256, 8)"),
+        ({"use_enhanced_features": False}, "'top_p_head.mlp.0.weight' must be (256, 33)"),
+        ({"base_model_name_or_path": "../../etc"}, "base_model_name_or_path must be"),
+        ({"enable_top_p_head": "yes"}, "enable_top_p_head must be true or false, got 'yes'"),
+    ],
+)
+def test_configurations_of_something_else(good, change, words):
+    change_json(good / "heads" / CONFIG, lambda config: config.update(change))
+    refused("merge", good, words)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("base_config.json", {"hidden_size": 64}, "has hidden_size 64, the heads were made for 32"),
+        ("base_config.json", {"model_type": "autodeco"}, "is an AutoDeco checkpoint"),
+        ("base_index.json", {"weight_map": {"a": "../x.safetensors"}}, "../x.safetensors"),
+        ("base_index.json", {"weight_map": {"a": "x.safetensors"}}, "tensors differ in 'a'"),
+    ],
+)
+def test_what_merge_kept_is_not_trusted(good, file, change, words):
+    change_json(good / "full" / file, lambda value: value.update(change))
+    refused("split", good, str(good / "full" / file), words)
+
+
+def test_folders_in_each_others_places(good):
+    full, heads, base = good / "full", good / "heads", good / "base"
+    output = ("--output", good / "out")
+    swapped = [
+        (("merge", "--base", full, "--heads", heads), "is an AutoDeco checkpoint: split it first"),
+        (("merge", "--base", base, "--heads", full), "holds a base model too: split it first"),
+        (("merge", "--base", base, "--heads", base), "model_type must be 'autodeco', got 'llama'"),
+        (("construct", "--base", heads), "the base model must be a plain one"),
+        (("split", "--checkpoint", base), "model_type must be 'autodeco', got 'llama'"),
+        (("split", "--checkpoint", heads, "--part", "base"), "part must be one of head, got base"),
+        (("split", "--checkpoint", full, "--part", "x"), "one of base, autodeco, head, got x"),
+        (("split", "--checkpoint", good / "no/where"), "checkpoint must be a folder or a hub id"),
+        (("split", "--checkpoint", good), f"'{good}' has no file config.json"),
+        (("merge", "--base", "no/model", "--heads", heads), "base must be a folder or a hub id"),
+    ]
+    for arguments, words in swapped:
+        assert_refuses(command(*arguments, *output), words)
+    TemperatureHead(HIDDEN).save_pretrained(good / "own")
+    done = command("merge", "--base", base, "--heads", good / "own", *output)
+    assert_refuses(done, "is a head folder: `construct` makes a checkpoint of it")
+    assert not (good / "out").exists()
+
+
+def offset_head() -> TemperatureHead:
+    head = TemperatureHead(HIDDEN)
+    head.offset = -0.25
+    return head
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (lambda: TemperatureHead(8), "has width 8, the base 32"),
+        (lambda: TemperatureHead(HIDDEN, 64), "intermediate_size must be 256"),
+        (lambda: TemperatureHead(HIDDEN, max_temperature=1.5), "max_temperature must be 2"),
+        (offset_head, "offset (of calibration) must be 0, all that AutoDeco checkpoints can"),
+        (lambda: TopPHead(8), "has width 8, the base 32"),
+        (lambda: TopPHead(HIDDEN, intermediate_size=64), "intermediate_size must be 256"),
+    ],
+)
+def test_heads_that_the_format_cannot_express(good, head, words):
+    made = head()
+    made.save_pretrained(good / "own")
+    option = "--head" if isinstance(made, TemperatureHead) else "--top-p-head"
+    done = command(
+        "construct", "--base", good / "base", option, good / "own", "--output", good / "x"
+    )
+    assert_refuses(done, f"{option[2:].replace('-', '_')} '{good / 'own'}'", words)
+    assert not (good / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", CONFIG, INDEX, "shard", "merges.txt"])
+def test_links_that_leave_the_folder(good, name):
+    secret = good / "secret"
+    path = first_shard(good / "base") if name == "shard" else good / "base" / name
+    if path.exists():
+        path.rename(secret)
+    else:
+        secret.write_text("x")
+    path.symlink_to(secret)
+    refused("merge", good, f"{path} is a link that leaves its folder")
+    if name == "tokenizer.json":
+        refused("construct", good, f"{path} is a link that leaves its folder")
+        path.unlink()
+        path.symlink_to("gone")
+        refused("merge", good, "has no file tokenizer.json")
+        path.unlink()
+        secret.rename(good / "base/real.json")
+        path.symlink_to("real.json")
+        assert call("merge", good, good / "fine").returncode == 0
+        assert (good / "fine/tokenizer.json").read_text() == "{}"
+        assert not (good / "fine/tokenizer.json").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["construct", "merge", "split", "split heads"])
+def test_outputs_that_are_there(good, tmp_path, name):
+    before = listing(good)
+    for output in (good / "base", good / "base/config.json", good):
+        assert_refuses(call(name, good, output), "output must name a new folder", "there already")
+    assert_refuses(call(name, good, good / "base/config.json/x"), "cannot be written")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert_refuses(call(name, good, tmp_path / "link"), "output must name a new folder")
+    (tmp_path / ".x.draft").symlink_to(good / "base")
+    assert_refuses(call(name, good, tmp_path / "x"), ".x.draft is a link")
+    assert listing(good) == before
+    (tmp_path / "empty").mkdir()
+    assert call(name, good, tmp_path / "empty").returncode == 0
+
+
+def test_an_output_that_another_run_writes(good):
+    from autodeco_fast.files import new_folder
+
+    with new_folder(good / "out"):
+        assert_refuses(call("merge", good, good / "out"), "is being written by another run")
+    assert list((good / "out").iterdir()) == []
+
+
+def test_an_output_that_was_made_meanwhile(good):
+    def make(done: int, total: int) -> None:
+        (good / "out").mkdir(exist_ok=True)
+        (good / "out/precious").touch()
+
+    with pytest.raises(ValueError, match="output must name a new folder"):
+        convert.merge(str(good / "base"), str(good / "heads"), good / "out", progress=make)
+    assert os.listdir(good / "out") == ["precious"]
+    assert not (good / ".out.draft").exists()
+
+
+def test_a_disk_without_room(good, monkeypatch):
+    free = 100_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free))
+    refused("merge", good, "GB, the disk has 0.0001 GB")
+    refused("split", good, "GB, the disk has 0.0001 GB")
+
+
+def test_a_disk_that_fills_up(good, monkeypatch):
+    from autodeco_fast.autodeco import tensor_files
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensor_files, "_copy", full)
+    refused("merge", good, "No space left on device")
+
+
+def test_a_file_that_becomes_shorter_meanwhile(good):
+    shards = sorted((good / "base").glob("model-*"))
+
+    def shorten(done: int, total: int) -> None:
+        shards[-1].write_bytes(b"")
+
+    with pytest.raises(ValueError, match="became shorter while it was copied"):
+        convert.merge(str(good / "base"), str(good / "heads"), good / "out", progress=shorten)
+    assert not (good / "out").exists()
+
+
+_CONFIG_PATHS = [
+    (name,)
+    for name in (
+        *("model_type", "base_model_type", "base_model_name_or_path", "hidden_size", "vocab_size"),
+        *("temperature_hidden_size", "use_enhanced_features", "enable_top_p_head", "auto_map"),
+    )
+]
+_INDEX_PATHS = [
+    *[("metadata",), ("weight_map",), ("metadata", "total_size"), ("metadata", "total_parameters")],
+    *[("weight_map", f"{prefix}model.norm.weight") for prefix in ("", "llm.")],
+    ("weight_map", "temp_head.mlp.0.bias"),
+]
+_FILES = {
+    "merge": [("base", CONFIG), ("base", INDEX), ("heads", CONFIG)],
+    "split": [("full", name) for name in (CONFIG, INDEX, "base_config.json", "base_index.json")],
+    "split heads": [("heads", CONFIG)],
+    "construct": [("base", CONFIG)],
+}
+
+
+def test_anything_is_served_or_refused_in_one_line(made):
+    def check(example):
+        name, (where, file), change, tensors = example
+        with TemporaryDirectory() as folder:
+            copy = Path(folder, "copy")
+            shutil.copytree(made, copy)
+            path = copy / where / file
+            path.write_bytes(odd_json(path.read_text(), change))
+            if tensors is not None:
+                odd_tensors(max((copy / where).glob("*.safetensors")), tensors)
+            before = listing(copy)
+            done = call(name, copy, Path(folder, "out"))
+            assert done.returncode in (0, 2), done
+            lines = done.stderr.splitlines()
+            complaints = [line for line in lines if line.startswith("error: ")]
+            assert len(complaints) == (done.returncode == 2), done.stderr
+            assert len(lines) == len(complaints) or "warning: " in done.stderr
+            assert Path(folder, "out").exists() == (done.returncode == 0)
+            assert set(os.listdir(folder)) <= {"copy", "out"}
+            assert listing(copy) == before
+
+    changes = json_changes(_CONFIG_PATHS) | json_changes(_INDEX_PATHS) | st.just(("keys", []))
+    names = st.sampled_from(sorted(_FILES)).flatmap(
+        lambda name: st.tuples(st.just(name), st.sampled_from(_FILES[name]))
+    )
+    search(
+        st.tuples(names, changes, st.none() | tensor_changes).map(
+            lambda x: (*x[0], x[1], x[2]),
+        ),
+        check,
+        examples=40,
+        fuzzed=50,
+    )
