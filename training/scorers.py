@@ -220,14 +220,15 @@ def _gold(answer: str) -> tuple:
 
 def _answer_field(fields: dict) -> tuple[str, object]:
     """The name of the field that holds the answer, and its value."""
-    name = "gt" if "gt" in fields and "answer" not in fields else "answer"
+    is_gt = "answer" not in fields and ("gt" in fields or "problem" in fields)
+    name = "gt" if is_gt else "answer"
     return name, fields.get(name)
 
 
 def _math_complaint(fields: dict) -> str | None:
     name, answer = _answer_field(fields)
     if name not in fields:
-        return "answer is missing"
+        return f"{name} is missing"
     if isinstance(answer, bool) or not (_is_text(answer) or isinstance(answer, (int, float))):
         return f"{name} must be text or a number"
     if not _gold(str(answer)):

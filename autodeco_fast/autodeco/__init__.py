@@ -6,21 +6,20 @@ tensor_files.py safetensors files renamed and joined without decoding a tensor
 convert.py      construct, merge and split
 own_heads.py    heads between that format and this library's folders
 config.py       AutoDecoConfig
-model.py        AutoDecoModelForCausalLM
-loading.py      its from_pretrained
-saving.py       its save_pretrained
+model.py        AutoDecoModelForCausalLM; loading.py and saving.py are its from_pretrained and
+                save_pretrained, losses.py its losses
 
-Importing this package makes `AutoConfig` and `AutoModelForCausalLM` know such checkpoints.
+Files are read and written without transformers; the classes are imported on first use, and from
+then on `AutoConfig` and `AutoModelForCausalLM` know such checkpoints.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+_CLASSES = ("AutoDecoConfig", "AutoDecoModelForCausalLM", "AutoDecoOutput")
+__all__ = list(_CLASSES)
 
-from autodeco_fast.autodeco.config import AutoDecoConfig
-from autodeco_fast.autodeco.layout import MODEL_TYPE
-from autodeco_fast.autodeco.model import AutoDecoModelForCausalLM, AutoDecoOutput
 
-AutoConfig.register(MODEL_TYPE, AutoDecoConfig, exist_ok=True)
-for _auto in (AutoModel, AutoModelForCausalLM):
-    _auto.register(AutoDecoConfig, AutoDecoModelForCausalLM, exist_ok=True)
+def __getattr__(name: str):
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from autodeco_fast.autodeco import model
 
-__all__ = ["AutoDecoConfig", "AutoDecoModelForCausalLM", "AutoDecoOutput"]
+    return getattr(model, name)

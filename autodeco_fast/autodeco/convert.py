@@ -29,7 +29,7 @@ from autodeco_fast.autodeco.folder import (
     write_folder,
 )
 from autodeco_fast.autodeco.layout import BASE_PREFIX, CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
-from autodeco_fast.autodeco.own_heads import heads_of, new_heads, read_heads
+from autodeco_fast.autodeco.own_heads import Heads, heads_of, new_heads, read_heads
 from autodeco_fast.autodeco.tensor_files import Stored, TensorFile
 from autodeco_fast.checkpoint import check_finite
 from autodeco_fast.files import atomic_write, new_folder
@@ -169,6 +169,20 @@ def split(
         write_folder(draft, files, progress)
         if heads is not None:
             heads.save(draft / "head")
+
+
+def load_heads(checkpoint: str) -> Heads:
+    """The heads that a checkpoint uses, in fp32; of a merged one the base model is not read.
+
+    Args:
+        checkpoint: folder or hub id.
+
+    Raises:
+        ValueError: if it is none, or its heads do not fit its configuration.
+    """
+    given = read_folder(checkpoint, "checkpoint")
+    config = checked_config(given)
+    return heads_of(config, head_tensors(given))
 
 
 def checked_config(given: ModelFolder) -> dict:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
@@ -28,6 +30,7 @@ from transformers.utils import ModelOutput
 
 from autodeco_fast.autodeco import loading, saving
 from autodeco_fast.autodeco.config import AutoDecoConfig
+from autodeco_fast.autodeco.layout import MODEL_TYPE
 from autodeco_fast.autodeco.losses import heads_losses
 from autodeco_fast.generation import Attachment, attach
 from autodeco_fast.heads import TemperatureHead, TopPHead
@@ -348,3 +351,8 @@ def _entering(embedding: nn.Module) -> Iterator[list[torch.Tensor]]:
         yield entered
     finally:
         handle.remove()
+
+
+AutoConfig.register(MODEL_TYPE, AutoDecoConfig, exist_ok=True)
+for _auto in (AutoModel, AutoModelForCausalLM):
+    _auto.register(AutoDecoConfig, AutoDecoModelForCausalLM, exist_ok=True)
