@@ -90,6 +90,7 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
             options = {"attn_implementation": attention} if attention else {}
             llm = AutoModelForCausalLM.from_config(config.base_config(), **options)
         self.llm = llm.requires_grad_(False)
+        config._attn_implementation = llm.config._attn_implementation
         # fp32 whatever dtype transformers makes modules in meanwhile
         temperature, top_p = config.temperature_hidden_size, config.top_p_hidden_size
         enhanced = config.use_enhanced_features
