@@ -387,6 +387,6 @@ def test_anything_is_served_or_refused_in_one_line(made):
             lambda x: (*x[0], x[1], x[2]),
         ),
         check,
-        examples=40,
+        examples=25,
         fuzzed=50,
     )
