@@ -34,6 +34,7 @@ class AutoDecoConfig(PreTrainedConfig):
             settings["architectures"] = [layout.ARCHITECTURE]
             if layout.knows_its_base(settings):
                 settings = _through_its_base(settings)
+            del settings["model_type"]  # the class has it
         super().__init__(**settings)
 
     @classmethod

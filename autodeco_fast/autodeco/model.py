@@ -99,8 +99,9 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
         self.train(self.training)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """The heads have made theirs; the base has its own class for it."""
+    def init_weights(self) -> None:
+        """Does nothing: base and heads have made or read their weights, which transformers would
+        not know."""
 
     @classmethod
     def from_pretrained(
