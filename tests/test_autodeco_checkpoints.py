@@ -181,6 +181,20 @@ def test_a_configuration_that_forgot_its_base_learns_it_when_merged(tmp_path):
     assert kept == {**config, "base_model_type": "llama"}
 
 
+def test_what_cannot_be_given_back_is_said(tmp_path):
+    """Code of the base's own; its architectures, of a type that is not among the released ones."""
+    config = {**CONFIG, "model_type": "mistral", "auto_map": {"AutoConfig": "c.C"}}
+    base = plain_base(tmp_path / "base", config)
+    heads_only(tmp_path / "heads", base)
+    with pytest.warns(UserWarning, match="has code of its own, which is not copied"):
+        convert.merge(str(base), str(tmp_path / "heads"), tmp_path / "full")
+    (tmp_path / "full/base_config.json").unlink()
+    with pytest.warns(UserWarning, match="architectures are not known: add them to its config"):
+        convert.split(str(tmp_path / "full"), tmp_path / "parts")
+    again = json.loads((tmp_path / "parts/base/config.json").read_text())
+    assert again == {**CONFIG, "model_type": "mistral"}
+
+
 def test_what_is_carried(tmp_path):
     base = plain_base(tmp_path / "base")
     write_texts(base)
