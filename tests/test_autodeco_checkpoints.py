@@ -1,6 +1,7 @@
 """AutoDeco checkpoints made, merged and split: what is written, and what it costs."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from autodeco_fast import TemperatureHead, TopPHead
+from autodeco_fast import AutoDecoModelForCausalLM, TemperatureHead
 from autodeco_fast.autodeco import convert
+from autodeco_fast.cli import checkpoints
+from autodeco_fast.training.base_model import load_causal_lm
 from tests.autodeco_checkpoints import (
     base_folder,
     base_tensors,
@@ -25,46 +28,16 @@ from tests.autodeco_checkpoints import (
     heads_only,
     merged,
 )
+from tests.checkpoint_folders import (
+    CONFIG,
+    INDEX,
+    TEXTS,
+    contents,
+    plain_base,
+    same_tensors,
+    write_texts,
+)
 from tests.commands import ROOT, command
-
-INDEX = "model.safetensors.index.json"
-CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 96}
-TEXTS = {
-    "tokenizer.json": "{}",
-    "tokenizer_config.json": '{"é": 1}',
-    "merges.txt": "#version: 0.2\n",
-    "generation_config.json": '{"eos_token_id": 3}\n',
-    "chat_template.jinja": "{{ messages }}",
-    "additional_chat_templates/tools.jinja": "{{ tools }}",
-    "LICENSE": "free",
-}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def write_texts(folder: Path, texts: dict[str, str] = TEXTS) -> None:
-    for name, text in texts.items():
-        (folder / name).parent.mkdir(exist_ok=True, parents=True)
-        (folder / name).write_text(text)
-
-
-def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    """Bit for bit, dtypes and shapes too."""
-    described = [{name: (t.dtype, t.shape) for name, t in each.items()} for each in (a, b)]
-    bits = [{name: t.reshape(-1).view(torch.uint8) for name, t in each.items()} for each in (a, b)]
-    return described[0] == described[1] and all(bits[0][n].equal(bits[1][n]) for n in a)
-
-
-def plain_base(folder: Path, config: dict = CONFIG) -> Path:
-    """A folder with a model's configuration and one small tensor in one file."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file({"model.norm.weight": torch.ones(32)}, folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 @every_family
@@ -123,8 +96,6 @@ def test_released_checkpoints_are_split(family, sharded, tmp_path):
 
 
 def test_a_base_that_was_split_off_loads(tmp_path):
-    from autodeco_fast.training.base_model import load_causal_lm
-
     base = base_folder(tmp_path / "base", "qwen3", sharded=True)
     merged(tmp_path / "full", base, sharded=True)
     convert.split(str(tmp_path / "full"), tmp_path / "parts", parts=["base"])
@@ -154,7 +125,7 @@ _METADATA = st.none() | st.dictionaries(
 _TOTALS = st.sampled_from([None, {}, {"total_size": 1}, {"total_parameters": 7, "more": [1]}])
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(_TENSORS, _METADATA, _TOTALS, st.booleans())
 def test_any_files_come_back_as_they_were(tensors, metadata, totals, one_file):
     with TemporaryDirectory() as folder:
@@ -210,6 +181,20 @@ def test_a_configuration_that_forgot_its_base_learns_it_when_merged(tmp_path):
     assert kept == {**config, "base_model_type": "llama"}
 
 
+def test_what_cannot_be_given_back_is_said(tmp_path):
+    """Code of the base's own; its architectures, of a type that is not among the released ones."""
+    config = {**CONFIG, "model_type": "mistral", "auto_map": {"AutoConfig": "c.C"}}
+    base = plain_base(tmp_path / "base", config)
+    heads_only(tmp_path / "heads", base)
+    with pytest.warns(UserWarning, match="has code of its own, which is not copied"):
+        convert.merge(str(base), str(tmp_path / "heads"), tmp_path / "full")
+    (tmp_path / "full/base_config.json").unlink()
+    with pytest.warns(UserWarning, match="architectures are not known: add them to its config"):
+        convert.split(str(tmp_path / "full"), tmp_path / "parts")
+    again = json.loads((tmp_path / "parts/base/config.json").read_text())
+    assert again == {**CONFIG, "model_type": "mistral"}
+
+
 def test_what_is_carried(tmp_path):
     base = plain_base(tmp_path / "base")
     write_texts(base)
@@ -220,83 +205,6 @@ def test_what_is_carried(tmp_path):
     assert set(contents(tmp_path / "heads")) == {*TEXTS, *written}
     for name, text in TEXTS.items():
         assert (tmp_path / "heads" / name).read_text() == text
-
-
-def test_new_heads_start_as_training_starts(tmp_path):
-    base = plain_base(tmp_path / "base")
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        convert.construct(str(base), tmp_path / name, seed=seed)
-    config = json.loads((tmp_path / "a/config.json").read_text())
-    assert config == flat_config(base)
-    tensors = load_file(tmp_path / "a/model.safetensors")
-    expected = {name: (t.dtype, t.shape) for name, t in head_tensors().items()}
-    assert {name: (t.dtype, t.shape) for name, t in tensors.items()} == expected
-    assert not tensors["temp_head.mlp.2.weight"].any()  # T is 1 everywhere
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert not same_tensors(tensors, load_file(tmp_path / "c/model.safetensors"))
-    modes = {path.stat().st_mode for path in (tmp_path / "a").iterdir()}
-    assert modes == {(base / "config.json").stat().st_mode}
-
-
-def saved_heads(folder: Path) -> tuple[Path, Path]:
-    """Folders of a temperature head and, within, a top-p head."""
-    temperature, top_p = TemperatureHead(32), TopPHead(32, use_enhanced_features=False)
-    torch.nn.init.normal_(temperature.mlp[2].weight)
-    temperature.save_pretrained(folder)
-    top_p.save_pretrained(folder / "top_p_head")
-    return folder, folder / "top_p_head"
-
-
-def test_heads_of_ours_go_in_and_come_out(tmp_path):
-    base = plain_base(tmp_path / "base")
-    head, top_p = saved_heads(tmp_path / "head")
-    convert.construct(str(base), tmp_path / "heads", head=str(head), top_p_head=str(top_p))
-    config = json.loads((tmp_path / "heads/config.json").read_text())
-    assert config == flat_config(base, enhanced=False)
-    convert.split(str(tmp_path / "heads"), tmp_path / "parts")
-    assert contents(tmp_path / "parts/head") == contents(head)
-    convert.merge(str(base), str(tmp_path / "heads"), tmp_path / "full")
-    convert.split(str(tmp_path / "full"), tmp_path / "more", parts=["head"])
-    assert contents(tmp_path / "more") == contents(tmp_path / "parts")
-
-
-@pytest.mark.parametrize("which", ["head", "top_p_head"])
-def test_one_head_of_ours_is_the_one_that_is_used(tmp_path, which):
-    base = plain_base(tmp_path / "base")
-    given = dict(zip(("head", "top_p_head"), saved_heads(tmp_path / "head")))[which]
-    convert.construct(str(base), tmp_path / "heads", **{which: str(given)})
-    config = json.loads((tmp_path / "heads/config.json").read_text())
-    used = config["enable_temperature_head"], config["enable_top_p_head"]
-    assert used == (which == "head", which == "top_p_head")
-    prefix = {"head": "temp_head.", "top_p_head": "top_p_head."}[which]
-    assert all(n.startswith(prefix) for n in load_file(tmp_path / "heads/model.safetensors"))
-    convert.split(str(tmp_path / "heads"), tmp_path / "parts")
-    folder = tmp_path / "parts/head" / ("" if which == "head" else "top_p_head")
-    files = {"autodeco_config.json", "head.safetensors"}
-    assert {path.name for path in (tmp_path / "parts").rglob("*") if path.is_file()} == files
-    cls = TemperatureHead if which == "head" else TopPHead
-    expected = cls.from_pretrained(given).state_dict()
-    assert same_tensors(cls.from_pretrained(folder).state_dict(), expected)
-
-
-def test_heads_in_bf16_come_out_in_fp32(tmp_path):
-    base = plain_base(tmp_path / "base")
-    tensors = {name: t.bfloat16() for name, t in head_tensors().items()}
-    heads_only(tmp_path / "heads", base, heads=tensors)
-    convert.split(str(tmp_path / "heads"), tmp_path / "parts")
-    head = TemperatureHead.from_pretrained(tmp_path / "parts/head")
-    for name, tensor in head.state_dict().items():
-        assert torch.equal(tensor, tensors[f"temp_head.{name}"].float())
-
-
-def test_a_head_that_was_made_for_a_cut_warns(tmp_path):
-    base = plain_base(tmp_path / "base")
-    TemperatureHead(32, min_p=0.05).save_pretrained(tmp_path / "head")
-    options = ("--base", base, "--output", tmp_path / "heads", "--head", tmp_path / "head")
-    done = command("construct", *options)
-    assert (done.returncode, done.stdout) == (0, f"written: {tmp_path / 'heads'}\n")
-    assert done.stderr.startswith("warning: AutoDeco checkpoints know no Min-P: give min_p=0.05,")
-    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_commands(tmp_path):
@@ -317,6 +225,17 @@ def test_the_commands(tmp_path):
     two = contents(tmp_path / "all")
     two = {name: data for name, data in two.items() if not name.startswith("base/")}
     assert contents(tmp_path / "two") == two
+
+
+def test_large_ones_show_a_bar(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_LARGE", 1000)
+    base = plain_base(tmp_path / "base")
+    heads_only(tmp_path / "heads", base)
+    options = ("--base", base, "--heads", tmp_path / "heads", "--output", tmp_path / "full")
+    done = command("merge", *options)
+    assert (done.returncode, done.stdout) == (0, f"written: {tmp_path / 'full'}\n")
+    total = sum(t.nbytes for t in base_tensors(tmp_path / "full").values())
+    assert f"{total / 1000:.1f}/{total / 1000:.1f} kB" in done.stderr
 
 
 def on_the_hub(monkeypatch, cache: Path, repos: dict[str, Path]) -> list[list[str]]:
@@ -374,7 +293,8 @@ def large_base(folder: Path, size: int) -> Path:
     """A base of one tensor of zeros that takes no room on the disk."""
     plain_base(folder)
     header = {"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + size)
@@ -447,3 +367,20 @@ merge({str(base)!r}, {str(tmp_path / "heads")!r}, Path({str(tmp_path / "full")!r
     assert {path.name for path in tmp_path.iterdir()} == {"base", "heads", "full"}
     convert.split(str(tmp_path / "full"), tmp_path / "parts")
     assert contents(tmp_path / "parts/base") == contents(base)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_model_class_reads_what_is_merged_and_writes_what_is_split(sharded, tmp_path):
+    base = base_folder(tmp_path / "base", "qwen2", sharded=sharded)
+    heads_only(tmp_path / "heads", base)
+    convert.merge(str(base), str(tmp_path / "heads"), tmp_path / "full")
+    shutil.move(base, tmp_path / "elsewhere")
+    base = tmp_path / "elsewhere"
+    model = AutoDecoModelForCausalLM.from_pretrained(tmp_path / "full")
+    assert same_tensors(dict(model.llm.state_dict()), dict(load_causal_lm(str(base)).state_dict()))
+    model.save_pretrained(tmp_path / "saved", heads_only=False)
+    convert.split(str(tmp_path / "saved"), tmp_path / "parts")
+    assert same_tensors(base_tensors(tmp_path / "parts/base"), base_tensors(base))
+    assert same_tensors(base_tensors(tmp_path / "parts/autodeco"), head_tensors())
+    from_ours = TemperatureHead.from_pretrained(tmp_path / "parts/head").state_dict()
+    assert same_tensors(dict(from_ours), dict(model.temp_head.state_dict()))

@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from autodeco_fast import TemperatureHead, TopPHead
+from autodeco_fast import TemperatureHead
 from autodeco_fast.autodeco import convert
 from tests.autodeco_checkpoints import HIDDEN, base_folder, heads_only
 from tests.commands import assert_refuses, command, listing
@@ -252,34 +252,6 @@ def test_folders_in_each_others_places(good):
     assert not (good / "out").exists()
 
 
-def offset_head() -> TemperatureHead:
-    head = TemperatureHead(HIDDEN)
-    head.offset = -0.25
-    return head
-
-
-@pytest.mark.parametrize(
-    ("head", "words"),
-    [
-        (lambda: TemperatureHead(8), "has width 8, the base 32"),
-        (lambda: TemperatureHead(HIDDEN, 64), "intermediate_size must be 256"),
-        (lambda: TemperatureHead(HIDDEN, max_temperature=1.5), "max_temperature must be 2"),
-        (offset_head, "offset (of calibration) must be 0, all that AutoDeco checkpoints can"),
-        (lambda: TopPHead(8), "has width 8, the base 32"),
-        (lambda: TopPHead(HIDDEN, intermediate_size=64), "intermediate_size must be 256"),
-    ],
-)
-def test_heads_that_the_format_cannot_express(good, head, words):
-    made = head()
-    made.save_pretrained(good / "own")
-    option = "--head" if isinstance(made, TemperatureHead) else "--top-p-head"
-    done = command(
-        "construct", "--base", good / "base", option, good / "own", "--output", good / "x"
-    )
-    assert_refuses(done, f"{option[2:].replace('-', '_')} '{good / 'own'}'", words)
-    assert not (good / "x").exists()
-
-
 @pytest.mark.parametrize("name", ["tokenizer.json", CONFIG, INDEX, "shard", "merges.txt"])
 def test_links_that_leave_the_folder(good, name):
     secret = good / "secret"
@@ -415,6 +387,6 @@ def test_anything_is_served_or_refused_in_one_line(made):
             lambda x: (*x[0], x[1], x[2]),
         ),
         check,
-        examples=40,
+        examples=25,
         fuzzed=50,
     )

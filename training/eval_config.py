@@ -27,7 +27,8 @@ class EvalConfig(Options):
     output: Path = option("folder for the samples and results; a run begun there is continued")
     model: str | None = option(MODEL, None)
     policy: tuple[str, ...] = option(
-        "what picks T and the cut, like 'static T=0.7 min_p=0.1' or 'head=FOLDER'; give several",
+        "what picks T and the cut, like 'static T=0.7 min_p=0.1', 'head=FOLDER' or "
+        "'autodeco=FOLDER'; give several",
         (),
     )
     policies: Path | None = option(

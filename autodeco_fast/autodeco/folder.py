@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from autodeco_fast.autodeco import tensor_files
@@ -17,6 +18,7 @@ from autodeco_fast.checkpoint import CONFIG_NAME as HEAD_CONFIG_NAME
 from autodeco_fast.checkpoint import fetch
 from autodeco_fast.errors import read_json_object
 
+_TEMPLATES = "additional_chat_templates"
 # What a tokenizer, `generate` and a licence need; text all of it, no pickle and no code.
 CARRIED = (
     "tokenizer.json",
@@ -33,7 +35,7 @@ CARRIED = (
     "*.tiktoken",
     "chat_template.jinja",
     "chat_template.json",
-    "additional_chat_templates/*.jinja",
+    f"{_TEMPLATES}/*.jinja",
     "generation_config.json",
     "LICENSE",
     "LICENSE.txt",
@@ -69,9 +71,11 @@ class ModelFolder:
         Raises:
             ValueError: for a link that leaves the folder or leads nowhere.
         """
-        found = {path for pattern in CARRIED for path in self.folder.glob(pattern)}
-        names = sorted(str(path.relative_to(self.folder)) for path in found)
-        return {name: inside(self.folder, name) for name in names}
+        names = os.listdir(self.folder)
+        if (self.folder / _TEMPLATES).is_dir():
+            names += [f"{_TEMPLATES}/{name}" for name in os.listdir(self.folder / _TEMPLATES)]
+        found = [name for name in sorted(names) if any(fnmatchcase(name, p) for p in CARRIED)]
+        return {name: inside(self.folder, name) for name in found}
 
 
 def read_folder(name: str, what: str, *, weights: bool = True, **hub: object) -> ModelFolder:
