@@ -21,7 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from tests.reference.autodeco import joint_features
 
 VOCAB, HIDDEN = 96, 32
-_SHAPE = {
+SHAPE = {
     "vocab_size": VOCAB,
     "hidden_size": HIDDEN,
     "intermediate_size": 48,
@@ -59,7 +59,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 def base_model(family: str) -> PreTrainedModel:
     """A random model in eval mode whose next-token distributions are neither flat nor one-hot."""
     torch.manual_seed(sum(map(ord, family)))
-    config = CONFIG_MAPPING[family](**_SHAPE, **_OWN[family])
+    config = CONFIG_MAPPING[family](**SHAPE, **_OWN[family])
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

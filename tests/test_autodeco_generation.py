@@ -104,6 +104,16 @@ def test_heads_are_attached_once_and_anew_when_they_change(model):
     assert torch.equal(model.generate(prompts(), max_new_tokens=2, seed=1), greedy)
 
 
+def test_other_policies_are_attached_to_the_base(model):
+    with pytest.raises(ValueError, match=r"attach to its base, model\.llm"):
+        attach(model, model.temp_head)
+    attached = attach(model.llm, model.temp_head, min_p=0.5)
+    with pytest.raises(ValueError, match="a policy is attached to this model already"):
+        model.generate(prompts(), max_new_tokens=1)
+    attached.detach()
+    model.generate(prompts(), max_new_tokens=1)
+
+
 def test_copies_and_pickles_of_a_model_that_has_generated(model):
     expected = model.generate(prompts(), max_new_tokens=3, seed=1)
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

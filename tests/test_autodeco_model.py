@@ -5,12 +5,21 @@ import json
 import pytest
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Mxfp4Config,
+    Trainer,
+    TrainingArguments,
+)
 
 from autodeco_fast import AutoDecoConfig, AutoDecoModelForCausalLM
 from autodeco_fast.autodeco import loading
+from tests import autodeco_checkpoints as released
 from tests.autodeco_checkpoints import (
     FAMILIES,
+    base_folder,
     base_model,
     base_tensors,
     every_family,
@@ -234,6 +243,30 @@ def test_a_forward_runs_the_lm_head_once_and_on_the_rows_that_are_asked_for(mode
         model(prompts(), labels=prompts(), logits_to_keep=1)
 
 
+def test_trainer_divides_for_gradient_accumulation(checkpoint, tmp_path):
+    rows = [{"input_ids": ids, "labels": ids} for ids in prompts(4, 10)]
+    learned = []
+    for batch, accumulated in ((4, 1), (1, 4)):
+        model = load(checkpoint("llama"), enable_temperature_head=False)
+        arguments = TrainingArguments(
+            output_dir=tmp_path,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulated,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        Trainer(model=model, args=arguments, train_dataset=rows).train()
+        learned.append(model.top_p_head.mlp[2].bias - head_tensors()["top_p_head.mlp.2.bias"])
+    assert learned[0] != 0
+    torch.testing.assert_close(learned[0], learned[1])
+
+
 # Saving
 
 
@@ -305,3 +338,38 @@ def test_heads_whose_base_has_no_name_are_not_saved_alone(tmp_path):
     assert not (tmp_path / "a").exists()
     model.save_pretrained(tmp_path / "a", heads_only=False)
     assert torch.equal(load(tmp_path / "a")(prompts()).logits, base(prompts()).logits)
+
+
+# Quantised bases
+
+
+def quantized_base(folder, monkeypatch):
+    """A GPT-OSS base whose experts are mxfp4, as those on the hub."""
+    monkeypatch.setitem(released.SHAPE, "intermediate_size", 64)
+    base = base_folder(folder, "gpt_oss", dtype=torch.bfloat16)
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for name, tensor in base_tensors(base).items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            tensors[name] = tensor
+            continue
+        experts, into, out = tensor.shape
+        shape = experts, out, into // 32
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), generator=generator).byte()
+        tensors[f"{name}_scales"] = torch.randint(118, 124, shape, generator=generator).byte()
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    (base / "config.json").write_text(json.dumps(config))
+    return base
+
+
+@pytest.mark.parametrize("layout", ["heads", "merged"])
+def test_heads_of_a_quantised_base(layout, tmp_path, monkeypatch):
+    base = quantized_base(tmp_path / "base", monkeypatch)
+    folder = {"heads": heads_only, "merged": merged}[layout](tmp_path / "a", base)
+    model = load(folder, quantization_config=Mxfp4Config(dequantize=True))
+    expected = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    assert torch.equal(model(prompts()).logits, expected(prompts()).logits)
+    with pytest.raises(ValueError, match="was dequantised when it was loaded"):
+        model.save_pretrained(tmp_path / "b", heads_only=False)
+    assert not (tmp_path / "b").exists()

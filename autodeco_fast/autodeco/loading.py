@@ -37,6 +37,7 @@ class Loaded:
     config: AutoDecoConfig
     llm: PreTrainedModel
     heads: Heads
+    dequantized: bool  # whether the base's files hold quantised weights and the base does not
 
 
 def load(
@@ -62,11 +63,11 @@ def load(
     heads = heads_of(settings, head_tensors(given))
     hub.pop("revision", None)
     if layout.is_merged(given.tensors):
-        llm = _merged_base(given, settings, base_model, options)
+        llm, stored = _merged_base(given, settings, base_model, options)
         base = settings["base_model_name_or_path"]
     else:
         base = settings["base_model_name_or_path"] if base_model is None else _name(base_model)
-        llm = _base(given, settings, base, {**hub, **options})
+        llm, stored = _base(given, settings, base, {**hub, **options})
     width = llm.get_output_embeddings().weight.shape[-1]
     if width != settings["temperature_hidden_size"]:
         raise ValueError(
@@ -75,7 +76,12 @@ def load(
         )
     added = {key: settings[key] for key in (*_FLAGS, "use_enhanced_features")}
     config = AutoDecoConfig.of(llm.config, base, hidden_size=width, **added)
-    return Loaded(config, llm, heads)
+    dequantized = _is_quantized(stored) and not _is_quantized(llm.config.to_dict())
+    return Loaded(config, llm, heads, dequantized)
+
+
+def _is_quantized(config: Mapping) -> bool:
+    return config.get("quantization_config") is not None
 
 
 def _name(base_model: str | os.PathLike) -> str:
@@ -84,8 +90,11 @@ def _name(base_model: str | os.PathLike) -> str:
     return os.path.abspath(given) if os.path.isdir(given) else given
 
 
-def _base(given: ModelFolder, settings: Mapping, base: str | None, options: Mapping):
-    """The model that heads were made for, from its own folder or hub id."""
+def _base(
+    given: ModelFolder, settings: Mapping, base: str | None, options: Mapping
+) -> tuple[PreTrainedModel, dict]:
+    """The model that heads were made for, from its own folder or hub id, and the configuration
+    there."""
     where = f"heads-only checkpoint {str(given.folder)!r}"
     if base is None:
         raise ValueError(f"{where} names no base model: pass base_model=")
@@ -94,13 +103,13 @@ def _base(given: ModelFolder, settings: Mapping, base: str | None, options: Mapp
     with foreign(complaint):
         config = AutoConfig.from_pretrained(base, **of_hub).to_dict()
     layout.check_base(settings, config, f"base model {base!r}")
-    return causal_lm.load(base, what="base model", complaint=complaint, **options)
+    return causal_lm.load(base, what="base model", complaint=complaint, **options), config
 
 
 def _merged_base(
     given: ModelFolder, settings: dict, base_model: str | os.PathLike | None, options: Mapping
-):
-    """The model behind `llm.` in a checkpoint's own files."""
+) -> tuple[PreTrainedModel, dict]:
+    """The model behind `llm.` in a checkpoint's own files, and its configuration there."""
     folder = str(given.folder)
     if base_model is not None and layout.knows_its_base(settings):
         raise ValueError(
@@ -126,7 +135,7 @@ def _merged_base(
     llm._weight_conversions = [
         each for each in conversions if each.source_patterns != list(_STRIPPED)
     ]
-    return llm
+    return llm, settings
 
 
 def _lost_type(given: ModelFolder, settings: Mapping, base_model: str | os.PathLike | None) -> str:

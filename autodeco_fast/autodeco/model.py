@@ -97,6 +97,7 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
         self.temp_head = TemperatureHead(temperature).float() if used[0] else None
         self.top_p_head = TopPHead(top_p, enhanced).float() if used[1] else None
         self._attachment: Attachment | None = None
+        self._dequantized = False  # see `loading.Loaded`
         self.post_init()
         self.train(self.training)
 
@@ -137,6 +138,7 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
         name = pretrained_model_name_or_path
         loaded = loading.load(name, config, base_model, options)
         model = cls(loaded.config, llm=loaded.llm)
+        model._dequantized = loaded.dequantized
         model.temp_head, model.top_p_head = loaded.heads.temperature, loaded.heads.top_p
         device = loading.heads_device(loaded.llm)
         for head in model._heads():
@@ -169,8 +171,8 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
             max_shard_size: of a file of the base model's weights.
 
         Raises:
-            ValueError: for heads alone whose base model has no name, or weights that are not
-                finite; nothing is written.
+            ValueError: for heads alone whose base model has no name, a base model that was
+                dequantised on its way in, or weights that are not finite; nothing is written.
         """
         if is_main_process:
             saving.save(

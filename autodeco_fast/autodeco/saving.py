@@ -42,6 +42,11 @@ def save(
             "heads alone need the name of their base model: set config.base_model_name_or_path, or "
             "pass heads_only=False"
         )
+    if not heads_only and model._dequantized:
+        raise ValueError(  # transformers would write dequantised weights under quantised names
+            "the base model was dequantised when it was loaded, so it cannot be saved: join its "
+            "files and the heads with `autodeco-fast merge`"
+        )
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise ValueError(f"save_directory must be a folder, got {folder!r}, which is a file")
     heads = _heads(model.state_dict() if state_dict is None else state_dict)
