@@ -14,8 +14,8 @@ from autodeco_fast.policies import parse
 from autodeco_fast.training.eval_requests import seed_of
 from autodeco_fast.training.prompts import Prompt, encode_prompt
 from autodeco_fast.training.scorers import load_scorer
-from tests.autodeco_checkpoints import VOCAB, base_folder, head_tensors, heads_only, merged
-from tests.commands import assert_refuses, command
+from tests.autodeco_checkpoints import VOCAB, head_tensors, heads_only, merged
+from tests.commands import assert_refuses, command, save_tiny
 from tests.evaluations import lines_of, run, samples_of
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -32,8 +32,8 @@ SUFFIX = "\nMake sure you output the final answer within \\boxed{}."
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A chat model that writes boxed numbers, right ones among them, every other token."""
-    folder = base_folder(tmp_path_factory.mktemp("base") / "base", "qwen2")
+    """A chat model nearly half of whose tokens are boxed answers."""
+    folder = save_tiny(tmp_path_factory.mktemp("base") / "base")
     boxes = [f"\\boxed{{{ANSWERS[i % 4]}}}<{i}>" for i in range(40)]
     words = ["<unk>", "<s>", "user", "assistant", *boxes]
     words += [f"w{i}" for i in range(VOCAB - len(words))]
@@ -51,7 +51,11 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(base, tmp_path_factory):
-    return heads_only(tmp_path_factory.mktemp("heads") / "heads", base)
+    """Warm and wide enough for this model to write different things."""
+    heads = head_tensors()
+    for name, more in (("temp_head", 2.0), ("top_p_head", 4.0)):
+        heads[f"{name}.mlp.2.bias"] += more
+    return heads_only(tmp_path_factory.mktemp("heads") / "heads", base, heads=heads)
 
 
 @pytest.fixture
@@ -100,7 +104,7 @@ def test_a_file_of_problems_from_end_to_end(base, checkpoint, aime, tmp_path):
     for name in ("temperature", "top_p"):
         each = [x for s in ours for x in s[name]]
         assert every[name]["mean"] == pytest.approx(sum(each) / len(each))
-        assert max(each) - min(each) > 0.3
+        assert max(each) - min(each) > 0.15
     assert "top_p" not in results["policies"][1]["tasks"]["all"]
 
 
@@ -124,7 +128,8 @@ def test_samples_are_those_of_generate_in_any_batch(base, checkpoint, aime, tmp_
             ids = tokenizer.apply_chat_template(
                 chat, add_generation_prompt=True, return_tensors="pt", return_dict=False
             )
-            asked = {"max_new_tokens": sample["length"], "pad_token_id": 0}
+            asked = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0}
+            asked["max_new_tokens"] = sample["length"]
             out = model.generate(ids, seed=[sample["seed"]], **asked)
             assert out[0, ids.shape[1] :].tolist() == sample["tokens"]
             top_p = [float(record.top_p[0]) for record in attached.records]
@@ -197,13 +202,12 @@ def test_problems_need_a_chat_template(model, aime, tmp_path):
 # Checkpoints as policies
 
 
-def test_a_checkpoint_in_any_form_is_the_same_policy(base, checkpoint, tmp_path):
+def test_a_checkpoint_in_any_form_is_the_same_policy(base, tmp_path):
     forms = [
-        checkpoint,
+        heads_only(tmp_path / "heads", base),
         merged(tmp_path / "merged", base),
         merged(tmp_path / "sharded", base, sharded=True),
     ]
-    h, z = torch.randn(4, 32), torch.randn(4, VOCAB)
     tensors = head_tensors()
     for folder in forms:
         policy = parse(f"autodeco={folder} t_max=1.5")
@@ -211,9 +215,6 @@ def test_a_checkpoint_in_any_form_is_the_same_policy(base, checkpoint, tmp_path)
         for prefix, head in (("temp_head.", policy.head), ("top_p_head.", policy.top_p_head)):
             for name, weight in head.state_dict().items():
                 assert torch.equal(weight, tensors[prefix + name])
-        assert torch.equal(
-            policy.pick(h, z).top_p, parse(f"autodeco={checkpoint}").pick(h, z).top_p
-        )
 
 
 def test_heads_that_a_checkpoint_switches_off_are_off(base, tmp_path):
@@ -266,7 +267,7 @@ def test_what_is_no_checkpoint_is_refused_on_one_line(base, checkpoint, aime, tm
         assert not (tmp_path / "out").exists()
 
     refuses("/nowhere", "must be a folder or a hub id")
-    refuses(base, "model_type must be 'autodeco', got 'qwen2'")
+    refuses(base, "model_type must be 'autodeco', got 'llama'")
     short = heads_only(tmp_path / "short", base)
     data = (short / "model.safetensors").read_bytes()
     (short / "model.safetensors").write_bytes(data[:-4])
