@@ -100,6 +100,7 @@ class LocalModel:
             tokens=row.tokens,
             temperature=row.temperature,
             kept=row.kept,
+            top_p=row.top_p,
             truncated=not row.ended,
             length=len(row.tokens),
         )
@@ -112,6 +113,7 @@ class _Row:
     tokens: list[int]
     temperature: list[float]
     kept: list[int]
+    top_p: list[float] | None = None  # of a policy that predicts it
     ended: bool = False
 
 
@@ -168,13 +170,18 @@ class _Batch:
 
     def _take(self, new: torch.Tensor, attachment: Attachment, ends: Ends) -> None:
         """Adds what was drawn to its requests."""
-        T = torch.stack([record.temperature for record in attachment.records], 1)
-        kept = torch.stack([record.kept for record in attachment.records], 1)
+        T, kept, top_p = (
+            None if steps[0] is None else torch.stack(steps, 1)
+            for steps in zip(*attachment.records)
+        )
         kept = torch.where(T < GREEDY_BELOW, 1, kept)
         columns = (each.tolist() for each in (new, T, kept, ends.length, ends.ended))
-        for request, tokens, temperatures, sizes, n, ended in zip(self.rows, *columns):
+        for at, (request, *of_row) in enumerate(zip(self.rows, *columns)):
+            tokens, temperatures, sizes, n, ended = of_row
             row = self.drawn[request]
             row.tokens += tokens[:n]
             row.temperature += [round(t, 4) for t in temperatures[:n]]
             row.kept += sizes[:n]
+            if top_p is not None:
+                row.top_p = (row.top_p or []) + [round(p, 4) for p in top_p[at, :n].tolist()]
             row.ended = ended

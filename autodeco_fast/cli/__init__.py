@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from autodeco_fast import __version__
-from autodeco_fast.cli import doctor, evaluation, generation, training
+from autodeco_fast.cli import checkpoints, doctor, evaluation, generation, training
 from autodeco_fast.errors import USERS, line
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -23,6 +23,9 @@ for command in (
     training.calibrate,
     training.report,
     generation.generate,
+    checkpoints.construct,
+    checkpoints.merge,
+    checkpoints.split,
 ):
     app.command()(command)
 app.command("eval")(evaluation.evaluate)
