@@ -10,9 +10,9 @@ the keys of a search:
 
     1. It starts close: τ_k ≥ the k-th largest of the sub-tiles' maxima, and
        τ_p ≥ max z + T·ln((1 − top_p)/V), below which all weighs ≤ 1 − top_p.
-    2. While more than 1,024 logits lie between its ends, one read sums at sixteen keys between
-       them; a read is of those sub-tiles whose maximum reaches the lower end. Eight such reads come
-       down to one key, whatever the logits.
+    2. While more than 1,024 logits lie between its ends, one read sums at eight keys between them;
+       a read is of those sub-tiles whose maximum reaches the lower end. Eleven such reads come down
+       to one key, whatever the logits.
     3. The logits between the ends are written one behind the other, and the rest is a bisection in
        registers.
 
@@ -33,7 +33,8 @@ MOST = tl.constexpr(2147483647)
 TINY = tl.constexpr(1.1754943508222875e-38)
 GROUP = tl.constexpr(64)  # sub-tiles whose maxima are looked at together
 CANDIDATES = tl.constexpr(1024)  # logits that a bisection in registers looks at
-WAYS = 16  # keys at which one read of the logits sums
+WARPS = 8  # with 4 it spills, and with sixteen keys on some targets
+WAYS = 8  # keys at which one read of the logits sums
 
 
 @triton.jit
@@ -246,7 +247,7 @@ def top_k_top_p(
     block_n = max(16, triton.next_power_of_2(n))
     _threshold[(B,)](
         logits, allowed, maxima, found, *tensors, floor,
-        V, logits.stride(0), words, n, *numbers, tile, block_n, WAYS,
+        V, logits.stride(0), words, n, *numbers, tile, block_n, WAYS, num_warps=WARPS,
     )  # fmt: skip
     return floor
 
@@ -257,4 +258,4 @@ _SIGNATURE = {
     **dict.fromkeys(("V", "stride", "words", "n"), "i32"),
     **{"temperature": "fp32", "top_k": "i64", "top_p": "fp32"},
 }
-AOT = [(_threshold, _SIGNATURE, {"subtile": SUBTILE, "block_n": 1024, "ways": WAYS}, 4, 3)]
+AOT = [(_threshold, _SIGNATURE, {"subtile": SUBTILE, "block_n": 1024, "ways": WAYS}, WARPS, 3)]
