@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from autodeco_fast import TemperatureHead, TopPHead
-from autodeco_fast.checkpoint import CONFIG_NAME
+from autodeco_fast.checkpoint import CONFIG_NAME, check_finite
 from autodeco_fast.training import checkpoints
 from autodeco_fast.training.batches import Source
 from autodeco_fast.training.checkpoints import Progress
@@ -77,6 +77,7 @@ def _top_p_head(config: TrainConfig, hidden_size: int) -> TopPHead:
 
 
 def save_heads(head: nn.Module, folder: Path) -> None:
+    check_finite(head.state_dict(), f"the weights for {str(folder)!r}")  # of both before either
     if isinstance(head, nn.ModuleDict):
         head["top_p_head"].save_pretrained(folder / TOP_P_HEAD)
         head = head["temp_head"]
