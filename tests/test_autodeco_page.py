@@ -131,7 +131,8 @@ def test_options_may_have_underscores_in_every_command():
 
 @pytest.mark.slow
 def test_two_processes_with_an_fsdp_config_do_what_one_does(tmp_path, model, rows):
-    """accelerate launch, gloo, two batches a process a step: as one process on all four."""
+    """accelerate launch, gloo, two batches a process a step, against one process's four; a batch is
+    one example, so that hidden states are the same bits."""
     config = tmp_path / "fsdp.yaml"
     config.write_text(FSDP)
     shared = ["train", "--objective", "autodeco_joint", "--model", str(model), "--data", str(rows)]
@@ -149,7 +150,8 @@ def test_two_processes_with_an_fsdp_config_do_what_one_does(tmp_path, model, row
     assert done.returncode == 0, done.stderr
     assert "2 × cpu" in done.stderr + done.stdout
     assert done.stderr.count("FSDP shards nothing here") == 1
-    alone = command(*shared, tmp_path / "one", "--per_device_train_batch_size", "4")
+    one_each[-1] = "4"
+    alone = command(*shared, tmp_path / "one", *one_each)
     assert alone.returncode == 0, alone.stderr
     metrics = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

