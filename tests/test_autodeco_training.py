@@ -161,7 +161,8 @@ def test_the_top_p_head_alone(tmp_path, base, first):
 
 
 @pytest.mark.parametrize("objective", AUTODECO)
-def test_a_scan_teaches_what_text_teaches(tmp_path, base, first, objective):
+def test_a_scan_teaches_what_text_teaches(tmp_path, first, objective):
+    base = base_model.wrap(tiny_model("llama").bfloat16())  # what a scan keeps of hidden states
     data = [e._replace(labels=[-100, *e.input_ids[1:]]) for e in likely_examples(base, 12)]
     path = tmp_path / "examples.jsonl"
     path.write_text("".join(json.dumps(e._asdict()) + "\n" for e in data))
@@ -176,11 +177,11 @@ def test_a_scan_teaches_what_text_teaches(tmp_path, base, first, objective):
         torch.cat([(a - b).flatten() for a, b in zip(head.parameters(), before.parameters())])
         for head in (scanned, text)
     ]
-    # The scan keeps hidden states in bf16, and a first step of AdamW is little but a sign.
-    assert torch.cosine_similarity(*learned, dim=0) > 0.98
+    # A first step of AdamW is little but the gradient's sign.
+    assert torch.cosine_similarity(*learned, dim=0) > 0.99
     lines = [read_lines(tmp_path / name / METRICS_NAME) for name in ("out", "online")]
     assert lines[0][0]["selected_tokens"] == lines[1][0]["selected_tokens"]
-    assert lines[0][0]["loss"] == pytest.approx(lines[1][0]["loss"], rel=1e-2)
+    assert lines[0][0]["loss"] == pytest.approx(lines[1][0]["loss"], rel=1e-4)
 
 
 def test_a_scan_that_left_tokens_out_is_for_goldilocks(tmp_path, base):
