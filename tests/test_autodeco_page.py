@@ -62,7 +62,7 @@ def tables(header: str) -> list[list[str]]:
 
 
 def options(cell: str) -> list[str]:
-    return re.findall(r"(--[a-z_-]+)", cell)
+    return re.findall(r"--[a-z0-9_-]+", cell)
 
 
 def test_the_options_of_the_tables_are_there():

@@ -10,6 +10,8 @@ refused.
 import os
 import warnings
 
+import torch
+
 from autodeco_fast.errors import foreign
 
 
@@ -25,10 +27,13 @@ def start_accelerator(**options):
         ValueError: if accelerate cannot start so, DeepSpeed not being installed for example, or
             would take the base model's weights apart.
     """
+    # On CPUs accelerate takes processes for lone ones, unless it is told: its launcher says nothing.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    cpu = several and not torch.accelerator.is_available()
     with foreign("accelerate cannot start as it was configured"):
         from accelerate import Accelerator
 
-        accelerator = Accelerator(**options)
+        accelerator = Accelerator(cpu=cpu, **options)
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None and plugin.zero_stage == 3:
         raise ValueError(
