@@ -10,13 +10,11 @@ from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model
 from autodeco_fast.training.batches import OnlineSource
 from autodeco_fast.training.data import Example
-from autodeco_fast.training.head_folder import METRICS_NAME
 from autodeco_fast.training.loop import learning_rate
 from tests.tiny_models import NAMES, VOCAB, tiny_model
 from tests.training_runs import (
     make_examples,
     online_config,
-    read_lines,
     train_online,
 )
 

@@ -27,7 +27,7 @@ def start_accelerator(**options):
         ValueError: if accelerate cannot start so, DeepSpeed not being installed for example, or
             would take the base model's weights apart.
     """
-    # On CPUs accelerate takes processes for lone ones, unless it is told: its launcher says nothing.
+    # accelerate takes processes on CPUs for lone ones unless told, and its launcher may not tell.
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     cpu = several and not torch.accelerator.is_available()
     with foreign("accelerate cannot start as it was configured"):
