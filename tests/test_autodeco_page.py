@@ -16,6 +16,7 @@ import typer
 
 from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.cli import app
+from autodeco_fast.policies import parse
 from autodeco_fast.training.processes import start_accelerator
 from tests.commands import ROOT, assert_refuses, command, save_tiny
 
@@ -113,6 +114,9 @@ def test_the_scripts_command_trains_heads_that_generate(tmp_path, model, rows):
     assert lines[-1]["learning_rate"] == pytest.approx(5e-6 / 3)
     assert TemperatureHead.from_pretrained(tmp_path / "out").min_p == 1e-6
     assert TopPHead.from_pretrained(tmp_path / "out/top_p_head").use_enhanced_features
+    policy = parse(f"autodeco={tmp_path / 'out'}")
+    assert policy.head is not None
+    assert policy.top_p_head is not None
     words = ("--model", model, "--head", tmp_path / "out", "--prompt", "w5 w6")
     done = command("generate", *words, "--max-new-tokens", 3, "--seed", 0)
     assert done.returncode == 0, done.stderr

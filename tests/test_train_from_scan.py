@@ -69,13 +69,13 @@ def test_every_token_is_seen_once_an_epoch(tmp_path):
         ours = torch.cat(seen).float().sort(0).values
         whole = Scan(settings.scan).load()
         if other is not None:
-            whole = whole.rows(~other._wanted(whole.document))
+            whole = whole[~other._wanted(whole.document)]
             assert len(other) + len(whole) == len(Scan(settings.scan))
         assert torch.equal(ours, whole.hidden.float().sort(0).values)
 
 
 def test_memory_stays_within_the_limit(tmp_path, monkeypatch):
-    make_scan(tmp_path, rows_per_shard=20)  # a shard is larger than the limit
+    make_scan(tmp_path, examples_per_shard=20)  # a shard is larger than the limit
     limit = 12_000
     held = []
     group = ScanSource._group

@@ -232,12 +232,12 @@ class ScanSource:
             whole = ScanTokens.cat(tokens) if len(tokens) > 1 else tokens[0]
             del tokens
             order = _order(len(whole), self.config.seed, epoch * 1_000_003 + number)
-            self._held = (epoch, number), whole.rows(order)
+            self._held = (epoch, number), whole[order]
         return self._held[1]
 
     def _read(self, one: ShardSlice) -> ScanTokens:
         tokens = read_shard(one.path, one.tokens)
-        return tokens.rows(self._wanted(tokens.document)) if self.config.eval_fraction else tokens
+        return tokens[self._wanted(tokens.document)] if self.config.eval_fraction else tokens
 
     def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
         width = self.config.batch_tokens * world
@@ -249,7 +249,7 @@ class ScanSource:
             low, high = max(start, begin), min(end, begin + size)
             if low < high:
                 tokens = self._group(epoch, number, slices)
-                yield self._batch(tokens.rows(slice(low - begin, high - begin)), epoch)
+                yield self._batch(tokens[low - begin : high - begin], epoch)
             begin += size
 
     def _batch(self, tokens: ScanTokens, epoch: int) -> Batch:

@@ -22,7 +22,7 @@ _TAKEN_BY = {
     "detach_temperature": AUTODECO[2:],
 }
 MODEL = "folder or hub id of a causal language model; it stays frozen, in bf16 where that is fast"
-_ROWS = "JSONL of prompt+completion, messages, text, or input_ids+labels"
+_EXAMPLES = "JSONL of prompt+completion, messages, text, or input_ids+labels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,13 @@ class ScanConfig(_Selection):
     """What a scan writes down of a model's predictions on some data."""
 
     model: str = option(MODEL)
-    data: str = option(f"{_ROWS}; or the name of a dataset; or stdlib:head")
+    data: str = option(f"{_EXAMPLES}; or the name of a dataset; or stdlib:head")
     output: Path = option("folder for the scan; one begun with the same settings is continued")
     split: str = option("of a dataset that is named", "train")
     batch_tokens: int = option(
         "tokens of a forward pass, padding included", 8192, must_be="at least 1"
     )
-    rows_per_shard: int = option(
+    examples_per_shard: int = option(
         "examples whose tokens share a file: at most these are lost when a scan is killed",
         256,
         must_be="at least 1",
@@ -86,7 +86,7 @@ class TrainConfig(_Selection):
     output: Path = option("new folder for the head, metrics.jsonl and checkpoints")
     scan: Path | None = option("folder of a scan to learn from, instead of model and data", None)
     model: str | None = option(MODEL, None)
-    data: Path | None = option(_ROWS, None)
+    data: Path | None = option(_EXAMPLES, None)
     objective: str = option(
         "what to minimise; label_free learns from the model's own probabilities, at every token; "
         "rewards needs model, prompts and reward, or model and rollouts",

@@ -138,12 +138,13 @@ def model_fingerprint(model, tokenizer) -> str:
 
 
 def policy_fingerprint(policy: Policy) -> str:
-    """Of its text and, of a head, its weights."""
+    """Of its text and, of heads, their weights."""
     parts: list[bytes | torch.Tensor] = [str(policy).encode()]
-    head = getattr(policy, "head", None)
-    if head is not None:
-        parts.append(repr(head).encode())
-        parts += [t.float() for _, t in sorted(head.state_dict().items())]
+    for name in ("head", "top_p_head"):
+        head = getattr(policy, name, None)
+        if head is not None:
+            parts.append(repr(head).encode())
+            parts += [t.float() for _, t in sorted(head.state_dict().items())]
     return fingerprint(*parts)
 
 

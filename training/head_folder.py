@@ -15,7 +15,6 @@ SETTINGS_NAME, METRICS_NAME, DIAGNOSTICS_NAME = (
     "diagnostics.jsonl",
 )
 CALIBRATION_NAME, SWEEP_NAME = "calibration.json", "sweep.json"
-TOP_P_HEAD = "top_p_head"  # the folder of a second head
 
 
 def training_settings(folder: Path) -> dict:

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from autodeco_fast import TemperatureHead, TopPHead
+from autodeco_fast.autodeco.own_heads import TOP_P_FOLDER
 from autodeco_fast.checkpoint import CONFIG_NAME, check_finite
 from autodeco_fast.training import checkpoints
 from autodeco_fast.training.batches import Source
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.config import AUTODECO, TrainConfig
-from autodeco_fast.training.head_folder import TOP_P_HEAD, check_model, check_width
+from autodeco_fast.training.head_folder import check_model, check_width
 from autodeco_fast.training.metrics import Log, Totals
 from autodeco_fast.training.objectives import (
     AutoDecoJoint,
@@ -68,7 +69,7 @@ def new_head(config: TrainConfig, hidden_size: int) -> nn.Module:
 
 
 def _top_p_head(config: TrainConfig, hidden_size: int) -> TopPHead:
-    folder = None if config.head is None else config.head / TOP_P_HEAD
+    folder = None if config.head is None else config.head / TOP_P_FOLDER
     if folder is None or not folder.is_dir():
         return TopPHead(hidden_size)
     head = TopPHead.from_pretrained(folder)
@@ -79,7 +80,7 @@ def _top_p_head(config: TrainConfig, hidden_size: int) -> TopPHead:
 def save_heads(head: nn.Module, folder: Path) -> None:
     check_finite(head.state_dict(), f"the weights for {str(folder)!r}")  # of both before either
     if isinstance(head, nn.ModuleDict):
-        head["top_p_head"].save_pretrained(folder / TOP_P_HEAD)
+        head["top_p_head"].save_pretrained(folder / TOP_P_FOLDER)
         head = head["temp_head"]
     head.save_pretrained(folder)
 

@@ -72,7 +72,7 @@ def _scan(config: ScanConfig, accelerator) -> None:
     with progress_bar(console) as move:
         move(total=None if count is None else -(-count // accelerator.num_processes))
         manifest = scan(config, base, tokenizer, accelerator=accelerator, on_examples=Speed(move))
-    if not manifest["kept"]:
+    if not manifest["tokens"]:
         length = base.example_length(config.max_length)
         _refuse_empty(config, manifest, length, accelerator=accelerator)
     say_scanned(console, manifest)
@@ -87,7 +87,7 @@ def _refuse_empty(config: ScanConfig, manifest: dict, length: int, *, accelerato
         discard(config.output, manifest["shards"])
     counts = manifest["counts"]
     nothing = f"nothing is selected of {config.data!r}: {why_empty(manifest)}"
-    raise ValueError(nothing if counts["seen"] else nothing_to_learn(counts["rows"], length))
+    raise ValueError(nothing if counts["seen"] else nothing_to_learn(counts["examples"], length))
 
 
 def _check_head(config: TrainConfig, hidden_size: int) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from autodeco_fast import __version__
-from autodeco_fast.cli import doctor, evaluation, generation, training
+from autodeco_fast.cli import checkpoints, doctor, evaluation, generation, training
 from autodeco_fast.errors import USERS, line
 
 
@@ -34,6 +34,9 @@ for command in (
     training.calibrate,
     training.report,
     generation.generate,
+    checkpoints.construct,
+    checkpoints.merge,
+    checkpoints.split,
 ):
     app.command()(command)
 app.command("eval")(evaluation.evaluate)
