@@ -125,6 +125,19 @@ def test_a_base_spread_over_devices_takes_its_heads_along(checkpoint, tmp_path):
     )
 
 
+def test_a_checkpoint_on_the_hub_is_downloaded(checkpoint, monkeypatch):
+    asked, local = [], str(checkpoint("llama", "merged"))
+
+    def download(name: str, allow_patterns: list[str], **options) -> str:
+        asked.append((name, options))
+        return local
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    model = load("user/checkpoint", revision="v1", token="t")
+    assert set(map(repr, asked)) == {repr(("user/checkpoint", {"revision": "v1", "token": "t"}))}
+    assert torch.equal(model(prompts()).logits, base_model("llama")(prompts()).logits)
+
+
 @pytest.mark.parametrize("layout", ["heads", "merged"])
 def test_a_configuration_that_was_saved_twice_has_lost_the_type_of_its_base(
     checkpoint, layout, tmp_path
