@@ -45,6 +45,8 @@ _HOME = {
     "MinK": "policies",
     "AdaptiveP": "policies",
     "AutoDecoPolicy": "policies",
+    "AutoDecoConfig": "autodeco.model",
+    "AutoDecoModelForCausalLM": "autodeco.model",
     "Attachment": "generation",
     "attach": "generation",
     "detach": "generation",

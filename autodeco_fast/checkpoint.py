@@ -43,13 +43,17 @@ def save_head(folder: str | os.PathLike, config: dict, tensors: dict[str, torch.
 
 
 def fetch(
-    name: str, what: str = "head", files: Sequence[str] = (CONFIG_NAME, WEIGHTS_NAME)
+    name: str,
+    what: str = "head",
+    files: Sequence[str] = (CONFIG_NAME, WEIGHTS_NAME),
+    **hub: object,
 ) -> Path:
     """A local folder as it is; anything else is an id on the Hugging Face hub.
 
     Args:
         what: the setting, for complaints.
         files: those to download, or patterns of them.
+        hub: what `snapshot_download` takes besides: revision, token, cache_dir, …
 
     Raises:
         ValueError: if it is neither.
@@ -62,7 +66,7 @@ def fetch(
     with foreign(f"{complaint}, which is no folder and not found there"):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name, allow_patterns=list(files)))
+        return Path(snapshot_download(name, allow_patterns=list(files), **hub))
 
 
 def read_config(folder: Path) -> dict:

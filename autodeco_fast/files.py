@@ -98,21 +98,22 @@ def new_folder(folder: Path, name: str = "output", *, size: int = 0) -> Iterator
     if draft.is_symlink():
         raise ValueError(f"{name} {given!r} cannot be written: {draft} is a link")
     with output_folder(draft, name):
-        _clear(draft)
         try:
+            _clear(draft)
             free = shutil.disk_usage(draft).free
             if size > free:
                 raise ValueError(
                     f"{name} {given!r} takes {size / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB"
                 )
             yield draft
-            (draft / LOCK).unlink()
             try:
                 draft.rename(folder)
             except OSError as error:
                 raise ValueError(f"{taken}: {error}") from None
-        finally:
+        except BaseException:
             _clear(draft)
+            raise
+        (folder / LOCK).unlink()
 
 
 def _is_empty(folder: Path) -> bool:
@@ -120,8 +121,8 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what is in a folder that may be gone, but for its lock."""
-    for path in folder.iterdir() if folder.is_dir() else ():
+    """Removes what is in a folder, but for its lock."""
+    for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != LOCK:

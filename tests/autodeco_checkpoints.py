@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tests.reference.autodeco import joint_features
+
 VOCAB, HIDDEN = 96, 32
-_SHAPE = {
+SHAPE = {
     "vocab_size": VOCAB,
     "hidden_size": HIDDEN,
     "intermediate_size": 48,
@@ -57,12 +59,12 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 def base_model(family: str) -> PreTrainedModel:
     """A random model in eval mode whose next-token distributions are neither flat nor one-hot."""
     torch.manual_seed(sum(map(ord, family)))
-    config = CONFIG_MAPPING[family](**_SHAPE, **_OWN[family])
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    config = CONFIG_MAPPING[family](**SHAPE, **_OWN[family])
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "sinks" in name or "bias" in name:  # not zero, so that a lost one is seen
-                parameter.normal_(std=0.2)
+                parameter.normal_(std=0.02)
         model.get_output_embeddings().weight.normal_(std=0.4)
     return model
 
@@ -159,6 +161,20 @@ def merged(
         _write_json(folder / "model.safetensors.index.json", index)
     _write_json(folder / "config.json", flat_config(base) if config is None else config)
     return folder
+
+
+def mlp(tensors: dict, head: str, inputs: torch.Tensor) -> torch.Tensor:
+    """A head before its sigmoid, from its tensors."""
+    inside = torch.relu(inputs @ tensors[f"{head}.mlp.0.weight"].T + tensors[f"{head}.mlp.0.bias"])
+    return (inside @ tensors[f"{head}.mlp.2.weight"].T + tensors[f"{head}.mlp.2.bias"])[..., 0]
+
+
+def predicted(tensors: dict, h: torch.Tensor, z: torch.Tensor, enhanced: bool = True):
+    """T and top-p of `h [N, H]` and `z [N, V]`."""
+    T = 2 * torch.sigmoid(mlp(tensors, "temp_head", h))
+    features = joint_features(z, T) if enhanced else []
+    columns = torch.stack([T.detach(), *features], -1)
+    return T, torch.sigmoid(mlp(tensors, "top_p_head", torch.cat([h, columns], -1)))
 
 
 def base_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -45,8 +45,6 @@ _ARCHITECTURES = {
     "gpt_oss": "GptOssForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
 }
-# Where these differ, the base is another model of the same type.
-_SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
 def construct(
@@ -105,11 +103,11 @@ def merge(base: str, heads: str, output: Path, *, progress: Progress | None = No
             configuration, or files that are broken or leave their folder.
     """
     plain, given = read_folder(base, "base"), read_folder(heads, "heads")
-    config = _checked(given)
-    _head_tensors(given)
+    config = checked_config(given)
+    head_tensors(given)
     if layout.is_merged(given.tensors):
         raise ValueError(f"heads {heads!r} holds a base model too: split it first")
-    _check_base(config, plain.config, f"base {base!r}")
+    layout.check_base(config, plain.config, f"base {base!r}")
     if "auto_map" in plain.config:
         warnings.warn(f"base {base!r} has code of its own, which is not copied", stacklevel=2)
     contents = [file.renamed(lambda name: BASE_PREFIX + name) for file in plain.files.values()]
@@ -154,8 +152,8 @@ def split(
         ValueError: for a part that there is not, or a checkpoint as `merge` refuses it.
     """
     full = read_folder(checkpoint, "checkpoint")
-    config = _checked(full)
-    tensors = _head_tensors(full)
+    config = checked_config(full)
+    tensors = head_tensors(full)
     there = PARTS if layout.is_merged(full.tensors) else ("head",)
     unknown = [part for part in parts if part not in there]
     if unknown:
@@ -183,11 +181,11 @@ def load_heads(checkpoint: str) -> Heads:
         ValueError: if it is none, or its heads do not fit its configuration.
     """
     given = read_folder(checkpoint, "checkpoint")
-    config = _checked(given)
-    return heads_of(config, _head_tensors(given))
+    config = checked_config(given)
+    return heads_of(config, head_tensors(given))
 
 
-def _checked(given: ModelFolder) -> dict:
+def checked_config(given: ModelFolder) -> dict:
     """The configuration of a checkpoint whose heads fit it.
 
     Raises:
@@ -199,7 +197,7 @@ def _checked(given: ModelFolder) -> dict:
     return config
 
 
-def _head_tensors(given: ModelFolder) -> dict[str, torch.Tensor]:
+def head_tensors(given: ModelFolder) -> dict[str, torch.Tensor]:
     """The heads themselves.
 
     Raises:
@@ -214,19 +212,6 @@ def _head_tensors(given: ModelFolder) -> dict[str, torch.Tensor]:
         raise ValueError(f"{str(given.folder)!r} has no tensors of heads")
     check_finite(tensors, str(given.folder))
     return tensors
-
-
-def _check_base(config: Mapping, base: Mapping, where: str) -> None:
-    """Raises ValueError if a checkpoint's heads were not made for a base model."""
-    kind, expected = base.get("model_type"), config["base_model_type"]
-    if kind == layout.MODEL_TYPE:
-        raise ValueError(f"{where} is an AutoDeco checkpoint: split it first")
-    if layout.knows_its_base(config) and kind != expected:
-        raise ValueError(f"{where} is of type {kind!r}, the heads were made for {expected!r}")
-    for name in _SIZES:
-        if base.get(name) != config.get(name):
-            came = f"{name} {base.get(name)}, the heads were made for {config.get(name)}"
-            raise ValueError(f"{where} has {came}")
 
 
 def _base_folder(full: ModelFolder, config: Mapping) -> dict[str, Content]:
@@ -253,7 +238,7 @@ def _base_config(full: ModelFolder, config: Mapping) -> Content:
     """The base's own configuration, where `merge` kept it; else what the checkpoint's says."""
     kept = read_optional(full.folder, BASE_CONFIG_NAME)
     if kept is not None:
-        _check_base(config, kept, str(full.folder / BASE_CONFIG_NAME))
+        layout.check_base(config, kept, str(full.folder / BASE_CONFIG_NAME))
         return inside(full.folder, BASE_CONFIG_NAME)
     base = layout.base_config(config)
     architecture = _ARCHITECTURES.get(base["model_type"])

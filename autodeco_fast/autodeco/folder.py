@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from autodeco_fast.autodeco import tensor_files
@@ -17,6 +18,7 @@ from autodeco_fast.checkpoint import CONFIG_NAME as HEAD_CONFIG_NAME
 from autodeco_fast.checkpoint import fetch
 from autodeco_fast.errors import read_json_object
 
+_TEMPLATES = "additional_chat_templates"
 # What a tokenizer, `generate` and a licence need; text all of it, no pickle and no code.
 CARRIED = (
     "tokenizer.json",
@@ -33,7 +35,7 @@ CARRIED = (
     "*.tiktoken",
     "chat_template.jinja",
     "chat_template.json",
-    "additional_chat_templates/*.jinja",
+    f"{_TEMPLATES}/*.jinja",
     "generation_config.json",
     "LICENSE",
     "LICENSE.txt",
@@ -69,12 +71,14 @@ class ModelFolder:
         Raises:
             ValueError: for a link that leaves the folder or leads nowhere.
         """
-        found = {path for pattern in CARRIED for path in self.folder.glob(pattern)}
-        names = sorted(str(path.relative_to(self.folder)) for path in found)
-        return {name: inside(self.folder, name) for name in names}
+        names = os.listdir(self.folder)
+        if (self.folder / _TEMPLATES).is_dir():
+            names += [f"{_TEMPLATES}/{name}" for name in os.listdir(self.folder / _TEMPLATES)]
+        found = [name for name in sorted(names) if any(fnmatchcase(name, p) for p in CARRIED)]
+        return {name: inside(self.folder, name) for name in found}
 
 
-def read_folder(name: str, what: str, *, weights: bool = True) -> ModelFolder:
+def read_folder(name: str, what: str, *, weights: bool = True, **hub: object) -> ModelFolder:
     """Reads a local folder, or an id on the Hugging Face hub, which is downloaded.
 
     As in transformers, `model.safetensors` wins over an index of other files.
@@ -82,13 +86,14 @@ def read_folder(name: str, what: str, *, weights: bool = True) -> ModelFolder:
     Args:
         what: the setting, for complaints.
         weights: whether to look at the weights, too.
+        hub: as of `fetch`.
 
     Raises:
         ValueError: if there is none, its configuration or index is no JSON object, or weights are
             missing, no safetensors, or others than the index says.
     """
     extra = (CONFIG_NAME, INDEX_NAME, BASE_CONFIG_NAME, BASE_INDEX_NAME)
-    folder = fetch(name, what, (*extra, *CARRIED))
+    folder = fetch(name, what, (*extra, *CARRIED), **hub)
     if (folder / HEAD_CONFIG_NAME).exists() and not (folder / CONFIG_NAME).exists():
         raise ValueError(f"{what} {name!r} is a head folder: `construct` makes a checkpoint of it")
     config = read_json_object(inside(folder, CONFIG_NAME))
@@ -98,7 +103,7 @@ def read_folder(name: str, what: str, *, weights: bool = True) -> ModelFolder:
     where = str(folder / INDEX_NAME)
     listed = set() if index is None else set(check_index(index, where).values())
     if str(folder) != name:
-        folder = fetch(name, what, (*extra, *CARRIED, WEIGHTS_NAME, *listed))
+        folder = fetch(name, what, (*extra, *CARRIED, WEIGHTS_NAME, *listed), **hub)
     if (folder / WEIGHTS_NAME).exists() and listed != {WEIGHTS_NAME}:
         index = None
     if index is None and not (folder / WEIGHTS_NAME).exists():

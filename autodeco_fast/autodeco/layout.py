@@ -5,7 +5,7 @@ keys added, and safetensors files. *Heads-only* files hold the two heads alone, 
 is at `base_model_name_or_path`; *merged* ones hold the base too, its keys behind `llm.`. Both heads
 are in a file whatever the `enable_…` flags say: those say which of them are used.
 
-Plain dictionaries and no transformers, so that files can be taken apart without it.
+Plain dictionaries, so that files can be taken apart without building a model.
 """
 
 import json
@@ -43,13 +43,15 @@ CONFIG_KEYS = (
     "top_p_hidden_size",
 )
 _FLAGS = ("enable_temperature_head", "enable_top_p_head", "use_enhanced_features")
+# Where these differ, the base is another model of the same type.
+_SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 _WIDTHS = ("temperature_hidden_size", "top_p_hidden_size")
 
 
 def flatten(
     base: Mapping,
     *,
-    base_model_name_or_path: str,
+    base_model_name_or_path: str | None,
     hidden_size: int | None = None,
     enable_temperature_head: bool = True,
     enable_top_p_head: bool = True,
@@ -59,7 +61,7 @@ def flatten(
 
     Args:
         base: the base model's `config.json`.
-        base_model_name_or_path: folder or hub id of the base model.
+        base_model_name_or_path: folder or hub id of the base model; None where it is in no file.
         hidden_size: width of what enters the output embedding; the base's `hidden_size` if None.
         enable_temperature_head: whether T is predicted.
         enable_top_p_head: whether top-p is predicted.
@@ -144,6 +146,28 @@ def check_config(config: Mapping, where: str) -> dict:
         require(inside, name, base, "a folder or hub id without '..'")
     checked.setdefault("base_model_type", None)
     return checked
+
+
+def check_base(config: Mapping, base: Mapping, where: str) -> None:
+    """That heads were made for a base model, as far as configurations can say.
+
+    Args:
+        config: one that went through `check_config`.
+        base: the base model's configuration.
+        where: what complaints begin with.
+
+    Raises:
+        ValueError: if the base is a checkpoint itself, of another type or of other sizes.
+    """
+    kind, expected = base.get("model_type"), config["base_model_type"]
+    if kind == MODEL_TYPE:
+        raise ValueError(f"{where} is an AutoDeco checkpoint: split it first")
+    if knows_its_base(config) and kind != expected:
+        raise ValueError(f"{where} is of type {kind!r}, the heads were made for {expected!r}")
+    for name in _SIZES:
+        if base.get(name) != config.get(name):
+            came = f"{name} {base.get(name)}, the heads were made for {config.get(name)}"
+            raise ValueError(f"{where} has {came}")
 
 
 def head_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:

@@ -81,12 +81,16 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     )
 
     columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks = []
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("")
 
-        def show(done: int, total: int) -> None:
-            if total >= _LARGE:
-                tasks[:] = tasks or [bar.add_task("", total=total)]
-                bar.update(tasks[0], completed=done)
+    def show(done: int, total: int) -> None:
+        if total >= _LARGE:
+            bar.start()
+            bar.update(task, completed=done, total=total)
 
+    try:
         yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 from transformers import GenerationMixin
 
+from autodeco_fast.autodeco.layout import MODEL_TYPE
 from autodeco_fast.generation.attachment import Attachment
 from autodeco_fast.policies.autodeco import AutoDecoPolicy
 from autodeco_fast.policies.base import Policy
@@ -104,13 +105,18 @@ def attach(
 
     Raises:
         TypeError: if `model` cannot generate.
-        ValueError: if a head or policy is attached already, the widths differ, the model is no
-            decoder, its logits are not made by its output embedding, or an option is out of range.
+        ValueError: if a head or policy is attached already, the model is an AutoDeco checkpoint,
+            the widths differ, the model is no decoder, its logits are not made by its output
+            embedding, or an option is out of range.
     """
     model = _inside(model)
     if not isinstance(model, GenerationMixin):
         raise TypeError(
             f"attach() needs a transformers model that generates, got {type(model).__name__}"
+        )
+    if model.config.model_type == MODEL_TYPE:
+        raise ValueError(
+            f"a {type(model).__name__} draws with its own heads: attach to its base, model.llm"
         )
     if hasattr(type(model), "_autodeco_attachment"):
         raise ValueError("a policy is attached to this model already; detach() it first")
