@@ -250,6 +250,8 @@ def test_the_other_sampling_step_has_the_same_cut(name):
         close(attached.records[0].top_p.double(), P)
         close(scores(min_p=0.3), distribution(z, T, P, 0.3))
         close(scores(temperature=2.0), distribution(z, 2 * T, P))
+        five = z.masked_fill(z < z.topk(5).values[:, -1:], -torch.inf)
+        close(scores(top_k=5), distribution(five, T, P))
         # A cut is of what processors leave; what is predicted is of the model's own logits.
         close(scores(logits_processor=[Ban()]), distribution(banned, T, P))
         fused = model.generate(ids, max_new_tokens=1, seed=3, logits_processor=[Ban()])

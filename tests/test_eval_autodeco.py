@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -197,6 +198,20 @@ def test_a_problem_that_is_none_is_named_by_its_line(base, tmp_path, line, words
 def test_problems_need_a_chat_template(model, aime, tmp_path):
     with pytest.raises(ValueError, match="line 1: messages and problems need a chat template"):
         run(tmp_path, model, scorer="boxed")
+
+
+def test_a_checkpoint_is_its_base_model_too(base, checkpoint, aime, tmp_path):
+    """The same samples from the base, the heads that name it, and both in one folder."""
+    whole = merged(tmp_path / "merged", base)
+    copied = shutil.copytree(checkpoint, tmp_path / "copied")
+    for folder in (whole, copied):
+        for file in (*base.glob("tokenizer*"), base / "chat_template.jinja"):
+            shutil.copy(file, folder)
+    options = {"scorer": "boxed", "policy": (f"autodeco={checkpoint}",), "samples": 1}
+    run(tmp_path, base, "out0", **options)
+    for number, folder in enumerate((whole, copied), 1):
+        run(tmp_path, folder, f"out{number}", **options)
+        assert lines_of(tmp_path / f"out{number}") == lines_of(tmp_path / "out0")
 
 
 # Checkpoints as policies
