@@ -259,14 +259,15 @@ def _finish(
     tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
     status = tl.load(status_ptr + row)
     tl.store(status_ptr + row, status + tl.where(alive, 0, 4) + tl.where(wrong, 8, 0))
-    sampled = alive & (T > 0) & (tau < float("inf"))
+    answered = alive & (tau < float("inf"))
+    sampled = answered & (T > 0)
     above = tl.where(sampled, logit - m, 0.0) / tl.maximum(T, GREEDY_BELOW)
     if logprob_ptr is not None:
         mass = tl.sum(tl.load(p + 2 * B * D, mask=m_d, other=0.0), 0)
         tl.store(logprob_ptr + row, above - tl.log(tl.where(sampled, mass, 1.0)))
     if kept_ptr is not None:
         b_kept = tl.load(int_ptr + B * D + row * D + o_d, mask=m_d, other=0)
-        tl.store(kept_ptr + row, tl.where(sampled, tl.sum(b_kept, 0), alive.to(tl.int32)))
+        tl.store(kept_ptr + row, tl.where(sampled, tl.sum(b_kept, 0), answered.to(tl.int32)))
     if full_logprob_ptr is not None:
         o_n = tl.arange(0, block_n)
         p_n = sum_ptr + row * n + o_n
