@@ -61,6 +61,11 @@ class ScanConfig(_Selection):
         "write every token down, not a selection by difficulty: to calibrate and to report on",
         False,
     )
+    wishes: bool = option(
+        "take every example three times, with wishes in its prompt for less and for more "
+        "randomness, so that a head learns to follow them",
+        False,
+    )
     seed: int = option("of the selection", 0)
 
 
@@ -89,6 +94,12 @@ class TrainConfig(_Selection):
         "label_free, of the model's own probability",
         0.1,
         must_be="≥ 0",
+    )
+    wish_factor: float = option(
+        "of a scan with wishes: λ is so many times as large behind a wish for less randomness, and "
+        "as small behind one for more",
+        5.0,
+        must_be="at least 1",
     )
     easy_weight: str = option(
         "what a selected trivial token counts for: inverse is 1/easy_fraction, as if all were "
