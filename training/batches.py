@@ -254,4 +254,3 @@ class ScanSource:
             return None
         gravities = gravities_of(self.config.gravity, self.config.wish_factor)
         return torch.tensor(gravities, device=self.device)[self.scan.wish(tokens)]
-

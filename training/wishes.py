@@ -64,7 +64,7 @@ def with_wish(example: dict, wish: str) -> dict:
 def _joined(prompt: str, wish: str) -> str:
     """With the space between that the prompt ends with, if it ends with one."""
     bare = prompt.rstrip()
-    return f"{bare} {wish}{prompt[len(bare):]}"
+    return f"{bare} {wish}{prompt[len(bare) :]}"
 
 
 def augmented(examples: Iterable[dict]) -> Iterator[dict]:
