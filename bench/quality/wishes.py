@@ -10,7 +10,8 @@ nothing but the words differs:
 
     probe      whether hidden states carry the wish: a linear one, by token and by answer
     moved      share of answers whose mean T moves the wished way, against the prompt alone
-    untouched  what other words in its place do, which wish for nothing
+    other      what words in its place do that wish for nothing
+    kept set   how many tokens the cut leaves, and whether the answer's own is one of them
 
 Control heads are trained on the same scan with one λ for all.
 """
@@ -29,6 +30,7 @@ from autodeco_fast.demo import smollm2
 from autodeco_fast.files import write_text
 from autodeco_fast.training.base_model import load_tokenizer
 from autodeco_fast.training.config import ScanConfig, TrainConfig
+from autodeco_fast.training.measures import means, scanned_model, sums_by_document
 from autodeco_fast.training.predictions import predict
 from autodeco_fast.training.run import scan_from_files, train_from_files
 from autodeco_fast.training.sample_text import SampleTextConfig, sample_text
@@ -154,23 +156,24 @@ def probe(learn: Scan, test: Answers) -> dict:
     by_answer = np.stack([test.means(column) for column in log_p.T], -1).argmax(-1)
     by_token, found = log_p.argmax(-1), {"seen_tokens_right": fitted}
     for wish, kind in enumerate(("none", "less", "more")):
-        rows = [k for k, name in enumerate(KINDS) if name == kind]
+        rows = rows_of(kind)
         found[f"{kind}_tokens_right"] = float(
             (by_token[np.isin(test.wording, rows)] == wish).mean()
         )
         found[f"{kind}_answers_right"] = float((by_answer[rows] == wish).mean())
-    others = [k for k, name in enumerate(KINDS) if name == "other"]
-    found["other_answers_taken_for_none"] = float((by_answer[others] == 0).mean())
+    found["other_answers_taken_for_none"] = float((by_answer[rows_of("other")] == 0).mean())
     return found
 
 
-def shifts(folder: Path, test: Answers) -> tuple[dict, dict[str, np.ndarray]]:
-    """What words do to the mean T of an answer, against the prompt alone."""
-    T = test.means(predict(TemperatureHead.from_pretrained(folder), test.tokens))
-    by_kind = {
-        kind: T[[k for k, name in enumerate(KINDS) if name == kind]] - T[0]
-        for kind in ("less", "more", "other")
-    }
+def rows_of(kind: str) -> list[int]:
+    """Which of KINDS are this."""
+    return [k for k, name in enumerate(KINDS) if name == kind]
+
+
+def shifts(temperature: np.ndarray, test: Answers) -> tuple[dict, dict[str, np.ndarray]]:
+    """What words do to the mean T of an answer, against the prompt alone; T of every token."""
+    T = test.means(temperature)
+    by_kind = {kind: T[rows_of(kind)] - T[0] for kind in ("less", "more", "other")}
     found = {"temperature_without_wish": float(T[0].mean())}
     for kind, shift in by_kind.items():
         found[f"{kind}_shift"] = float(shift.mean())
@@ -178,6 +181,22 @@ def shifts(folder: Path, test: Answers) -> tuple[dict, dict[str, np.ndarray]]:
         found[f"{kind}_moved"] = float((sign * by_kind[kind] > 0).mean())
     found["ordered"] = float((by_kind["less"] < by_kind["more"]).mean())
     return found, by_kind
+
+
+def kept_sets(scan: Scan, test: Answers, temperatures: dict[tuple, np.ndarray]) -> dict:
+    """Mean size of the kept set behind every kind of wording, and its coverage of the answer."""
+    policies = {key: torch.from_numpy(T) for key, T in temperatures.items()}
+    sums = sums_by_document(test.tokens, scanned_model(scan), policies, min_p=MIN_P)
+    kinds = np.array(KINDS)[test.tokens.document.unique().numpy() // test.count]
+    found = {}
+    for key, by_document in sums.items():
+        measured = {kind: means(by_document[torch.from_numpy(kinds == kind)]) for kind in HELD_OUT}
+        found[key] = {
+            f"{kind}_{name}": of_kind[name]
+            for kind, of_kind in measured.items()
+            for name in ("kept_set_size", "coverage")
+        }
+    return found
 
 
 def draw(shifts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
@@ -213,13 +232,17 @@ def main(arguments: list[str] | None = None) -> None:
     learn, measured = scans(args.folder, args.model or str(smollm2.folder()))
     test = Answers(measured.load(), len(texts.TEST.all()))
     results, drawn = [{"variant": "probe", **probe(learn, test)}], {}
-    for name, folders in heads(args.folder, learn).items():
-        for seed, folder in zip(SEEDS, folders):
-            found, by_kind = shifts(folder, test)
-            results.append(
-                {"variant": f"{name} seed {seed}", "wish_factor": FACTORS[name], **found}
-            )
-            drawn.setdefault(name, by_kind)
+    temperatures = {
+        (name, seed): predict(TemperatureHead.from_pretrained(folder), test.tokens)
+        for name, folders in heads(args.folder, learn).items()
+        for seed, folder in zip(SEEDS, folders)
+    }
+    kept = kept_sets(measured, test, temperatures)
+    for (name, seed), T in temperatures.items():
+        found, by_kind = shifts(T, test)
+        named = {"variant": f"{name} seed {seed}", "wish_factor": FACTORS[name]}
+        results.append({**named, **found, **kept[name, seed]})
+        drawn.setdefault(name, by_kind)
     for result in results:
         print(result, flush=True)
     facts = {"training_tokens": len(learn), "held_out_tokens": len(measured)}
