@@ -99,11 +99,11 @@ def test_an_example_is_held_out_with_its_wishes(wished, tmp_path):
 
 
 def test_batches_say_what_each_token_may_miss(wished, tmp_path):
-    config = scan_config(tmp_path, scan=wished, gravity=0.1, wish_factor=4.0, batch_tokens=10**6)
+    config = scan_config(tmp_path, scan=wished, gravity=0.1, wish_shift=0.75, batch_tokens=10**6)
     source = ScanSource(Scan(wished), config, CPU)
     (batch,) = source.batches(0, 0, 0, 1)
     found, counts = batch.gravity.unique(return_counts=True)
-    torch.testing.assert_close(found, torch.tensor([0.025, 0.1, 0.4]))
+    torch.testing.assert_close(found, torch.tensor([0.025, 0.1, 0.175]))
     assert len(set(counts.tolist())) == 1
 
 
@@ -144,7 +144,8 @@ def test_each_token_is_held_to_its_own_gravity(objective):
 def test_a_head_learns_to_follow_wishes(wished, tmp_path):
     """On the very tokens it has seen: twelve prompts teach nothing of others."""
     options = ("--scan", wished, "--output", tmp_path / "head", "--objective", "label_free")
-    more = ("--num-train-epochs", 60, "--learning-rate", 0.02, "--wish-factor", 8)
+    options = (*options, "--gravity", 0.4)
+    more = ("--num-train-epochs", 60, "--learning-rate", 0.02, "--wish-shift", 0.95)
     done = command("train", *options, *more)
     assert done.returncode == 0, done.stderr
     scan, head = Scan(wished), TemperatureHead.from_pretrained(tmp_path / "head")

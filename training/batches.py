@@ -252,5 +252,5 @@ class ScanSource:
         """λ of every token, where wishes make it differ."""
         if self.scan.variants == 1:
             return None
-        gravities = gravities_of(self.config.gravity, self.config.wish_factor)
+        gravities = gravities_of(self.config.gravity, self.config.wish_shift)
         return torch.tensor(gravities, device=self.device)[self.scan.wish(tokens)]

@@ -95,11 +95,11 @@ class TrainConfig(_Selection):
         0.1,
         must_be="≥ 0",
     )
-    wish_factor: float = option(
-        "of a scan with wishes: λ is so many times as large behind a wish for less randomness, and "
-        "as small behind one for more",
-        5.0,
-        must_be="at least 1",
+    wish_shift: float = option(
+        "of a scan with wishes: λ is 1 + this times as large behind a wish for less randomness, "
+        "and 1 - this times behind one for more",
+        0.9,
+        must_be="in [0, 1]",
     )
     easy_weight: str = option(
         "what a selected trivial token counts for: inverse is 1/easy_fraction, as if all were "

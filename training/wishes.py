@@ -4,7 +4,10 @@ A scan with wishes takes every example three times, as three documents in a row:
 wish for less randomness at the end of its last prompt, with one for more. The answer is the same in
 all three, so nothing but the words tells them apart. Training then asks for another λ in each:
 
-    λ · factor  after a wish for less        λ  without one        λ / factor  after one for more
+    λ (1 + s)  behind a wish for less        λ  without one        λ (1 − s)  behind one for more
+
+Their mean is λ: as far as hidden states do not tell wishes apart, the head learns what it would
+have learned without any.
 
 Other wordings than these follow as far as the model's hidden states carry what is meant; measure
 on wordings that are not here.
@@ -79,6 +82,6 @@ def augmented(examples: Iterable[dict]) -> Iterator[dict]:
         yield from wished
 
 
-def gravities_of(gravity: float, factor: float) -> tuple[float, float, float]:
+def gravities_of(gravity: float, shift: float) -> tuple[float, float, float]:
     """λ of the tokens of an example's three documents."""
-    return gravity, gravity * factor, gravity / factor
+    return gravity, gravity * (1 + shift), gravity * (1 - shift)

@@ -41,11 +41,11 @@ from bench.quality import wishes_text as texts
 from bench.records import write
 
 FOLDER = RESULTS / "quality"
-SEEDS, GRAVITY, FACTOR, MIN_P = (0, 1, 2), 0.1, 5.0, 0.1
+SEEDS, GRAVITY, SHIFT, MIN_P = (0, 1, 2), 0.2, 0.95, 0.1
 ANSWER_TOKENS, ANSWER_MIN_P = 24, 0.02  # drawn at T = 1
 HELD_OUT = {"none": ("",), "less": texts.LESS, "more": texts.MORE, "other": texts.OTHER}
 KINDS = [kind for kind, wordings in HELD_OUT.items() for _ in wordings]
-FACTORS = {"head": FACTOR, "control": 1.0}
+SHIFTS = {"head": SHIFT, "control": 0.0}
 PROBE_STEPS, PROBE_DECAY = 300, 1e-2
 
 
@@ -99,14 +99,14 @@ def scans(work: Path, model: str) -> tuple[Scan, Scan]:
 def heads(work: Path, scan: Scan) -> dict[str, list[Path]]:
     """Folders of heads that follow wishes and of their controls, one a seed."""
     found: dict[str, list[Path]] = {}
-    for name, factor in FACTORS.items():
+    for name, shift in SHIFTS.items():
         for seed in SEEDS:
             config = TrainConfig(
                 scan=scan.folder,
                 output=work / f"{name}-seed{seed}",
                 gravity=GRAVITY,
                 min_p=MIN_P,
-                wish_factor=factor,
+                wish_shift=shift,
                 num_train_epochs=6,
                 batch_tokens=512,
                 seed=seed,
@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
     kept = kept_sets(measured, test, temperatures)
     for (name, seed), T in temperatures.items():
         found, by_kind = shifts(T, test)
-        named = {"variant": f"{name} seed {seed}", "wish_factor": FACTORS[name]}
+        named = {"variant": f"{name} seed {seed}", "wish_shift": SHIFTS[name]}
         results.append({**named, **found, **kept[name, seed]})
         drawn.setdefault(name, by_kind)
     for result in results:
