@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from autodeco_fast import nucleus_width_loss
+from autodeco_fast.training import wishes as package_wishes
 from autodeco_fast.training.measures import _gap_of_mass
-from bench.quality import frontier, records_study, sums, sums_model, v_curve
+from autodeco_fast.training.scan_store import ScanTokens
+from bench.quality import frontier, records_study, sums, sums_model, v_curve, wishes
 
 
 def test_every_text_of_the_language_is_valid_and_a_changed_number_is_not():
@@ -119,3 +121,27 @@ def test_heads_of_the_v_curve_descend_the_label_free_loss():
     )
     assert (at <= above + 2e-3).all()
     assert (at <= below + 2e-3).all()
+
+
+def test_what_wordings_do_to_answers():
+    """T of ten wordings and two answers of two tokens: it follows the wish in one of them."""
+    count, wordings = 2, len(wishes.KINDS)
+    document = torch.arange(wordings * count).repeat_interleave(2)
+    tokens = ScanTokens.none(4)
+    tokens.document = document
+    answers = wishes.Answers(tokens, count)
+    sign = {"less": -0.1, "more": 0.1}
+    moved = [sign.get(wishes.KINDS[d // count], 0.0) * (d % count == 0) for d in document.tolist()]
+    found, by_kind = wishes.shifts(1.0 + np.array(moved), answers)
+    assert found["temperature_without_wish"] == pytest.approx(1.0)
+    assert found["less_moved"] == found["more_moved"] == found["ordered"] == 0.5
+    assert found["less_shift"] == pytest.approx(-0.05)
+    assert found["other_shift"] == pytest.approx(0.0)
+    assert found["by_wording"][wishes.texts.LESS[0]]["fell"] == 0.5
+    assert by_kind["more"].shape == (len(wishes.texts.MORE), count)
+
+
+def test_wordings_that_measure_are_not_those_that_teach():
+    taught = {*package_wishes.LESS, *package_wishes.MORE}
+    assert not taught & {*wishes.texts.LESS, *wishes.texts.MORE, *wishes.texts.OTHER}
+    assert not set(wishes.texts.TRAIN.all()) & set(wishes.texts.TEST.all())

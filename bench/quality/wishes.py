@@ -180,6 +180,11 @@ def shifts(temperature: np.ndarray, test: Answers) -> tuple[dict, dict[str, np.n
     for kind, sign in (("less", -1), ("more", 1)):
         found[f"{kind}_moved"] = float((sign * by_kind[kind] > 0).mean())
     found["ordered"] = float((by_kind["less"] < by_kind["more"]).mean())
+    found["by_wording"] = {
+        wording: {"shift": float(shift.mean()), "fell": float((shift < 0).mean())}
+        for kind, shifts in by_kind.items()
+        for wording, shift in zip(HELD_OUT[kind], shifts)
+    }
     return found, by_kind
 
 
@@ -207,7 +212,7 @@ def draw(shifts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        1, len(shifts), figsize=(9, 3.6), sharey=True, layout="constrained"
+        1, len(shifts), figsize=(9, 3.6), sharex=True, sharey=True, layout="constrained"
     )
     for a, (name, by_kind) in zip(axes, shifts.items()):
         for colour, (kind, values) in zip(("C0", "C3", "0.5"), by_kind.items()):
