@@ -65,14 +65,14 @@ def wished(model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wishes, "LESS", ("w20 w21", "w22"))
         patch.setattr(wishes, "MORE", ("w30 w31", "w32"))
-        done = command("scan", *options, "--wishes", "--all-tokens", "--rows-per-shard", 20)
+        done = command("scan", *options, "--wishes", "--all-tokens", "--examples-per-shard", 20)
     assert done.returncode == 0, done.stderr
     return folder / "scan"
 
 
 def test_a_scan_takes_every_example_with_both_wishes(wished):
     scan = Scan(wished)
-    assert scan.manifest["counts"]["rows"] == 36
+    assert scan.manifest["counts"]["examples"] == 36
     tokens, wish = scan.load(), scan.wish(scan.load())
     assert wish.unique().tolist() == [NONE, FOR_LESS, FOR_MORE]
     targets, hidden = (

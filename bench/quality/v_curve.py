@@ -56,7 +56,7 @@ def scanned(work: Path, model: str) -> Scan:
         random.Random(0).shuffle(texts)
         lines = (json.dumps({"text": text}) + "\n" for text in texts[:DOCUMENTS])
         write_text(work / "documents.jsonl", "".join(lines))
-        options = {"all_tokens": True, "rows_per_shard": 6, "batch_tokens": 1500}
+        options = {"all_tokens": True, "examples_per_shard": 6, "batch_tokens": 1500}
         data = str(work / "documents.jsonl")
         scan_from_files(ScanConfig(model=model, data=data, output=folder, **options))
     return Scan(folder)

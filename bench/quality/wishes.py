@@ -74,7 +74,7 @@ def scanned(work: Path, name: str, model: str, examples: list[dict], *, wishes: 
     data = work / f"{name}.jsonl"
     write_text(data, "".join(json.dumps(example) + "\n" for example in examples))
     output = work / f"{name}-scan"
-    options = {"all_tokens": True, "wishes": wishes, "rows_per_shard": 64}
+    options = {"all_tokens": True, "wishes": wishes, "examples_per_shard": 64}
     scan_from_files(ScanConfig(model=model, data=str(data), output=output, **options))
     return Scan(output)
 
