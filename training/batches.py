@@ -19,6 +19,7 @@ from autodeco_fast.training.objectives import Batch
 from autodeco_fast.training.scan import lm_head_fingerprint, pad
 from autodeco_fast.training.scan_store import Scan, ScanTokens, read_fields, read_shard, token_bytes
 from autodeco_fast.training.token_uniform import held_out, scan_uniform, token_uniform
+from autodeco_fast.training.wishes import gravities_of
 
 # A group is held as it is read, joined, put in order and taken by a step, and the allocator keeps
 # some of what was freed. With 5, memory grows by less than the limit in bench/end_to_end/scan.py
@@ -187,7 +188,8 @@ class ScanSource:
             yield ShardSlice(path, tokens, count)
 
     def _wanted(self, document: torch.Tensor) -> torch.Tensor:
-        return held_out(self.config.seed, document, self.config.eval_fraction) == self.measure
+        example = document // self.scan.variants  # is held out with all its wishes
+        return held_out(self.config.seed, example, self.config.eval_fraction) == self.measure
 
     def __len__(self) -> int:
         return sum(s.size for s in self.slices)
@@ -265,4 +267,12 @@ class ScanSource:
             uniform,
             stats=tokens.stats(),
             weight=self.scan.weight(tokens),
+            gravity=self._gravity(tokens),
         )
+
+    def _gravity(self, tokens: ScanTokens) -> torch.Tensor | None:
+        """λ of every token, where wishes make it differ."""
+        if self.scan.variants == 1:
+            return None
+        gravities = gravities_of(self.config.gravity, self.config.wish_shift)
+        return torch.tensor(gravities, device=self.device)[self.scan.wish(tokens)]

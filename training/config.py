@@ -72,6 +72,11 @@ class ScanConfig(_Selection):
         "write every token down, not a selection by difficulty: to calibrate and to report on",
         False,
     )
+    wishes: bool = option(
+        "take every example three times, with wishes in its prompt for less and for more "
+        "randomness, so that a head learns to follow them",
+        False,
+    )
     seed: int = option("of the selection", 0)
 
 
@@ -103,6 +108,12 @@ class TrainConfig(_Selection):
         "label_free, of the model's own probability",
         0.1,
         must_be="≥ 0",
+    )
+    wish_shift: float = option(
+        "of a scan with wishes: λ is 1 + this times as large behind a wish for less randomness, "
+        "and 1 - this times behind one for more",
+        0.9,
+        must_be="in [0, 1]",
     )
     easy_weight: str = option(
         "what a selected trivial token counts for: inverse is 1/easy_fraction, as if all were "

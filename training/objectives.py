@@ -46,6 +46,8 @@ class Batch(NamedTuple):
     # [N] tokens of the text that each stands for, where others like it were left out already, by
     # the same uniforms; None: all are here
     weight: torch.Tensor | None = None
+    # [N] λ of each token; None: that of the objective
+    gravity: torch.Tensor | None = None
 
 
 class Sums(NamedTuple):
@@ -153,6 +155,8 @@ class MinPHinge(_Goldilocks):
             unreachable=self.unreachable,
             reduction="sum",
         )
+        if batch.gravity is not None:
+            loss = loss + (weight * (batch.gravity - self.gravity) * T).sum()
         terms = {"hinge": (loss, weight.sum())}
         return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
 
@@ -182,21 +186,32 @@ class LabelFree:
         for index, logits in logits_in_chunks(batch.hidden, lm_head, self.chunk_bytes):
             if batch.stats is None:
                 chunks.append(logit_stats(logits, batch.target[index], **transform))
-            loss = nucleus_width_loss(
-                T[index],
-                logits,
-                min_p=self.min_p,
-                gravity=self.gravity,
-                max_temperature=head.max_temperature,
-                unreachable=self.unreachable,
-                row_weight=weight[index],
-                reduction="sum",
-                **transform,
-            )
-            losses.append(loss)
+            for gravity, rows in self._by_gravity(batch, index):
+                loss = nucleus_width_loss(
+                    T[index],
+                    logits,
+                    min_p=self.min_p,
+                    gravity=gravity,
+                    max_temperature=head.max_temperature,
+                    unreachable=self.unreachable,
+                    row_weight=weight[index] * rows,
+                    reduction="sum",
+                    **transform,
+                )
+                losses.append(loss)
         stats = batch.stats if batch.stats is not None else joined(chunks)
         terms = {"nucleus_width": (torch.stack(losses).sum(), weight.sum())}
         return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
+
+    def _by_gravity(
+        self, batch: Batch, index: slice
+    ) -> Iterator[tuple[float, torch.Tensor | float]]:
+        """Each λ, and 1 for the rows of a chunk that have it."""
+        if batch.gravity is None:
+            yield self.gravity, 1.0
+            return
+        for gravity in batch.gravity.unique().tolist():
+            yield gravity, (batch.gravity[index] == gravity).float()
 
 
 @dataclass(frozen=True, kw_only=True)

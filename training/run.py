@@ -24,6 +24,7 @@ from autodeco_fast.training.data import (
 from autodeco_fast.training.head_folder import METRICS_NAME, SETTINGS_NAME, SWEEP_NAME
 from autodeco_fast.training.processes import start_accelerator
 from autodeco_fast.training.reward_config import RewardConfig
+from autodeco_fast.training.wishes import augmented
 
 
 def _held(folder: Path, accelerator) -> AbstractContextManager:
@@ -46,11 +47,12 @@ def scan_from_files(config: ScanConfig) -> None:
 
 def _count_examples(config: ScanConfig) -> int | None:
     """Checks all examples of a file, before a model is looked at; of a dataset, the first one."""
+    wished = augmented if config.wishes else iter
     if not is_local(config.data):
-        next(stream_examples(config.data, config.split), None)
+        next(wished(stream_examples(config.data, config.split)), None)
         return None
     count, with_ids = 0, False
-    for example in iter_examples(Path(config.data)):
+    for example in wished(iter_examples(Path(config.data))):
         count, with_ids = count + 1, with_ids or "input_ids" in example
     if with_ids:
         from autodeco_fast.training.base_model import facts

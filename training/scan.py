@@ -33,9 +33,11 @@ from autodeco_fast.training.scan_store import (
     write_shard,
 )
 from autodeco_fast.training.token_uniform import scan_uniform
+from autodeco_fast.training.wishes import augmented
 
 _BUCKETS = {"trivial": TRIVIAL, "middle": MIDDLE, "impossible": IMPOSSIBLE}
 _LIVE_SETTINGS = ("batch_tokens", "output")  # may change when a scan is continued
+_DEFAULTS = {"wishes": False}  # of settings that scans once did not have
 
 
 def pad(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -147,6 +149,7 @@ def _count_selected(counts: dict[str, int], bucket: torch.Tensor, selected: torc
 
 def _blocks(config: ScanConfig, vocabulary: int) -> Iterator[list[dict]]:
     examples = stream_examples(config.data, config.split, vocabulary)
+    examples = augmented(examples) if config.wishes else examples
     while block := list(islice(examples, config.examples_per_shard)):
         yield block
 
@@ -178,7 +181,7 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
                     f"{found.get(name)}, not {value}"
                 )
         for name, value in settings.items():
-            if found["settings"].get(name) != value:
+            if found["settings"].get(name, _DEFAULTS.get(name)) != value:
                 raise ValueError(
                     f"output {str(config.output)!r} holds a scan with {name} "
                     f"{found['settings'].get(name)}, not {value}"

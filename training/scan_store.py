@@ -26,6 +26,7 @@ from autodeco_fast import TokenStats
 from autodeco_fast.errors import foreign, read_json_object
 from autodeco_fast.files import atomic_write, write_text
 from autodeco_fast.losses.selection import TRIVIAL, bucket_of, easy_token_weight
+from autodeco_fast.training.wishes import VARIANTS
 from autodeco_fast.values import SEEDS, finite, require, whole
 
 MANIFEST = "scan.json"
@@ -291,6 +292,15 @@ class Scan:
         )
         weight = easy_token_weight(settings["easy_fraction"], "inverse")
         return ones.masked_fill(bucket == TRIVIAL, weight)
+
+    @property
+    def variants(self) -> int:
+        """Documents in a row that are the same example, with other wishes."""
+        return VARIANTS if self.manifest["settings"].get("wishes") else 1
+
+    def wish(self, tokens: ScanTokens) -> torch.Tensor:
+        """What was wished for before each token: NONE, FOR_LESS or FOR_MORE. int32 `[n]`"""
+        return tokens.document % self.variants
 
     def load(self) -> ScanTokens:
         """All tokens at once."""
