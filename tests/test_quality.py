@@ -1,7 +1,9 @@
 """What the quality studies rest on: the sums language, and the comparison with static settings."""
 
 import json
+import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from autodeco_fast import nucleus_width_loss
 from autodeco_fast.training import wishes as package_wishes
 from autodeco_fast.training.measures import _gap_of_mass
 from autodeco_fast.training.scan_store import ScanTokens
-from bench.quality import frontier, records_study, sums, sums_model, v_curve, wishes
+from bench.quality import frontier, records_study, sums, sums_model, sums_study, v_curve, wishes
 
 
 def test_every_text_of_the_language_is_valid_and_a_changed_number_is_not():
@@ -25,6 +27,34 @@ def test_every_text_of_the_language_is_valid_and_a_changed_number_is_not():
         wrong = text.replace(f";{total}", f";{int(total) + 1}")
         assert sums.parse(wrong) is None
         assert sums.parse(text[:-5]) is None
+
+
+def test_what_the_language_says_of_a_text():
+    """The probability of the text, and which of its characters are free."""
+    for seed in range(100):
+        text, nats, free = sums.written(random.Random(seed))
+        numbers = [int(n) for n in re.findall(r"(?<=[ =])\d+", text.partition(";")[0])]
+        moves = [min(9, n) + min(9, 40 - n) for n in numbers[:-1]]
+        assert nats == pytest.approx(math.log(12 * 20 * 8 * 4 * 8 * math.prod(moves)))
+        assert len(free) == len(text)
+        for forced in (r"=\d+", r";\d+ ", r"^#", r"\n", r"(?<=\d) "):
+            for found in re.finditer(forced, text):
+                if found.start() != text.index(" ") + 2:  # "1" begins "12", too
+                    assert not any(free[found.start() + 1 : found.end()])
+        assert free[1]  # the name
+
+
+def test_the_model_stops_at_its_excess(tmp_path, monkeypatch, capsys):
+    """And is measured against what the language itself has."""
+    monkeypatch.setattr(sums_model, "BATCH", 4)
+    monkeypatch.setattr(sums_model, "WINDOW", 2)
+    sums_model.train(tmp_path / "model", excess=1e9, steps=10)
+    assert capsys.readouterr().out.startswith("step 1: ")
+    assert "step 3" not in capsys.readouterr().out
+    found = sums_model.measured(tmp_path / "model", texts=8)
+    assert 0.8e6 < found["parameters"] < 0.9e6
+    assert 50 < found["excess"] < 200  # from ln 46 a character
+    assert found["forced_errors"] == 1.0
 
 
 def test_the_tokenizer_gives_a_text_back():
@@ -86,18 +116,19 @@ def test_results_of_an_evaluation(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def test_what_is_best_at_a_diversity():
-    results = [
-        {"variant": name, "error": error, "diversity": diversity}
-        for name, error, diversity in (("a", 0.1, 0.7), ("b", 0.2, 0.82), ("c", 0.3, 0.86))
-    ]
-    assert records_study.best_at(results) == ["b", "c"]
-    assert records_study.best_at(results[:1]) == []
+def test_what_is_best_at_a_diversity(tmp_path):
+    valid = [f" {i}}}" for i in range(8)]
+    samples = {"a": [" 1}"] * 8, "b": valid[:2] * 4, "c": valid[:7] + ["x"], "d": valid[:2] + ["x"]}
+    samples = {f"static T={name}": texts for name, texts in samples.items()}
+    study = frontier.read([evaluation(tmp_path / "e", samples)])
+    assert frontier.best_at(study, (0.0, 0.9, 1.1)) == ["static T=a", "static T=c"]
 
 
 def test_no_more_settings_are_tried_than_the_static_grid_has():
     assert len(records_study.static_grid()) >= 20
     assert len(records_study.tried()) <= len(records_study.static_grid())
+    assert len(sums_study.STATIC) >= 20
+    assert all(len(tried) <= len(sums_study.STATIC) for tried in sums_study.families().values())
 
 
 def test_heads_of_the_v_curve_descend_the_label_free_loss():
@@ -145,3 +176,26 @@ def test_wordings_that_measure_are_not_those_that_teach():
     taught = {*package_wishes.LESS, *package_wishes.MORE}
     assert not taught & {*wishes.texts.LESS, *wishes.texts.MORE, *wishes.texts.OTHER}
     assert not set(wishes.texts.TRAIN.all()) & set(wishes.texts.TEST.all())
+
+
+def test_errors_over_those_of_another_policy():
+    errors = np.array([[0.2, 1.0], [0.1, 1.0], [0.3, 1.0]])
+    found = frontier.over(errors, np.array([[0.4, 1.0]] * 3))
+    assert found["ratio"] == pytest.approx(0.5)
+    assert found["ratio_95"] == pytest.approx([0.2625, 0.7375])
+
+
+def test_what_was_chosen_is_held_against_static_settings_and_autodeco(tmp_path):
+    half, few = [" 1}", "x"] * 4, [" 1}"] * 7 + ["x"]
+    samples = {
+        "static T=1": half,
+        "head=/h/autodeco-seed0": ["x"] * 8,
+        "head=/h/rewards-seed0": few,
+    }
+    names = {"static": "static T=1", "autodeco": "head=autodeco", "rewards": "head=rewards"}
+    study = frontier.read([evaluation(tmp_path / "e", samples)])
+    found = {one["variant"]: one for one in sums_study.against(study, names)}
+    assert found["head=rewards"]["chosen_of"] == "rewards"
+    assert found["head=rewards"]["over_static"]["ratio"] == pytest.approx(0.25)
+    assert found["head=rewards"]["over_autodeco"]["ratio"] == pytest.approx(0.125)
+    assert "over_static" not in found["static T=1"]

@@ -8,7 +8,7 @@ import torch
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import rewards
-from autodeco_fast.training.head_folder import METRICS_NAME
+from autodeco_fast.training.head_folder import METRICS_NAME, training_settings
 from tests.reward_runs import config_of, even_share, train
 from tests.training_runs import equal, on_two_processes, read_lines
 
@@ -50,15 +50,37 @@ def test_the_weight_of_entropy():
     assert rewards.weight_of_entropy(0.0, config_of(Path("out"), entropy_weight=0.3)) == 0.3
 
 
+def test_clipped_advantages_give_the_gradient_of_ppo():
+    g = torch.Generator().manual_seed(0)
+    old, advantage = (torch.randn(200, generator=g) for _ in range(2))
+    log_prob = (old + 0.3 * torch.randn(200, generator=g)).requires_grad_()
+    ratio = (log_prob - old).exp()
+    clipped = ratio.clamp(0.8, 1.2)
+    torch.minimum(ratio * advantage, clipped * advantage).sum().backward()
+    found = rewards.clipped_advantage(advantage, ratio.detach(), 0.2)
+    torch.testing.assert_close(found, log_prob.grad)
+    assert 20 < (found == 0).sum() < 180
+
+
+def test_more_steps_on_the_same_rollouts_learn_more(tmp_path):
+    options = {"rounds": 6, "learning_rate": 0.003, "entropy_weight": 0.0}
+    _, one = train(tmp_path / "one", **options)
+    _, four = train(tmp_path / "four", **options, num_iterations=4)
+    assert four[0] == one[0]  # a round is told of as it was sampled
+    assert four[1]["temperature"] != one[1]["temperature"]
+    moved = [abs(m[-1]["temperature"] - m[0]["temperature"]) for m in (one, four)]
+    assert moved[1] > 1.5 * moved[0]
+
+
 def test_batches_change_nothing(tmp_path):
-    whole, _ = train(tmp_path / "a", batch_tokens=8192)
-    split, _ = train(tmp_path / "b", batch_tokens=40)
+    whole, _ = train(tmp_path / "a", num_iterations=2, batch_tokens=8192)
+    split, _ = train(tmp_path / "b", num_iterations=2, batch_tokens=40)
     for a, b in zip(whole.parameters(), split.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
-    options = {"target_entropy": 1.5, "rounds": 6, "save_steps": 2}
+    options = {"target_entropy": 1.5, "rounds": 6, "save_steps": 2, "num_iterations": 2}
     whole, lines = train(tmp_path / "a", **options)
 
     def stop(metrics):
@@ -102,7 +124,7 @@ def test_starts_from_a_head(tmp_path):
     torch.nn.init.normal_(start.mlp[2].weight, std=0.1)
     start.save_pretrained(tmp_path / "start")
     head, _ = train(tmp_path / "out", head=tmp_path / "start", learning_rate=1e-6, rounds=1)
-    assert head.min_p == 0.03
+    assert head.min_p == training_settings(tmp_path / "out")["min_p"] == 0.03
     for a, b in zip(start.parameters(), head.parameters()):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     TemperatureHead(16).save_pretrained(tmp_path / "narrow")

@@ -22,7 +22,7 @@ def training_settings(folder: Path) -> dict:
     path = folder / SETTINGS_NAME
     settings = read_json_object(path) if path.is_file() else {}
     for name in ("min_p", "gravity"):
-        if name in settings:
+        if settings.get(name) is not None:
             finite(f"{path}: {name}", settings[name])
     return settings
 

@@ -77,7 +77,7 @@ class Log:
     Lines are whole, and none is of a step beyond the one that a resume begins at.
     """
 
-    def __init__(self, config: TrainConfig, identity: dict[str, str], done: int):
+    def __init__(self, config: TrainConfig, identity: dict[str, object], done: int):
         self.started = time.perf_counter()
         self.metrics = config.output / METRICS_NAME
         self.diagnostics = config.output / DIAGNOSTICS_NAME

@@ -16,7 +16,7 @@ class RewardConfig(Options):
     has them.
 
     A round samples completions of some prompts with the head as it is, scores them, and ends in one
-    optimizer step.
+    optimizer step, or `num_iterations`.
     """
 
     output: Path = option_of(TrainConfig, "output")
@@ -42,7 +42,7 @@ class RewardConfig(Options):
         None,
         must_be="in (0, 1)",
     )
-    rounds: int = option("rounds, an optimizer step each", 40, must_be="at least 1")
+    rounds: int = option("rounds of rollouts", 40, must_be="at least 1")
     prompts_per_round: int = option(
         "prompts of a round, or groups of rollouts", 8, must_be="at least 1"
     )
@@ -72,6 +72,15 @@ class RewardConfig(Options):
         "it that is lacking",
         None,
         must_be="positive",
+    )
+    num_iterations: int = option(
+        "optimizer steps a round, over the same rollouts", 1, must_be="at least 1"
+    )
+    epsilon: float = option(
+        "from the second of them on: how far a token's probability may move from the one it was "
+        "sampled with, as a share of it, and still be rewarded for moving",
+        0.2,
+        must_be="in (0, 1)",
     )
     learning_rate: float = option_of(TrainConfig, "learning_rate")
     lr_scheduler_type: str = option_of(TrainConfig, "lr_scheduler_type")

@@ -1,6 +1,11 @@
-"""Training on rewards: a round of rollouts, their statistics at T, one optimizer step.
+"""Training on rewards: a round of rollouts, their statistics at T, an optimizer step or some.
 
     ℓ = −A·ln p_T(y) − β·H_T    per sampled token, mean over a round's tokens
+
+Rollouts are dear and steps cheap, so a round may have more than one (`num_iterations`). From the
+second on p_T is no more what y was sampled with, and A is multiplied by the ratio of the two, or by
+0 once that has left 1 ± epsilon on the side that A rewards: the clipped objective of PPO (arXiv
+1707.06347), token by token.
 
 The hidden states are those that the sampler saw (recorded rollouts are run through the model once);
 `token_stats` of the cut distribution and the head are all that has a graph. With a target entropy
@@ -17,7 +22,7 @@ from dataclasses import replace
 
 import torch
 
-from autodeco_fast import TemperatureHead, reward_loss, token_stats
+from autodeco_fast import TemperatureHead, TokenStats, reward_loss, token_stats
 from autodeco_fast.heads import DEFAULT_MIN_P
 from autodeco_fast.training import checkpoints
 from autodeco_fast.training.base_model import BaseModel, width
@@ -46,6 +51,18 @@ def weight_of_entropy(entropy: float, config: RewardConfig) -> float:
         return config.entropy_weight
     short = (config.target_entropy - entropy) / config.target_entropy
     return config.entropy_weight * _GAIN * max(-1.0, min(1.0, short))
+
+
+def clipped_advantage(advantage: torch.Tensor, ratio: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """`[N]` advantages that give PPO's gradient where they multiply that of ln p_T.
+
+    Args:
+        advantage: `[N]`.
+        ratio: `[N]`, p_T of each token over what it was sampled with.
+        epsilon: beyond 1 ± it, a token is not moved on.
+    """
+    far = torch.where(advantage > 0, ratio > 1 + epsilon, ratio < 1 - epsilon)
+    return torch.where(far, 0.0, advantage * ratio)
 
 
 def check_head(config: RewardConfig) -> None:
@@ -111,6 +128,7 @@ class _Run:
             self.head.parameters(), lr=config.learning_rate, weight_decay=0.01
         )
         self.progress = Progress()
+        self.sampled_at: list[torch.Tensor] = []  # ln p_T `[N]` of a round's batches as sampled
         self.saved = 0  # rounds in the newest checkpoint
         self.log: Log | None = None  # in the main process
 
@@ -122,7 +140,8 @@ class _Run:
             self.progress, _ = checkpoints.load(newest, self.head, self.optimizer)
             self.saved = self.progress.step
         if self.accelerator.is_main_process:
-            self.log = Log(config, {"lm_head": lm_head_fingerprint(self.base)}, self.saved)
+            made_for = {"lm_head": lm_head_fingerprint(self.base), "min_p": self.head.min_p}
+            self.log = Log(config, made_for, self.saved)
         on_start(config.rounds, self.progress.step)
         try:
             spread = self._all_rounds(on_round)
@@ -158,10 +177,22 @@ class _Run:
         return largest
 
     def _round(self) -> dict:
-        """Rollouts and an optimizer step; their metrics."""
+        """Rollouts and the optimizer steps on them; metrics of the first step."""
         config, progress = self.config, self.progress
         where = self.accelerator.process_index, self.accelerator.num_processes
-        total, measured = self._gradients(self.rounds.rollouts(progress.step, self.head, *where))
+        rollouts = self.rounds.rollouts(progress.step, self.head, *where)
+        self.sampled_at = []
+        metrics = self._step(rollouts)
+        for _ in range(config.num_iterations - 1):
+            self._step(rollouts)
+        progress.step += 1
+        progress.selected_tokens += metrics["tokens"]
+        return {"step": progress.step, **metrics}
+
+    def _step(self, rollouts: list[Rollout]) -> dict:
+        """An optimizer step on a round's rollouts."""
+        config, progress = self.config, self.progress
+        total, measured = self._gradients(rollouts)
         total = total.reduce(self.accelerator.reduce)
         measured = self.accelerator.reduce(measured.to(self.accelerator.device)).cpu()
         metrics = _means(measured)
@@ -181,15 +212,7 @@ class _Run:
         total.assign(self.head.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        progress.selected_tokens += metrics["tokens"]
-        return {
-            "step": progress.step,
-            "loss": loss,
-            **metrics,
-            "entropy_weight": beta,
-            "learning_rate": rate,
-        }
+        return {"loss": loss, **metrics, "entropy_weight": beta, "learning_rate": rate}
 
     def _gradients(self, rollouts: list[Rollout]) -> tuple[Step, torch.Tensor]:
         """Sums over the tokens of some rollouts, and what `_means` takes."""
@@ -197,8 +220,9 @@ class _Run:
         total = Step.zero(("reward", "entropy"), parameters)
         measured = torch.zeros(7, dtype=torch.float64)
         numbered = [(i, rollout.example) for i, rollout in enumerate(rollouts)]
-        for batch in batches_by_length(numbered, self.config.batch_tokens):
-            sums = self._sums([rollouts[i] for i, _ in batch])
+        batches = batches_by_length(numbered, self.config.batch_tokens)
+        for number, batch in enumerate(batches):
+            sums = self._sums([rollouts[i] for i, _ in batch], number)
             one, seen = differentiate(sums, parameters)
             total = total + one
             of_tokens = (
@@ -212,19 +236,31 @@ class _Run:
             measured[:4] += torch.tensor(of_rollout, dtype=torch.float64)
         return total, measured
 
-    def _sums(self, rollouts: list[Rollout]) -> Sums:
-        """Both terms of the loss, summed over the tokens of some rollouts, from row moments."""
+    def _sums(self, rollouts: list[Rollout], number: int) -> Sums:
+        """Both terms of the loss, summed over the tokens of the rollouts of the round's batch of
+        this number, from row moments."""
         base = self.base
         hidden, target, advantage = self._tokens(rollouts)
         T = self.head(hidden)
         at = {"temperature": T, "min_p": self.head.min_p, "cut": True}
         stats = token_stats(hidden, base.weight, target, **at, **transform_of(base))
+        advantage = self._clipped(advantage, stats, number)
         loss = reward_loss(T, stats, advantage, entropy_weight=0.0, reduction="sum")
         weight = (stats.rank >= 0).to(loss.dtype)
         tokens = weight.sum()
         # Apart, since β waits for the entropy of the whole round.
         terms = {"reward": (loss, tokens), "entropy": (-stats.scaled_entropy.sum(), tokens)}
         return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
+
+    def _clipped(self, advantage: torch.Tensor, stats: TokenStats, number: int) -> torch.Tensor:
+        """Advantages `[N]` times what the steps so far made of the probabilities."""
+        log_prob = (stats.target_logit / stats.temperature - stats.scaled_logsumexp).detach()
+        if number == len(self.sampled_at):
+            self.sampled_at.append(log_prob)
+            return advantage
+        moved = log_prob - self.sampled_at[number]
+        ratio = torch.where(moved.isfinite(), moved, 0.0).exp()  # a recorded token may be banned
+        return clipped_advantage(advantage, ratio, self.config.epsilon)
 
     def _tokens(self, rollouts: list[Rollout]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Hidden states `[N, H]`, targets `[N]` and advantages `[N]` of all tokens that count."""

@@ -64,11 +64,15 @@ class Lines:
 Study = dict[str, dict[str, list[Lines]]]  # policy → seed → lines, one a prompt
 
 
-def _named(policy: str) -> tuple[str, str]:
-    """A policy without folders and seeds, and the seed."""
+def named(policy: str) -> str:
+    """A policy without folders and seeds."""
     name = re.sub(r"head=\S*?([^/\s]+)(\s|$)", r"head=\1\2", policy)
-    seed = re.search(r"-seed(\d+)", name)
-    return re.sub(r"-seed\d+", "", name), seed.group(1) if seed else "0"
+    return re.sub(r"-seed\d+", "", name)
+
+
+def _seed(policy: str) -> str:
+    found = re.search(r"-seed(\d+)(\s|$)", policy)
+    return found.group(1) if found else "0"
 
 
 def _of_sums(text: str, fields: dict) -> dict[str, str] | None:
@@ -93,8 +97,7 @@ def read(folders: Sequence[Path]) -> Study:
                 one.records.append(parse(sample["text"], prompt.fields))
                 one.temperatures += sample["temperature"]
         for (policy, _), one in lines.items():
-            name, seed = _named(policy)
-            found[name][seed].append(one)
+            found[named(policy)][_seed(policy)].append(one)
     return found
 
 
@@ -109,6 +112,11 @@ def _point(lines: Sequence[Lines], rng: np.random.Generator | None) -> tuple[flo
     return float(np.mean(errors)), float(np.mean(diversities))
 
 
+def centre(seeds: dict[str, list[Lines]]) -> np.ndarray:
+    """`[2]` error and diversity, means over seeds."""
+    return np.mean([_point(lines, None) for lines in seeds.values()], 0)
+
+
 def points(seeds: dict[str, list[Lines]], resamples: int = RESAMPLES) -> np.ndarray:
     """`[resamples + 1, 2]` error and diversity, means over seeds; the first is of all samples.
 
@@ -116,7 +124,7 @@ def points(seeds: dict[str, list[Lines]], resamples: int = RESAMPLES) -> np.ndar
     the first.
     """
     rng, names = np.random.default_rng(0), list(seeds)
-    out = [np.mean([_point(seeds[s], None) for s in names], 0)]
+    out = [centre(seeds)]
     for _ in range(resamples):
         picked = rng.choice(names, size=len(names))
         out.append(np.mean([_point(seeds[s], rng) for s in picked], 0))
@@ -169,6 +177,23 @@ def results(study: Study) -> list[dict]:
             result |= compare(p, static)
         out.append(result)
     return out
+
+
+def best_at(study: Study, diversities: Sequence[float]) -> list[str]:
+    """The policies that make the fewest errors among those at least as diverse as each of these."""
+    found, measured = [], {name: centre(seeds) for name, seeds in study.items()}
+    for least in diversities:
+        able = [name for name, (_, diversity) in measured.items() if diversity >= least]
+        if able:
+            found.append(min(able, key=lambda name: measured[name][0]))
+    return list(dict.fromkeys(found))
+
+
+def over(errors: np.ndarray, others: np.ndarray) -> dict[str, float | list[float]]:
+    """Errors of a policy over those of another, of `points` each, with a 95 % interval."""
+    ratio = errors[:, 0] / others[:, 0].clip(1e-9)
+    low, high = np.quantile(ratio[1:], (0.025, 0.975))
+    return {"ratio": float(ratio[0]), "ratio_95": [float(low), float(high)]}
 
 
 def _by_task(lines: Sequence[Lines]) -> dict[str, dict]:
@@ -229,9 +254,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("evaluations", nargs="+", type=Path, help="folders of autodeco-fast eval")
     parser.add_argument("--output", required=True, help="name of the record and the figure")
     args = parser.parse_args(arguments)
-    found = results(read(args.evaluations))
-    write(FOLDER / f"{args.output}.json", args.output, found)
-    draw(found, FOLDER / f"{args.output}.png")
+    publish(results(read(args.evaluations)), args.output)
+
+
+def publish(found: list[dict], name: str, **facts: object) -> None:
+    """Writes the record and the figure, and prints a line a policy."""
+    write(FOLDER / f"{name}.json", name, found, **facts)
+    draw(found, FOLDER / f"{name}.png")
     for one in sorted(found, key=lambda r: r["diversity"]):
         ratio = f"  ratio {one['ratio']:.2f} {one['ratio_95']}" if "ratio" in one else ""
         print(f"{one['error']:.3f}  {one['diversity']:.3f}  {one['variant']}{ratio}")

@@ -147,16 +147,6 @@ def tried() -> list[tuple[str, str]]:
     return found + [(f"rewards-from-hinge-{FROM_HINGE:g}", s) for s in SCALES[:3]]
 
 
-def best_at(results: list[dict]) -> list[str]:
-    """The policies that make the fewest errors among those at least as diverse as each target."""
-    found = []
-    for target in TARGETS:
-        able = [r for r in results if r["diversity"] >= target]
-        if able:
-            found.append(min(able, key=lambda r: r["error"])["variant"])
-    return list(dict.fromkeys(found))
-
-
 def choose(study: Study, static: list[Path]) -> list[tuple[str, str]]:
     """(head, settings) that are best on the validation schemas; says which fixed settings are.
 
@@ -167,9 +157,9 @@ def choose(study: Study, static: list[Path]) -> list[tuple[str, str]]:
     half = len(texts) // 2
     groups = {"heads-1": texts[:half], "heads-2": texts[half:]}
     folders = study.evaluate("validation", groups, TRIED_SAMPLES)
-    fixed = best_at(frontier.results(frontier.read(static)))
+    fixed = frontier.best_at(frontier.read(static), TARGETS)
     print("best fixed settings on validation:", ", ".join(fixed), flush=True)
-    heads = best_at(frontier.results(frontier.read(folders)))
+    heads = frontier.best_at(frontier.read(folders), TARGETS)
     print("best heads on validation:", ", ".join(heads), flush=True)
     named = {f"head={n} {m}".strip(): (n, m) for n, m in tried()}
     # Policies are shown with their Min-P.

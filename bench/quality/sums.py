@@ -7,9 +7,11 @@ the colour. Forced: spaces, results and the total. A text is valid if it has thi
 number follows. In the language each of five features takes all its values equally often.
 """
 
+import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 NAMES = "Ann Ben Cleo Dan Eve Finn Gus Hal Ida Jon Kim Leo".split()
 THINGS = "pens cups hats keys maps nuts pies toys".split()
@@ -31,17 +33,60 @@ _FORM = re.compile(
 _STEP = re.compile(r" ([+-])(\d)=(\d+)")
 
 
+class Text(NamedTuple):
+    """A text of the language, and what the language says of it."""
+
+    text: str
+    nats: float  # −ln of its probability
+    free: list[bool]  # of each character: whether another could stand there
+
+
+def _equally(options: Iterable[str]) -> dict[str, float]:
+    found = list(options)
+    return dict.fromkeys(found, 1 / len(found))
+
+
+def _after(total: int, done: int) -> dict[str, float]:
+    """What may follow so many operations, with its probability: another, or the end."""
+    moves = [s * n for s in (1, -1) for n in OPERANDS if LOWEST <= total + s * n <= HIGHEST]
+    end = 1 / (OPERATIONS[-1] - done + 1) if done else 0.0
+    chances = {f" {move:+d}={total + move}": (1 - end) / len(moves) for move in moves}
+    chances[f" ;{total} "] = end
+    return {piece: chance for piece, chance in chances.items() if chance}
+
+
+def _pieces(rng: random.Random) -> Iterator[tuple[str, dict[str, float]]]:
+    """The pieces of a text, each with what it was drawn from."""
+
+    def drawn(options: dict[str, float]) -> tuple[str, dict[str, float]]:
+        return rng.choices(list(options), list(options.values()))[0], options
+
+    yield drawn(_equally(f"{name} " for name in NAMES))
+    yield (start := drawn(_equally(f"{start} " for start in START)))
+    yield drawn(_equally(THINGS))
+    total = int(start[0])
+    for done in range(OPERATIONS[-1] + 1):
+        yield (step := drawn(_after(total, done)))
+        if ";" in step[0]:
+            break
+        total = int(step[0].partition("=")[2])
+    yield drawn(_equally(f"{colour}{END}" for colour in COLOURS))
+
+
+def written(rng: random.Random) -> Text:
+    """One text of the language, with its end."""
+    text, nats, free = BEGIN, 0.0, [False]
+    for piece, options in _pieces(rng):
+        text += piece
+        nats -= math.log(options[piece])
+        for i in range(len(piece)):
+            free.append(len({o[i] for o in options if o[:i] == piece[:i]}) > 1)
+    return Text(text, nats, free)
+
+
 def text(rng: random.Random) -> str:
     """One text of the language, with its end."""
-    total = start = rng.choice(START)
-    steps = ""
-    for _ in range(rng.choice(OPERATIONS)):
-        moves = [s * n for s in (1, -1) for n in OPERANDS if LOWEST <= total + s * n <= HIGHEST]
-        move = rng.choice(moves)
-        total += move
-        steps += f" {move:+d}={total}"
-    name, thing, colour = (rng.choice(of) for of in (NAMES, THINGS, COLOURS))
-    return f"{BEGIN}{name} {start} {thing}{steps} ;{total} {colour}{END}"
+    return written(rng).text
 
 
 def parse(line: str) -> dict[str, object] | None:
