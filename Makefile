@@ -35,6 +35,7 @@ bench: $(STAMP) ## every benchmark on this machine, records in bench/results (ta
 
 quality: $(STAMP) ## what heads learn and buy: the sums language, SmolLM2 writing records, nuclei, wishes (long; a GPU helps)
 	$(BIN)/python -m bench.quality.sums_study quality-results/sums
+	$(BIN)/python -m bench.quality.stability quality-results/sums
 	$(BIN)/python -m bench.quality.records_study quality-results/records
 	$(BIN)/python -m bench.quality.v_curve quality-results/v_curve
 	$(BIN)/python -m bench.quality.wishes quality-results/wishes
