@@ -72,7 +72,7 @@ def test_statistics_are_of_what_the_sampler_saw(tmp_path, name):
     again = [rollout._replace(hidden=None) for rollout in rollouts]
     for ours, theirs in zip(run._tokens(rollouts), run._tokens(again)):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
-    sums = run._sums(rollouts)
+    sums = run._sums(rollouts, 0)
     assert sums.temperature.std() > 0.1
     assert (sums.stats.rank < sums.stats.kept).all()
     assert int((sums.weight > 0).sum()) == 64 * 12
