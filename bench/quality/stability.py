@@ -38,7 +38,7 @@ FOLDER = RESULTS / "quality"
 SEEDS, RATES, NEW = (0, 1, 2), (1e-4, 1e-3, 1e-2, 1e-1, 1.0), 1e-12
 EPOCHS, HELD_OUT, LOOKED_AT = 1, 0.2, 4096
 CLOSE = 0.1  # of what there is to gain: a run has arrived
-TEMPERATURE, JOINT = "autodeco_temperature", "autodeco_joint"
+TEMPERATURE = "autodeco_temperature"
 VARIANTS: dict[str, dict] = {
     "hinge": {"objective": "min_p_hinge"},
     "hinge, trivial tokens not weighted": {"objective": "min_p_hinge", "easy_weight": "none"},
@@ -47,8 +47,6 @@ VARIANTS: dict[str, dict] = {
     "… no token left out": {"objective": TEMPERATURE, "easy_drop": 0.0},
     "… not weighted": {"objective": TEMPERATURE, "weighting": "none"},
     "… weighted at T": {"objective": TEMPERATURE, "weighting": "scaled"},
-    "AutoDeco's joint": {"objective": JOINT},
-    "… T detached from top-p": {"objective": JOINT, "detach_temperature": True},
 }
 
 
@@ -127,7 +125,7 @@ def draw(path: Path, results: list[dict]) -> None:
         mine = [one for one in results if one["variant"] == variant]
         if not variant.startswith("…"):
             first = next(name for name in colours if variant.startswith(name))
-            colour = "tab:purple" if variant == "AutoDeco's joint" else colours[first]
+            colour = colours[first]
             styles = iter(("-", "--", ":", "-."))
             if variant.startswith("hinge, "):
                 next(styles)
