@@ -12,6 +12,7 @@ from setuptools import setup
 setup(
     packages=[
         "autodeco_fast",
+        "autodeco_fast.autodeco",
         "autodeco_fast.cli",
         "autodeco_fast.demo",
         "autodeco_fast.generation",

@@ -5,6 +5,7 @@ Written whole or not at all; no pickle.
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,17 +42,31 @@ def save_head(folder: str | os.PathLike, config: dict, tensors: dict[str, torch.
     write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
 
 
-def fetch(name: str) -> Path:
-    """A local folder as it is; anything else is an id on the Hugging Face hub."""
+def fetch(
+    name: str,
+    what: str = "head",
+    files: Sequence[str] = (CONFIG_NAME, WEIGHTS_NAME),
+    **hub: object,
+) -> Path:
+    """A local folder as it is; anything else is an id on the Hugging Face hub.
+
+    Args:
+        what: the setting, for complaints.
+        files: those to download, or patterns of them.
+        hub: what `snapshot_download` takes besides: revision, token, cache_dir, …
+
+    Raises:
+        ValueError: if it is neither.
+    """
     if Path(name).is_dir():
         return Path(name)
-    complaint = f"head must be a folder or a hub id like 'user/name', got {name!r}"
+    complaint = f"{what} must be a folder or a hub id like 'user/name', got {name!r}"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"{complaint}, which is no folder")
     with foreign(f"{complaint}, which is no folder and not found there"):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+        return Path(snapshot_download(name, allow_patterns=list(files), **hub))
 
 
 def read_config(folder: Path) -> dict:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -72,6 +73,60 @@ def output_folder(folder: Path, name: str = "output") -> Iterator[None]:
         for path in missing:
             with suppress(OSError):  # not there, or something was written into it
                 path.rmdir()
+
+
+@contextmanager
+def new_folder(folder: Path, name: str = "output", *, size: int = 0) -> Iterator[Path]:
+    """Yields a draft folder that becomes `folder` at the end of the block; an exception leaves
+    nothing of it.
+
+    What a run that was killed left of its draft is thrown away by the next one.
+
+    Args:
+        name: of the setting, for complaints.
+        size: bytes that will be written.
+
+    Raises:
+        ValueError: if `folder` holds something, cannot be made, another run makes it, or the disk
+            has less room than `size`.
+    """
+    given, folder = str(folder), Path(os.path.abspath(folder))
+    taken = f"{name} must name a new folder, got {given!r}"
+    if os.path.lexists(folder) and not _is_empty(folder):
+        raise ValueError(f"{taken}, which is there already")
+    draft = folder.with_name(f".{folder.name}.draft")
+    if draft.is_symlink():
+        raise ValueError(f"{name} {given!r} cannot be written: {draft} is a link")
+    with output_folder(draft, name):
+        try:
+            _clear(draft)
+            free = shutil.disk_usage(draft).free
+            if size > free:
+                raise ValueError(
+                    f"{name} {given!r} takes {size / 1e9:.3g} GB, the disk has {free / 1e9:.3g} GB"
+                )
+            yield draft
+            try:
+                draft.rename(folder)
+            except OSError as error:
+                raise ValueError(f"{taken}: {error}") from None
+        except BaseException:
+            _clear(draft)
+            raise
+        (folder / LOCK).unlink()
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+
+
+def _clear(folder: Path) -> None:
+    """Removes what is in a folder, but for its lock."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 @contextmanager

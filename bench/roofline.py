@@ -1,12 +1,18 @@
 """Predicted times of the samplers and of the statistics on an H200, for the first run there to
 refute.
 
-    python -m bench.roofline
+    python -m bench.roofline [--model FOLDER]
 
-    time = max(bytes / bandwidth, warp instructions / issue rate) + a second launch
+    time = max(bytes / bandwidth, warp instructions / issue rate) + launches behind the first
 
 Bandwidth, clock and launch are assumptions (`CARD`), the rest is counted: bytes from the shapes,
-instructions in the sm_90 code of the loop that every logit goes through. Needs no GPU.
+instructions in the sm_90 code of the loops, and on logits how often the rare one is gone round.
+Needs no GPU.
+
+`sample`: the maxima, then the draw,
+
+    draw = max(issue, chain)       chain = a program's instructions one after the other, two clocks
+                                   each, and a read of the cache before every sub-tile
 
 `token_stats`, streaming: a multiprocessor works on one tile at a time (registers allow no second),
 in waves;
@@ -19,17 +25,20 @@ or max(matrix + epilogue, cache), where its loops are flattened and copies go on
 Chunked: the vendor's product, and a write and a read of every logit.
 """
 
+import argparse
+import math
 import re
 import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 from triton.compiler import ASTSource
 
 from autodeco_fast.kernels import linear_sample, sample, token_stats
-from autodeco_fast.kernels.logit_tiles import TILE, splits_of
-from bench.machine import RESULTS
+from autodeco_fast.kernels.logit_tiles import SUBTILE, TILE
+from bench.machine import RESULTS, ROOT
 from bench.records import markdown, write
 from bench.resources import TARGETS
 
@@ -40,10 +49,12 @@ CARD = {
     "clock": 1.75e9,
     "warp_instructions_per_clock": 4,
     "second_launch_seconds": 2.5e-6,
+    "cache_latency_seconds": 4e-7,
     "cache_bytes_per_second": 5.5e12,  # second level, all multiprocessors together
     "tflops": 0.8 * 989e12,  # bf16, of the vendor's figure
 }
 WARPS = 4
+TEMPERATURE, MIN_P = 0.7, 0.1
 
 
 def sass(entry: tuple, divisible: tuple[str, ...], **fixed) -> str:
@@ -66,12 +77,27 @@ def sass(entry: tuple, divisible: tuple[str, ...], **fixed) -> str:
         ).stdout
 
 
-def loop_instructions() -> int:
-    """SASS instructions a warp issues for a tile of bf16 logits where no noise is drawn: the loop
-    of the scan."""
-    return fast_path(
-        sass(sample.AOT[0], ("z_ptr", "float_ptr", "int_ptr", "V", "stride"), with_noise=False)
+def sample_instructions() -> dict[str, int]:
+    """SASS instructions a warp issues: for a tile of bf16 logits in the pass for the maxima; for a
+    sub-tile that draws noise; for a group of sub-tiles that does not; for the rest of that
+    program."""
+    maxima = sass(sample.AOT[0], ("z_ptr", "max_ptr", "V", "stride"))
+    text = sass(sample.AOT[2], ("z_ptr", "max_ptr", "V", "stride"))
+    labels, jumps = positions(text)
+    loops = [(labels[t], end) for end, (t, _) in jumps.items() if labels[t] < end]
+    around = max(loops, key=lambda loop: loop[1] - loop[0])
+    inner = max(
+        (loop for loop in loops if around[0] <= loop[0] and loop != around),
+        key=lambda loop: loop[1] - loop[0],
     )
+    noise, group = inner[1] - inner[0] + 1, around[1] - around[0] + 1
+    everything = sum(bool(re.match(r"\s*/\*[0-9a-f]{4,}\*/", line)) for line in text.splitlines())
+    return {
+        "tile": fast_path(maxima),
+        "noise": noise,
+        "group": group - noise,
+        "program": everything - group,
+    }
 
 
 def epilogue_instructions(entry: tuple, *pointers: str) -> int:
@@ -140,30 +166,69 @@ def fast_path(sass: str) -> int:
     return steps[end]
 
 
-def predict_sample(B: int, V: int, instructions: int) -> dict:
-    S, _ = splits_of(B, V, TILE)
-    read = 2 * B * V
-    partials = B * S * (4 * 4 + 2 * 4)
-    memory = (read + 2 * partials) / CARD["bytes_per_second"]
-    warps = B * -(-V // TILE) * WARPS * instructions
-    issue = warps / (CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"])
-    total = max(memory, issue) + CARD["second_launch_seconds"]
+def reached_share(z: torch.Tensor) -> float:
+    """Sub-tiles of logits `[B, V]` that hold a token of the kept set, of all."""
+    z = torch.nn.functional.pad(z.float(), (0, -z.shape[1] % SUBTILE), value=-float("inf"))
+    top = z.unflatten(1, (-1, SUBTILE)).amax(-1)
+    return (top >= top.amax(1, keepdim=True) + TEMPERATURE * math.log(MIN_P)).double().mean().item()
+
+
+def model_logits(name: str) -> torch.Tensor:
+    """A model's logits at every position of some text."""
+    from autodeco_fast.training import base_model
+
+    tokenizer = base_model.load_tokenizer(name)
+    model = base_model.load_causal_lm(name, dtype=torch.float32)
+    text = (ROOT / "docs/concepts.md").read_text()
+    with torch.inference_mode():
+        return model(torch.tensor([tokenizer(text).input_ids[:1024]])).logits[0]
+
+
+def shares(model: str | None) -> dict[str, float]:
+    """Which share of sub-tiles draws noise, for several kinds of logits."""
+    generator, V = torch.Generator().manual_seed(0), 151_936
+    normal = torch.randn(16, V, generator=generator)
+    rank = torch.rand(16, V, generator=generator).argsort(1) + 1
+    found = {f"normal, deviation {d}": reached_share(d * normal) for d in (3, 2, 1)}
+    found["Zipf, exponent 1, shuffled"] = reached_share(-rank.log())
+    if model is not None:
+        found[f"{Path(model).name}, on docs/concepts.md"] = reached_share(model_logits(model))
+    return found
+
+
+def predict_sample(B: int, V: int, instructions: dict[str, int], share: float) -> dict:
+    """Three launches; `share` of the sub-tiles draw noise."""
+    n = -(-V // SUBTILE)
+    read, written = 2 * B * V, 4 * B * n
+    memory = (read + written) / CARD["bytes_per_second"]
+    rate = CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"]
+    maxima = B * -(-V // TILE) * WARPS * instructions["tile"] / rate
+    D, depth = sample.parts_of(B, n)
+    fixed = instructions["program"] + depth // sample.GROUP * instructions["group"]
+    drawing = B * (D * fixed + share * n * instructions["noise"]) / rate
+    most = math.ceil(share * n / D)  # sub-tiles of one program, about
+    chain = 2 * (fixed + most * instructions["noise"]) / CARD["clock"]
+    chain += (2 + most) * CARD["cache_latency_seconds"]
+    total = max(memory, maxima) + max(drawing, chain) + 2 * CARD["second_launch_seconds"]
     return {
         "op": "sample",
         "B": B,
         "V": V,
         "H": None,
-        "MB": (read + 2 * partials) / 1e6,
+        "MB": (read + written) / 1e6,
         "memory_us": 1e6 * memory,
-        "issue_us": 1e6 * issue,
+        "issue_us": 1e6 * maxima,
+        "draw_us": 1e6 * max(drawing, chain),
         "predicted_us": 1e6 * total,
         "share_of_one_read": read / CARD["bytes_per_second"] / total,
     }
 
 
-def predict_linear_sample(B: int, H: int, V: int, instructions: int) -> dict:
+def predict_linear_sample(
+    B: int, H: int, V: int, instructions: int, how: tuple[dict[str, int], float]
+) -> dict:
     """The weight once for every 64 rows, from device memory the first time; against a product that
-    writes bf16 logits."""
+    writes bf16 logits, and `predict_sample` of them with `how`."""
     weight = 2 * H * V
     memory = weight / CARD["bytes_per_second"]
     rows, warps = linear_sample.tile_shape(B)
@@ -178,7 +243,7 @@ def predict_linear_sample(B: int, H: int, V: int, instructions: int) -> dict:
     total = max(memory, matrix + epilogue) + CARD["second_launch_seconds"]
     apart = (
         max((weight + 2 * B * V) / CARD["bytes_per_second"], matrix)
-        + predict_sample(B, V, 0)["predicted_us"] / 1e6
+        + predict_sample(B, V, *how)["predicted_us"] / 1e6
     )
     return {
         "op": "linear_sample",
@@ -237,14 +302,19 @@ def predict_statistics(N: int, H: int, V: int, instructions: int) -> dict:
     }
 
 
-def main() -> None:
-    instructions = loop_instructions()
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", help="a causal language model to count on, too")
+    counted = shares(parser.parse_args(arguments).model)
+    how = sample_instructions(), counted["normal, deviation 3"]
     predictions = [
-        predict_sample(B, V, instructions) for V in (151_936, 262_208) for B in (1, 8, 64, 128, 512)
+        predict_sample(B, V, *how) for V in (151_936, 262_208) for B in (1, 8, 64, 128, 512)
     ]
     # Of tiles of few rows, and of 64.
     epilogues = [epilogue_instructions(entry) for entry in linear_sample.AOT[:2]]
-    predictions += [predict_linear_sample(B, 4096, 151_936, epilogues[B > 32]) for B in (1, 8, 64)]
+    predictions += [
+        predict_linear_sample(B, 4096, 151_936, epilogues[B > 32], how) for B in (1, 8, 64)
+    ]
     epilogue = epilogue_instructions(token_stats.AOT[0], "column_ptr", "threshold_ptr")
     shapes = (
         (8192, 256, 128_256),
@@ -256,12 +326,16 @@ def main() -> None:
     print(markdown(predictions))
     facts = {
         "card": CARD,
-        "instructions_per_tile_and_warp": instructions,
+        "sample_instructions": how[0],
         "logits_per_tile_and_warp": TILE // WARPS,
+        "temperature": TEMPERATURE,
+        "min_p": MIN_P,
+        "share_of_subtiles_with_noise": counted,
     }
     facts["linear_sample_epilogue_instructions_per_tile_and_warp"] = epilogues
     facts["token_stats_epilogue_instructions_per_tile_and_warp"] = epilogue
-    print(f"{instructions} instructions a warp for {TILE // WARPS} logits")
+    print(f"sample, instructions a warp: {how[0]}")
+    print(markdown([{"logits": name, "share of sub-tiles": x} for name, x in counted.items()]))
     write(RESULTS / "predictions.json", "predictions", predictions, **facts)
 
 

@@ -13,7 +13,7 @@ from .row_parameters import GREEDY_BELOW
 
 
 @triton.jit
-def best_candidate(float_ptr, int_ptr, floor_ptr, row, S, c, block_s: tl.constexpr):
+def best_candidate(float_ptr, int_ptr, row, S, c, block_s: tl.constexpr):
     """What a row's partials say before any second look.
 
     Returns its maximum and τ; score, id and logit of the best candidate with z ≥ τ; the scores of
@@ -31,8 +31,6 @@ def best_candidate(float_ptr, int_ptr, floor_ptr, row, S, c, block_s: tl.constex
     b_flag = tl.load(int_ptr + plane + row * S + o_s, mask=m_s, other=0)
     m = tl.max(b_max, 0)
     tau = tl.maximum(m, LOWEST) + c  # (−inf) + inf is NaN
-    if floor_ptr is not None:
-        tau = tl.maximum(tau, tl.load(floor_ptr + row))
     b_valid = (b_logit >= tau) & (b_score > -float("inf")) & (b_score < float("inf"))
     score, at = tl.max(tl.where(b_valid, b_score, -float("inf")), 0, return_indices=True)
     winner = tl.sum(tl.where(o_s == at, b_id, 0), 0)

@@ -200,7 +200,7 @@ def _settle(
         temperature, min_p, seed, position, stream, stream_step, row,
     )  # fmt: skip
     m, tau, score, winner, logit, b_open, flag = best_candidate(
-        float_ptr, int_ptr, None, row, S, c, block_s
+        float_ptr, int_ptr, row, S, c, block_s
     )
     claim, split = tl.max(b_open, 0, return_indices=True)
     row0 = tl.program_id(0) // rows * rows

@@ -1,26 +1,24 @@
-"""One token a row by Gumbel-max over the Min-P set, with one read of the logits.
+"""One token a row by Gumbel-max over the Min-P set, with one read of the logits from memory.
 
     token = argmax_i z_i + T·g_i   over   z_i ≥ τ,      τ = max(max z + c, floor),   c = T·ln p_min
 
 z + T·g has the order of z/T + g and needs no division; T = 0 (greedy) makes τ the maximum and
 silences the noise.
 
-    1. _scan    grid [B, S]  a split of the row, tile by tile: running maximum m; where a tile
-                             reaches m + c, noise for its tokens ≥ m + c, and the best of them, the
-                             candidate (score, id, z), is kept. Elsewhere no noise is drawn.
-    2. _finish  grid [B]     τ from all maxima; the best candidate with z ≥ τ leads; a split is read
-                             again only if its own has z < τ and a score that reaches the leader's.
-    3. _measure grid [B]     if asked: how many tokens are ≥ τ, and ln p of the token among them;
-                             reads the splits that reach τ.
+    1. _maxima  grid [B, S]  the maximum of every sub-tile of 256 logits. It does not depend on T.
+    2. _draw    grid [B, D]  τ from the row's maxima; sub-tiles that reach it, about ten of a row of
+                             150,000 peaked logits, are read again, out of the cache: noise for
+                             their tokens ≥ τ, and the best of them is the program's candidate.
+    3. _finish  grid [B]     the best candidate of the row.
 
-What a split compares contains the kept set of the whole row, so a candidate with z ≥ τ is the best
-of the split's tokens in it, and a split whose candidate scores less than the leader cannot hold a
-better one: the token is that of the masked Gumbel-max, exactly.
+Noise is drawn where the kept set is and nowhere else, and nothing is looked at twice for it: the
+token is that of the masked Gumbel-max, exactly. Without a cut every sub-tile reaches τ.
 
-With top-k or top-p the scan draws nothing, kernels/top_k_top_p.py finds `floor`, and finish reads
-the splits that reach τ. NaN and +inf are taken out of the row and reported: status 1 = NaN seen, 2
-= +inf seen, 4 = nothing finite or allowed (token 0). Where T, p_min, top-k or top-p is NaN or out
-of range τ is +inf, which keeps nothing: status 8, token 0.
+With top-k or top-p, kernels/top_k_top_p.py finds `floor` between the first two. NaN and +inf are
+taken out of the row and reported: a sub-tile that holds one has the maximum +inf, and a row with
+such a maximum is looked at again. status: 1 = NaN seen, 2 = +inf seen, 4 = nothing finite or
+allowed (token 0). Where T, p_min, top-k or top-p is NaN or out of range τ is +inf, which keeps
+nothing: status 8, token 0.
 """
 
 import torch
@@ -36,9 +34,17 @@ from autodeco_fast.sampling import (
     SamplingParameters,
 )  # fmt: skip
 
-from .candidates import best_candidate, whole_logprob
 from .device import on_its_device
-from .logit_tiles import LOWEST, TILE, finite, load_tile, splits_of
+from .logit_tiles import (
+    LOWEST,
+    SUBTILE,
+    TILE,
+    finite,
+    load_full_tile,
+    load_tile,
+    row_maximum,
+    splits_of,
+)  # fmt: skip
 from .philox import SAMPLE_DOMAIN, gumbel
 from .row_parameters import (
     GREEDY_BELOW,
@@ -51,6 +57,63 @@ from .row_parameters import (
     tensors_and_numbers,
 )  # fmt: skip
 from .top_k_top_p import top_k_top_p
+
+GROUP = 8  # sub-tiles whose maxima a program of `_draw` looks at together
+# Programs of `_draw`, a warp each, while there are groups for them: sixteen a multiprocessor.
+DRAWING = 2048
+MOST_PARTS = 128  # of a row among them
+
+
+@triton.jit
+def _store_maxima(
+    b_z, max_ptr, sum_ptr, plane, tile, n, divisor, block: tl.constexpr, subtile: tl.constexpr
+):
+    """Those of a tile's sub-tiles, at a row's place; a `plane` further what else is asked for."""
+    per_tile: tl.constexpr = block // subtile
+    b_z = tl.reshape(b_z, [per_tile, subtile])
+    o_n = tile * per_tile + tl.arange(0, per_tile)
+    # A NaN becomes +inf too: one comparison finds both.
+    b_top = tl.max(tl.where(b_z < float("inf"), b_z, float("inf")), 1)
+    tl.store(max_ptr + o_n, b_top, mask=o_n < n)
+    if sum_ptr is not None:
+        b_z = finite(b_z)
+        b_top = tl.max(b_z, 1)
+        b_sum = tl.sum(tl.exp((b_z - tl.maximum(b_top, LOWEST)[:, None]) / divisor), 1)
+        tl.store(sum_ptr + o_n, b_top, mask=o_n < n)
+        tl.store(sum_ptr + plane + o_n, b_sum, mask=o_n < n)
+
+
+@triton.jit(do_not_specialize=["temperature", "n", "depth"])
+def _maxima(
+    z_ptr,  # [B, V] any float, row stride `stride`
+    allowed_ptr,  # [B, words] i32 bits, or None
+    temperature_ptr,  # [B] fp32 or None; for sum_ptr alone
+    max_ptr,  # [B, n] fp32, written: maxima of sub-tiles; +inf where one holds NaN or +inf
+    sum_ptr,  # [2, B, n] fp32, written: maxima of what is finite, Σ e^{(z − that)/T}; or None
+    V,
+    stride,
+    words,
+    n,  # sub-tiles of a row
+    depth,  # tiles a split
+    temperature,
+    block: tl.constexpr,
+    subtile: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * depth
+    plane = tl.num_programs(0).to(tl.int64) * n
+    T = row_value(temperature_ptr, temperature, row, tl.float32)
+    divisor = tl.maximum(T, GREEDY_BELOW)
+    if sum_ptr is not None:
+        sum_ptr += row * n
+    max_ptr += row * n
+    full = V // block
+    for tile in tl.range(first, tl.minimum(first + depth, full), num_stages=4):
+        b_z = load_full_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
+        _store_maxima(b_z, max_ptr, sum_ptr, plane, tile, n, divisor, block, subtile)
+    if (full < first + depth) & (full * block < V):
+        b_z = load_tile(z_ptr, allowed_ptr, row, full, V, stride, words, block)
+        _store_maxima(b_z, max_ptr, sum_ptr, plane, full, n, divisor, block, subtile)
 
 
 @triton.jit
@@ -67,26 +130,27 @@ def _best_of_tile(b_z, tile, first_id, tau, T, seed, position, stream, block: tl
     return score, first_id + tile * block + at, logit
 
 
-_UNSPECIALIZED = ["first_id", "S", "depth", *NUMBERS]
-
-
-@triton.jit(do_not_specialize=_UNSPECIALIZED)
-def _scan(
-    z_ptr,  # [B, V] any float, row stride `stride`
+@triton.jit(do_not_specialize=["n", "depth", "first_id", *NUMBERS])
+def _draw(
+    z_ptr,  # [B, V]
     allowed_ptr,  # [B, words] i32 bits, or None
+    floor_ptr,  # [B] fp32 or None
     temperature_ptr,  # [B] fp32 or None, as the next four
     min_p_ptr,  # [B] fp32
     seed_ptr,  # [B] i64
     position_ptr,  # [B] i64
     stream_ptr,  # [B] i64
-    known_ptr,  # [B] fp32: a lower bound of the row's maximum, or None
-    float_ptr,  # [4, B, S] fp32, written: maximum m; candidate's score and logit; Σ e^{(z − m)/T}
-    int_ptr,  # [2, B, S] i32, written: candidate's id; 1 NaN, 2 +inf
+    known_ptr,  # [B] fp32: a lower bound of the whole row's maximum, or None
+    max_ptr,  # [B, n] fp32 of `_maxima`
+    row_ptr,  # [2, B] fp32, written: maximum, τ
+    status_ptr,  # [B] i32, written: 1 NaN, 2 +inf
+    float_ptr,  # [3, B, D] fp32, written: the candidate's score and logit; Σ e^{(z − m)/T}, z ≥ τ
+    int_ptr,  # [2, B, D] i32, written: the candidate's id; how many are ≥ τ
     V,
     stride,
     words,
-    S,
-    depth,  # tiles a split
+    n,
+    depth,  # sub-tiles a program, a multiple of `group`
     first_id,  # id of column 0, a multiple of 4
     temperature,
     min_p,
@@ -94,180 +158,136 @@ def _scan(
     position,
     stream,
     stream_step,  # stream = stream + row·stream_step
-    block: tl.constexpr,
-    with_noise: tl.constexpr,
-    whole_mass: tl.constexpr,
+    subtile: tl.constexpr,
+    group: tl.constexpr,
+    block_n: tl.constexpr,
+    measured: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    split = tl.program_id(1)
+    part = tl.program_id(1)
     T, c, row_seed, row_position, row_stream = row_parameters(
         temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
         temperature, min_p, seed, position, stream, stream_step, row,
     )  # fmt: skip
-    m = -float("inf")
+    _tops, m, flag = row_maximum(
+        z_ptr, allowed_ptr, max_ptr, row, V, stride, words, n, subtile, block_n
+    )
     if known_ptr is not None:
-        m = tl.load(known_ptr + row)
+        known = tl.load(known_ptr + row)
         # NaN is as wrong as +inf: nothing reaches it.
-        m = tl.where(m < float("inf"), m, float("inf"))
-    score = -float("inf")
-    logit = -float("inf")
-    mass = 0.0
-    winner = 0
-    flag = 0
-    for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
-        b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
-        # +inf also where there is a NaN: one comparison finds both.
-        top = tl.max(tl.where(b_z < float("inf"), b_z, float("inf")), 0)
-        if top == float("inf"):
-            flag |= tl.max((b_z != b_z).to(tl.int32), 0)
-            flag |= 2 * tl.max((b_z == float("inf")).to(tl.int32), 0)
-            b_z = finite(b_z)
-            top = tl.max(b_z, 0)
-        new = tl.maximum(m, top)
-        if whole_mass:
-            divisor = tl.maximum(T, GREEDY_BELOW)
-            here = tl.sum(tl.where(b_z > -float("inf"), tl.exp((b_z - new) / divisor), 0.0), 0)
-            mass = tl.where(m > -float("inf"), mass * tl.exp((m - new) / divisor), 0.0) + here
-        m = new
-        if with_noise:
-            if (top >= m + c) & (top > -float("inf")):
-                s, i, z = _best_of_tile(
-                    b_z, tile, first_id, m + c, T, row_seed, row_position, row_stream, block
-                )
-                if s > score:
-                    score = s
-                    winner = i
-                    logit = z
-    if not with_noise:
-        score = float("inf")  # nothing is known of this split: finish reads it if it reaches τ
-    plane = tl.num_programs(0).to(tl.int64) * S
-    o = row * S + split
-    tl.store(float_ptr + o, m)
-    tl.store(float_ptr + plane + o, score)
-    tl.store(float_ptr + 2 * plane + o, logit)
-    if whole_mass:
-        tl.store(float_ptr + 3 * plane + o, mass)
-    tl.store(int_ptr + o, winner)
-    tl.store(int_ptr + plane + o, flag)
-
-
-@triton.jit(do_not_specialize=_UNSPECIALIZED)
-def _finish(
-    z_ptr,  # [B, V]
-    allowed_ptr,  # [B, words] i32 bits, or None
-    floor_ptr,  # [B] fp32 or None
-    temperature_ptr,  # [B] fp32 or None, as the next four
-    min_p_ptr,
-    seed_ptr,
-    position_ptr,
-    stream_ptr,
-    float_ptr,  # [4, B, S] fp32
-    int_ptr,  # [2, B, S] i32
-    token_ptr,  # [B] i64, written
-    status_ptr,  # [B] i32, written
-    full_logprob_ptr,  # [B] fp32, written, or None
-    candidate_ptr,  # [3, B] fp32, written: maximum, score and logit of the winner; or None
-    V,
-    stride,
-    words,
-    S,
-    depth,
-    first_id,
-    temperature,
-    min_p,
-    seed,
-    position,
-    stream,
-    stream_step,
-    block: tl.constexpr,
-    block_s: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    T, c, row_seed, row_position, row_stream = row_parameters(
-        temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
-        temperature, min_p, seed, position, stream, stream_step, row,
-    )  # fmt: skip
-    m, tau, score, winner, logit, b_open, flag = best_candidate(
-        float_ptr, int_ptr, floor_ptr, row, S, c, block_s
-    )
-    claim, split = tl.max(b_open, 0, return_indices=True)
-    tiles = tl.cdiv(V, block)
-    while (claim >= score) & (claim > -float("inf")):
-        for tile in range(split * depth, tl.minimum((split + 1) * depth, tiles)):
-            b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
-            b_z = finite(b_z)
-            if tl.max(b_z, 0) >= tau:
-                s, i, z = _best_of_tile(
-                    b_z, tile, first_id, tau, T, row_seed, row_position, row_stream, block
-                )
-                if (s > score) | ((s == score) & (i < winner)):
-                    score = s
-                    winner = i
-                    logit = z
-        b_open = tl.where(tl.arange(0, block_s) == split, -float("inf"), b_open)
-        claim, split = tl.max(b_open, 0, return_indices=True)
-    alive = m > -float("inf")
-    wrong = tau == float("inf")
-    tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
-    tl.store(status_ptr + row, flag + tl.where(alive, 0, 4) + tl.where(wrong, 8, 0))
-    if candidate_ptr is not None:
-        B = tl.num_programs(0).to(tl.int64)
-        tl.store(candidate_ptr + row, m)
-        tl.store(candidate_ptr + B + row, score)
-        tl.store(candidate_ptr + 2 * B + row, logit)
-    if full_logprob_ptr is not None:
-        T = tl.where(wrong, 0.0, T)
-        tl.store(full_logprob_ptr + row, whole_logprob(float_ptr, row, S, m, T, logit, block_s))
-
-
-@triton.jit(do_not_specialize=_UNSPECIALIZED)
-def _measure(
-    z_ptr,  # [B, V]
-    allowed_ptr,  # [B, words] i32 bits, or None
-    floor_ptr,  # [B] fp32 or None
-    temperature_ptr,  # [B] fp32 or None
-    min_p_ptr,  # [B] fp32 or None
-    m_ptr,  # [B, S] fp32: the splits' maxima
-    token_ptr,  # [B] i64
-    logprob_ptr,  # [B] fp32, written
-    kept_ptr,  # [B] i32, written
-    V,
-    stride,
-    words,
-    S,
-    depth,
-    temperature,
-    min_p,
-    block: tl.constexpr,
-    block_s: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    T, c = temperature_and_cut(
-        row_value(temperature_ptr, temperature, row, tl.float32),
-        row_value(min_p_ptr, min_p, row, tl.float32),
-    )
-    o_s = tl.arange(0, block_s)
-    m = tl.max(tl.load(m_ptr + row * S + o_s, mask=o_s < S, other=-float("inf")), 0)
-    tau = tl.maximum(m, LOWEST) + c
+        m = tl.maximum(m, tl.where(known < float("inf"), known, float("inf")))
+    tau = tl.maximum(m, LOWEST) + c  # (−inf) + inf is NaN
     if floor_ptr is not None:
         tau = tl.maximum(tau, tl.load(floor_ptr + row))
-    alive = (m > -float("inf")) & (tau < float("inf"))
-    sampled = alive & (T > 0)
     divisor = tl.maximum(T, GREEDY_BELOW)
+    score = -float("inf")
+    logit = -float("inf")
+    winner = 0
     kept = 0
     mass = 0.0
-    for split in range(0, S):
-        if (tl.load(m_ptr + row * S + split) >= tau) & sampled:
-            for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
-                b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
-                b_z = finite(b_z)
+    for first in range(part * depth, tl.minimum((part + 1) * depth, n), group):
+        o_n = first + tl.arange(0, group)
+        b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
+        b_reach = (b_top >= tau) & (b_top > -float("inf"))
+        tile = tl.min(tl.where(b_reach, o_n, n), 0)
+        while tile < n:
+            b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, subtile)
+            b_z = finite(b_z)
+            s, i, z = _best_of_tile(
+                b_z, tile, first_id, tau, T, row_seed, row_position, row_stream, subtile
+            )
+            if s > score:
+                score = s
+                winner = i
+                logit = z
+            if measured:
                 b_in = (b_z >= tau) & (b_z > -float("inf"))
                 kept += tl.sum(b_in.to(tl.int32), 0)
                 mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / divisor), 0.0), 0)
-    logit = tl.load(z_ptr + row * stride + tl.load(token_ptr + row)).to(tl.float32)
-    logprob = tl.where(sampled, logit - m, 0.0) / divisor - tl.log(tl.where(sampled, mass, 1.0))
-    tl.store(logprob_ptr + row, logprob)
-    tl.store(kept_ptr + row, tl.where(sampled, kept, alive.to(tl.int32)))
+            tile = tl.min(tl.where(b_reach & (o_n > tile), o_n, n), 0)
+    B, D = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
+    o = row * D + part
+    tl.store(float_ptr + o, score)
+    tl.store(float_ptr + B * D + o, logit)
+    tl.store(int_ptr + o, winner)
+    if measured:
+        tl.store(float_ptr + 2 * B * D + o, mass)
+        tl.store(int_ptr + B * D + o, kept)
+    if part == 0:
+        tl.store(row_ptr + row, m)
+        tl.store(row_ptr + B + row, tau)
+        tl.store(status_ptr + row, flag)
+
+
+@triton.jit(do_not_specialize=["n", "D", "temperature", "min_p"])
+def _finish(
+    temperature_ptr,  # [B] fp32 or None, as the next
+    min_p_ptr,
+    row_ptr,  # [2, B] fp32
+    float_ptr,  # [3, B, D] fp32
+    int_ptr,  # [2, B, D] i32
+    sum_ptr,  # [2, B, n] fp32, or None
+    token_ptr,  # [B] i64, written
+    status_ptr,  # [B] i32, added to
+    logprob_ptr,  # [B] fp32, written, or None, as the next two
+    kept_ptr,  # [B] i32
+    full_logprob_ptr,  # [B] fp32
+    candidate_ptr,  # [3, B] fp32, written: maximum, score and logit of the winner; or None
+    n,
+    D,
+    temperature,
+    min_p,
+    block_d: tl.constexpr,
+    block_n: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    B = tl.num_programs(0).to(tl.int64)
+    T, _ = temperature_and_cut(
+        row_value(temperature_ptr, temperature, row, tl.float32),
+        row_value(min_p_ptr, min_p, row, tl.float32),
+    )
+    m = tl.load(row_ptr + row)
+    tau = tl.load(row_ptr + B + row)
+    o_d = tl.arange(0, block_d)
+    m_d = o_d < D
+    p = float_ptr + row * D + o_d
+    score, at = tl.max(tl.load(p, mask=m_d, other=-float("inf")), 0, return_indices=True)
+    logit = tl.load(float_ptr + B * D + row * D + at)
+    winner = tl.load(int_ptr + row * D + at)
+    alive = m > -float("inf")
+    wrong = tau == float("inf")
+    tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
+    status = tl.load(status_ptr + row)
+    tl.store(status_ptr + row, status + tl.where(alive, 0, 4) + tl.where(wrong, 8, 0))
+    answered = alive & (tau < float("inf"))
+    sampled = answered & (T > 0)
+    above = tl.where(sampled, logit - m, 0.0) / tl.maximum(T, GREEDY_BELOW)
+    if logprob_ptr is not None:
+        mass = tl.sum(tl.load(p + 2 * B * D, mask=m_d, other=0.0), 0)
+        tl.store(logprob_ptr + row, above - tl.log(tl.where(sampled, mass, 1.0)))
+    if kept_ptr is not None:
+        b_kept = tl.load(int_ptr + B * D + row * D + o_d, mask=m_d, other=0)
+        tl.store(kept_ptr + row, tl.where(sampled, tl.sum(b_kept, 0), answered.to(tl.int32)))
+    if full_logprob_ptr is not None:
+        o_n = tl.arange(0, block_n)
+        p_n = sum_ptr + row * n + o_n
+        b_top = tl.load(p_n, mask=o_n < n, other=-float("inf"))
+        b_sum = tl.load(p_n + B * n, mask=o_n < n, other=0.0)
+        b_off = tl.where(b_top > -float("inf"), b_top - m, -float("inf"))
+        whole = tl.sum(b_sum * tl.exp(b_off / tl.maximum(T, GREEDY_BELOW)), 0)
+        tl.store(full_logprob_ptr + row, above - tl.log(tl.where(sampled, whole, 1.0)))
+    if candidate_ptr is not None:
+        tl.store(candidate_ptr + row, m)
+        tl.store(candidate_ptr + B + row, score)
+        tl.store(candidate_ptr + 2 * B + row, logit)
+
+
+def parts_of(B: int, n: int) -> tuple[int, int]:
+    """Programs of a row that draw, and sub-tiles of each."""
+    groups = triton.cdiv(n, GROUP)
+    most = min(groups, MOST_PARTS, max(1, DRAWING // B))
+    depth = triton.cdiv(groups, most) * GROUP
+    return triton.cdiv(n, depth), depth
 
 
 @on_its_device
@@ -282,7 +302,7 @@ def sample(
     tile: int = TILE,
     splits: int | None = None,
 ) -> Sampled:
-    """Launches the two kernels; one more for top-k and top-p, one more for logprob and kept.
+    """Launches the three kernels, and one more for top-k and top-p.
 
     Args:
         logits: `[B, V]` bf16, fp16 or fp32, unit stride along V.
@@ -292,78 +312,94 @@ def sample(
         known_maximum: `[B]` fp32 lower bounds of the whole rows' maxima, which τ heeds.
         want: a sum of LOGPROB, KEPT, FULL_LOGPROB and CANDIDATE.
         tile: logits a program reads at once; neither it nor `splits` changes the result.
-        splits: of a row, at most; None chooses.
+        splits: of a row, at most, in the pass for the maxima; None chooses.
     """
     B, V = logits.shape
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
-    token, status = new(B, dtype=torch.int64), new(B, dtype=torch.int32)
-    measured = want & (LOGPROB | KEPT)  # one kernel makes both
-    logprob, kept = (new(B), new(B, dtype=torch.int32)) if measured else (None, None)
-    full_logprob = new(B) if want & FULL_LOGPROB else None
-    candidate = new(3, B) if want & CANDIDATE else None
     out = Sampled(
-        token, status, logprob if want & LOGPROB else None, kept if want & KEPT else None,
-        full_logprob, candidate,
-    )  # fmt: skip
+        new(B, dtype=torch.int64),
+        new(B, dtype=torch.int32),
+        new(B) if want & LOGPROB else None,
+        new(B, dtype=torch.int32) if want & KEPT else None,
+        new(B) if want & FULL_LOGPROB else None,
+        new(3, B) if want & CANDIDATE else None,
+    )
     if B == 0:
         return out
-    S, depth = splits_of(B, V, tile, splits)
-    block_s = max(16, triton.next_power_of_2(S))
-    floats, ints = new(4, B, S), new(2, B, S, dtype=torch.int32)
+    S, tiles_a_split = splits_of(B, V, tile, splits)
+    subtile = min(SUBTILE, tile)
+    n = triton.cdiv(V, subtile)
+    block_n = max(16, triton.next_power_of_2(n))
+    D, depth = parts_of(B, n)
+    maxima, rows = new(B, n), new(2, B)
+    sums = new(2, B, n) if want & FULL_LOGPROB else None
+    floats, ints = new(3, B, D), new(2, B, D, dtype=torch.int32)
     p = parameters
     stream, stream_step = stream_and_step(p.stream)
     tensors, numbers = tensors_and_numbers(p.temperature, p.min_p, p.seed, p.position, stream)
-    sizes = V, logits.stride(0), 0 if allowed is None else allowed.stride(0), S, depth
-    scalars = *sizes, first_id, *numbers, stream_step, tile
-    _scan[(B, S)](
-        logits, allowed, *tensors, known_maximum, floats, ints, *scalars,
-        with_noise=not p.truncated, whole_mass=full_logprob is not None,
+    sizes = V, logits.stride(0), 0 if allowed is None else allowed.stride(0), n
+    _maxima[(B, S)](
+        logits, allowed, tensors[0], maxima, sums,
+        *sizes, tiles_a_split, numbers[0], tile, subtile,
     )  # fmt: skip
     floor = None
     if p.truncated:
-        floor = top_k_top_p(logits, floats[0], p, allowed=allowed, depth=depth, tile=tile)
-    _finish[(B,)](
-        logits, allowed, floor, *tensors, floats, ints, token, status, full_logprob, candidate,
-        *scalars, block_s,
+        floor = top_k_top_p(logits, maxima, p, allowed=allowed, tile=subtile)
+    _draw[(B, D)](
+        logits, allowed, floor, *tensors, known_maximum, maxima, rows, out.status, floats, ints,
+        *sizes, depth, first_id, *numbers, stream_step, subtile, GROUP, block_n,
+        measured=bool(want & (LOGPROB | KEPT)), num_warps=1,
     )  # fmt: skip
-    if measured:
-        _measure[(B,)](
-            logits, allowed, floor, *tensors[:2], floats, token, logprob, kept,
-            *sizes, *numbers[:2], tile, block_s,
-        )  # fmt: skip
+    _finish[(B,)](
+        *tensors[:2], rows, floats, ints, sums, *out, n, D, *numbers[:2], MOST_PARTS, block_n,
+        num_warps=1,
+    )  # fmt: skip
     return out
 
 
-_DATA = {
-    **{"z_ptr": "*bf16", "allowed_ptr": "*i32"},
+_ROW = {"z_ptr": "*bf16", "allowed_ptr": "*i32"}
+_SIZES = dict.fromkeys(("V", "stride", "words", "n", "depth"), "i32")
+_MAXIMA = {
+    **_ROW,
+    **{"temperature_ptr": "*fp32", "max_ptr": "*fp32", "sum_ptr": "*fp32"},
+    **_SIZES,
+    "temperature": "fp32",
+}
+_DRAW = {
+    **{**_ROW, "floor_ptr": "*fp32"},
     **TENSORS,
-    **{"known_ptr": "*fp32", "float_ptr": "*fp32", "int_ptr": "*i32"},
-    **dict.fromkeys(("V", "stride", "words", "S", "depth", "first_id"), "i32"),
+    **{"known_ptr": "*fp32", "max_ptr": "*fp32", "row_ptr": "*fp32", "status_ptr": "*i32"},
+    **{"float_ptr": "*fp32", "int_ptr": "*i32"},
+    **{**_SIZES, "first_id": "i32"},
     **NUMBERS,
 }
-_OUT = {"token_ptr": "*i64", "status_ptr": "*i32"}
-_FLOOR, _FULL = {"floor_ptr": "*fp32"}, {"full_logprob_ptr": "*fp32", "candidate_ptr": "*fp32"}
-_MEASURED = {
-    **{"token_ptr": "*i64", "logprob_ptr": "*fp32", "kept_ptr": "*i32", "m_ptr": "*fp32"},
-    **_FLOOR,
+_FINISH = {
+    **{"temperature_ptr": "*fp32", "min_p_ptr": "*fp32", "row_ptr": "*fp32", "float_ptr": "*fp32"},
+    **{"int_ptr": "*i32", "sum_ptr": "*fp32", "token_ptr": "*i64", "status_ptr": "*i32"},
+    **{"logprob_ptr": "*fp32", "kept_ptr": "*i32", "full_logprob_ptr": "*fp32"},
+    **{"candidate_ptr": "*fp32", "n": "i32", "D": "i32", "temperature": "fp32", "min_p": "fp32"},
 }
-_NO_ROWS = {"allowed_ptr": None, **dict.fromkeys(TENSORS)}
-_NOTHING = {"floor_ptr": None, "full_logprob_ptr": None, "candidate_ptr": None}
 
 
-def _without(signature: dict, names: dict) -> dict:
-    return {name: dtype for name, dtype in signature.items() if name not in names}
+def _plain(kernel, signature: dict, missing: tuple[str, ...], constants: dict, warps: int) -> tuple:
+    """An entry of `AOT` where some pointers are None."""
+    types = {name: dtype for name, dtype in signature.items() if name not in missing}
+    return kernel, types, {**dict.fromkeys(missing), **constants}, warps, 3
 
 
+_TILES = {"block": TILE, "subtile": SUBTILE}
+_DRAWN = {"subtile": SUBTILE, "group": GROUP, "block_n": 1024}
+_FOUND = {"block_d": MOST_PARTS, "block_n": 1024}
+_ASKED = ("sum_ptr", "logprob_ptr", "kept_ptr", "full_logprob_ptr", "candidate_ptr")
 AOT = [  # the plain case, numbers for all rows and the token alone; then everything
-    (_scan, _without(_DATA, {**_NO_ROWS, "known_ptr": None}),
-     {**_NO_ROWS, "known_ptr": None, "block": TILE, "with_noise": True, "whole_mass": False}, 4, 3),
-    (_scan, _DATA, {"block": TILE, "with_noise": True, "whole_mass": True}, 4, 3),
-    (_finish, _without({**_DATA, **_OUT}, _NO_ROWS),
-     {**_NO_ROWS, **_NOTHING, "block": TILE, "block_s": 256}, 4, 3),
-    (_finish, {**_DATA, **_OUT, **_FLOOR, **_FULL}, {"block": TILE, "block_s": 256}, 4, 3),
-    (_measure, {**_DATA, **_MEASURED}, {"block": TILE, "block_s": 256}, 4, 3),
+    _plain(_maxima, _MAXIMA, ("allowed_ptr", "temperature_ptr", "sum_ptr"), _TILES, 4),
+    _plain(_maxima, _MAXIMA, (), _TILES, 4),
+    _plain(_draw, _DRAW, ("allowed_ptr", "floor_ptr", *TENSORS, "known_ptr"),
+           {**_DRAWN, "measured": False}, 1),
+    _plain(_draw, _DRAW, (), {**_DRAWN, "measured": True}, 1),
+    _plain(_finish, _FINISH, ("temperature_ptr", "min_p_ptr", *_ASKED), _FOUND, 1),
+    _plain(_finish, _FINISH, (), _FOUND, 1),
 ]  # fmt: skip

@@ -1,15 +1,20 @@
 """Top-k and top-p as one threshold a row, without a sort.
 
-    floor = max(τ_k, τ_p)      τ_k = the k-th largest logit
-                               τ_p = min {v : Σ_{z_i > v} p_i < top_p · Σ_{z_i ≥ τ_k} p_i}
+    floor = max(τ_k, τ_p)      τ_k = the largest v with #{z ≥ v} ≥ k, the k-th largest logit
+                               τ_p = the largest v with Σ_{z ≥ v} p_i ≥ top_p · Σ_{z ≥ τ_k} p_i
 
 with p ∝ e^{z/T}: temperature, then top-k, then top-p, as transformers applies them. Both are
-functions of a value, so ties stand or fall together. A bisection over the bit patterns of fp32, in
-their order, finds each value exactly in at most 32 counts, and a count reads only those splits
-whose maximum reaches the value tried. Two bounds start it close:
+functions of a value, so ties stand or fall together, and both are the largest value at which a
+falling sum still reaches what is wanted. fp32 has 2³² values; their bit patterns in their order are
+the keys of a search:
 
-    τ_k ≥ the k-th largest of the splits' maxima
-    τ_p ≥ max z + T·ln((1 − top_p)/V)                  (all below weigh ≤ 1 − top_p)
+    1. It starts close: τ_k ≥ the k-th largest of the sub-tiles' maxima, and
+       τ_p ≥ max z + T·ln((1 − top_p)/V), below which all weighs ≤ 1 − top_p.
+    2. While more than 1,024 logits lie between its ends, one read sums at eight keys between them;
+       a read is of those sub-tiles whose maximum reaches the lower end. Eleven such reads come down
+       to one key, whatever the logits.
+    3. The logits between the ends are written one behind the other, and the rest is a bisection in
+       registers.
 
 One program a row; sums in a fixed order.
 """
@@ -21,11 +26,15 @@ import triton.language as tl
 from autodeco_fast.sampling import SamplingParameters
 
 from .device import on_its_device
-from .logit_tiles import LOWEST, TILE, finite, load_tile
+from .logit_tiles import LOWEST, SUBTILE, finite, load_tile, row_maximum
 from .row_parameters import GREEDY_BELOW, row_value, tensors_and_numbers
 
 MOST = tl.constexpr(2147483647)
 TINY = tl.constexpr(1.1754943508222875e-38)
+GROUP = tl.constexpr(64)  # sub-tiles whose maxima are looked at together
+CANDIDATES = tl.constexpr(1024)  # logits that a bisection in registers looks at
+WARPS = 8  # with 4 it spills, and with sixteen keys on some targets
+WAYS = 8  # keys at which one read of the logits sums
 
 
 @triton.jit
@@ -43,41 +52,110 @@ def _value(key):
 
 
 @triton.jit
-def _above(
-    z_ptr,
-    allowed_ptr,
-    m_ptr,
-    row,
-    v,
-    m,
-    divisor,
-    V,
-    stride,
-    words,
-    S,
-    depth,
-    block: tl.constexpr,
-    strict: tl.constexpr,
-):
-    """How many logits are ≥ v (> v if strict), and Σ e^{(z − m)/T} over them."""
-    count = 0
-    mass = 0.0
-    for split in range(0, S):
-        if tl.load(m_ptr + row * S + split) >= v:
-            for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
-                b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
-                b_z = finite(b_z)
-                b_in = b_z > v if strict else b_z >= v
-                count += tl.sum(b_in.to(tl.int32), 0)
-                mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / divisor), 0.0), 0)
-    return count, mass
+def _sums(
+    z_ptr, allowed_ptr, max_ptr, row, b_v, m, divisor, V, stride, words, n,
+    subtile: tl.constexpr, ways: tl.constexpr,
+):  # fmt: skip
+    """How many logits are ≥ each of the values `[ways]`, and Σ e^{(z − m)/T} over them."""
+    b_count = tl.zeros([ways], tl.int32)
+    b_mass = tl.zeros([ways], tl.float32)
+    least = tl.min(b_v, 0)
+    for first in range(0, n, GROUP):
+        o_n = first + tl.arange(0, GROUP)
+        b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
+        b_reach = (b_top >= least) & (o_n < n)
+        tile = tl.min(tl.where(b_reach, o_n, n), 0)
+        while tile < n:
+            b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, subtile)
+            b_z = finite(b_z)[:, None]
+            b_in = b_z >= b_v[None, :]
+            b_count += tl.sum(b_in.to(tl.int32), 0)
+            b_mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / divisor), 0.0), 0)
+            tile = tl.min(tl.where(b_reach & (o_n > tile), o_n, n), 0)
+    return b_count, b_mass
 
 
-@triton.jit(do_not_specialize=["temperature", "top_k", "top_p", "S", "depth"])
+@triton.jit
+def _sum(
+    z_ptr, allowed_ptr, max_ptr, row, v, m, divisor, V, stride, words, n, subtile: tl.constexpr
+):  # fmt: skip
+    """`_sums` at one value."""
+    b_count, b_mass = _sums(
+        z_ptr, allowed_ptr, max_ptr, row, tl.zeros([1], tl.float32) + v, m, divisor, V, stride,
+        words, n, subtile, 1,
+    )  # fmt: skip
+    return tl.sum(b_count, 0), tl.sum(b_mass, 0)
+
+
+@triton.jit
+def _gather(
+    z_ptr, allowed_ptr, max_ptr, found_ptr, row, low, end, V, stride, words, n,
+    subtile: tl.constexpr,
+):  # fmt: skip
+    """The logits in [low, end) of a row, at most CANDIDATES, and −inf behind them."""
+    p = found_ptr + row * CANDIDATES
+    size = 0
+    for first in range(0, n, GROUP):
+        o_n = first + tl.arange(0, GROUP)
+        b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
+        b_reach = (b_top >= low) & (o_n < n)
+        tile = tl.min(tl.where(b_reach, o_n, n), 0)
+        while tile < n:
+            b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, subtile)
+            b_z = finite(b_z)
+            b_in = (b_z >= low) & (b_z < end)
+            b_at = size + tl.cumsum(b_in.to(tl.int32), 0) - 1
+            tl.store(p + b_at, b_z, mask=b_in & (b_at < CANDIDATES))
+            size += tl.sum(b_in.to(tl.int32), 0)
+            tile = tl.min(tl.where(b_reach & (o_n > tile), o_n, n), 0)
+    tl.debug_barrier()  # other threads read what these have written
+    o_c = tl.arange(0, CANDIDATES)
+    return tl.load(p + o_c, mask=o_c < size, other=-float("inf"))
+
+
+@triton.jit
+def _largest(
+    z_ptr, allowed_ptr, max_ptr, found_ptr, row, low, high, count, wanted, m, divisor, V, stride,
+    words, n, subtile: tl.constexpr, ways: tl.constexpr, weighted: tl.constexpr,
+):  # fmt: skip
+    """The largest of the keys low … high at which the number of logits (weighted: Σ e^{(z − m)/T})
+    still is `wanted`; of `low`, which `count` logits reach, that is known."""
+    beyond = 0  # logits above `high`
+    total = 0.0 if weighted else 0  # their sum
+    o_w = tl.arange(0, ways).to(tl.int64)
+    while (count - beyond > CANDIDATES) & (low < high):
+        b_key = low + (high - low) * (o_w + 1) // ways  # the last is `high`
+        b_count, b_mass = _sums(
+            z_ptr, allowed_ptr, max_ptr, row, _value(b_key), m, divisor, V, stride, words, n,
+            subtile, ways,
+        )  # fmt: skip
+        b_sum = b_mass if weighted else b_count
+        b_enough = b_sum >= wanted
+        count = tl.min(tl.where(b_enough, b_count, count), 0)
+        beyond = tl.max(tl.where(b_enough, beyond, b_count), 0)
+        total = tl.max(tl.where(b_enough, total, b_sum), 0)
+        low = tl.max(tl.where(b_enough, b_key, low), 0)
+        high = tl.min(tl.where(b_enough, high, b_key - 1), 0)
+    if low < high:
+        b_z = _gather(
+            z_ptr, allowed_ptr, max_ptr, found_ptr, row, _value(low), _value(high + 1), V, stride,
+            words, n, subtile,
+        )  # fmt: skip
+        b_w = tl.exp((b_z - m) / divisor) if weighted else (b_z == b_z).to(tl.int32)
+        while low < high:
+            middle = (low + high + 1) >> 1
+            enough = total + tl.sum(tl.where(b_z >= _value(middle), b_w, 0), 0) >= wanted
+            low = tl.where(enough, middle, low)
+            high = tl.where(enough, high, middle - 1)
+    return low
+
+
+@triton.jit(do_not_specialize=["temperature", "top_k", "top_p", "n"])
 def _threshold(
     z_ptr,  # [B, V] any float, row stride `stride`
     allowed_ptr,  # [B, words] i32 bits, or None
-    m_ptr,  # [B, S] fp32: the splits' maxima
+    max_ptr,  # [B, n] fp32: maxima of sub-tiles; +inf where one holds NaN or +inf
+    found_ptr,  # [B, CANDIDATES] fp32, overwritten
     temperature_ptr,  # [B] fp32 or None, as the next two
     top_k_ptr,  # [B] i64; 0 is off
     top_p_ptr,  # [B] fp32; 1 is off
@@ -85,61 +163,53 @@ def _threshold(
     V,
     stride,
     words,
-    S,
-    depth,
+    n,
     temperature,
     top_k,
     top_p,
-    block: tl.constexpr,
-    block_s: tl.constexpr,
+    subtile: tl.constexpr,
+    block_n: tl.constexpr,
+    ways: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     divisor = tl.maximum(row_value(temperature_ptr, temperature, row, tl.float32), GREEDY_BELOW)
     k = row_value(top_k_ptr, top_k, row, tl.int64)
     p = row_value(top_p_ptr, top_p, row, tl.float32)
-    o_s = tl.arange(0, block_s)
-    b_max = tl.load(m_ptr + row * S + o_s, mask=o_s < S, other=-float("inf"))
-    m = tl.max(b_max, 0)
+    o_n = tl.arange(0, block_n)
+    b_max, m, _flag = row_maximum(
+        z_ptr, allowed_ptr, max_ptr, row, V, stride, words, n, subtile, block_n
+    )
     floor = -float("inf")
     if m > -float("inf"):
         high = _key(m)
         if k > 0:
             b_sorted = tl.sort(b_max, descending=True)
-            low = _key(tl.maximum(tl.max(tl.where(o_s == k - 1, b_sorted, LOWEST), 0), LOWEST))
-            n, _ = _above(
-                z_ptr, allowed_ptr, m_ptr, row, _value(low), m, divisor, V, stride, words, S, depth,
-                block, False,
-            )  # fmt: skip
-            if n >= k:
-                while low < high:  # #{z ≥ low} ≥ k
-                    middle = (low + high + 1) >> 1
-                    n, _ = _above(
-                        z_ptr, allowed_ptr, m_ptr, row, _value(middle), m, divisor, V, stride,
-                        words, S, depth, block, False,
-                    )  # fmt: skip
-                    enough = n >= k
-                    low = tl.where(enough, middle, low)
-                    high = tl.where(enough, high, middle - 1)
-                floor = _value(low)
+            low = tl.maximum(tl.max(tl.where(o_n == k - 1, b_sorted, LOWEST), 0), LOWEST)
+            count, mass = _sum(
+                z_ptr, allowed_ptr, max_ptr, row, low, m, divisor, V, stride, words, n, subtile
+            )
+            if count >= k:
+                key = _largest(
+                    z_ptr, allowed_ptr, max_ptr, found_ptr, row, _key(low), high, count, k, m,
+                    divisor, V, stride, words, n, subtile, ways, False,
+                )  # fmt: skip
+                floor = _value(key)
         if p < 1:
+            count, mass = _sum(
+                z_ptr, allowed_ptr, max_ptr, row, tl.maximum(floor, LOWEST), m, divisor, V, stride,
+                words, n, subtile,
+            )  # fmt: skip
             # A little lower than the bound: it is only where the search begins.
             reach = m + divisor * tl.log((1 - p) / V) * 1.0001 - 1e-3
-            low = _key(tl.maximum(tl.maximum(reach, floor), LOWEST))
-            _, total = _above(
-                z_ptr, allowed_ptr, m_ptr, row, tl.maximum(floor, LOWEST), m, divisor, V, stride,
-                words, S, depth, block, False,
+            low = tl.maximum(tl.maximum(reach, floor), LOWEST)
+            count, _below = _sum(
+                z_ptr, allowed_ptr, max_ptr, row, low, m, divisor, V, stride, words, n, subtile
+            )
+            key = _largest(
+                z_ptr, allowed_ptr, max_ptr, found_ptr, row, _key(low), high, count, p * mass, m,
+                divisor, V, stride, words, n, subtile, ways, True,
             )  # fmt: skip
-            high = _key(m)
-            while low < high:  # Σ_{z > high} < p·total
-                middle = (low + high) >> 1
-                _, mass = _above(
-                    z_ptr, allowed_ptr, m_ptr, row, _value(middle), m, divisor, V, stride, words, S,
-                    depth, block, True,
-                )  # fmt: skip
-                small = mass < p * total
-                high = tl.where(small, middle, high)
-                low = tl.where(small, low, middle + 1)
-            floor = _value(high)
+            floor = _value(key)
     right = (k >= 0) & (k <= MOST) & (p >= TINY) & (p <= 1)
     tl.store(floor_ptr + row, tl.where(right, floor, float("inf")))
 
@@ -151,8 +221,7 @@ def top_k_top_p(
     parameters: SamplingParameters,
     *,
     allowed: torch.Tensor | None = None,
-    depth: int = 1,
-    tile: int = TILE,
+    tile: int = SUBTILE,
 ) -> torch.Tensor:
     """The lowest logit that top-k and top-p keep, `[B]` fp32.
 
@@ -161,32 +230,32 @@ def top_k_top_p(
 
     Args:
         logits: `[B, V]` any float, unit stride along V.
-        maxima: `[B, S]` fp32 of the splits of a row.
+        maxima: `[B, ⌈V/tile⌉]` fp32 of a row's sub-tiles, +inf where one holds NaN or +inf.
         parameters: of the rows.
         allowed: `[B, ⌈V/32⌉]` int32 bits.
-        depth: tiles of a split.
-        tile: logits of a tile.
+        tile: logits of a sub-tile.
     """
     B, V = logits.shape
-    S = maxima.shape[1]
+    n = maxima.shape[1]
     floor = torch.empty(B, dtype=torch.float32, device=logits.device)
     if B == 0:
         return floor
+    found = torch.empty(B, CANDIDATES.value, dtype=torch.float32, device=logits.device)
     p = parameters
     tensors, numbers = tensors_and_numbers(p.temperature, p.top_k, p.top_p)
     words = 0 if allowed is None else allowed.stride(0)
-    block_s = max(16, triton.next_power_of_2(S))
+    block_n = max(16, triton.next_power_of_2(n))
     _threshold[(B,)](
-        logits, allowed, maxima, *tensors, floor,
-        V, logits.stride(0), words, S, depth, *numbers, tile, block_s,
+        logits, allowed, maxima, found, *tensors, floor,
+        V, logits.stride(0), words, n, *numbers, tile, block_n, WAYS, num_warps=WARPS,
     )  # fmt: skip
     return floor
 
 
 _SIGNATURE = {
-    **{"z_ptr": "*bf16", "allowed_ptr": "*i32", "m_ptr": "*fp32", "temperature_ptr": "*fp32"},
-    **{"top_k_ptr": "*i64", "top_p_ptr": "*fp32", "floor_ptr": "*fp32"},
-    **dict.fromkeys(("V", "stride", "words", "S", "depth"), "i32"),
+    **{"z_ptr": "*bf16", "allowed_ptr": "*i32", "max_ptr": "*fp32", "found_ptr": "*fp32"},
+    **{"temperature_ptr": "*fp32", "top_k_ptr": "*i64", "top_p_ptr": "*fp32", "floor_ptr": "*fp32"},
+    **dict.fromkeys(("V", "stride", "words", "n"), "i32"),
     **{"temperature": "fp32", "top_k": "i64", "top_p": "fp32"},
 }
-AOT = [(_threshold, _SIGNATURE, {"block": TILE, "block_s": 256}, 4, 3)]
+AOT = [(_threshold, _SIGNATURE, {"subtile": SUBTILE, "block_n": 1024, "ways": WAYS}, WARPS, 3)]

@@ -65,7 +65,7 @@ def scan(model, tmp_path_factory):
         rows,
         "--output",
         folder / "scan",
-        "--rows-per-shard",
+        "--examples-per-shard",
         6,
         "--all-tokens",
     )
@@ -99,3 +99,23 @@ def spread_head(tmp_path):
 def without_figures(monkeypatch):
     """Evaluations draw nothing, which takes longer than small ones; test_eval_page.py looks."""
     monkeypatch.setattr("autodeco_fast.training.eval_page.draw", lambda points, label: b"<svg/>")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """The folder of a family's AutoDeco checkpoint in a layout: heads, merged or sharded; its base
+    lies beside it in `base`."""
+    from tests import autodeco_checkpoints as released
+
+    root, made = tmp_path_factory.mktemp("autodeco"), {}
+
+    def find(family: str, layout: str = "heads"):
+        if family not in made:
+            base = released.base_folder(root / family / "base", family)
+            released.heads_only(root / family / "heads", base)
+            released.merged(root / family / "merged", base)
+            released.merged(root / family / "sharded", base, sharded=True)
+            made[family] = root / family
+        return made[family] / layout
+
+    return find

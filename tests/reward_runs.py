@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model, rewards
@@ -14,14 +16,12 @@ from tests.tiny_models import VOCAB, tiny_model
 from tests.training_runs import read_lines
 
 
-class Numbers:
-    """A tokenizer whose text is the ids themselves."""
-
-    eos_token_id = None
-    chat_template = None
-
-    def decode(self, ids, skip_special_tokens=False) -> str:
-        return " ".join(str(int(i)) for i in ids)
+def numbers():
+    """A tokenizer whose text is the ids themselves; it has no end of text."""
+    words = {str(i): i for i in range(VOCAB)}
+    made = Tokenizer(models.WordLevel(words, unk_token="0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made)
 
 
 def even_share(prompts, completions, **columns):
@@ -47,7 +47,7 @@ def train(folder: Path, reward=even_share, on_round=lambda metrics: None, **opti
     """The head and its metrics."""
     config = config_of(folder, **options)
     base = base_model.wrap(tiny_model("llama"))
-    rounds = OnPolicy(base, Numbers(), some_prompts(), reward, config)
+    rounds = OnPolicy(base, numbers(), some_prompts(), reward, config)
     head = rewards.train_on_rewards(
         rounds,
         base,
@@ -63,5 +63,5 @@ def rollouts_of(
     config: RewardConfig, prompts: list[EncodedPrompt], tokenizer=None
 ) -> list[Rollout]:
     base = base_model.wrap(tiny_model("llama"))
-    source = OnPolicy(base, tokenizer or Numbers(), prompts, even_share, config)
+    source = OnPolicy(base, tokenizer or numbers(), prompts, even_share, config)
     return source.rollouts(0, TemperatureHead(32, min_p=0.1), 0, 1)

@@ -48,7 +48,7 @@ def make_scan(
     """Scans, or continues; the folder."""
     data = options.pop("data", None) or write_examples(tmp_path / "examples.jsonl")
     model = options.pop("model", "tiny")
-    settings = {"rows_per_shard": 4, "batch_tokens": 40, **EVERY, **options}
+    settings = {"examples_per_shard": 4, "batch_tokens": 40, **EVERY, **options}
     config = ScanConfig(model=model, data=str(data), output=tmp_path / name, **settings)
     base = base or base_model.wrap(tiny_model("llama"))
     scan(config, base, tokenizer or Vocabulary(), accelerator=accelerator)

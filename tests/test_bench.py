@@ -230,11 +230,23 @@ def test_the_fast_path_skips_what_is_rare():
     assert roofline.fast_path(text) == 4
 
 
+COUNTS = {"tile": 60, "noise": 500, "group": 50, "program": 700}
+
+
 def test_predictions_are_bounded_by_memory():
-    one = roofline.predict_sample(512, 151_936, instructions=60)
+    one = roofline.predict_sample(512, 151_936, COUNTS, 0.01)
     assert one["predicted_us"] > one["memory_us"] > one["MB"] / 4.8
-    linear = roofline.predict_linear_sample(1, 4096, 151_936, instructions=1000)
+    noisy = roofline.predict_sample(512, 151_936, COUNTS, 1.0)
+    assert noisy["draw_us"] > 10 * one["draw_us"]
+    linear = roofline.predict_linear_sample(1, 4096, 151_936, 1000, (COUNTS, 0.01))
     assert linear["predicted_us"] < linear["product_and_sample_us"]
+
+
+def test_sub_tiles_that_reach_the_cut_are_counted():
+    z = torch.zeros(2, 600)
+    z[0, 0] = z[1, 599] = 100.0  # one sub-tile of three
+    assert roofline.reached_share(z) == pytest.approx(1 / 3)
+    assert roofline.reached_share(z * 0) == 1
 
 
 def test_larger_tiles_are_predicted_to_help():

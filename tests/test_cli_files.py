@@ -258,7 +258,7 @@ def test_near_points_of_a_sweep_have_folders_of_their_own(scan, tmp_path):
         (lambda m: {**m, "shards": 10**12}, "shard-000002.safetensors is not a whole shard"),
         (lambda m: {**m, "share": 0}, "share must be in (0, 1], got 0"),
         (lambda m: {**m, "settings": None}, "settings must be an object, got None"),
-        (lambda m: {**m, "counts": {}}, "rows must be an integer in"),
+        (lambda m: {**m, "counts": {}}, "examples must be an integer in"),
         (lambda m: {**m, "lm_head": 3}, "lm_head must be text, got 3"),
         (lambda m: {**m, "hidden_size": 33}, "its tensors are not those of width 33"),
         (

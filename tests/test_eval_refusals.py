@@ -41,7 +41,7 @@ def refused(tmp_path, model, *words, **options):
         ('{"prompt": "w5", "answer": 3}', "prompts, line 2: answer must be text"),
         ('{"prompt": " ", "answer": "x"}', "line 2: prompt must hold a token of the model"),
         ('{"messages": [{"role": "user", "content": "w5"}], "answer": "x"}',
-         "prompts, line 2: messages need a chat template"),
+         "prompts, line 2: messages and problems need a chat template"),
         ('{"prompt": "' + "w5 " * 251 + '", "answer": "x"}',
          "line 2: it has 251 tokens, with 6 new ones more than the model's 256 positions"),
         (b"\xff\xfe", "line 2: not JSON"),

@@ -262,7 +262,7 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
         "broken_rules:x": "cannot be imported: ModuleNotFoundError: No module named 'nothing_like",
         "no_such_module:x": "cannot be imported: ModuleNotFoundError",
         "my_rules:__doc__": "my_rules has no function __doc__",
-        "rubbish": "must be one of exact, math, json, choice, checks or module:function",
+        "rubbish": "must be one of exact, math, boxed, json, choice, checks or module:function",
         ":x": "must be like module:function",
     }.items():
         with pytest.raises(ValueError, match=r"^scorer ") as caught:

@@ -4,15 +4,10 @@ import threading
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerFast, TextIteratorStreamer, pipeline
+from transformers import TextIteratorStreamer, pipeline
 
 from autodeco_fast import attach
 from tests.tiny_models import (
-    VOCAB,
     both_paths,
     every_model,
     first_tokens,
@@ -21,6 +16,7 @@ from tests.tiny_models import (
     prompts,
     tiny_head,
     tiny_model,
+    tokenizer_of_characters,
 )
 
 EVERYTHING = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
@@ -28,17 +24,7 @@ EVERYTHING = {"return_dict_in_generate": True, "output_scores": True, "output_lo
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    special = ["<pad>", "<s>", "<unk>"]
-    vocab = {token: i for i, token in enumerate([*special, *map(chr, range(33, 33 + VOCAB - 3))])}
-    raw = Tokenizer(BPE(vocab, []))
-    raw.pre_tokenizer, raw.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token="<pad>",
-        bos_token="<s>",
-        unk_token="<unk>",
-        padding_side="left",
-    )
+    return tokenizer_of_characters()
 
 
 @every_model

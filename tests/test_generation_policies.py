@@ -9,6 +9,7 @@ from autodeco_fast.policies import AdaptiveP, parse
 from autodeco_fast.policies.masking import masked
 from tests.tiny_models import (
     every_model,
+    hidden_and_logits,
     logits_and_temperature,
     min_p_distribution,
     prompts,
@@ -30,18 +31,6 @@ STEPS = 5
 def policies(model) -> list[Policy]:
     head = HeadPolicy(head=tiny_head(model), scale=1.2, t_min=0.5, t_max=1.1, top_k=12)
     return [head, *map(parse, TEXTS)]
-
-
-def hidden_and_logits(model, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the last position, `[B, H]` and `[B, V]`, as the model makes them."""
-    seen = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, args: seen.append(args[0][:, -1])
-    )
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits[:, -1]
-    hook.remove()
-    return seen[0], logits
 
 
 @every_model

@@ -50,7 +50,7 @@ def good(tmp_path_factory) -> Path:
     save_tiny(folder / "model")
     write_examples(folder / "rows.jsonl", 12)
     reads = ("--model", folder / "model", "--data", folder / "rows.jsonl")
-    options = ("--output", folder / "scan", "--rows-per-shard", 6, "--all-tokens")
+    options = ("--output", folder / "scan", "--examples-per-shard", 6, "--all-tokens")
     assert command("scan", *reads, *options).returncode == 0
     TemperatureHead(32, 8, min_p=0.05).save_pretrained(folder / "head")
     return folder
@@ -246,9 +246,9 @@ def test_heads(good):
 
 MANIFEST_PATHS = [
     *[(name,) for name in ("format", "settings", "revision", "hidden_size", "lm_head")],
-    *[(name,) for name in ("tokenizer", "data", "share", "shards", "kept", "counts")],
+    *[(name,) for name in ("tokenizer", "data", "share", "shards", "tokens", "counts")],
     *[("settings", name) for name in ("model", "all_tokens", "seed", "easy_fraction")],
-    *[("counts", name) for name in ("rows", "seen", "trivial")],
+    *[("counts", name) for name in ("examples", "seen", "trivial")],
 ]
 
 

@@ -16,9 +16,9 @@ from tests.op_cases import CAPTURABLE, CASES, NUMBERS, tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHES = {
-    "sample": ["_scan", "_finish", "_measure"],
+    "sample": ["_maxima", "_draw", "_finish"],
     "linear_sample": ["_tiles", "_settle"],
-    "sample_partial": ["_scan", "_finish"],
+    "sample_partial": ["_maxima", "_draw", "_finish"],
     "logit_stats": ["_logit_stats"] * 2,
     "logit_stats, cut": ["_logit_stats"] * 2,
     "token_stats, fused=True": ["_target", *["_tiles", "_merge"] * 2],
@@ -34,13 +34,13 @@ LAUNCHES = {
     "linear_nucleus_width_loss": ["_nucleus_width"],
 }
 BY_NUMBER = {
-    "sample": ["_scan", "_finish"],
-    "sample, all cuts": ["_scan", "_threshold", "_finish", "_measure"],
-    "sample, cuts by row": ["_scan", "_threshold", "_finish"],
+    "sample": ["_maxima", "_draw", "_finish"],
+    "sample, all cuts": ["_maxima", "_threshold", "_draw", "_finish"],
+    "sample, cuts by row": ["_maxima", "_threshold", "_draw", "_finish"],
     "linear_sample": ["_tiles", "_settle"],
-    "linear_sample, with logits": ["_scan", "_finish"],
-    "sample_partial": ["_scan", "_finish"],
-    "merge_samples": ["_scan", "_finish"],
+    "linear_sample, with logits": ["_maxima", "_draw", "_finish"],
+    "sample_partial": ["_maxima", "_draw", "_finish"],
+    "merge_samples": ["_maxima", "_draw", "_finish"],
     "token_stats": ["_logit_stats"],
 }
 

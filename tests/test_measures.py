@@ -64,7 +64,7 @@ def test_weights_speak_for_what_is_not_there():
     weight[::4] = 3.0
     thrice = torch.arange(300).repeat_interleave(weight.long())
     ours = measures.sums_by_document(t, Logits(), {"x": T}, min_p=0.1, weight=weight)["x"]
-    want = measures.sums_by_document(t.rows(thrice), Logits(), {"x": T[thrice]}, min_p=0.1)["x"]
+    want = measures.sums_by_document(t[thrice], Logits(), {"x": T[thrice]}, min_p=0.1)["x"]
     torch.testing.assert_close(ours, want)
     unweighted = measures.sums_by_document(t, Logits(), {"x": T}, min_p=0.1)["x"]
     assert measures.means(unweighted) != pytest.approx(measures.means(ours), rel=1e-3)

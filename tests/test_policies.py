@@ -311,8 +311,8 @@ def test_a_head_is_read_from_its_folder(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "adaptive_p, edt, entropy, greedy, head=FOLDER, min_k, p_less, static, top_n_sigma"),
-        ("hot T=1", "adaptive_p, edt, entropy, greedy, head=FOLDER"),
+        ("", "adaptive_p, autodeco=FOLDER, edt, entropy, greedy, head=FOLDER, min_k, p_less, stat"),
+        ("hot T=1", "adaptive_p, autodeco=FOLDER, edt, entropy, greedy, head=FOLDER"),
         ("static", "static needs T"),
         ("edt t0=1", "edt needs theta"),
         ("static T=1 n=2", "T, top_k, top_p, min_p, scale, t_min, t_max.*'n=2'"),
@@ -329,6 +329,8 @@ def test_a_head_is_read_from_its_folder(tmp_path):
         ("adaptive_p min_p=0", r"min_p must be in \(0, 1\]"),
         ("head", "head=FOLDER"),
         ("head=", "head=FOLDER"),
+        ("autodeco=", "autodeco=FOLDER"),
+        ("autodeco=/nowhere top_p=1", "options are top_k, min_p, scale.*got 'top_p=1'"),
         ("head=/nowhere", "head must be a folder or a hub id"),
         ("head=/nowhere hot=1", "options are .*scale.*got 'hot=1'"),
         ('static "T=1', "quotation"),

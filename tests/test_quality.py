@@ -7,8 +7,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
-from bench.quality import frontier, records_study, sums, sums_model, sums_study
+from autodeco_fast import nucleus_width_loss
+from autodeco_fast.training import wishes as package_wishes
+from autodeco_fast.training.measures import _gap_of_mass
+from autodeco_fast.training.scan_store import ScanTokens
+from bench.quality import frontier, records_study, sums, sums_model, sums_study, v_curve, wishes
 
 
 def test_every_text_of_the_language_is_valid_and_a_changed_number_is_not():
@@ -137,6 +142,53 @@ def test_no_more_settings_are_tried_than_the_static_grid_has():
     assert len(records_study.tried()) <= len(records_study.static_grid())
     assert len(sums_study.STATIC) >= 20
     assert all(len(tried) <= len(sums_study.STATIC) for tried in sums_study.families().values())
+
+
+def test_heads_of_the_v_curve_descend_the_label_free_loss():
+    """Its slope and its minimiser, from the grid, beside the loss itself."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(60, 300, generator=g) * torch.linspace(0.5, 8, 60)[:, None]
+    T = (torch.rand(60, generator=g) * 2).requires_grad_()
+    options = {"min_p": 0.05, "gravity": v_curve.GRAVITY, "reduction": "sum"}
+    nucleus_width_loss(T, logits, **options).backward()
+    mass, gap = v_curve.masses(logits, 0.9)
+    torch.testing.assert_close(gap, _gap_of_mass(logits - logits.amax(-1, keepdim=True), 0.9))
+    grid = {"min_p": 0.05, "limit": 2.0}
+    differ = (v_curve.slope(T.detach(), mass, **grid) - T.grad).abs()
+    assert differ.mean() < 0.01
+    other = (v_curve.slope(T.detach(), mass, min_p=0.3, limit=2.0) - T.grad).abs()  # the control
+    assert other.mean() > 0.1
+    best = v_curve.minimiser(mass, **grid)
+    at, above, below = (
+        nucleus_width_loss((best + d).clamp(min=0), logits, **{**options, "reduction": "none"})
+        for d in (0.0, 0.1, -0.1)
+    )
+    assert (at <= above + 2e-3).all()
+    assert (at <= below + 2e-3).all()
+
+
+def test_what_wordings_do_to_answers():
+    """T of ten wordings and two answers of two tokens: it follows the wish in one of them."""
+    count, wordings = 2, len(wishes.KINDS)
+    document = torch.arange(wordings * count).repeat_interleave(2)
+    tokens = ScanTokens.none(4)
+    tokens.document = document
+    answers = wishes.Answers(tokens, count)
+    sign = {"less": -0.1, "more": 0.1}
+    moved = [sign.get(wishes.KINDS[d // count], 0.0) * (d % count == 0) for d in document.tolist()]
+    found, by_kind = wishes.shifts(1.0 + np.array(moved), answers)
+    assert found["temperature_without_wish"] == pytest.approx(1.0)
+    assert found["less_moved"] == found["more_moved"] == found["ordered"] == 0.5
+    assert found["less_shift"] == pytest.approx(-0.05)
+    assert found["other_shift"] == pytest.approx(0.0)
+    assert found["by_wording"][wishes.texts.LESS[0]]["fell"] == 0.5
+    assert by_kind["more"].shape == (len(wishes.texts.MORE), count)
+
+
+def test_wordings_that_measure_are_not_those_that_teach():
+    taught = {*package_wishes.LESS, *package_wishes.MORE}
+    assert not taught & {*wishes.texts.LESS, *wishes.texts.MORE, *wishes.texts.OTHER}
+    assert not set(wishes.texts.TRAIN.all()) & set(wishes.texts.TEST.all())
 
 
 def test_errors_over_those_of_another_policy():

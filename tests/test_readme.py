@@ -21,6 +21,7 @@ def run(page: str, tmp_path: Path) -> dict:
         "\n".join(blocks)
         .replace("path/to/model", str(model))
         .replace("path/to/head", str(tmp_path / "head"))
+        .replace("path/to/checkpoint", str(tmp_path / "checkpoint"))
     )
     scope: dict = {}
     exec(code, scope)

@@ -122,6 +122,6 @@ def test_variants_of_the_streaming_statistics(compiled):
 
 def test_logits_are_read_in_wide_words(compiled):
     """16 bytes a thread of 32 lanes, 8 of 64: 512 bytes a wave either way."""
-    for kernel in ("sample.scan", "logit_stats.logit_stats", "nucleus_width.nucleus_width"):
+    for kernel in ("sample.maxima", "logit_stats.logit_stats", "nucleus_width.nucleus_width"):
         widths = {r["target"]: r["widest_load_bits"] for r in compiled if r["kernel"] == kernel}
         assert widths == {"sm_80": 128, "sm_90": 128, "sm_100": 128, "gfx942": 64}

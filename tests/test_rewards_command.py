@@ -189,7 +189,10 @@ def test_a_bad_reward_is_one_line(model, files, function, words):
         ("[1]", "line 1: a prompt must be a JSON object, got list"),
         ("{", "line 1: not JSON"),
         ("", "prompts must hold at least one"),
-        ('{"messages": [{"role": "user", "content": "w3"}]}', "messages need a chat template"),
+        (
+            '{"messages": [{"role": "user", "content": "w3"}]}',
+            "messages and problems need a chat template",
+        ),
         ('{"prompt": "w3", "completions": 1}', "prompts and completions are what the function"),
     ],
 )

@@ -9,7 +9,7 @@ from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model, rewards
 from autodeco_fast.training.recorded import Recorded
 from autodeco_fast.training.rollouts import OnPolicy, Rollout, advantages, chosen
-from tests.reward_runs import Numbers, config_of, even_share, rollouts_of, some_prompts
+from tests.reward_runs import config_of, even_share, numbers, rollouts_of, some_prompts
 from tests.tiny_models import every_model, tiny_model
 
 
@@ -40,8 +40,8 @@ def test_a_completion_does_not_depend_on_the_batch(tmp_path):
 def test_completions_end_where_they_should(tmp_path):
     """At an id that ends them, at a text, or at the limit; what follows is padding, and no
     target."""
-    tokenizer = Numbers()
-    tokenizer.eos_token_id = 40
+    tokenizer = numbers()
+    tokenizer.eos_token = "40"
     found = rollouts_of(
         config_of(tmp_path, max_completion_length=30, stop="7 5"), some_prompts(), tokenizer
     )
@@ -67,12 +67,12 @@ def test_statistics_are_of_what_the_sampler_saw(tmp_path, name):
     base = base_model.wrap(tiny_model(name))
     run = rewards._Run(None, base, config, Accelerator())
     torch.nn.init.normal_(run.head.mlp[2].weight, std=1.0)
-    source = OnPolicy(base, Numbers(), some_prompts(), even_share, config)
+    source = OnPolicy(base, numbers(), some_prompts(), even_share, config)
     rollouts = source.rollouts(0, run.head, 0, 1)
     again = [rollout._replace(hidden=None) for rollout in rollouts]
     for ours, theirs in zip(run._tokens(rollouts), run._tokens(again)):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
-    sums = run._sums(rollouts)
+    sums = run._sums(rollouts, 0)
     assert sums.temperature.std() > 0.1
     assert (sums.stats.rank < sums.stats.kept).all()
     assert int((sums.weight > 0).sum()) == 64 * 12
@@ -90,7 +90,7 @@ def test_groups_of_recorded_rollouts_are_whole():
 def test_the_models_own_generation_settings_do_not_count(tmp_path):
     base = base_model.wrap(tiny_model("llama"))
     config = config_of(tmp_path)
-    plain = OnPolicy(base, Numbers(), some_prompts(), even_share, config)
+    plain = OnPolicy(base, numbers(), some_prompts(), even_share, config)
     head = TemperatureHead(32, min_p=0.1)
     expected = [rollout[:4] for rollout in plain.rollouts(0, head, 0, 1)]
     own = base.model.generation_config

@@ -117,6 +117,20 @@ def test_a_setting_a_row(backend):
         )
 
 
+def test_many_between_the_bounds(backend):
+    """More than a bisection in registers takes: the cut comes closer by reading first."""
+    z = torch.randn(3, 3000) * 0.1
+    z[2] = 0.5  # they never become fewer
+    options = {"seed": 0, "return_kept": True, "backend": backend}
+    order = z[:2].sort(1, descending=True).values
+    assert sample(z, 1.0, top_k=1700, **options).kept.tolist() == [1700, 1700, 3000]
+    mass = order.double().softmax(1).cumsum(1)
+    kept = (mass < 0.6).sum(1) + 1
+    found = sample(z, 1.0, top_p=0.6, **options).kept
+    assert (found[:2] - kept).abs().max() <= 1  # sums are in fp32
+    assert found[2] == 3000
+
+
 def test_ties_stand_or_fall_together(backend):
     z = torch.zeros(1, 40)
     z[0, :3] = 1.0

@@ -10,8 +10,6 @@ import textwrap
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from autodeco_fast.losses import difficulty
 from autodeco_fast.training import base_model
@@ -38,10 +36,10 @@ def test_holds_what_the_model_says(tmp_path):
         for line in (tmp_path / "examples.jsonl").read_text().splitlines()
     ]
     assert len(scan) == sum(len(ids) - 1 for ids in examples) == scan.manifest["counts"]["seen"]
-    assert scan.manifest["counts"]["rows"] == 30 and len(scan.paths) == 8  # noqa: PT018
+    assert scan.manifest["counts"]["examples"] == 30 and len(scan.paths) == 8  # noqa: PT018
     at = 0
     for number, ids in enumerate(examples):
-        of_document = tokens.rows(slice(at, at + len(ids) - 1))
+        of_document = tokens[at : at + len(ids) - 1]
         at += len(ids) - 1
         assert of_document.document.unique().tolist() == [number]
         assert of_document.position.tolist() == list(range(1, len(ids)))
@@ -62,7 +60,7 @@ def test_holds_what_the_model_says(tmp_path):
 
 
 def test_size_is_what_was_promised(tmp_path):
-    scan = Scan(make_scan(tmp_path, rows_per_shard=100))
+    scan = Scan(make_scan(tmp_path, examples_per_shard=100))
     header = 8 + int.from_bytes(scan.paths[0].read_bytes()[:8], "little")
     assert scan.paths[0].stat().st_size - header <= len(scan) * (2 * scan.hidden_size + 32)
 
@@ -76,9 +74,9 @@ def test_the_mix(tmp_path):
     assert [counts[n] for n in ("trivial", "middle", "impossible")] == [
         int((bucket == i).sum()) for i in range(3)
     ]
-    assert counts["kept_middle"] == counts["middle"]
-    assert 0 < counts["kept_trivial"] < counts["trivial"]
-    assert len(scan) == counts["kept_middle"] + counts["kept_trivial"]
+    assert counts["selected_middle"] == counts["middle"]
+    assert 0 < counts["selected_trivial"] < counts["trivial"]
+    assert len(scan) == counts["selected_middle"] + counts["selected_trivial"]
     left = difficulty(scan.load().stats(), **limits)
     assert not (left == 2).any()
 
@@ -165,7 +163,7 @@ def test_finished_shards_are_not_made_again(tmp_path):
             {
                 k: v
                 for k, v in read_manifest(folder).items()
-                if k not in ("counts", "share", "shards", "kept")
+                if k not in ("counts", "share", "shards", "tokens")
             }
         )
     )
@@ -245,16 +243,6 @@ def test_the_same_scan_makes_the_same_bytes(tmp_path):
         assert path.read_bytes() == (two / path.name).read_bytes(), path.name
 
 
-def test_shards_of_former_versions_are_read(tmp_path):
-    """Their counts were aof_document."""
-    folder = make_scan(tmp_path)
-    before, path = Scan(folder).load(), shard_path(folder, 0)
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["scan"])
-    save_file(load_file(path), path, metadata={name: str(value) for name, value in facts.items()})
-    assert same(Scan(folder).load(), before)
-
-
 def test_files_have_the_permissions_of_the_user(tmp_path):
     before = os.umask(0o027)
     try:
@@ -315,7 +303,7 @@ def test_datasets_are_read_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     scan = Scan(make_scan(tmp_path, data="somebody/something", split="dev"))
     assert asked == [("somebody/something", "dev", True)]
-    assert scan.manifest["counts"]["rows"] == 5
+    assert scan.manifest["counts"]["examples"] == 5
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         ValueError, match="data must be a JSONL file or a dataset's name, got 'nowhere'"

@@ -51,7 +51,7 @@ def make_scan(tmp_path, easy_fraction: float, all_tokens: bool = False) -> Scan:
     manifest = {
         **{"format": 1, "hidden_size": len(LAW), "lm_head": "", "tokenizer": "", "data": ""},
         "settings": {name: getattr(config, name) for name in names},
-        **{"share": 1.0, "shards": 1, "kept": len(tokens), "counts": counts},
+        **{"share": 1.0, "shards": 1, "tokens": len(tokens), "counts": counts},
     }
     write_manifest(config.output, manifest)
     return Scan(config.output)

@@ -12,6 +12,7 @@ from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.objectives import (
     AutoDecoJoint,
     AutoDecoTemperature,
+    AutoDecoTopP,
     Batch,
     LabelFree,
     MinPHinge,
@@ -21,6 +22,7 @@ from tests.allocations import LargestAllocation
 from tests.reference import autodeco
 
 IGNORE = -100
+BOTH_HEADS = (AutoDecoJoint, AutoDecoTopP)
 
 
 def case(N=40, H=16, V=120, seed=0):
@@ -71,12 +73,19 @@ def test_is_the_released_step(joint):
 
 @pytest.mark.parametrize(
     "objective",
-    [MinPHinge(easy_fraction=0.5), LabelFree(), AutoDecoTemperature(), AutoDecoJoint()],
+    [
+        MinPHinge(easy_fraction=0.5),
+        LabelFree(),
+        AutoDecoTemperature(),
+        AutoDecoTemperature(goldilocks_filter=True, easy_fraction=0.5),
+        AutoDecoTopP(),
+        AutoDecoJoint(),
+    ],
 )
 def test_batches_change_nothing(objective):
     """Means are over the tokens of the whole step, not means of the batches' means."""
     hidden, y, lm_head, heads = case()
-    head = heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"]
+    head = heads if isinstance(objective, BOTH_HEADS) else heads["temp_head"]
     uniform = torch.rand(len(y))
     whole, _ = training_step(hidden, y, lm_head, head, objective, uniform)
     cuts = (slice(0, 3), slice(3, 25), slice(25, 40))
@@ -92,11 +101,12 @@ def test_batches_change_nothing(objective):
 
 
 @pytest.mark.parametrize(
-    "objective", [MinPHinge(), LabelFree(), AutoDecoTemperature(), AutoDecoJoint()]
+    "objective",
+    [MinPHinge(), LabelFree(), AutoDecoTemperature(), AutoDecoTopP(), AutoDecoJoint()],
 )
 def test_nothing_to_learn_from_is_zero(objective):
     hidden, y, lm_head, heads = case()
-    head = heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"]
+    head = heads if isinstance(objective, BOTH_HEADS) else heads["temp_head"]
     step, _ = training_step(hidden, torch.full_like(y, IGNORE), lm_head, head, objective)
     step.assign(head.parameters())
     assert all(value == 0 for value in step.means().values())
@@ -134,7 +144,7 @@ def test_never_holds_all_logits():
         AutoDecoTemperature(),
         AutoDecoJoint(chunk_bytes=chunk_bytes),
     ):
-        head = heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"]
+        head = heads if isinstance(objective, BOTH_HEADS) else heads["temp_head"]
         with LargestAllocation() as seen:
             training_step(hidden, y, lm_head, head, objective)
         limit = 32 * 3000 if hasattr(objective, "chunk_bytes") else 256 * 3000
@@ -152,7 +162,7 @@ def test_never_holds_all_logits():
 )
 def test_compiles_without_a_break(objective):
     hidden, y, lm_head, heads = case()
-    head = heads if isinstance(objective, AutoDecoJoint) else heads["temp_head"]
+    head = heads if isinstance(objective, BOTH_HEADS) else heads["temp_head"]
     uniform = torch.rand(40)
 
     def loss(hidden, target, uniform):

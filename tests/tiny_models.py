@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -13,11 +17,12 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
-from autodeco_fast import TemperatureHead
+from autodeco_fast import TemperatureHead, TopPHead
 
 VOCAB = 96
 _SHAPE = {
@@ -103,22 +108,54 @@ def tiny_head(model: PreTrainedModel, seed: int = 0) -> TemperatureHead:
     return head
 
 
+def tiny_top_p_head(model: PreTrainedModel, *, enhanced: bool = True, seed: int = 1) -> TopPHead:
+    """A random second head whose top-p spreads over most of (0, 1)."""
+    torch.manual_seed(seed)
+    width = model.get_output_embeddings().in_features
+    head = TopPHead(width, use_enhanced_features=enhanced, intermediate_size=16)
+    with torch.no_grad():
+        head.mlp[2].weight.normal_(std=1.5)
+        head.mlp[2].bias.fill_(0.0)
+    return head
+
+
+def tokenizer_of_characters() -> PreTrainedTokenizerFast:
+    """One of these models' 96 ids for each of as many characters."""
+    special = ["<pad>", "<s>", "<unk>"]
+    vocab = {token: i for i, token in enumerate([*special, *map(chr, range(33, 33 + VOCAB - 3))])}
+    raw = Tokenizer(BPE(vocab, []))
+    raw.pre_tokenizer, raw.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        bos_token="<s>",
+        unk_token="<unk>",
+        padding_side="left",
+    )
+
+
 def prompts(rows: int = 2, length: int = 5, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCAB, (rows, length), generator=generator)
 
 
 @torch.no_grad()
-def logits_and_temperature(model, head, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last position's logits `[B, V]` and T `[B]` in fp64, by hand from a plain forward."""
+def hidden_and_logits(model, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the last position, `[B, H]` and `[B, V]`, as the model makes them."""
     seen = []
 
     def see(_, args):
-        seen.append(args[0])
+        seen.append(args[0][:, -1])
 
     with model.get_output_embeddings().register_forward_pre_hook(see):
-        z = model(ids).logits[:, -1].double()
-    h = seen[0][:, -1].double()
+        logits = model(input_ids=ids).logits[:, -1]
+    return seen[0], logits
+
+
+@torch.no_grad()
+def logits_and_temperature(model, head, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last position's logits `[B, V]` and T `[B]` in fp64, by hand from a plain forward."""
+    h, z = (each.double() for each in hidden_and_logits(model, ids))
     first, _, last = head.mlp
     hidden = torch.relu(h @ first.weight.double().T + first.bias.double())
     T = 2 * torch.sigmoid(hidden @ last.weight.double().T + last.bias.double()).squeeze(-1)

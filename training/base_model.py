@@ -3,13 +3,13 @@
 z = softcap·tanh(logit_scale·(h Wᵀ + b) / softcap)          (no softcap: no tanh)
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from autodeco_fast import TokenStats, token_stats
+from autodeco_fast import TokenStats, causal_lm, token_stats
+from autodeco_fast.causal_lm import FOUND
 from autodeco_fast.errors import foreign
 from autodeco_fast.lm_head import transform_
 from autodeco_fast.ops.checks import check_plain
@@ -171,16 +171,13 @@ def wrap(model) -> BaseModel:
     )
 
 
-_FOUND = "model must be a folder or a hub id of a causal language model, got {!r}"
-
-
 def load_tokenizer(name: str):
     """The tokenizer of a folder or hub id.
 
     Raises:
         ValueError: if there is none.
     """
-    with foreign(_FOUND.format(name)):
+    with foreign(FOUND.format(name)):
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(name)
@@ -224,7 +221,7 @@ class Facts:
 
 
 def _config(name: str):
-    with foreign(_FOUND.format(name)):
+    with foreign(FOUND.format(name)):
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(name)
@@ -247,43 +244,23 @@ def width(name: str) -> int:
         ValueError: if there is none, or it is no causal language model.
     """
     config = _config(name)
-    with foreign(_FOUND.format(name)), torch.device("meta"):
+    with foreign(FOUND.format(name)), torch.device("meta"):
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_config(config).get_output_embeddings().weight.shape[1]
 
 
 def load_causal_lm(name: str, **options):
-    """The model of a folder or hub id, with all of its weights.
+    """The model of a folder or hub id, with all of its weights and without a progress bar.
 
     Raises:
-        ValueError: if there is none, or weights are missing, which transformers would draw at
-            random.
+        ValueError: as `causal_lm.load`.
     """
-    with foreign(_FOUND.format(name)):
-        from transformers import AutoModelForCausalLM
+    with foreign(FOUND.format(name)):
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        before = logging.get_verbosity()
-        logging.set_verbosity_error()  # it prints a table of what we say in a line
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                name, output_loading_info=True, **options
-            )
-        finally:
-            logging.set_verbosity(before)
-    if info["missing_keys"]:
-        raise ValueError(
-            f"model {name!r} lacks {len(info['missing_keys'])} of its weights: "
-            f"{min(info['missing_keys'])} …"
-        )
-    if info["unexpected_keys"]:
-        unused = f"{len(info['unexpected_keys'])} tensors that {type(model).__name__} does not use"
-        warnings.warn(
-            f"model {name!r} has {unused}: {min(info['unexpected_keys'])} …", stacklevel=2
-        )
-    return model
+    return causal_lm.load(name, **options)
 
 
 def frozen_dtype(device: torch.device | str) -> torch.dtype:

@@ -13,12 +13,13 @@ from typing import NamedTuple, Protocol
 import torch
 
 from autodeco_fast.training.base_model import BaseModel
-from autodeco_fast.training.config import TrainConfig
+from autodeco_fast.training.config import AUTODECO, TrainConfig
 from autodeco_fast.training.data import IGNORED, Example
 from autodeco_fast.training.objectives import Batch
 from autodeco_fast.training.scan import lm_head_fingerprint, pad
 from autodeco_fast.training.scan_store import Scan, ScanTokens, read_fields, read_shard, token_bytes
 from autodeco_fast.training.token_uniform import held_out, scan_uniform, token_uniform
+from autodeco_fast.training.wishes import gravities_of
 
 # A group is held as it is read, joined, put in order and taken by a step, and the allocator keeps
 # some of what was freed. With 5, memory grows by less than the limit in bench/end_to_end/scan.py
@@ -127,11 +128,29 @@ class ShardSlice(NamedTuple):
     size: int  # tokens that are wanted
 
 
+def check_selection(config: TrainConfig, scan: Scan) -> None:
+    """Refuses a scan that left out tokens which the objective looks at.
+
+    Raises:
+        ValueError: naming the objective.
+    """
+    selects_as_scans = config.objective == "autodeco_temperature" and config.goldilocks_filter
+    looks_at_all = config.objective in AUTODECO and not selects_as_scans
+    if looks_at_all and not scan.manifest["settings"]["all_tokens"]:
+        raise ValueError(
+            f"objective {config.objective} looks at every token, and scan {str(scan.folder)!r} "
+            "left some out by difficulty: scan with --all-tokens"
+        )
+
+
 class ScanSource:
     """A scan's tokens, shuffled; with the scanned model's LM head, if an objective needs it.
 
     Where they are more than `max_memory` holds, slices of shards are shuffled, and tokens within
     as many slices as fit: a group.
+
+    Raises:
+        ValueError: for a scan that the objective cannot learn from.
     """
 
     def __init__(
@@ -143,6 +162,7 @@ class ScanSource:
         lm_head: BaseModel | None = None,
         measure: bool = False,
     ):
+        check_selection(config, scan)
         self.scan, self.config, self.device, self.measure = scan, config, device, measure
         self.lm_head = lm_head
         self.hidden_size = scan.hidden_size
@@ -168,7 +188,8 @@ class ScanSource:
             yield ShardSlice(path, tokens, count)
 
     def _wanted(self, document: torch.Tensor) -> torch.Tensor:
-        return held_out(self.config.seed, document, self.config.eval_fraction) == self.measure
+        example = document // self.scan.variants  # is held out with all its wishes
+        return held_out(self.config.seed, example, self.config.eval_fraction) == self.measure
 
     def __len__(self) -> int:
         return sum(s.size for s in self.slices)
@@ -213,12 +234,12 @@ class ScanSource:
             whole = ScanTokens.cat(tokens) if len(tokens) > 1 else tokens[0]
             del tokens
             order = _order(len(whole), self.config.seed, epoch * 1_000_003 + number)
-            self._held = (epoch, number), whole.rows(order)
+            self._held = (epoch, number), whole[order]
         return self._held[1]
 
     def _read(self, one: ShardSlice) -> ScanTokens:
         tokens = read_shard(one.path, one.tokens)
-        return tokens.rows(self._wanted(tokens.document)) if self.config.eval_fraction else tokens
+        return tokens[self._wanted(tokens.document)] if self.config.eval_fraction else tokens
 
     def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
         width = self.config.batch_tokens * world
@@ -230,17 +251,28 @@ class ScanSource:
             low, high = max(start, begin), min(end, begin + size)
             if low < high:
                 tokens = self._group(epoch, number, slices)
-                yield self._batch(tokens.rows(slice(low - begin, high - begin)))
+                yield self._batch(tokens[low - begin : high - begin], epoch)
             begin += size
 
-    def _batch(self, tokens: ScanTokens) -> Batch:
+    def _batch(self, tokens: ScanTokens, epoch: int) -> Batch:
         tokens = tokens.to(self.device)
-        # What the scan selected stays selected.
-        uniform = scan_uniform(self.seed, tokens.document, tokens.position) / self.share
+        where = tokens.document, tokens.position
+        if self.scan.manifest["settings"]["all_tokens"]:
+            uniform = token_uniform(self.config.seed, *where, epoch=epoch)
+        else:  # what the scan selected stays selected
+            uniform = scan_uniform(self.seed, *where) / self.share
         return Batch(
             tokens.hidden,
             tokens.target.long(),
             uniform,
             stats=tokens.stats(),
             weight=self.scan.weight(tokens),
+            gravity=self._gravity(tokens),
         )
+
+    def _gravity(self, tokens: ScanTokens) -> torch.Tensor | None:
+        """λ of every token, where wishes make it differ."""
+        if self.scan.variants == 1:
+            return None
+        gravities = gravities_of(self.config.gravity, self.config.wish_shift)
+        return torch.tensor(gravities, device=self.device)[self.scan.wish(tokens)]

@@ -8,10 +8,21 @@ from autodeco_fast.errors import foreign
 from autodeco_fast.options import Options, documented, from_text, option, type_of
 
 EASY_WEIGHTS = ("inverse", "none")
-OBJECTIVES = ("min_p_hinge", "label_free", "autodeco_temperature", "autodeco_joint", "rewards")
-SCHEDULES = ("cosine", "constant")
+AUTODECO = ("autodeco_temperature", "autodeco_top_p", "autodeco_joint")
+OBJECTIVES = ("min_p_hinge", "label_free", *AUTODECO, "rewards")
+SCHEDULES = ("cosine", "linear", "constant")
+WEIGHTINGS = ("unscaled", "scaled", "none")
+# Options of some objectives only → which.
+_OF_TEMPERATURE, _OF_TOP_P = (AUTODECO[0], AUTODECO[2]), AUTODECO[1:]
+_TAKEN_BY = {
+    "easy_drop": _OF_TEMPERATURE,
+    "weighting": _OF_TEMPERATURE,
+    "goldilocks_filter": _OF_TEMPERATURE,
+    "steepness": _OF_TOP_P,
+    "detach_temperature": AUTODECO[2:],
+}
 MODEL = "folder or hub id of a causal language model; it stays frozen, in bf16 where that is fast"
-_ROWS = "JSONL of prompt+completion, messages, text, or input_ids+labels"
+_EXAMPLES = "JSONL of prompt+completion, messages, text, or input_ids+labels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +51,13 @@ class ScanConfig(_Selection):
     """What a scan writes down of a model's predictions on some data."""
 
     model: str = option(MODEL)
-    data: str = option(f"{_ROWS}; or the name of a dataset; or stdlib:head")
+    data: str = option(f"{_EXAMPLES}; or the name of a dataset; or stdlib:head")
     output: Path = option("folder for the scan; one begun with the same settings is continued")
     split: str = option("of a dataset that is named", "train")
     batch_tokens: int = option(
         "tokens of a forward pass, padding included", 8192, must_be="at least 1"
     )
-    rows_per_shard: int = option(
+    examples_per_shard: int = option(
         "examples whose tokens share a file: at most these are lost when a scan is killed",
         256,
         must_be="at least 1",
@@ -59,6 +70,11 @@ class ScanConfig(_Selection):
     )
     all_tokens: bool = option(
         "write every token down, not a selection by difficulty: to calibrate and to report on",
+        False,
+    )
+    wishes: bool = option(
+        "take every example three times, with wishes in its prompt for less and for more "
+        "randomness, so that a head learns to follow them",
         False,
     )
     seed: int = option("of the selection", 0)
@@ -75,13 +91,16 @@ class TrainConfig(_Selection):
     output: Path = option("new folder for the head, metrics.jsonl and checkpoints")
     scan: Path | None = option("folder of a scan to learn from, instead of model and data", None)
     model: str | None = option(MODEL, None)
-    data: Path | None = option(_ROWS, None)
+    data: Path | None = option(_EXAMPLES, None)
     objective: str = option(
         "what to minimise; label_free learns from the model's own probabilities, at every token; "
-        "the autodeco ones need model and data, rewards needs model, prompts and reward, or model "
-        "and rollouts",
+        "rewards needs model, prompts and reward, or model and rollouts",
         OBJECTIVES[0],
         choices=OBJECTIVES,
+    )
+    head: Path | None = option(
+        "folder of a head to start from, with its top-p head if it has one; by default a new one",
+        None,
     )
     min_p: float = option("the cut the head will be used with", 0.1, must_be="in (0, 1)")
     gravity: float = option(
@@ -90,6 +109,12 @@ class TrainConfig(_Selection):
         0.1,
         must_be="≥ 0",
     )
+    wish_shift: float = option(
+        "of a scan with wishes: λ is 1 + this times as large behind a wish for less randomness, "
+        "and 1 - this times behind one for more",
+        0.9,
+        must_be="in [0, 1]",
+    )
     easy_weight: str = option(
         "what a selected trivial token counts for: inverse is 1/easy_fraction, as if all were "
         "there; none is 1: errors then count for more where the model is sure",
@@ -97,6 +122,27 @@ class TrainConfig(_Selection):
         choices=EASY_WEIGHTS,
     )
     power: int = option("of the hinge", 1, must_be="1 or 2")
+    easy_drop: float = option(
+        "share of the targets that are the argmax which AutoDeco's temperature loss leaves out at "
+        "random",
+        0.6,
+        must_be="in [0, 1]",
+    )
+    goldilocks_filter: bool = option(
+        "let max_rank, trivial_prob, easy_fraction and easy_weight select the tokens of AutoDeco's "
+        "temperature loss, as they do for the hinge, instead of easy_drop",
+        False,
+    )
+    weighting: str = option(
+        "what AutoDeco's temperature loss multiplies a token's loss by: its probability at "
+        "temperature 1 (unscaled) or T (scaled), or 1",
+        WEIGHTINGS[0],
+        choices=WEIGHTINGS,
+    )
+    steepness: float = option("of AutoDeco's soft top-p", 30.0, must_be="≥ 0")
+    detach_temperature: bool = option(
+        "let AutoDeco's soft top-p loss teach the top-p head only", False
+    )
     num_train_epochs: int = option("passes over the data", 1, must_be="at least 1")
     max_steps: int = option("stop after so many optimizer steps; 0: no limit", 0, must_be="≥ 0")
     per_device_train_batch_size: int = option(
@@ -110,9 +156,15 @@ class TrainConfig(_Selection):
     )
     learning_rate: float = option("AdamW's, after the warm-up", 1e-3, must_be="positive")
     lr_scheduler_type: str = option(
-        "of the rate after the warm-up; cosine falls to zero", SCHEDULES[0], choices=SCHEDULES
+        "of the rate after the warm-up; cosine and linear fall to zero",
+        SCHEDULES[0],
+        choices=SCHEDULES,
     )
     warmup_ratio: float = option("share of the steps that warm up", 0.05, must_be="in [0, 1]")
+    weight_decay: float = option("AdamW's", 0.01, must_be="≥ 0")
+    max_grad_norm: float = option(
+        "longer gradients are shortened to this norm; 0: none is", 0.0, must_be="≥ 0"
+    )
     eval_fraction: float = option(
         "share of the documents held out to measure the loss on", 0.0, must_be="in [0, 1)"
     )
@@ -147,10 +199,14 @@ class TrainConfig(_Selection):
             raise ValueError("give either scan, or both model and data")
         if self.scan is not None and (self.model is not None or self.data is not None):
             raise ValueError("scan holds what model and data would give: leave those out")
-        if self.scan is not None and self.objective.startswith("autodeco"):
+        for each in fields(self):
+            taken_by = _TAKEN_BY.get(each.name, OBJECTIVES)
+            if self.objective not in taken_by and getattr(self, each.name) != each.default:
+                whose = " and ".join(taken_by)
+                raise ValueError(f"{each.name} is for objective {whose}, not {self.objective}")
+        if self.objective == "autodeco_top_p" and self.head is None:
             raise ValueError(
-                f"objective {self.objective} needs logits at the predicted temperature: give model "
-                "and data"
+                "objective autodeco_top_p needs head, a folder: its temperatures stay as they are"
             )
         if self.early_stopping_patience and not self.eval_fraction:
             raise ValueError(

@@ -49,8 +49,8 @@ def say_scanned(console: Console, manifest: dict) -> None:
     counts = manifest["counts"]
     table = Table("tokens", "seen", "selected")
     for name in ("trivial", "middle", "impossible"):
-        table.add_row(name, f"{counts[name]:,}", f"{counts[f'kept_{name}']:,}")
-    table.add_row("all", f"{counts['seen']:,}", f"{manifest['kept']:,}")
+        table.add_row(name, f"{counts[name]:,}", f"{counts[f'selected_{name}']:,}")
+    table.add_row("all", f"{counts['seen']:,}", f"{manifest['tokens']:,}")
     console.print(table)
     if counts["not_finite"]:
         console.print(

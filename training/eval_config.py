@@ -17,14 +17,18 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class EvalConfig(Options):
     """Which policies are compared, on which prompts, by which scorer."""
 
-    prompts: Path = option("JSONL of prompt or messages, and of the fields that the scorer reads")
+    prompts: Path = option(
+        "JSONL of prompt, messages or problem, and of the fields that the scorer reads"
+    )
     scorer: str = option(
-        "exact, math, json, choice or checks; or module:function(prompts, completions, **fields)"
+        "exact, math, boxed, json, choice or checks; "
+        "or module:function(prompts, completions, **fields)"
     )
     output: Path = option("folder for the samples and results; a run begun there is continued")
     model: str | None = option(MODEL, None)
     policy: tuple[str, ...] = option(
-        "what picks T and the cut, like 'static T=0.7 min_p=0.1' or 'head=FOLDER'; give several",
+        "what picks T and the cut, like 'static T=0.7 min_p=0.1', 'head=FOLDER' or "
+        "'autodeco=FOLDER'; give several",
         (),
     )
     policies: Path | None = option(

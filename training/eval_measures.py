@@ -166,10 +166,11 @@ def of_prompt(
         pairs |= _entropies(prompt, right, scorer, records)
     for size in NGRAMS:
         pairs[f"distinct_{size}"] = distinct_ngrams((o.text for o in outcomes), size)
-    tokens = sum(o.tokens for o in outcomes if o.temperature is not None)
-    pairs["temperature"] = (sum(o.temperature or 0.0 for o in outcomes), tokens)
-    kept = [o for o in outcomes if o.kept is not None]
-    pairs["kept"] = (sum(o.kept for o in kept), sum(o.tokens for o in kept))
+    for name in ("temperature", "top_p", "kept"):
+        known = [o for o in outcomes if getattr(o, name) is not None]
+        if known or name != "top_p":
+            total = sum(getattr(o, name) for o in known)
+            pairs[name] = (total, sum(o.tokens for o in known))
     pairs["tokens"] = (sum(o.tokens for o in outcomes), n)
     pairs["truncated"] = (sum(o.truncated for o in outcomes), n)
     return Measured(prompt, pairs)

@@ -11,78 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, StoppingCriteriaList
 
 from autodeco_fast import Attachment, attach
 from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.policies import Policy
 from autodeco_fast.training.base_model import end_ids, left_padded, positions, wrap
+from autodeco_fast.training.drawing import Ends, StopStrings, decode, prefilled
 from autodeco_fast.training.eval_requests import Draw, Drawn, Request, cut_at_stop
 from autodeco_fast.training.head_folder import check_model, training_settings
 from autodeco_fast.training.prompts import Prompt, encode_prompt
 from autodeco_fast.training.scan import lm_head_fingerprint
-
-_BROKEN = "\ufffd"  # what a tokenizer makes of a part of a character
-
-
-class StopStrings:
-    """Finds stop strings in what is generated.
-
-    One can only be complete after a token that holds its last character, so other rows are not
-    decoded.
-    """
-
-    def __init__(self, tokenizer, stop: Sequence[str], vocabulary: int, device: torch.device):
-        self.tokenizer, self.stop = tokenizer, tuple(stop)
-        last = {s[-1] for s in stop}
-        texts = tokenizer.batch_decode([[i] for i in range(vocabulary)]) if stop else []
-        # Decoded alone, a token may lose the space it begins with.
-        any_token = " " in last
-        self._may_end = torch.tensor(
-            [any_token or _BROKEN in text or not last.isdisjoint(text) for text in texts],
-            dtype=torch.bool,
-            device=device,
-        )
-
-    def found(self, new_ids: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
-        """Which rows of new ids `[B, n]` hold a stop string, of those that have not ended. [B]"""
-        out = torch.zeros_like(ended)
-        if not self.stop:
-            return out
-        for row in (self._may_end[new_ids[:, -1]] & ~ended).nonzero().flatten().tolist():
-            text = decode(self.tokenizer, new_ids[row].tolist())
-            out[row] = any(s in text for s in self.stop)
-        return out
-
-
-def decode(tokenizer, ids: list[int]) -> str:
-    """Text without special tokens, spaces as they are."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-class _Ends(StoppingCriteria):
-    """Notes which rows have ended, and after how many tokens of this call."""
-
-    def __init__(
-        self, strings: StopStrings, eos: torch.Tensor, *, start: int, rows: int, early: bool
-    ):
-        """
-        Args:
-            start: length of the padded prompts.
-            early: whether to stop once half of the rows have ended.
-        """
-        self.early = early
-        self.strings, self.eos, self.start = strings, eos, start
-        self.ended = torch.zeros(rows, dtype=torch.bool, device=eos.device)
-        self.length = torch.zeros(rows, dtype=torch.int64, device=eos.device)
-
-    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
-        new = input_ids[:, self.start :]
-        self.length += ~self.ended
-        ending = torch.isin(new[:, -1], self.eos) | self.strings.found(new, self.ended)
-        self.ended |= ending
-        return self.ended | (2 * self.ended.sum() >= len(new)) if self.early else self.ended
 
 
 class LocalModel:
@@ -161,6 +100,7 @@ class LocalModel:
             tokens=row.tokens,
             temperature=row.temperature,
             kept=row.kept,
+            top_p=row.top_p,
             truncated=not row.ended,
             length=len(row.tokens),
         )
@@ -173,6 +113,7 @@ class _Row:
     tokens: list[int]
     temperature: list[float]
     kept: list[int]
+    top_p: list[float] | None = None  # of a policy that predicts it
     ended: bool = False
 
 
@@ -191,33 +132,16 @@ class _Batch:
 
     def prefill(self) -> None:
         """Reads each prompt once, if the model's cache can be repeated and thinned."""
-        model = self.of.model
-        cache = DynamicCache(config=model.config)
-        if any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return
-        self.cache = cache
         numbers = [request.prompt for request in self.requests]
-        first = {number: numbers.index(number) for number in numbers}
-        if self.start > 1 and len(first) < len(numbers):
-            index = torch.tensor(list(first.values()), device=self.ids.device)
-            model.generate(
-                input_ids=self.ids[index],
-                attention_mask=self.mask[index],
-                past_key_values=cache,
-                max_new_tokens=1,
-                do_sample=False,
-                pad_token_id=self.of.pad,
-            )
-            cache.crop(-1)  # the last token is read again: it makes the first logits
-            order = {number: row for row, number in enumerate(first)}
-            cache.batch_select_indices(
-                torch.tensor([order[number] for number in numbers], device=self.ids.device)
-            )
+        first = list(dict.fromkeys(numbers))
+        once = [numbers.index(number) for number in first]
+        copies = torch.tensor([first.index(number) for number in numbers])
+        self.cache = prefilled(self.of.model, self.ids[once], self.mask[once], copies)
 
     def step(self, attachment: Attachment) -> None:
         """Draws until half of the rows have ended, or all where there is no cache to go on from."""
         of, length = self.of, self.ids.shape[1]
-        ends = _Ends(
+        ends = Ends(
             of.strings,
             of.eos,
             start=self.start,
@@ -244,15 +168,20 @@ class _Batch:
             self.mask = torch.cat([self.mask[going], grown], 1)
             self.cache.batch_select_indices(going)
 
-    def _take(self, new: torch.Tensor, attachment: Attachment, ends: "_Ends") -> None:
+    def _take(self, new: torch.Tensor, attachment: Attachment, ends: Ends) -> None:
         """Adds what was drawn to its requests."""
-        T = torch.stack([record.temperature for record in attachment.records], 1)
-        kept = torch.stack([record.kept for record in attachment.records], 1)
+        T, kept, top_p = (
+            None if steps[0] is None else torch.stack(steps, 1)
+            for steps in zip(*attachment.records)
+        )
         kept = torch.where(T < GREEDY_BELOW, 1, kept)
         columns = (each.tolist() for each in (new, T, kept, ends.length, ends.ended))
-        for request, tokens, temperatures, sizes, n, ended in zip(self.rows, *columns):
+        for at, (request, *of_row) in enumerate(zip(self.rows, *columns)):
+            tokens, temperatures, sizes, n, ended = of_row
             row = self.drawn[request]
             row.tokens += tokens[:n]
             row.temperature += [round(t, 4) for t in temperatures[:n]]
             row.kept += sizes[:n]
+            if top_p is not None:
+                row.top_p = (row.top_p or []) + [round(p, 4) for p in top_p[at, :n].tolist()]
             row.ended = ended

@@ -76,6 +76,7 @@ def _columns(task: str, measures: dict, *, short: bool) -> dict[str, _Cell]:
         **columns,
         **over,
         "T": _mean("temperature", ".2f"),
+        "top-p": _mean("top_p", ".2f"),
         "kept": _mean("kept", ",.1f"),
         **({} if short else {"tokens": _mean("tokens", ".1f")}),
         "truncated": _mean("truncated", ".0%"),
@@ -88,6 +89,8 @@ def _cells(policies: Sequence[dict], task: str, *, short: bool) -> tuple[list[st
     columns = _columns(task, policies[0]["tasks"][task], short=short)
     if not any(p["over_fixed"].get(task) for p in policies):
         columns = {name: cell for name, cell in columns.items() if "over fixed" not in name}
+    if not any("top_p" in p["tasks"][task] for p in policies):
+        del columns["top-p"]
     lines = [
         [p["policy"], *(cell(p, p["tasks"][task]) for cell in columns.values())] for p in policies
     ]
@@ -132,7 +135,8 @@ _WORDS = (
     "Distinct: different samples over all; distinct-2: different word pairs over all. Over fixed: "
     "the score less that of the best fixed settings (static, greedy) at the policy's diversity, "
     "neighbours on their frontier joined by lines; none where no fixed setting is as diverse. "
-    "T and kept: means over tokens. Truncated: samples that reached the token limit."
+    "T, top-p (where a policy predicts it) and kept: means over tokens. Truncated: samples that "
+    "reached the token limit."
 )
 
 

@@ -28,6 +28,7 @@ class Drawn:
     kept: list[int] | None  # kept-set size at each
     truncated: bool  # neither an end-of-sequence token nor a stop string
     length: int  # in tokens
+    top_p: list[float] | None = None  # of each token, where the policy predicts it
 
 
 Draw = Callable[[Sequence[Request]], list[Drawn]]

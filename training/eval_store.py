@@ -5,8 +5,9 @@
     speed.jsonl    a line a batch: policy, samples, tokens, seconds
 
 A line of samples.jsonl holds: policy, prompt (its number from 0), sample, seed, text, tokens (ids),
-temperature and kept (one a token), score, truncated. tokens and kept are null where a server does
-not tell them; score is null where the scorer failed, until the run is continued.
+temperature, kept and top_p (one a token), score, truncated, length. tokens and kept are null where
+a server does not tell them, top_p where the policy does not predict it; score is null where the
+scorer failed, until the run is continued.
 """
 
 import json
@@ -39,6 +40,7 @@ class Sample:
     score: float | None
     truncated: bool
     length: int  # in tokens
+    top_p: list[float] | None = None
 
     @property
     def key(self) -> Key:
@@ -54,13 +56,20 @@ def _numbers(value: object) -> bool:
 
 def _is_sample(value: object) -> bool:
     """Whether what JSON read has the fields of a sample, each of its type."""
-    if not isinstance(value, dict) or set(value) != {field.name for field in fields(Sample)}:
+    names = {field.name for field in fields(Sample)}
+    # top_p: runs that were begun before it was written go on.
+    if not isinstance(value, dict) or not names - {"top_p"} <= set(value) <= names:
         return False
     counts = all(type(value[n]) is int and value[n] >= 0 for n in ("prompt", "sample", "length"))
     texts = all(isinstance(value[name], str) for name in ("policy", "text"))
-    lists = all(value[n] is None or _numbers(value[n]) for n in ("tokens", "temperature", "kept"))
+    columns = (value["tokens"], value["temperature"], value["kept"], value.get("top_p"))
+    lists = all(column is None or _numbers(column) for column in columns)
     score = value["score"] is None or type(value["score"]) in (int, float)
     return counts and texts and lists and score and type(value["truncated"]) is bool
+
+
+def _sum(column: list | None) -> float | None:
+    return None if column is None else float(sum(column))
 
 
 @dataclass(frozen=True)
@@ -73,17 +82,18 @@ class Outcome:
     tokens: int
     temperature: float | None
     kept: float | None
+    top_p: float | None = None
 
     @classmethod
     def of(cls, sample: Sample) -> "Outcome":
-        T, kept = sample.temperature, sample.kept
         return cls(
             text=sample.text,
             score=sample.score,
             truncated=sample.truncated,
             tokens=sample.length,
-            temperature=None if T is None else sum(T),
-            kept=None if kept is None else float(sum(kept)),
+            temperature=_sum(sample.temperature),
+            kept=_sum(sample.kept),
+            top_p=_sum(sample.top_p),
         )
 
 

@@ -117,12 +117,15 @@ def _source(config: EvalConfig, prompts: Sequence[Prompt]) -> tuple[Source, dict
 
         source = Endpoint(config.endpoint, config.endpoint_model, prompts, **drawn)
         return source, {"endpoint": config.endpoint, "endpoint_model": config.endpoint_model}
+    from autodeco_fast.autodeco import AutoDecoModelForCausalLM  # from now on transformers knows it
     from autodeco_fast.training.eval_model import LocalModel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, config.dtype, None) or base_model.frozen_dtype(device)
     tokenizer = base_model.load_tokenizer(config.model)
     model = base_model.load_causal_lm(config.model, dtype=dtype).to(device)
+    if isinstance(model, AutoDecoModelForCausalLM):
+        model = model.llm  # a policy draws from it: autodeco=… is its own heads
     identity = {"model": model_fingerprint(model, tokenizer), "dtype": str(dtype)}
     return LocalModel(model, tokenizer, prompts, **drawn), identity
 
@@ -138,12 +141,13 @@ def model_fingerprint(model, tokenizer) -> str:
 
 
 def policy_fingerprint(policy: Policy) -> str:
-    """Of its text and, of a head, its weights."""
+    """Of its text and, of heads, their weights."""
     parts: list[bytes | torch.Tensor] = [str(policy).encode()]
-    head = getattr(policy, "head", None)
-    if head is not None:
-        parts.append(repr(head).encode())
-        parts += [t.float() for _, t in sorted(head.state_dict().items())]
+    for name in ("head", "top_p_head"):
+        head = getattr(policy, name, None)
+        if head is not None:
+            parts.append(repr(head).encode())
+            parts += [t.float() for _, t in sorted(head.state_dict().items())]
     return fingerprint(*parts)
 
 

@@ -3,7 +3,7 @@
 import warnings
 from pathlib import Path
 
-from autodeco_fast import TemperatureHead
+from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.errors import read_json_object
 from autodeco_fast.heads import DEFAULT_MIN_P
 from autodeco_fast.training.scan_store import Scan
@@ -47,6 +47,18 @@ def min_p_of(
             stacklevel=2,
         )
     return min_p
+
+
+def check_width(head: TemperatureHead | TopPHead, hidden_size: int) -> None:
+    """Refuses a head of another width than the model's output embedding.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if head.hidden_size != hidden_size:
+        raise ValueError(
+            f"head has width {head.hidden_size}, the model's output embedding takes {hidden_size}"
+        )
 
 
 def check_fits(head: TemperatureHead, settings: dict, scan: Scan) -> None:

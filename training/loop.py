@@ -15,65 +15,94 @@ import torch
 from torch import nn
 
 from autodeco_fast import TemperatureHead, TopPHead
-from autodeco_fast.checkpoint import CONFIG_NAME
+from autodeco_fast.autodeco.own_heads import TOP_P_FOLDER
+from autodeco_fast.checkpoint import CONFIG_NAME, check_finite
 from autodeco_fast.training import checkpoints
 from autodeco_fast.training.batches import Source
 from autodeco_fast.training.checkpoints import Progress
-from autodeco_fast.training.config import TrainConfig
+from autodeco_fast.training.config import AUTODECO, TrainConfig
+from autodeco_fast.training.head_folder import check_model, check_width
 from autodeco_fast.training.metrics import Log, Totals
 from autodeco_fast.training.objectives import (
     AutoDecoJoint,
     AutoDecoTemperature,
+    AutoDecoTopP,
     LabelFree,
     MinPHinge,
     Objective,
 )
-from autodeco_fast.training.step import Step, differentiate
+from autodeco_fast.training.processes import start_accelerator
+from autodeco_fast.training.step import Step, differentiate, trained
+
+_OBJECTIVES = {
+    "min_p_hinge": MinPHinge,
+    "label_free": LabelFree,
+    **dict(zip(AUTODECO, (AutoDecoTemperature, AutoDecoTopP, AutoDecoJoint))),
+}
 
 
 def objective_of(config: TrainConfig) -> Objective:
-    if config.objective == "autodeco_temperature":
-        return AutoDecoTemperature()
-    if config.objective == "autodeco_joint":
-        return AutoDecoJoint()
-    kind = LabelFree if config.objective == "label_free" else MinPHinge
-    return kind(
-        **{f.name: getattr(config, f.name) for f in fields(kind) if hasattr(config, f.name)}
-    )
+    kind = _OBJECTIVES[config.objective]
+    options = {f.name: getattr(config, f.name) for f in fields(kind) if hasattr(config, f.name)}
+    if options.get("weighting") == "none":
+        options["weighting"] = None
+    return kind(**options)
 
 
 def new_head(config: TrainConfig, hidden_size: int) -> nn.Module:
-    """What the objective trains, from the run's seed; it knows the run's Min-P."""
+    """What the objective trains: what `config.head` holds, else a head from the run's seed; it
+    knows the run's Min-P.
+
+    Raises:
+        ValueError: if there is no head in `config.head`, or of another width.
+    """
     torch.manual_seed(config.seed)
-    head = TemperatureHead(hidden_size, min_p=config.min_p)
-    if config.objective != "autodeco_joint":
+    if config.head is None:
+        head = TemperatureHead(hidden_size)
+    else:
+        head = TemperatureHead.from_pretrained(config.head)
+        check_width(head, hidden_size)
+    head.min_p = config.min_p
+    if config.objective not in ("autodeco_top_p", "autodeco_joint"):
         return head
-    return nn.ModuleDict({"temp_head": head, "top_p_head": TopPHead(hidden_size)})
+    return nn.ModuleDict({"temp_head": head, "top_p_head": _top_p_head(config, hidden_size)})
+
+
+def _top_p_head(config: TrainConfig, hidden_size: int) -> TopPHead:
+    folder = None if config.head is None else config.head / TOP_P_FOLDER
+    if folder is None or not folder.is_dir():
+        return TopPHead(hidden_size)
+    head = TopPHead.from_pretrained(folder)
+    check_width(head, hidden_size)
+    return head
 
 
 def save_heads(head: nn.Module, folder: Path) -> None:
+    check_finite(head.state_dict(), f"the weights for {str(folder)!r}")  # of both before either
     if isinstance(head, nn.ModuleDict):
-        head["top_p_head"].save_pretrained(folder / "top_p_head")
+        head["top_p_head"].save_pretrained(folder / TOP_P_FOLDER)
         head = head["temp_head"]
     head.save_pretrained(folder)
 
 
 def learning_rate(step: int, steps: int, warmup_ratio: float, schedule: str = "cosine") -> float:
-    """Factor of the learning rate: a linear warm-up, then half a cosine to zero, or 1."""
+    """Factor of the learning rate: a linear warm-up, then half a cosine or a line to zero, or 1."""
     warmup = round(steps * warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
-    angle = torch.pi * (step - warmup) / max(1, steps - warmup)
-    return 0.5 + 0.5 * float(torch.cos(torch.tensor(angle)))
+    done = (step - warmup) / max(1, steps - warmup)
+    if schedule == "linear":
+        return 1.0 - done
+    return 0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * done)))
 
 
 @torch.no_grad()
 def held_out_loss(source: Source, head: nn.Module, objective: Objective, accelerator) -> float:
     """The objective's terms added up, each a mean over the held-out tokens of all processes."""
     rank, world = accelerator.process_index, accelerator.num_processes
-    parameters = list(head.parameters())[:1]
+    parameters = trained(head)[:1]
     total = Step.zero(objective.names, parameters)
     for step in range(source.steps_per_epoch(world)):
         for batch in source.batches(0, step, rank, world):
@@ -108,13 +137,12 @@ def train(
         on_step: called with a step's metrics, in the main process.
 
     Raises:
-        ValueError: if `config.output` holds a head already, a loss or a weight is not finite, or no
-            step selected a token. No head is written then.
+        ValueError: if `config.output` holds a head already, that in `config.head` is none or of
+            another model, a loss or a weight is not finite, or no step selected a token. No head is
+            written then.
     """
-    from accelerate import Accelerator
-
     mine = accelerator is None
-    accelerator = Accelerator() if mine else accelerator
+    accelerator = start_accelerator() if mine else accelerator
     check_output(config)
     head = _Run(source, config, measure_on=measure_on, accelerator=accelerator).run(
         on_start, on_step
@@ -147,10 +175,15 @@ class _Run:
         self.per_epoch = source.steps_per_epoch(self.world)
         steps = self.per_epoch * config.num_train_epochs
         self.steps = min(steps, config.max_steps or steps)
+        if config.head is not None:
+            check_model(config.head, source.identity()["lm_head"])
         self.head = new_head(config, source.hidden_size).to(source.device)
+        if config.objective == "autodeco_top_p":
+            self.head["temp_head"].requires_grad_(False)
+        self.parameters = trained(self.head)
         self.objective = objective_of(config)
         self.optimizer = torch.optim.AdamW(
-            self.head.parameters(), lr=config.learning_rate, weight_decay=0.01
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.progress, self.best = Progress(), None
         self.totals = Totals()  # of all steps
@@ -200,7 +233,9 @@ class _Run:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total.assign(self.head.parameters())
+        total.assign(self.parameters)
+        if self.config.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
@@ -215,12 +250,11 @@ class _Run:
 
     def _gradients(self) -> tuple[Step, Totals]:
         """Sums of a step over all batches and processes."""
-        parameters = list(self.head.parameters())
-        total, totals = Step.zero(self.objective.names, parameters), Totals()
+        total, totals = Step.zero(self.objective.names, self.parameters), Totals()
         epoch, step = divmod(self.progress.step, self.per_epoch)
         for batch in self.source.batches(epoch, step, self.rank, self.world):
             sums = self.objective(batch, self.source.lm_head, self.head)
-            one, seen = differentiate(sums, parameters)
+            one, seen = differentiate(sums, self.parameters)
             total = total + one
             totals.add(seen, self.config)
             if self.log and self.config.diagnostics:

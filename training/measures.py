@@ -196,7 +196,7 @@ def measures_of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str
         ValueError: if the scanned model is not there any more.
     """
     base, tokens = scanned_model(scan), scan.load()
-    tokens = tokens.rows(sample_of(tokens))
+    tokens = tokens[sample_of(tokens)]
     weight, found = scan.weight(tokens), []
     for head in heads:
         min_p = min_p_of(head)

@@ -43,8 +43,11 @@ class Totals:
     def why_nothing(self, config: TrainConfig) -> str:
         """Which setting left no token to learn from."""
         _, targets, *_, impossible, trivial = (int(x) for x in self.values)
-        if config.objective != "min_p_hinge":
-            return f"all {targets:,} targets were left out as easy; another seed leaves out others"
+        if config.objective != "min_p_hinge" and not config.goldilocks_filter:
+            return (
+                f"easy_drop {config.easy_drop:g} left out all {targets:,} targets, which are the "
+                "model's argmax"
+            )
         if impossible == targets:
             return f"max_rank {config.max_rank} dropped all {targets:,} targets"
         if impossible + trivial == targets:

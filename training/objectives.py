@@ -5,7 +5,8 @@ Called with a batch, the LM head and the head; means come later, over a step.
     MinPHinge              the required temperature, softly; see `min_p_hinge_loss`
     LabelFree              the width of the model's own nucleus; see `nucleus_width_loss`
     AutoDecoTemperature    AutoDeco's temperature loss
-    AutoDecoJoint          the same plus its soft top-p loss for a second head
+    AutoDecoTopP           its soft top-p loss for a second head; the first one stays as it is
+    AutoDecoJoint          both losses for both heads
 """
 
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ class Batch(NamedTuple):
     # [N] tokens of the text that each stands for, where others like it were left out already, by
     # the same uniforms; None: all are here
     weight: torch.Tensor | None = None
+    # [N] λ of each token; None: that of the objective
+    gravity: torch.Tensor | None = None
 
 
 class Sums(NamedTuple):
@@ -96,25 +99,16 @@ def joined(chunks: list[TokenStats]) -> TokenStats:
 
 
 @dataclass(frozen=True)
-class MinPHinge:
-    """The hinge between T and T*, weighted by `goldilocks_weight`."""
+class _Goldilocks:
+    """Selection of tokens by the frozen model's own confidence; see `goldilocks_weight`."""
 
-    names = ("hinge",)
-
-    min_p: float = 0.1
-    gravity: float = 0.1
-    power: int = 1
-    unreachable: str = "drop"
     max_rank: int = 100
     trivial_prob: float = 0.9
     easy_fraction: float = 0.1
     easy_weight: str = "inverse"
 
-    def __call__(self, batch: Batch, lm_head, head: nn.Module) -> Sums:
-        stats = batch.stats
-        if stats is None:
-            transform = transform_of(lm_head)
-            stats = token_stats(batch.hidden, lm_head.weight, batch.target, **transform)
+    def goldilocks(self, batch: Batch, stats: TokenStats) -> torch.Tensor:
+        """What each token counts for, `[N]`."""
         weight = goldilocks_weight(
             stats,
             max_rank=self.max_rank,
@@ -126,6 +120,26 @@ class MinPHinge:
         if self.easy_weight == "inverse" and batch.weight is not None:
             # Both selections look at the same uniform: the narrower one is a token's chance.
             weight = torch.where(weight > 0, torch.maximum(weight, batch.weight), weight)
+        return weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinPHinge(_Goldilocks):
+    """The hinge between T and T*, weighted by `goldilocks_weight`."""
+
+    names = ("hinge",)
+
+    min_p: float = 0.1
+    gravity: float = 0.1
+    power: int = 1
+    unreachable: str = "drop"
+
+    def __call__(self, batch: Batch, lm_head, head: nn.Module) -> Sums:
+        stats = batch.stats
+        if stats is None:
+            transform = transform_of(lm_head)
+            stats = token_stats(batch.hidden, lm_head.weight, batch.target, **transform)
+        weight = self.goldilocks(batch, stats)
         if self.unreachable == "drop":
             reached = required_temperature(stats, self.min_p) <= head.max_temperature
             weight = weight * reached
@@ -141,6 +155,8 @@ class MinPHinge:
             unreachable=self.unreachable,
             reduction="sum",
         )
+        if batch.gravity is not None:
+            loss = loss + (weight * (batch.gravity - self.gravity) * T).sum()
         terms = {"hinge": (loss, weight.sum())}
         return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
 
@@ -170,113 +186,148 @@ class LabelFree:
         for index, logits in logits_in_chunks(batch.hidden, lm_head, self.chunk_bytes):
             if batch.stats is None:
                 chunks.append(logit_stats(logits, batch.target[index], **transform))
-            loss = nucleus_width_loss(
-                T[index],
-                logits,
-                min_p=self.min_p,
-                gravity=self.gravity,
-                max_temperature=head.max_temperature,
-                unreachable=self.unreachable,
-                row_weight=weight[index],
-                reduction="sum",
-                **transform,
-            )
-            losses.append(loss)
+            for gravity, rows in self._by_gravity(batch, index):
+                loss = nucleus_width_loss(
+                    T[index],
+                    logits,
+                    min_p=self.min_p,
+                    gravity=gravity,
+                    max_temperature=head.max_temperature,
+                    unreachable=self.unreachable,
+                    row_weight=weight[index] * rows,
+                    reduction="sum",
+                    **transform,
+                )
+                losses.append(loss)
         stats = batch.stats if batch.stats is not None else joined(chunks)
         terms = {"nucleus_width": (torch.stack(losses).sum(), weight.sum())}
         return Sums(terms, temperature=T.detach(), stats=stats, weight=weight)
 
+    def _by_gravity(
+        self, batch: Batch, index: slice
+    ) -> Iterator[tuple[float, torch.Tensor | float]]:
+        """Each λ, and 1 for the rows of a chunk that have it."""
+        if batch.gravity is None:
+            yield self.gravity, 1.0
+            return
+        for gravity in batch.gravity.unique().tolist():
+            yield gravity, (batch.gravity[index] == gravity).float()
 
-@dataclass(frozen=True)
-class AutoDecoTemperature:
+
+@dataclass(frozen=True, kw_only=True)
+class AutoDecoTemperature(_Goldilocks):
     """AutoDeco's temperature loss on every token but the easy ones it leaves out at random."""
 
     names = ("temperature",)
 
     easy_drop: float = 0.6
     weighting: str | None = "unscaled"
+    goldilocks_filter: bool = False  # selects in the place of easy_drop
 
     def __call__(self, batch: Batch, lm_head, head: nn.Module) -> Sums:
         T = head(batch.hidden)
-        transform = transform_of(lm_head)
-        stats = token_stats(batch.hidden, lm_head.weight, batch.target, temperature=T, **transform)
-        return self.sums_at(T, stats, batch.uniform)
+        stats = token_stats(
+            batch.hidden.to(lm_head.weight.dtype),
+            lm_head.weight,
+            batch.target,
+            temperature=T,
+            **transform_of(lm_head),
+        )
+        return self.sums_at(T, stats, batch)
 
-    def sums_at(
-        self, temperature: torch.Tensor, stats: TokenStats, uniform: torch.Tensor | None
-    ) -> Sums:
+    def sums_at(self, temperature: torch.Tensor, stats: TokenStats, batch: Batch) -> Sums:
         """The same where the statistics at the predicted temperature are known."""
-        selected = learned_by_autodeco(stats, self.easy_drop, uniform=uniform)
-        loss = autodeco_temperature_loss(
+        weight = self._weight(batch, stats)
+        rows = autodeco_temperature_loss(
             temperature,
-            stats._replace(rank=torch.where(selected, stats.rank, -1)),
+            stats._replace(rank=torch.where(weight > 0, stats.rank, -1)),
             easy_drop=0.0,
             weighting=self.weighting,
-            reduction="sum",
+            reduction="none",
         )
-        terms = {"temperature": (loss, selected.sum())}
-        weight = selected.to(loss.dtype)
+        terms = {"temperature": ((rows * weight).sum(), weight.sum())}
         return Sums(terms, temperature=temperature.detach(), stats=stats, weight=weight)
 
+    def _weight(self, batch: Batch, stats: TokenStats) -> torch.Tensor:
+        if self.goldilocks_filter:
+            return self.goldilocks(batch, stats)
+        selected = learned_by_autodeco(stats, self.easy_drop, uniform=batch.uniform)
+        return selected.to(stats.max_logit.dtype)
 
-@dataclass(frozen=True)
-class AutoDecoJoint:
-    """AutoDeco's two losses for two heads, `nn.ModuleDict(temp_head=…, top_p_head=…)`, from one
-    product with the LM head.
 
-    A chunk of logits serves the statistics, the top-p head's features and the sort.
-    """
+@dataclass(frozen=True, kw_only=True)
+class AutoDecoTopP:
+    """AutoDeco's soft top-p loss for the second of two heads, `nn.ModuleDict(temp_head=…,
+    top_p_head=…)`, at every token."""
 
-    names = ("temperature", "soft_top_p")
+    names = ("soft_top_p",)
 
-    easy_drop: float = 0.6
-    weighting: str | None = "unscaled"
     steepness: float = 30.0
     chunk_bytes: int = CHUNK_BYTES
 
     def __call__(self, batch: Batch, lm_head, head: nn.ModuleDict) -> Sums:
-        hidden, target, transform = batch.hidden, batch.target, transform_of(lm_head)
-        del transform["bias"]
-        T = head["temp_head"](hidden)
-        chunks, losses = [], []
-        for index, logits in logits_in_chunks(hidden, lm_head, self.chunk_bytes):
-            h, y, t = hidden[index], target[index], T[index]
-            chunks.append(logit_stats(logits, y, temperature=t, **transform))
-            losses.append(
-                self._soft_top_p(
-                    logits,
-                    Batch(h, y),
-                    temperature=t,
-                    transform=transform,
-                    head=head["top_p_head"],
-                )
-            )
-        temperature = AutoDecoTemperature(self.easy_drop, self.weighting)
-        sums = temperature.sums_at(T, joined(chunks), batch.uniform)
-        soft = torch.stack(losses).sum(), (target >= 0).sum()
-        return sums._replace(terms={**sums.terms, "soft_top_p": soft})
+        T = head["temp_head"](batch.hidden).detach()
+        term, stats = self.term(batch, lm_head, temperature=T, head=head["top_p_head"])
+        weight = (batch.target >= 0).to(T.dtype)
+        return Sums({"soft_top_p": term}, temperature=T, stats=stats, weight=weight)
 
-    def _soft_top_p(
+    def term(
         self,
-        logits: torch.Tensor,
-        rows: Batch,
+        batch: Batch,
+        lm_head,
         *,
         temperature: torch.Tensor,
-        transform: dict,
         head: nn.Module,
-    ) -> torch.Tensor:
-        """The soft top-p loss summed over the rows of a chunk of logits."""
-        features = None
-        if head.use_enhanced_features:
-            features = prob_stats(logits, temperature.detach(), **transform)
-        return soft_top_p_rows(
-            logits,
-            None,
-            torch.where(rows.target < 0, IGNORED, rows.target),
-            temperature,
-            head(rows.hidden, temperature.detach(), features),
-            bias=None,
-            steepness=self.steepness,
-            chunk_bytes=self.chunk_bytes,
-            **transform,
-        ).sum()
+        detach_temperature: bool = False,
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], TokenStats]:
+        """The summed loss and its number of tokens; statistics at the temperature.
+
+        A chunk of logits serves the statistics, the top-p head's features and the sort.
+        """
+        transform = transform_of(lm_head)
+        del transform["bias"]
+        chunks, losses = [], [temperature.new_zeros(())]
+        for index, logits in logits_in_chunks(batch.hidden, lm_head, self.chunk_bytes):
+            h, y, T = batch.hidden[index], batch.target[index], temperature[index]
+            chunks.append(logit_stats(logits, y, temperature=T, **transform))
+            features = None
+            if head.use_enhanced_features:
+                features = prob_stats(logits, T.detach(), **transform)
+            rows = soft_top_p_rows(
+                logits,
+                None,
+                torch.where(y < 0, IGNORED, y),
+                T.detach() if detach_temperature else T,
+                head(h, T.detach(), features),
+                bias=None,
+                steepness=self.steepness,
+                chunk_bytes=self.chunk_bytes,
+                **transform,
+            )
+            losses.append(rows.sum())
+        return (torch.stack(losses).sum(), (batch.target >= 0).sum()), joined(chunks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoDecoJoint(AutoDecoTemperature):
+    """AutoDeco's two losses for two heads, `nn.ModuleDict(temp_head=…, top_p_head=…)`, from one
+    product with the LM head."""
+
+    names = ("temperature", "soft_top_p")
+
+    steepness: float = 30.0
+    detach_temperature: bool = False  # the soft top-p loss has no say in T
+    chunk_bytes: int = CHUNK_BYTES
+
+    def __call__(self, batch: Batch, lm_head, head: nn.ModuleDict) -> Sums:
+        T = head["temp_head"](batch.hidden)
+        top_p = AutoDecoTopP(steepness=self.steepness, chunk_bytes=self.chunk_bytes)
+        term, stats = top_p.term(
+            batch,
+            lm_head,
+            temperature=T,
+            head=head["top_p_head"],
+            detach_temperature=self.detach_temperature,
+        )
+        sums = self.sums_at(T, stats, batch)
+        return sums._replace(terms={**sums.terms, "soft_top_p": term})

@@ -1,5 +1,6 @@
-"""Prompts to continue: JSONL, each line with `prompt` (text, or a chat) or `messages` (a chat), an
-optional `task` that results are grouped by, and fields for a scorer or a reward function."""
+"""Prompts to continue: JSONL, each line with `prompt` (text, or a chat), `messages` (a chat) or
+`problem` (text, as AutoDeco's evaluation has it: the question of a chat), an optional `task` that
+results are grouped by, and fields for a scorer or a reward function."""
 
 import json
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 from autodeco_fast.errors import foreign, parse_json
 from autodeco_fast.training.data import is_chat
 from autodeco_fast.values import text
+
+BOXED = "Make sure you output the final answer within \\boxed{}."  # AutoDeco's, behind a problem
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,10 @@ class Prompt:
     @property
     def content(self) -> str | list[dict]:
         """Its text, or its chat messages."""
-        return self.fields["prompt"] if "prompt" in self.fields else self.fields["messages"]
+        for name in ("prompt", "messages"):
+            if name in self.fields:
+                return self.fields[name]
+        return [{"role": "user", "content": f"{self.fields['problem']}\n{BOXED}"}]
 
     @property
     def task(self) -> str:
@@ -35,16 +41,22 @@ class Prompt:
         return "\n".join(f"{m['role']}: {m['content']}" for m in content)
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
 def _complaint(fields: object) -> str | None:
     if not isinstance(fields, dict):
         return f"a prompt must be a JSON object, got {type(fields).__name__}"
-    if ("prompt" in fields) == ("messages" in fields):
-        return "must have either prompt or messages"
-    prompt = fields.get("prompt", "a chat in messages")
-    if not is_chat(prompt) and not (isinstance(prompt, str) and prompt):
+    given = [name for name in ("prompt", "messages") if name in fields]
+    if len(given) == 2 or not (given or "problem" in fields):
+        return "must have either prompt or messages, or else a problem"
+    if "prompt" in given and not (is_chat(fields["prompt"]) or _is_text(fields["prompt"])):
         return "prompt must be text or a list of messages"
-    if "messages" in fields and not is_chat(fields["messages"]):
+    if "messages" in given and not is_chat(fields["messages"]):
         return "messages must be a list of objects with role and content"
+    if not given and not _is_text(fields["problem"]):
+        return "problem must be text"
     if not isinstance(fields.get("task", ""), str):
         return f"task must be text, got {type(fields['task']).__name__}"
     try:
@@ -94,7 +106,9 @@ def encode_prompt(
     if isinstance(prompt.content, str):
         ids = list(tokenizer(prompt.content).input_ids)
     elif not tokenizer.chat_template:
-        raise ValueError(f"{where}: messages need a chat template, which the tokenizer has not")
+        raise ValueError(
+            f"{where}: messages and problems need a chat template, which the tokenizer has not"
+        )
     else:
         with foreign(f"{where}: the tokenizer's chat template does not take the messages"):
             ids = tokenizer.apply_chat_template(

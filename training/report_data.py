@@ -104,7 +104,7 @@ def v_curves(
     """T̂ against T*, and on a sample of the tokens against the width of the model's own nucleus of
     this mass."""
     picks = sample_of(d.tokens)
-    widths = nucleus_widths(d.tokens.rows(picks), base, mass=mass, min_p=min_p)
+    widths = nucleus_widths(d.tokens[picks], base, mass=mass, min_p=min_p)
     of_nucleus = v_curve(widths.numpy(), d.temperature[picks.numpy()], limit)
     return v_curve(d.required, d.temperature, limit), of_nucleus
 
@@ -153,9 +153,7 @@ def costs(d: Domain, base: BaseModel, head: TemperatureHead, *, min_p: float) ->
     }
     policies |= {f"head {shift:+g}": (T + shift).clamp(0.0, limit) for shift in SHIFTS}
     policies["oracle"] = None
-    sums = sums_by_document(
-        d.tokens.rows(picks), base, policies, min_p=min_p, max_temperature=limit
-    )
+    sums = sums_by_document(d.tokens[picks], base, policies, min_p=min_p, max_temperature=limit)
     fixed = [sums[f"fixed {t:g}"] for t in FIXED]
     comparisons = {
         label: compare(sums["head +0"], fixed, axis, seed=0)

@@ -36,7 +36,7 @@ class RewardConfig(Options):
         "instead of prompts and reward",
         None,
     )
-    head: Path | None = option("folder of a head to start from; by default a new one", None)
+    head: Path | None = option_of(TrainConfig, "head")
     min_p: float | None = option(
         "the cut the head is used with; by default the one of head, 0.1 for a new one",
         None,

@@ -28,7 +28,12 @@ from autodeco_fast.training import checkpoints
 from autodeco_fast.training.base_model import BaseModel, width
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.data import IGNORED
-from autodeco_fast.training.head_folder import check_model, min_p_of, training_settings
+from autodeco_fast.training.head_folder import (
+    check_model,
+    check_width,
+    min_p_of,
+    training_settings,
+)
 from autodeco_fast.training.loop import check_output, learning_rate, new_head, save_heads
 from autodeco_fast.training.metrics import Log
 from autodeco_fast.training.objectives import Sums, transform_of
@@ -80,10 +85,7 @@ def first_head(config: RewardConfig, hidden_size: int) -> TemperatureHead:
         min_p = DEFAULT_MIN_P if config.min_p is None else config.min_p
         return new_head(replace(config, min_p=min_p), hidden_size)
     head = TemperatureHead.from_pretrained(config.head)
-    if head.hidden_size != hidden_size:
-        raise ValueError(
-            f"head has width {head.hidden_size}, the model's output embedding takes {hidden_size}"
-        )
+    check_width(head, hidden_size)
     head.min_p = min_p_of(head, training_settings(config.head), config.min_p)
     return head
 

@@ -15,12 +15,12 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import GenerationConfig
 
 from autodeco_fast import attach
 from autodeco_fast.training.base_model import BaseModel, end_ids, left_padded, positions
 from autodeco_fast.training.data import IGNORED, Example
+from autodeco_fast.training.drawing import Ends, StopStrings, prefilled
 from autodeco_fast.training.prompts import Prompt, encode_prompt
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.reward_function import Completion, rewards_of
@@ -113,28 +113,6 @@ def prompts_of(
     return found
 
 
-class _Ends(StoppingCriteria):
-    """Notes the length of every completion: up to the token that ends it."""
-
-    def __init__(self, tokenizer, width: int, *, ids: list[int], stop: str | None):
-        self.tokenizer, self.width, self.ids, self.stop = tokenizer, width, ids, stop
-        self.lengths: torch.Tensor | None = None  # [rows], 0 where it goes on
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_) -> torch.Tensor:
-        new = input_ids[:, self.width :]
-        if self.lengths is None:
-            self.lengths = torch.zeros(len(new), dtype=torch.long, device=new.device)
-        goes_on = self.lengths == 0
-        ended = torch.isin(new[:, -1], torch.tensor(self.ids, dtype=new.dtype, device=new.device))
-        if self.stop:
-            # It lies in the last tokens, which have a byte each at least.
-            tail = new[:, -len(self.stop.encode()) - 1 :]
-            for row in (goes_on & ~ended).nonzero()[:, 0].tolist():
-                ended[row] = self.stop in self.tokenizer.decode(tail[row])
-        self.lengths[goes_on & ended] = new.shape[1]
-        return self.lengths > 0
-
-
 @contextmanager
 def _plain(model: nn.Module) -> Iterator[None]:
     """The model without generation settings of its own: a repetition penalty, say, would change
@@ -164,31 +142,6 @@ def _hidden_states(model: nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def _prefilled(
-    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, copies: int
-) -> DynamicCache | None:
-    """The keys and values of prompts `[P, W]`, some copies of each; None where there are none, or
-    the model keeps something else.
-
-    `generate` would run over every copy of a prompt.
-    """
-    if not ids.shape[1]:
-        return None
-    position = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
-        return None
-    model.base_model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    cache.batch_repeat_interleave(copies)
-    return cache
-
-
 class OnPolicy:
     """Completions that the model writes with the head."""
 
@@ -203,6 +156,8 @@ class OnPolicy:
         self.base, self.tokenizer, self.prompts = base, tokenizer, prompts
         self.reward, self.config = reward, config
         self.end = end_ids(base.model, tokenizer)
+        stop = [config.stop] if config.stop else []
+        self.strings = StopStrings(tokenizer, stop, base.vocabulary, base.weight.device)
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
         config, model = self.config, self.base.model
@@ -222,10 +177,12 @@ class OnPolicy:
         prompts = [self.prompts[index].ids for _, index in some]
         width, size, pad = max(map(len, prompts)), config.num_generations, (self.end or [0])[0]
         ids, mask = left_padded(prompts, pad, device)
-        cache = _prefilled(self.base.model, ids[:, :-1], mask[:, :-1], size)
-        ids, mask = ids.repeat_interleave(size, 0), mask.repeat_interleave(size, 0)
+        copies = torch.arange(len(prompts), device=device).repeat_interleave(size)
+        cache = prefilled(self.base.model, ids, mask, copies)
+        ids, mask = ids[copies], mask[copies]
         seeds = torch.tensor([mixed(config.seed, "noise", number) for number, _ in some])
-        ends = _Ends(self.tokenizer, width, ids=self.end, stop=config.stop)
+        end = torch.tensor(self.end, device=device).long()
+        ends = Ends(self.strings, end, start=width, rows=len(ids))
         with _hidden_states(self.base.model) as seen:
             output = self.base.model.generate(
                 input_ids=ids,
@@ -240,8 +197,10 @@ class OnPolicy:
             )
         hidden = torch.stack(seen, 1)  # [rows, steps, H]
         return [
-            _Completed(row[:n] if n else row, h[:n] if n else h, truncated=n == 0)
-            for row, h, n in zip(output[:, width:].tolist(), hidden, ends.lengths.tolist())
+            _Completed(row[:n], h[:n], truncated=not ended)
+            for row, h, n, ended in zip(
+                output[:, width:].tolist(), hidden, ends.length.tolist(), ends.ended.tolist()
+            )
         ]
 
     def _scored(self, prompts: list[EncodedPrompt], completions: list[_Completed]) -> list[Rollout]:

@@ -22,7 +22,9 @@ from autodeco_fast.training.data import (
     stream_examples,
 )
 from autodeco_fast.training.head_folder import METRICS_NAME, SETTINGS_NAME, SWEEP_NAME
+from autodeco_fast.training.processes import start_accelerator
 from autodeco_fast.training.reward_config import RewardConfig
+from autodeco_fast.training.wishes import augmented
 
 
 def _held(folder: Path, accelerator) -> AbstractContextManager:
@@ -37,9 +39,7 @@ def scan_from_files(config: ScanConfig) -> None:
         ValueError: for input that cannot be used, or of which nothing is selected; no scan is left
             then.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     with _held(config.output, accelerator):
         _scan(config, accelerator)
     accelerator.end_training()
@@ -47,11 +47,12 @@ def scan_from_files(config: ScanConfig) -> None:
 
 def _count_examples(config: ScanConfig) -> int | None:
     """Checks all examples of a file, before a model is looked at; of a dataset, the first one."""
+    wished = augmented if config.wishes else iter
     if not is_local(config.data):
-        next(stream_examples(config.data, config.split), None)
+        next(wished(stream_examples(config.data, config.split)), None)
         return None
     count, with_ids = 0, False
-    for example in iter_examples(Path(config.data)):
+    for example in wished(iter_examples(Path(config.data))):
         count, with_ids = count + 1, with_ids or "input_ids" in example
     if with_ids:
         from autodeco_fast.training.base_model import facts
@@ -73,7 +74,7 @@ def _scan(config: ScanConfig, accelerator) -> None:
     with progress_bar(console) as move:
         move(total=None if count is None else -(-count // accelerator.num_processes))
         manifest = scan(config, base, tokenizer, accelerator=accelerator, on_examples=Speed(move))
-    if not manifest["kept"]:
+    if not manifest["tokens"]:
         length = base.example_length(config.max_length)
         _refuse_empty(config, manifest, length, accelerator=accelerator)
     say_scanned(console, manifest)
@@ -88,7 +89,15 @@ def _refuse_empty(config: ScanConfig, manifest: dict, length: int, *, accelerato
         discard(config.output, manifest["shards"])
     counts = manifest["counts"]
     nothing = f"nothing is selected of {config.data!r}: {why_empty(manifest)}"
-    raise ValueError(nothing if counts["seen"] else nothing_to_learn(counts["rows"], length))
+    raise ValueError(nothing if counts["seen"] else nothing_to_learn(counts["examples"], length))
+
+
+def _check_head(config: TrainConfig, hidden_size: int) -> None:
+    """Refuses a head to start from, before a model is loaded."""
+    if config.head is not None:
+        from autodeco_fast.training.loop import new_head
+
+        new_head(config, hidden_size)
 
 
 class _Sources:
@@ -97,11 +106,14 @@ class _Sources:
     def __init__(self, config: TrainConfig, accelerator, console: Console):
         self.device = accelerator.device
         if config.scan is not None:
+            from autodeco_fast.training.batches import check_selection
             from autodeco_fast.training.scan_store import Scan
 
             self.scan = Scan(config.scan)
+            check_selection(config, self.scan)
+            _check_head(config, self.scan.hidden_size)
             self.base = None
-            if config.objective == "label_free":
+            if config.objective != "min_p_hinge":
                 from autodeco_fast.training.measures import scanned_model
 
                 self.base = scanned_model(self.scan, device=self.device)
@@ -115,6 +127,8 @@ class _Sources:
         found = base_model.facts(config.model)
         if any("input_ids" in example for example in raw):
             read_examples(config.data, found.vocabulary)
+        if config.head is not None:
+            _check_head(config, base_model.width(config.model))
         length = base_model.example_length(config.max_length, found.positions)
         tokenizer = base_model.load_tokenizer(config.model)
         self.examples = encode_all(tokenizer, raw, length, vocabulary=found.vocabulary)
@@ -144,11 +158,9 @@ def train_from_files(config: TrainConfig | RewardConfig, grid: list[str] | None 
     if on_rewards and grid:
         raise ValueError("sweep is not for objective rewards: its rounds are those of one head")
     points = sweep(config, grid) if grid else [({}, config)]
-    from accelerate import Accelerator
-
     trackers = [name.strip() for name in config.report_to.split(",")]
     trackers = [name for name in trackers if name not in ("none", "")]
-    accelerator = Accelerator(log_with=trackers or None, project_dir=str(config.output))
+    accelerator = start_accelerator(log_with=trackers or None, project_dir=str(config.output))
     installed = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
     if not set(trackers) <= installed:
         raise ValueError(

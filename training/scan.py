@@ -1,9 +1,10 @@
 """The scan: one forward pass of the frozen model over the data; all a head learns from is written.
 
-Work is cut into blocks of `rows_per_shard` examples, dealt out to the processes; a block becomes
-one shard, whole or not at all, and carries its own counts. So a scan that was killed continues
-where it was: blocks that are there are not done again, and nothing is counted twice. What is
-selected at random is decided by uniforms that belong to the token (`training/token_uniform.py`).
+Work is cut into blocks of `examples_per_shard` examples, dealt out to the processes; a block
+becomes one shard, whole or not at all, and carries its own counts. So a scan that was killed
+continues where it was: blocks that are there are not done again, and nothing is counted twice. What
+is selected at random is decided by uniforms that belong to the token
+(`training/token_uniform.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -32,9 +33,11 @@ from autodeco_fast.training.scan_store import (
     write_shard,
 )
 from autodeco_fast.training.token_uniform import scan_uniform
+from autodeco_fast.training.wishes import augmented
 
 _BUCKETS = {"trivial": TRIVIAL, "middle": MIDDLE, "impossible": IMPOSSIBLE}
 _LIVE_SETTINGS = ("batch_tokens", "output")  # may change when a scan is continued
+_DEFAULTS = {"wishes": False}  # of settings that scans once did not have
 
 
 def pad(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -133,20 +136,21 @@ def thin(path: Path, hidden_size: int, *, config: ScanConfig, share: float) -> i
     bucket = _bucket(tokens.stats(), config)
     uniform = scan_uniform(config.seed, tokens.document, tokens.position)
     selected = _selected(bucket, uniform, config=config, share=share)
-    counts |= dict.fromkeys((f"kept_{name}" for name in _BUCKETS), 0)
+    counts |= dict.fromkeys((f"selected_{name}" for name in _BUCKETS), 0)
     _count_selected(counts, bucket, selected)
-    write_shard(path, tokens.rows(selected), counts, share=share)
+    write_shard(path, tokens[selected], counts, share=share)
     return int(selected.sum())
 
 
 def _count_selected(counts: dict[str, int], bucket: torch.Tensor, selected: torch.Tensor) -> None:
     for name, value in _BUCKETS.items():
-        counts[f"kept_{name}"] += int(((bucket == value) & selected).sum())
+        counts[f"selected_{name}"] += int(((bucket == value) & selected).sum())
 
 
 def _blocks(config: ScanConfig, vocabulary: int) -> Iterator[list[dict]]:
     examples = stream_examples(config.data, config.split, vocabulary)
-    while block := list(islice(examples, config.rows_per_shard)):
+    examples = augmented(examples) if config.wishes else examples
+    while block := list(islice(examples, config.examples_per_shard)):
         yield block
 
 
@@ -177,7 +181,7 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
                     f"{found.get(name)}, not {value}"
                 )
         for name, value in settings.items():
-            if found["settings"].get(name) != value:
+            if found["settings"].get(name, _DEFAULTS.get(name)) != value:
                 raise ValueError(
                     f"output {str(config.output)!r} holds a scan with {name} "
                     f"{found['settings'].get(name)}, not {value}"
@@ -213,7 +217,7 @@ class _Shards:
         if path.exists():
             self.on_examples(len(block), 0)
         else:
-            self._make(path, number * self.config.rows_per_shard, block)
+            self._make(path, number * self.config.examples_per_shard, block)
         _, share, n = read_facts(path, self.hidden_size)
         self.paths.append(path)
         self.tokens += n
@@ -229,7 +233,7 @@ class _Shards:
         )
 
     def _make(self, path: Path, first: int, block: list[dict]) -> None:
-        counts = dict.fromkeys(COUNTS, 0) | {"rows": len(block)}
+        counts = dict.fromkeys(COUNTS, 0) | {"examples": len(block)}
         length = self.base.example_length(self.config.max_length)
         examples = []
         for number, raw in enumerate(block, first):
@@ -295,4 +299,4 @@ def _finish(config: ScanConfig, manifest: dict, blocks: int) -> dict:
     tokens = sum(thin(path, hidden_size, config=config, share=share) for path in paths)
     facts = [read_facts(path, hidden_size)[0] for path in paths]
     counts = {name: sum(fact[name] for fact in facts) for name in COUNTS}
-    return {**manifest, "share": share, "shards": blocks, "kept": tokens, "counts": counts}
+    return {**manifest, "share": share, "shards": blocks, "tokens": tokens, "counts": counts}

@@ -1,8 +1,8 @@
 """A scan on disk: what a frozen model says of every token worth learning from, in safetensors.
 
     scan.json                    settings, fingerprints, and once it is finished the counts
-    shard-000012.safetensors     examples 12·rows_per_shard … of the data; a file that is there is
-                                 whole
+    shard-000012.safetensors     examples 12·examples_per_shard … of the data; a file that is there
+                                 is whole
 
 A shard holds, for its n tokens: hidden [n, H] bf16; gap, target_prob, entropy [n] fp32; rank,
 target, document, position [n] int32: 2·H + 28 bytes a token. Its header holds counts. `document` is
@@ -26,6 +26,7 @@ from autodeco_fast import TokenStats
 from autodeco_fast.errors import foreign, read_json_object
 from autodeco_fast.files import atomic_write, write_text
 from autodeco_fast.losses.selection import TRIVIAL, bucket_of, easy_token_weight
+from autodeco_fast.training.wishes import VARIANTS
 from autodeco_fast.values import SEEDS, finite, require, whole
 
 MANIFEST = "scan.json"
@@ -33,15 +34,15 @@ _FACTS = "scan"  # the one key of a shard's metadata: safetensors writes several
 FIELDS = ("gap", "target_prob", "entropy", "rank", "target", "document", "position")
 TENSORS = ("hidden", *FIELDS)
 COUNTS = (
-    "rows",
+    "examples",
     "seen",
     "not_finite",
     "trivial",
     "middle",
     "impossible",
-    "kept_trivial",
-    "kept_middle",
-    "kept_impossible",
+    "selected_trivial",
+    "selected_middle",
+    "selected_impossible",
 )
 
 
@@ -66,7 +67,7 @@ class ScanTokens:
     def __len__(self) -> int:
         return len(self.gap)
 
-    def rows(self, index: torch.Tensor | slice) -> "ScanTokens":
+    def __getitem__(self, index: torch.Tensor | slice) -> "ScanTokens":
         return ScanTokens(*(getattr(self, name)[index] for name in TENSORS))
 
     def to(self, device: torch.device) -> "ScanTokens":
@@ -152,8 +153,7 @@ def read_facts(path: Path, hidden_size: int) -> tuple[dict[str, int], float, int
         metadata = file.metadata() or {}
         shapes = {name: file.get_slice(name).get_shape() for name in TENSORS}
         dtypes = [file.get_slice(name).get_dtype() for name in TENSORS]
-        # They were apart before there was one key.
-        facts = json.loads(metadata[_FACTS]) if _FACTS in metadata else metadata
+        facts = json.loads(metadata[_FACTS])
         counts, share = {name: int(facts[name]) for name in COUNTS}, float(facts["share"])
     n = shapes["gap"][0] if len(shapes["gap"]) == 1 else -1
     want = {"hidden": [n, hidden_size], **{name: [n] for name in FIELDS}}
@@ -235,7 +235,7 @@ def _check_manifest(manifest: dict) -> None:
     require(isinstance(counts, dict), "counts", counts, "an object")
     for name in COUNTS:
         whole(name, counts.get(name), 0, 2**63 - 1)
-    for name in ("shards", "kept"):
+    for name in ("shards", "tokens"):
         whole(name, manifest.get(name), 0, 2**63 - 1)
     require(
         0 < finite("share", manifest.get("share")) <= 1, "share", manifest.get("share"), "in (0, 1]"
@@ -292,6 +292,15 @@ class Scan:
         )
         weight = easy_token_weight(settings["easy_fraction"], "inverse")
         return ones.masked_fill(bucket == TRIVIAL, weight)
+
+    @property
+    def variants(self) -> int:
+        """Documents in a row that are the same example, with other wishes."""
+        return VARIANTS if self.manifest["settings"].get("wishes") else 1
+
+    def wish(self, tokens: ScanTokens) -> torch.Tensor:
+        """What was wished for before each token: NONE, FOR_LESS or FOR_MORE. int32 `[n]`"""
+        return tokens.document % self.variants
 
     def load(self) -> ScanTokens:
         """All tokens at once."""

@@ -2,9 +2,10 @@
 
     name     a prompt's fields                      a completion scores 1 if
     exact    answer: text, or several               it is the answer, but for space around it
-    math     answer: text or a number               its answer is equal, by math-verify: the last
+    math     answer, or gt: text or a number        its answer is equal, by math-verify: the last
                                                     \\boxed{}, else after the last ####, else the
                                                     last number or formula
+    boxed    answer, or gt: text or a number        its last \\boxed{} is equal, by math-verify
     json     keys: list; first_line: true;          it (its first line), after the prefix, is one
              prefix: text                           JSON object with exactly these keys
     choice   allowed: list                          it is one of these, but for case, punctuation
@@ -173,7 +174,7 @@ def _math_verify():
         import math_verify
     except ImportError:
         raise ValueError(
-            "scorer math needs math-verify: pip install 'autodeco-fast[eval]'"
+            "scorers math and boxed need math-verify: pip install 'autodeco-fast[eval]'"
         ) from None
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # a timeout is a wrong answer
     return math_verify
@@ -200,11 +201,15 @@ def read_answer(text: str) -> list:
     return library.parse(text, how, parsing_timeout=_timeout())
 
 
+def _boxed(completion: str, fields: dict) -> bool:
+    return "\\boxed" in completion[-_READ_AT_MOST:] and _math(completion, fields)
+
+
 def _math(completion: str, fields: dict) -> bool:
     answer = read_answer(completion)
     if not answer:
         return False
-    gold = _gold(str(fields["answer"]))
+    gold = _gold(str(_answer_field(fields)[1]))
     return _math_verify().verify(list(gold), answer, timeout_seconds=_timeout())
 
 
@@ -213,12 +218,21 @@ def _gold(answer: str) -> tuple:
     return tuple(read_answer(answer))
 
 
+def _answer_field(fields: dict) -> tuple[str, object]:
+    """The name of the field that holds the answer, and its value."""
+    is_gt = "answer" not in fields and ("gt" in fields or "problem" in fields)
+    name = "gt" if is_gt else "answer"
+    return name, fields.get(name)
+
+
 def _math_complaint(fields: dict) -> str | None:
-    answer = fields.get("answer")
+    name, answer = _answer_field(fields)
+    if name not in fields:
+        return f"{name} is missing"
     if isinstance(answer, bool) or not (_is_text(answer) or isinstance(answer, (int, float))):
-        return "answer is missing" if "answer" not in fields else "answer must be text or a number"
+        return f"{name} must be text or a number"
     if not _gold(str(answer)):
-        return f"answer must be one that math-verify reads, got {answer!r}"
+        return f"{name} must be one that math-verify reads, got {answer!r}"
     return None
 
 
@@ -228,6 +242,7 @@ _BUILT_IN = {
     for scorer in (
         Scorer("exact", _each(_exact), _ANSWER),
         Scorer("math", _each(_math), _math_complaint),
+        Scorer("boxed", _each(_boxed), _math_complaint),
         Scorer(
             "json",
             _each(lambda completion, fields: parse_record(completion, fields) is not None),

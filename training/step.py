@@ -95,6 +95,11 @@ class Seen:
         return self.weight > 0
 
 
+def trained(head: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes."""
+    return [p for p in head.parameters() if p.requires_grad]
+
+
 def differentiate(sums: Sums, parameters: list[nn.Parameter]) -> tuple[Step, Seen]:
     """Backward of every term."""
     terms = {}
@@ -121,7 +126,7 @@ def training_step(
 ) -> tuple[Step, Seen]:
     """Forward and backward of a head on some tokens.
 
-    `step.assign(head.parameters())` makes the gradient that an optimizer takes.
+    `step.assign(trained(head))` makes the gradient that an optimizer takes.
 
     Args:
         hidden: `[N, H]` what enters the output embedding; no gradient goes there.
@@ -135,4 +140,4 @@ def training_step(
         The step, to be added to others, and what it saw.
     """
     batch = Batch(hidden.detach(), targets, uniform)
-    return differentiate(objective(batch, lm_head, head), list(head.parameters()))
+    return differentiate(objective(batch, lm_head, head), trained(head))

@@ -1,6 +1,7 @@
 """The `autodeco-fast` command.
 
-Bad input is one line on standard error and exit code 2, before any model is loaded.
+Bad input is one line on standard error and exit code 2, before any model is loaded. Options may be
+written with underscores, as transformers' and TRL's scripts have them: --learning_rate.
 """
 
 import sys
@@ -10,10 +11,20 @@ from typing import Annotated
 import typer
 
 from autodeco_fast import __version__
-from autodeco_fast.cli import doctor, evaluation, generation, training
+from autodeco_fast.cli import checkpoints, doctor, evaluation, generation, training
 from autodeco_fast.errors import USERS, line
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+def _with_dashes(name: str) -> str:
+    return name.replace("_", "-")
+
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+    context_settings={"token_normalize_func": _with_dashes},
+)
 for command in (
     generation.demo,
     doctor.doctor,
@@ -23,6 +34,9 @@ for command in (
     training.calibrate,
     training.report,
     generation.generate,
+    checkpoints.construct,
+    checkpoints.merge,
+    checkpoints.split,
 ):
     app.command()(command)
 app.command("eval")(evaluation.evaluate)

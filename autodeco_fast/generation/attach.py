@@ -7,7 +7,9 @@ from dataclasses import replace
 from torch import nn
 from transformers import GenerationMixin
 
+from autodeco_fast.autodeco.layout import MODEL_TYPE
 from autodeco_fast.generation.attachment import Attachment
+from autodeco_fast.policies.autodeco import AutoDecoPolicy
 from autodeco_fast.policies.base import Policy
 from autodeco_fast.policies.fixed import HeadPolicy
 from autodeco_fast.values import finite
@@ -19,7 +21,12 @@ def _inside(model: nn.Module) -> nn.Module:
     return inside() if callable(inside) else model
 
 
-def _policy(head_or_policy: nn.Module | Policy, scale: float, **own: float | None) -> Policy:
+def _policy(
+    head_or_policy: nn.Module | Policy,
+    top_p_head: nn.Module | None,
+    scale: float,
+    **own: float | None,
+) -> Policy:
     """The policy, with what was said of it beside."""
     given = {name: value for name, value in own.items() if value is not None}
     if not isinstance(head_or_policy, (nn.Module, Policy)):
@@ -28,7 +35,11 @@ def _policy(head_or_policy: nn.Module | Policy, scale: float, **own: float | Non
             "policies.parse makes one of a text"
         )
     if not isinstance(head_or_policy, Policy):
-        return HeadPolicy(head=head_or_policy, scale=scale, **given)
+        if top_p_head is None:
+            return HeadPolicy(head=head_or_policy, scale=scale, **given)
+        return AutoDecoPolicy(head=head_or_policy, top_p_head=top_p_head, scale=scale, **given)
+    if top_p_head is not None:
+        raise ValueError(f"top_p_head goes with a temperature head, got policy '{head_or_policy}'")
     if scale != 1.0:
         given["scale"] = head_or_policy.scale * finite("scale", scale)
     return replace(head_or_policy, **given)
@@ -38,6 +49,7 @@ def attach(
     model: GenerationMixin,
     head_or_policy: nn.Module | Policy,
     *,
+    top_p_head: nn.Module | None = None,
     min_p: float | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
@@ -48,7 +60,8 @@ def attach(
     """Makes `model.generate` follow a policy: tokens are sampled from `softmax(z / T)` inside a
     cut.
 
-    With a head, T = head(h) and the cut is Min-P; see `autodeco_fast.policies` for others.
+    With a head, T = head(h) and the cut is Min-P; with AutoDeco's two heads it is the top-p that
+    the second one predicts; see `autodeco_fast.policies` for others.
 
     While attached, `generate`
 
@@ -77,31 +90,37 @@ def attach(
             run through it.
         head_or_policy: a head predicts `T [...]` from `h [..., H]` and is moved to the model's
             device; a `Policy` picks T and the cut.
+        top_p_head: a `TopPHead`, beside a temperature head: `AutoDecoPolicy`.
         min_p: in [0, 1]; 0 cuts nothing. None leaves the policy's, which for a head is the one it
-            was trained for, 0.1 if it does not know; another one warns.
+            was trained for, 0.1 if it does not know, and for two heads 0; another one warns.
         t_min, t_max: ends of T, in place of the policy's.
         scale: factor on the policy's T, before it is held between them.
         fused: False leaves transformers' sampling step in place throughout.
-        record: whether to keep T and the kept set's size of every row and step of a call, in
-            `Attachment.records`: entry i is of the i-th new token. Rows that have ended go on being
-            recorded. Makes the logits to count.
+        record: whether to keep T, the kept set's size and a predicted top-p of every row and step
+            of a call, in `Attachment.records`: entry i is of the i-th new token. Rows that have
+            ended go on being recorded. Makes the logits to count.
 
     Returns:
         An `Attachment`: a context manager with `.detach()`, and `.records`.
 
     Raises:
         TypeError: if `model` cannot generate.
-        ValueError: if a head or policy is attached already, the widths differ, the model is no
-            decoder, its logits are not made by its output embedding, or an option is out of range.
+        ValueError: if a head or policy is attached already, the model is an AutoDeco checkpoint,
+            the widths differ, the model is no decoder, its logits are not made by its output
+            embedding, or an option is out of range.
     """
     model = _inside(model)
     if not isinstance(model, GenerationMixin):
         raise TypeError(
             f"attach() needs a transformers model that generates, got {type(model).__name__}"
         )
+    if model.config.model_type == MODEL_TYPE:
+        raise ValueError(
+            f"a {type(model).__name__} draws with its own heads: attach to its base, model.llm"
+        )
     if hasattr(type(model), "_autodeco_attachment"):
         raise ValueError("a policy is attached to this model already; detach() it first")
-    policy = _policy(head_or_policy, scale, min_p=min_p, t_min=t_min, t_max=t_max)
+    policy = _policy(head_or_policy, top_p_head, scale, min_p=min_p, t_min=t_min, t_max=t_max)
     if model.config.is_encoder_decoder:
         raise ValueError("attach() needs a decoder-only model")
     embedding = model.get_output_embeddings()

@@ -67,7 +67,8 @@ def _adaptive(decode: Callable, attachment: "Attachment", is_sample: bool) -> Ca
                 generation_config=config,
                 streamer=streamer,
             )
-        if call.records is not None and not is_sample:
+        call.candidates = not is_sample
+        if call.records is not None and call.candidates:
             raise ValueError("record=True needs one token a step, not candidates of several")
         fused = is_sample and call.fused
         if fused:
@@ -138,8 +139,8 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
 class Attachment:
     """A policy attached to a model, until `detach()` or the end of the `with` block.
 
-    `policy` is what decides; `records`, with `record=True`, one `(temperature, kept)` a step of the
-    last finished `generate`, `[rows]` each.
+    `policy` is what decides; `records`, with `record=True`, one `(temperature, kept, top_p)` a step
+    of the last finished `generate`, `[rows]` each; top_p is None where none is predicted.
     """
 
     def __init__(self, model: GenerationMixin, policy: Policy, *, fused: bool, record: bool):
@@ -204,7 +205,7 @@ class Attachment:
         ids = torch.full((1, 2), token, device=device)
         devices = {p.device for p in self.model.parameters() if p.is_cuda}
         with torch.random.fork_rng(list(devices)):  # dropout, in a model that is being trained
-            reads = self.policy.reads_logits or self.policy.cuts_by_logits
+            reads = self.policy.reads_logits or self.policy.cuts_by_row
             for self.lazy in (False,) if reads else (True, False):
                 try:
                     with self.gate.opened(lazy=self.lazy):

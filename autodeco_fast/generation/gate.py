@@ -21,7 +21,8 @@ from torch import nn
 
 from autodeco_fast.generation import lazy
 from autodeco_fast.numerics import GREEDY_BELOW
-from autodeco_fast.policies.base import Policy
+from autodeco_fast.policies.base import Picked, Policy
+from autodeco_fast.policies.masking import masked
 from autodeco_fast.policies.temperature import divisor
 
 
@@ -34,6 +35,7 @@ class Record(NamedTuple):
 
     temperature: torch.Tensor  # [rows] fp32, as the policy picked it
     kept: torch.Tensor  # [rows] int64: tokens of the kept set
+    top_p: torch.Tensor | None = None  # [rows] fp32, where the policy predicts it
 
 
 @dataclass
@@ -47,13 +49,28 @@ class Call:
     sampled: bool = False  # whether the fused sampler was put in charge
     status: torch.Tensor | None = None  # [rows] int32, what the sampler reported so far
     records: list[Record] | None = None  # one a step, where they are asked for
-    temperature: torch.Tensor | None = None  # [rows] fp32, of the last forward, for the records
+    candidates: bool = False  # whether tokens are proposed, so that a forward is of several
+    # Of the last forward, `[rows, positions]` each, for records and where top-p is predicted.
+    picked: Picked | None = None
+
+    @property
+    def top_p(self) -> torch.Tensor | None:
+        """The top-p that was picked of each row, `[rows]`; None where none is."""
+        top_p = None if self.picked is None else self.picked.top_p
+        return None if top_p is None else top_p[:, -1]
+
+    @property
+    def masked(self) -> bool:
+        """Whether the logits left the model cut: which of several positions a processor is shown it
+        cannot know, and each has a top-p of its own."""
+        return self.candidates and self.top_p is not None
 
     def note(self, kept: torch.Tensor) -> None:
         """Records a step whose kept sets are of these sizes, `[rows]`; of a greedy row that is
         1."""
-        T, kept = self.temperature, kept.long()
-        self.records.append(Record(T, torch.where(T < GREEDY_BELOW, kept.clamp(max=1), kept)))
+        T, kept = self.picked.temperature[:, -1], kept.long()
+        kept = torch.where(T < GREEDY_BELOW, kept.clamp(max=1), kept)
+        self.records.append(Record(T, kept, self.top_p))
 
 
 class Gate(threading.local):
@@ -68,7 +85,7 @@ class Gate(threading.local):
         self.call: Call | None = None
         # One entry a forward that runs: None until something enters the output embedding, then its
         # T, or itself where the policy must see the logits first.
-        self.seen: list[torch.Tensor | None] = []
+        self.seen: list[Picked | torch.Tensor | None] = []
 
     @contextmanager
     def _changed(self, **state):
@@ -98,10 +115,15 @@ class Gate(threading.local):
 
 def _scaled(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     """`logits / T` in fp32."""
-    temperature = temperature.to(logits.device)
     if isinstance(logits, lazy.LazyLogits) and logits.untouched:
         return logits.divided(temperature)
     return logits.float() / divisor(temperature)
+
+
+def _cut(scaled: torch.Tensor, policy: Policy, top_p: torch.Tensor) -> torch.Tensor:
+    """Logits over T, `[rows, positions, V]`, −inf outside the cut at a top-p a position."""
+    flat = scaled.flatten(0, 1)
+    return masked(flat, policy.cut(flat).at(top_p.flatten())).view_as(scaled)
 
 
 def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) -> list:
@@ -125,7 +147,7 @@ def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) 
                 "not known"
             )
         hidden = args[0] if args else next(iter(kwargs.values()))
-        gate.seen[-1] = hidden if policy.reads_logits else policy.temperatures(hidden)
+        gate.seen[-1] = hidden if policy.reads_logits else policy.pick(hidden)
         if gate.lazy and args and lazy.can_stay_lazy(embedding, hidden):
             return (lazy.handed(hidden, embedding), *args[1:]), kwargs
         return None
@@ -140,17 +162,20 @@ def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) 
                 f"{name} makes its logits without its output embedding: they cannot be scaled by "
                 "T(h)"
             )
-        rows = seen.shape[:-1] if policy.reads_logits else seen.shape
+        rows = seen.shape[:-1] if policy.reads_logits else seen.temperature.shape
         if rows != logits.shape[:-1]:
             raise Unscaled(
                 f"{name} has {tuple(rows)} hidden states and "
                 f"{tuple(logits.shape[:-1])} rows of logits in a forward: which h decides is not "
                 "known"
             )
-        temperature = policy.temperatures(seen, logits) if policy.reads_logits else seen
-        if gate.call is not None and gate.call.records is not None:
-            gate.call.temperature = temperature[:, -1]
-        scaled = _scaled(logits, temperature)
+        picked = policy.pick(seen, logits) if policy.reads_logits else seen
+        picked, call = picked.to(logits.device), gate.call
+        scaled = _scaled(logits, picked.temperature)
+        if call is not None and (call.records is not None or picked.top_p is not None):
+            call.picked = picked
+            if call.masked:
+                scaled = _cut(scaled, call.policy, picked.top_p)
         if isinstance(output, tuple):
             return (scaled, *output[1:])
         output.logits = scaled

@@ -22,7 +22,6 @@ from autodeco_fast.generation.lazy import LazyLogits, OneHot
 from autodeco_fast.ops.checks import check_integer, check_seed
 from autodeco_fast.ops.linear_sample import linear_sample
 from autodeco_fast.ops.sample import COUNTER, SampleOutput
-from autodeco_fast.policies.base import Policy
 from autodeco_fast.policies.masking import masked
 
 # What transformers puts after every cut.
@@ -159,8 +158,8 @@ class FusedSampler(LogitsProcessor):
         return OneHot(out.token, scores.shape[1])
 
     def _sample(self, scores: torch.Tensor, **options) -> SampleOutput:
-        if self.call.policy.cuts_by_logits:
-            return self.policy.cut(scores).sample(scores, **options)
+        if self.call.policy.cuts_by_row:
+            return self.policy.cut(scores).at(self.call.top_p).sample(scores, **options)
         cut = self.policy.cut(None)
         if isinstance(scores, LazyLogits) and scores.untouched:
             weight, bias = scores.embedding.weight, scores.embedding.bias
@@ -173,13 +172,15 @@ class FusedSampler(LogitsProcessor):
 
 
 class Masking(LogitsProcessor):
-    """For other sampling steps than ours: −inf outside the cut of a policy that reads logits."""
+    """For other sampling steps than ours: −inf outside a cut that differs from row to row."""
 
-    def __init__(self, policy: Policy):
-        self.policy = policy
+    def __init__(self, call: Call):
+        self.call = call
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return masked(scores, self.policy.cut(scores))
+        if self.call.masked:
+            return scores
+        return masked(scores, self.call.policy.cut(scores).at(self.call.top_p))
 
 
 class Recording(LogitsProcessor):
@@ -197,9 +198,9 @@ def unfused(call: Call, processors: list) -> list:
     """The processors of a call that is sampled by transformers: with the policy's cut, before a
     watermark and after all others, and with the records that are asked for."""
     processors = list(processors)
-    if call.policy.cuts_by_logits:
+    if call.policy.cuts_by_row:
         at = next((i for i, each in enumerate(processors) if isinstance(each, _LAST)), None)
-        processors.insert(len(processors) if at is None else at, Masking(call.policy))
+        processors.insert(len(processors) if at is None else at, Masking(call))
     return processors if call.records is None else [*processors, Recording(call)]
 
 

@@ -80,7 +80,12 @@ class Brought:
 
     @classmethod
     def by(cls, caller: FrameType | None) -> "Brought":
-        """Of the pipeline whose method `caller` is; nothing if it is no pipeline's."""
+        """Of the pipeline whose method `caller` is; nothing if it is no pipeline's.
+
+        A `generate` in between hands on what it was given: that of a model around this one.
+        """
+        while caller is not None and caller.f_code.co_name == "generate":
+            caller = caller.f_back
         pipelines = sys.modules.get("transformers.pipelines.base")
         pipeline = caller.f_locals.get("self") if pipelines and caller else None
         if pipelines is None or not isinstance(pipeline, pipelines.Pipeline):
@@ -207,7 +212,7 @@ def plan(
 
     settings = {name: NEUTRAL[name] if value is None else value for name, value in chosen.items()}
     settings |= {"do_sample": True, "min_p": None}
-    if not (fused or policy.cuts_by_logits):
+    if not (fused or policy.cuts_by_row):
         settings |= _cuts(policy, chosen)
     settings = {name: value for name, value in settings.items() if hasattr(defaults, name)}
     kwargs = {name: value for name, value in kwargs.items() if name not in settings}

@@ -27,7 +27,7 @@ class AdaptiveP(Policy):
     """
 
     kind = "adaptive_p"
-    cuts_by_logits = True
+    cuts_by_row = True
     remembers = True
     target: float = option("mean probability to draw at", 0.5, must_be="in [0, 1]")
     decay: float = option("of the running mean, a token", 0.9, must_be="in [0, 1)")

@@ -1,9 +1,9 @@
 """What a policy is asked: T where the logits leave the model, a cut where a token is drawn.
 
 A temperature divides the logits before anybody else sees them, so it is made of the hidden state
-and of the model's own logits. A cut is made of what is left to draw from: the logits over T, after
-every other processor. Any cut is a lowest logit; as Min-P of the logits over T, `z ≥ max z − c` is
-`min_p = e^{−c}`.
+and of the model's own logits; a top-p that is predicted is made of the same. A cut is made of what
+is left to draw from: the logits over T, after every other processor. Any cut is a lowest logit; as
+Min-P of the logits over T, `z ≥ max z − c` is `min_p = e^{−c}`.
 """
 
 import inspect
@@ -21,6 +21,17 @@ from autodeco_fast.values import require
 SHORT = {"temperature": "T"}  # how options are written in text
 
 
+class Picked(NamedTuple):
+    """What a policy picks of each row where its logits leave the model, `[...]` fp32 each."""
+
+    temperature: torch.Tensor
+    top_p: torch.Tensor | None = None  # in (0, 1], where it is predicted
+
+    def to(self, device: torch.device) -> "Picked":
+        """On a device."""
+        return Picked(*(each if each is None else each.to(device) for each in self))
+
+
 class Cut(NamedTuple):
     """Which tokens may be drawn, in the words of `sample` at temperature 1; a number or `[B]`
     each."""
@@ -29,6 +40,10 @@ class Cut(NamedTuple):
     top_k: torch.Tensor | int | None = None
     top_p: torch.Tensor | float | None = None
     logits: torch.Tensor | None = None  # [B, V]: drawn from in place of the logits over T
+
+    def at(self, top_p: torch.Tensor | None) -> "Cut":
+        """With the top-p that was picked of each row; itself where none was."""
+        return self if top_p is None else self._replace(top_p=top_p)
 
     def sample(self, scaled: torch.Tensor, **options) -> SampleOutput:
         """Draws from logits over T, `[B, V]`; seed, position and what else `sample` takes."""
@@ -46,7 +61,7 @@ class Policy(Options):
 
     kind: ClassVar[str]  # its name in text
     reads_logits: ClassVar[bool] = False  # whether `rule` does
-    cuts_by_logits: ClassVar[bool] = False  # whether `cut` does; else it gives numbers
+    cuts_by_row: ClassVar[bool] = False  # whether the cut is one of its own a row; else numbers
     remembers: ClassVar[bool] = False  # whether it must be told what was drawn
 
     min_p: float = option("Min-P cut at T; 0 cuts nothing", 0.0, must_be="in [0, 1]")
@@ -69,17 +84,28 @@ class Policy(Options):
         return 1.0
 
     def cut(self, scaled: torch.Tensor | None) -> Cut:
-        """The cut of logits over T, `[B, V]` fp32; they are None unless `cuts_by_logits`."""
+        """The cut of logits over T, `[B, V]` fp32; they are None unless `cuts_by_row`."""
         return Cut(min_p=self.min_p)
 
     def temperatures(
         self, hidden: torch.Tensor, logits: torch.Tensor | None = None
     ) -> torch.Tensor:
         """T of every row, `[...]` fp32; arguments as of `rule`."""
+        return self._in_range(self._ruled(hidden, logits))
+
+    def pick(self, hidden: torch.Tensor, logits: torch.Tensor | None = None) -> Picked:
+        """T of every row, and top-p if it is predicted; arguments as of `rule`."""
+        return Picked(self.temperatures(hidden, logits))
+
+    def _ruled(self, hidden: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor:
+        """What `rule` says, `[...]` fp32."""
         T = self.rule(hidden, logits)
         if not isinstance(T, torch.Tensor):
             T = torch.full(hidden.shape[:-1], T, dtype=torch.float32, device=hidden.device)
-        T = T.float()
+        return T.float()
+
+    def _in_range(self, T: torch.Tensor) -> torch.Tensor:
+        """With the factor, inside the range."""
         if self.scale != 1.0:
             T = T * self.scale
         if self.t_min > 0 or self.t_max is not None:
@@ -94,8 +120,10 @@ class Policy(Options):
             logits: `[B, V]`.
             options: seed, position and what else `sample` takes beside the temperature and cuts.
         """
-        scaled = logits.float() / divisor(self.temperatures(hidden, logits))
-        return self.cut(scaled if self.cuts_by_logits else None).sample(scaled, **options)
+        picked = self.pick(hidden, logits)
+        scaled = logits.float() / divisor(picked.temperature)
+        cut = self.cut(scaled if self.cuts_by_row else None).at(picked.top_p)
+        return cut.sample(scaled, **options)
 
     def started(self) -> "Policy":
         """What decides one call of `generate`: itself, unless it remembers."""

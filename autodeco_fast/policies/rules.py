@@ -18,7 +18,7 @@ HEAD = 256  # Min-k: the largest logits that are looked at before the whole row 
 class _Rule(Policy):
     """A cut from the logits, at one temperature."""
 
-    cuts_by_logits = True
+    cuts_by_row = True
     temperature: float = option("T", 1.0, must_be="≥ 0")
 
     def rule(self, hidden: torch.Tensor, logits: torch.Tensor | None) -> float:

@@ -76,7 +76,7 @@ class Work:
     def bare_forward(self) -> None:
         """The model with its LM head over the scan's batches."""
         lines, config = stream_examples(self.config.data, ""), self.config
-        while block := list(islice(lines, config.rows_per_shard)):
+        while block := list(islice(lines, config.examples_per_shard)):
             encoded = [
                 (i, encode(self.tokenizer, line, config.max_length)) for i, line in enumerate(block)
             ]

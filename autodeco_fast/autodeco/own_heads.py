@@ -1,0 +1,119 @@
+"""Heads between the released format and this library's folders.
+
+The format has no place for what our heads know besides: a conformal offset, another upper end of T
+or another width of the hidden layer change what is predicted and are refused; the Min-P that a head
+was made for is left out with a warning.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from autodeco_fast.autodeco.layout import (
+    INTERMEDIATE_SIZE,
+    MAX_TEMPERATURE,
+    TEMP_PREFIX,
+    TOP_P_PREFIX,
+    used_heads,
+)
+from autodeco_fast.heads import TemperatureHead, TopPHead
+from autodeco_fast.values import require
+
+TOP_P_FOLDER = "top_p_head"  # within the temperature head's, as training leaves it
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Those that are used; None for one that is not."""
+
+    temperature: TemperatureHead | None
+    top_p: TopPHead | None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By the format's names, in the weights' dtype."""
+        heads = {TEMP_PREFIX: self.temperature, TOP_P_PREFIX: self.top_p}
+        return {
+            prefix + name: tensor
+            for prefix, head in heads.items()
+            if head is not None
+            for name, tensor in head.state_dict().items()
+        }
+
+    def save(self, folder: Path) -> None:
+        """As this library's folders: the temperature head, the top-p head in one within it."""
+        if self.temperature is not None:
+            self.temperature.save_pretrained(folder)
+        if self.top_p is not None:
+            self.top_p.save_pretrained(folder / TOP_P_FOLDER)
+
+
+def read_heads(head: str | None, top_p_head: str | None, *, width: int) -> Heads:
+    """Heads in this library's folders, which may go into a checkpoint.
+
+    Raises:
+        ValueError: for one of another width, or that the format cannot express.
+    """
+    temperature = None if head is None else TemperatureHead.from_pretrained(head)
+    top_p = None if top_p_head is None else TopPHead.from_pretrained(top_p_head)
+    for name, given, read in (("head", head, temperature), ("top_p_head", top_p_head, top_p)):
+        if read is None:
+            continue
+        if read.hidden_size != width:
+            raise ValueError(f"{name} {given!r} has width {read.hidden_size}, the base {width}")
+        _check(f"{name} {given!r}: intermediate_size", read.intermediate_size, INTERMEDIATE_SIZE)
+    if temperature is not None:
+        _check(f"head {head!r}: max_temperature", temperature.max_temperature, MAX_TEMPERATURE)
+        _check(f"head {head!r}: offset (of calibration)", temperature.offset, 0.0)
+        if temperature.min_p is not None:
+            warnings.warn(
+                f"AutoDeco checkpoints know no Min-P: give min_p={temperature.min_p:g}, which head "
+                f"{head!r} was made for, wherever it is used",
+                stacklevel=2,
+            )
+    return Heads(temperature, top_p)
+
+
+def new_heads(width: int, seed: int) -> Heads:
+    """Both heads as they are before training: T is 1 everywhere.
+
+    Raises:
+        ValueError: for a width that is none.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Heads(TemperatureHead(width), TopPHead(width))
+
+
+def heads_of(config: Mapping, tensors: Mapping[str, torch.Tensor]) -> Heads:
+    """The heads that a checkpoint uses, in fp32.
+
+    Args:
+        config: one that went through `layout.check_config`.
+        tensors: that went through `layout.check_heads`.
+
+    Raises:
+        ValueError: if it uses none.
+    """
+    used = used_heads(config)
+    require(bool(used), "enable_temperature_head, enable_top_p_head", used, "true, one of them")
+    temperature = top_p = None
+    if TEMP_PREFIX in used:
+        temperature = TemperatureHead(config["temperature_hidden_size"])
+        _fill(temperature, TEMP_PREFIX, tensors)
+    if TOP_P_PREFIX in used:
+        top_p = TopPHead(config["top_p_hidden_size"], config["use_enhanced_features"])
+        _fill(top_p, TOP_P_PREFIX, tensors)
+    return Heads(temperature, top_p)
+
+
+def _fill(head: torch.nn.Module, prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    head.load_state_dict(
+        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    )
+
+
+def _check(name: str, value: float, only: float) -> None:
+    require(value == only, name, value, f"{only:g}, all that AutoDeco checkpoints can express")

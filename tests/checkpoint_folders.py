@@ -1,0 +1,46 @@
+"""Small folders of models, and what is in a folder."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+INDEX = "model.safetensors.index.json"
+CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 96}
+TEXTS = {
+    "tokenizer.json": "{}",
+    "tokenizer_config.json": '{"é": 1}',
+    "merges.txt": "#version: 0.2\n",
+    "generation_config.json": '{"eos_token_id": 3}\n',
+    "chat_template.jinja": "{{ messages }}",
+    "additional_chat_templates/tools.jinja": "{{ tools }}",
+    "LICENSE": "free",
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def write_texts(folder: Path, texts: dict[str, str] = TEXTS) -> None:
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(text)
+
+
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit, dtypes and shapes too."""
+    described = [{name: (t.dtype, t.shape) for name, t in each.items()} for each in (a, b)]
+    bits = [{name: t.reshape(-1).view(torch.uint8) for name, t in each.items()} for each in (a, b)]
+    return described[0] == described[1] and all(bits[0][n].equal(bits[1][n]) for n in a)
+
+
+def plain_base(folder: Path, config: dict = CONFIG) -> Path:
+    """A folder with a model's configuration and one small tensor in one file."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"model.norm.weight": torch.ones(32)}, folder / "model.safetensors", {"format": "pt"})
+    return folder

@@ -1,0 +1,105 @@
+"""What drawing from a model takes beside `generate`: where completions end, and prompts that are
+read once however many completions they get."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import DynamicCache, StoppingCriteria
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+_BROKEN = "\ufffd"  # what a tokenizer makes of a part of a character
+
+
+class StopStrings:
+    """Finds stop strings in what is generated.
+
+    One can only be complete after a token that holds its last character, so other rows are not
+    decoded.
+    """
+
+    def __init__(self, tokenizer, stop: Sequence[str], vocabulary: int, device: torch.device):
+        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        last = {s[-1] for s in stop}
+        texts = tokenizer.batch_decode([[i] for i in range(vocabulary)]) if stop else []
+        # Decoded alone, a token may lose the space it begins with.
+        any_token = " " in last
+        self._may_end = torch.tensor(
+            [any_token or _BROKEN in text or not last.isdisjoint(text) for text in texts],
+            dtype=torch.bool,
+            device=device,
+        )
+
+    def found(self, new_ids: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
+        """Which rows of new ids `[B, n]` hold a stop string, of those that have not ended. [B]"""
+        out = torch.zeros_like(ended)
+        if not self.stop:
+            return out
+        for row in (self._may_end[new_ids[:, -1]] & ~ended).nonzero().flatten().tolist():
+            text = decode(self.tokenizer, new_ids[row].tolist())
+            out[row] = any(s in text for s in self.stop)
+        return out
+
+
+def decode(tokenizer, ids: list[int]) -> str:
+    """Text without special tokens, spaces as they are."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class Ends(StoppingCriteria):
+    """Notes which rows have ended, and after how many tokens of this call."""
+
+    def __init__(
+        self,
+        strings: StopStrings,
+        eos: torch.Tensor,
+        *,
+        start: int,
+        rows: int,
+        early: bool = False,
+    ):
+        """
+        Args:
+            eos: ids that end a completion.
+            start: length of the padded prompts.
+            early: whether to stop once half of the rows have ended.
+        """
+        self.early = early
+        self.strings, self.eos, self.start = strings, eos, start
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=eos.device)
+        self.length = torch.zeros(rows, dtype=torch.int64, device=eos.device)
+
+    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
+        new = input_ids[:, self.start :]
+        self.length += ~self.ended
+        ending = torch.isin(new[:, -1], self.eos) | self.strings.found(new, self.ended)
+        self.ended |= ending
+        return self.ended | (2 * self.ended.sum() >= len(new)) if self.early else self.ended
+
+
+def prefilled(
+    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, copies: torch.Tensor
+) -> DynamicCache | None:
+    """The keys and values of left-padded prompts, each read once, for a call of `generate` with
+    copies of them. None if the model keeps something else.
+
+    Args:
+        ids, mask: `[P, W]`. The last column is left to `generate`, which makes the first logits
+            from it.
+        copies: `[rows]`, which prompt a row continues.
+    """
+    ids, mask = ids[:, :-1], mask[:, :-1]
+    cache = DynamicCache(config=model.config)
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    if any(type(layer) not in kinds for layer in cache.layers):
+        return None
+    if ids.shape[1]:
+        model.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.batch_select_indices(copies.to(ids.device))
+    return cache
