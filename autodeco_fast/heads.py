@@ -1,12 +1,13 @@
 """The temperature head and AutoDeco's top-p head as modules."""
 
 import os
+from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
 
 from autodeco_fast.checkpoint import fetch, load_tensors, read_config, read_shapes, save_head
-from autodeco_fast.ops.prob_stats import ProbStats
+from autodeco_fast.ops.prob_stats import ProbStats, prob_stats
 from autodeco_fast.ops.temperature_head import temperature_head
 from autodeco_fast.values import finite, inner_share, require, whole
 
@@ -19,20 +20,21 @@ def _sizes(hidden_size: object, intermediate_size: object) -> dict[str, int]:
     return {name: whole(name, value, 1, _WIDEST) for name, value in sizes.items()}
 
 
-class _Saved(nn.Module):
+class _Saved(nn.Module, ABC):
     """An MLP of two layers with settings, saved as a folder with its configuration and weights."""
 
     config_keys: tuple[str, ...]
     optional_keys: tuple[str, ...] = ()  # of configurations written before they existed
 
     @staticmethod
+    @abstractmethod
     def _checked(**settings) -> dict:
         """The settings as they are stored. Raises ValueError for those that are no head's."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def _input_width(settings: dict) -> int:
-        raise NotImplementedError
+        """Columns of W1."""
 
     def _build(self, **settings) -> None:
         """Takes the settings and makes the layers."""
@@ -192,6 +194,21 @@ class TopPHead(_Saved):
     @staticmethod
     def _input_width(settings: dict) -> int:
         return settings["hidden_size"] + (5 if settings["use_enhanced_features"] else 1)
+
+    def features(
+        self, logits: torch.Tensor, temperature: torch.Tensor, **transform: float | None
+    ) -> ProbStats | None:
+        """What the head reads of logits `[..., V]` at a temperature `[...]`, each `[...]` on the
+        head's device and without a gradient; None if it reads nothing of them.
+
+        Args:
+            transform: `logit_scale` and `softcap` of the logits, as `prob_stats` takes them.
+        """
+        if not self.use_enhanced_features:
+            return None
+        T = temperature.detach().to(logits.device)
+        flat = prob_stats(logits.flatten(0, -2), T.flatten(), **transform)
+        return ProbStats(*(each.view(T.shape).to(self.mlp[0].weight.device) for each in flat))
 
     def forward(
         self, hidden: torch.Tensor, temperature: torch.Tensor, features: ProbStats | None = None

@@ -50,6 +50,20 @@ def finite(b_z):
 
 
 @triton.jit
+def reaching(max_ptr, row, first, n, v, group: tl.constexpr):
+    """Numbers of a group of a row's n sub-tiles, and which of them may hold logits ≥ v."""
+    o_n = first + tl.arange(0, group)
+    b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
+    return o_n, (b_top >= v) & (b_top > -float("inf"))
+
+
+@triton.jit
+def next_reaching(o_n, b_reach, after, n):
+    """The first of them behind `after`; n if there is none."""
+    return tl.min(tl.where(b_reach & (o_n > after), o_n, n), 0)
+
+
+@triton.jit
 def row_maximum(
     z_ptr, allowed_ptr, max_ptr, row, V, stride, words, n, subtile: tl.constexpr,
     block_n: tl.constexpr,

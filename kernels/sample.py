@@ -32,7 +32,7 @@ from autodeco_fast.sampling import (
     LOGPROB,
     Sampled,
     SamplingParameters,
-)  # fmt: skip
+)
 
 from .device import on_its_device
 from .logit_tiles import (
@@ -42,6 +42,8 @@ from .logit_tiles import (
     finite,
     load_full_tile,
     load_tile,
+    next_reaching,
+    reaching,
     row_maximum,
     splits_of,
 )  # fmt: skip
@@ -186,10 +188,8 @@ def _draw(
     kept = 0
     mass = 0.0
     for first in range(part * depth, tl.minimum((part + 1) * depth, n), group):
-        o_n = first + tl.arange(0, group)
-        b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
-        b_reach = (b_top >= tau) & (b_top > -float("inf"))
-        tile = tl.min(tl.where(b_reach, o_n, n), 0)
+        o_n, b_reach = reaching(max_ptr, row, first, n, tau, group)
+        tile = next_reaching(o_n, b_reach, -1, n)
         while tile < n:
             b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, subtile)
             b_z = finite(b_z)
@@ -204,7 +204,7 @@ def _draw(
                 b_in = (b_z >= tau) & (b_z > -float("inf"))
                 kept += tl.sum(b_in.to(tl.int32), 0)
                 mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / divisor), 0.0), 0)
-            tile = tl.min(tl.where(b_reach & (o_n > tile), o_n, n), 0)
+            tile = next_reaching(o_n, b_reach, tile, n)
     B, D = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
     o = row * D + part
     tl.store(float_ptr + o, score)
@@ -363,18 +363,13 @@ def sample(
 _ROW = {"z_ptr": "*bf16", "allowed_ptr": "*i32"}
 _SIZES = dict.fromkeys(("V", "stride", "words", "n", "depth"), "i32")
 _MAXIMA = {
-    **_ROW,
-    **{"temperature_ptr": "*fp32", "max_ptr": "*fp32", "sum_ptr": "*fp32"},
-    **_SIZES,
-    "temperature": "fp32",
+    **{**_ROW, "temperature_ptr": "*fp32", "max_ptr": "*fp32", "sum_ptr": "*fp32"},
+    **{**_SIZES, "temperature": "fp32"},
 }
 _DRAW = {
-    **{**_ROW, "floor_ptr": "*fp32"},
-    **TENSORS,
+    **{**_ROW, "floor_ptr": "*fp32", **TENSORS},
     **{"known_ptr": "*fp32", "max_ptr": "*fp32", "row_ptr": "*fp32", "status_ptr": "*i32"},
-    **{"float_ptr": "*fp32", "int_ptr": "*i32"},
-    **{**_SIZES, "first_id": "i32"},
-    **NUMBERS,
+    **{"float_ptr": "*fp32", "int_ptr": "*i32", **_SIZES, "first_id": "i32", **NUMBERS},
 }
 _FINISH = {
     **{"temperature_ptr": "*fp32", "min_p_ptr": "*fp32", "row_ptr": "*fp32", "float_ptr": "*fp32"},

@@ -26,7 +26,15 @@ import triton.language as tl
 from autodeco_fast.sampling import SamplingParameters
 
 from .device import on_its_device
-from .logit_tiles import LOWEST, SUBTILE, finite, load_tile, row_maximum
+from .logit_tiles import (
+    LOWEST,
+    SUBTILE,
+    finite,
+    load_tile,
+    next_reaching,
+    reaching,
+    row_maximum,
+)
 from .row_parameters import GREEDY_BELOW, row_value, tensors_and_numbers
 
 MOST = tl.constexpr(2147483647)
@@ -61,17 +69,15 @@ def _sums(
     b_mass = tl.zeros([ways], tl.float32)
     least = tl.min(b_v, 0)
     for first in range(0, n, GROUP):
-        o_n = first + tl.arange(0, GROUP)
-        b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
-        b_reach = (b_top >= least) & (o_n < n)
-        tile = tl.min(tl.where(b_reach, o_n, n), 0)
+        o_n, b_reach = reaching(max_ptr, row, first, n, least, GROUP)
+        tile = next_reaching(o_n, b_reach, -1, n)
         while tile < n:
             b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, subtile)
             b_z = finite(b_z)[:, None]
             b_in = b_z >= b_v[None, :]
             b_count += tl.sum(b_in.to(tl.int32), 0)
             b_mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / divisor), 0.0), 0)
-            tile = tl.min(tl.where(b_reach & (o_n > tile), o_n, n), 0)
+            tile = next_reaching(o_n, b_reach, tile, n)
     return b_count, b_mass
 
 
@@ -96,10 +102,8 @@ def _gather(
     p = found_ptr + row * CANDIDATES
     size = 0
     for first in range(0, n, GROUP):
-        o_n = first + tl.arange(0, GROUP)
-        b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
-        b_reach = (b_top >= low) & (o_n < n)
-        tile = tl.min(tl.where(b_reach, o_n, n), 0)
+        o_n, b_reach = reaching(max_ptr, row, first, n, low, GROUP)
+        tile = next_reaching(o_n, b_reach, -1, n)
         while tile < n:
             b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, subtile)
             b_z = finite(b_z)
@@ -107,7 +111,7 @@ def _gather(
             b_at = size + tl.cumsum(b_in.to(tl.int32), 0) - 1
             tl.store(p + b_at, b_z, mask=b_in & (b_at < CANDIDATES))
             size += tl.sum(b_in.to(tl.int32), 0)
-            tile = tl.min(tl.where(b_reach & (o_n > tile), o_n, n), 0)
+            tile = next_reaching(o_n, b_reach, tile, n)
     tl.debug_barrier()  # other threads read what these have written
     o_c = tl.arange(0, CANDIDATES)
     return tl.load(p + o_c, mask=o_c < size, other=-float("inf"))

@@ -18,22 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tests import tiny_models
 from tests.reference.autodeco import joint_features
 
-VOCAB, HIDDEN = 96, 32
-SHAPE = {
-    "vocab_size": VOCAB,
-    "hidden_size": HIDDEN,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
+VOCAB, HIDDEN = tiny_models.VOCAB, 32
+SHAPE = {**tiny_models.SHAPE, "hidden_size": HIDDEN}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _YARN = {
     "rope_type": "yarn",

@@ -9,7 +9,7 @@ from transformers import LogitsProcessor, TextIteratorStreamer, pipeline
 
 from autodeco_fast import HeadPolicy, TemperatureHead, TopPHead, attach
 from autodeco_fast.generation.gate import Call
-from autodeco_fast.policies import AutoDecoPolicy, autodeco, base, parse
+from autodeco_fast.policies import AutoDecoPolicy, base, parse
 from tests import on_device
 from tests.reference.autodeco import joint_features
 from tests.reference.sampling import assert_same_tokens, kept_set, reference
@@ -78,7 +78,9 @@ def policy_of(model, *, enhanced: bool = True, **options) -> AutoDecoPolicy:
     ("backend", "enhanced"), [("torch", True), ("torch", False), ("triton", True)]
 )
 def test_both_heads_and_the_draw_are_those_written_out_in_fp64(backend, enhanced, monkeypatch):
-    monkeypatch.setattr(autodeco, "prob_stats", partial(on_device.prob_stats, backend=backend))
+    monkeypatch.setattr(
+        "autodeco_fast.heads.prob_stats", partial(on_device.prob_stats, backend=backend)
+    )
     monkeypatch.setattr(base, "sample", partial(on_device.sample, backend=backend))
     policy = two_heads(enhanced=enhanced)
     h, z = rows(5, V=40) if backend == "triton" else rows()  # the interpreter is slow

@@ -93,8 +93,7 @@ def released_run(base, settings: TrainConfig, examples) -> nn.Module:
         if settings.objective != "autodeco_top_p":
             loss = autodeco.temperature_loss(z, T, y, kept, "unscaled")
         if both:
-            columns = torch.stack([T.detach(), *autodeco.joint_features(z, T)], -1)
-            P = torch.sigmoid(head["top_p_head"].mlp(torch.cat([hidden, columns], -1)))[:, 0]
+            P = autodeco.joint_top_p(head["top_p_head"].mlp, hidden, z, T)
             loss = loss + autodeco.soft_top_p(z, T, P, y)
         optimizer.zero_grad()
         loss.backward()

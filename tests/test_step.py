@@ -62,8 +62,7 @@ def test_is_the_released_step(joint):
     T = 2 * torch.sigmoid(heads["temp_head"].mlp(hidden))[:, 0]
     loss = autodeco.temperature_loss(z, T, y, selected, "unscaled")
     if joint:
-        columns = torch.stack([T.detach(), *autodeco.joint_features(z, T)], -1)
-        P = torch.sigmoid(heads["top_p_head"].mlp(torch.cat([hidden, columns], -1)))[:, 0]
+        P = autodeco.joint_top_p(heads["top_p_head"].mlp, hidden, z, T)
         loss = loss + autodeco.soft_top_p(z, T, P, y)
     loss.backward()
     assert sum(step.means().values()) == pytest.approx(loss.item(), rel=1e-5)

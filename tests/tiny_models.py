@@ -25,7 +25,7 @@ from transformers import (
 from autodeco_fast import TemperatureHead, TopPHead
 
 VOCAB = 96
-_SHAPE = {
+SHAPE = {
     "vocab_size": VOCAB,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -40,23 +40,23 @@ _SHAPE = {
 
 
 def _llama():
-    return LlamaForCausalLM(LlamaConfig(hidden_size=32, **_SHAPE))
+    return LlamaForCausalLM(LlamaConfig(hidden_size=32, **SHAPE))
 
 
 def _qwen3():
-    return Qwen3ForCausalLM(Qwen3Config(hidden_size=40, **_SHAPE))
+    return Qwen3ForCausalLM(Qwen3Config(hidden_size=40, **SHAPE))
 
 
 def _gemma2():
     config = Gemma2Config(
-        hidden_size=36, final_logit_softcapping=3.0, query_pre_attn_scalar=8, **_SHAPE
+        hidden_size=36, final_logit_softcapping=3.0, query_pre_attn_scalar=8, **SHAPE
     )
     return Gemma2ForCausalLM(config)
 
 
 def _granite():
     return GraniteForCausalLM(
-        GraniteConfig(hidden_size=32, logits_scaling=4.0, embedding_multiplier=3.0, **_SHAPE)
+        GraniteConfig(hidden_size=32, logits_scaling=4.0, embedding_multiplier=3.0, **SHAPE)
     )
 
 

@@ -23,7 +23,6 @@ from autodeco_fast import (
     logit_stats,
     min_p_hinge_loss,
     nucleus_width_loss,
-    prob_stats,
     required_temperature,
     token_stats,
 )
@@ -290,15 +289,12 @@ class AutoDecoTopP:
         for index, logits in logits_in_chunks(batch.hidden, lm_head, self.chunk_bytes):
             h, y, T = batch.hidden[index], batch.target[index], temperature[index]
             chunks.append(logit_stats(logits, y, temperature=T, **transform))
-            features = None
-            if head.use_enhanced_features:
-                features = prob_stats(logits, T.detach(), **transform)
             rows = soft_top_p_rows(
                 logits,
                 None,
                 torch.where(y < 0, IGNORED, y),
                 T.detach() if detach_temperature else T,
-                head(h, T.detach(), features),
+                head(h, T.detach(), head.features(logits, T, **transform)),
                 bias=None,
                 steepness=self.steepness,
                 chunk_bytes=self.chunk_bytes,

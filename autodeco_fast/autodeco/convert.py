@@ -115,7 +115,7 @@ def merge(base: str, heads: str, output: Path, *, progress: Progress | None = No
     weights = {_numbered(i, len(contents)): content for i, content in enumerate(contents, 1)}
     files = {
         **weights,
-        INDEX_NAME: _index(weights, plain.index, more=_elements(given.tensors)),
+        INDEX_NAME: index_of(weights, plain.index, more=elements(given.tensors)),
         CONFIG_NAME: inside(given.folder, CONFIG_NAME),
         BASE_CONFIG_NAME: inside(plain.folder, CONFIG_NAME),
         **plain.carried(),
@@ -230,7 +230,7 @@ def _base_folder(full: ModelFolder, config: Mapping) -> dict[str, Content]:
     else:
         weights = {_numbered(i, len(bare)): part for i, part in enumerate(bare, 1)}
         heads = {name: t for name, t in full.tensors.items() if layout.is_head(name)}
-        files[INDEX_NAME] = _index(weights, full.index, more=-_elements(heads))
+        files[INDEX_NAME] = index_of(weights, full.index, more=-elements(heads))
     return {**weights, **files}
 
 
@@ -288,7 +288,7 @@ def _numbered(i: int, total: int) -> str:
     return f"model-{i:05d}-of-{total:05d}.safetensors"
 
 
-def _index(files: Mapping[str, TensorFile], before: Mapping | None, *, more: int) -> str:
+def index_of(files: Mapping[str, TensorFile], before: Mapping | None, *, more: int) -> str:
     """The text of an index.
 
     Args:
@@ -304,7 +304,7 @@ def _index(files: Mapping[str, TensorFile], before: Mapping | None, *, more: int
     return _text({"metadata": metadata, "weight_map": weight_map})
 
 
-def _elements(tensors: Mapping[str, Stored]) -> int:
+def elements(tensors: Mapping[str, Stored]) -> int:
     return sum(math.prod(stored.shape) for stored in tensors.values())
 
 

@@ -8,8 +8,6 @@ are in a file whatever the `enable_…` flags say: those say which of them are u
 Plain dictionaries, so that files can be taken apart without building a model.
 """
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 
@@ -263,26 +261,3 @@ def check_index(index: object, where: str) -> dict[str, str]:
 def _is_plain(file: str) -> bool:
     paths = PurePosixPath(file), PureWindowsPath(file)
     return all(path.parts == (file,) for path in paths) and "\0" not in file
-
-
-def index_text(files: Mapping[str, str], tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
-    """The text of an index: the file of every tensor, and the totals.
-
-    Args:
-        files: the file of every tensor.
-        tensors: dtype (as safetensors names it) and shape of every tensor.
-    """
-    sizes = {name: math.prod(shape) for name, (_, shape) in tensors.items()}
-    total = sum(sizes[name] * bits(dtype) // 8 for name, (dtype, _) in tensors.items())
-    metadata = {"total_parameters": sum(sizes.values()), "total_size": total}
-    index = {"metadata": metadata, "weight_map": dict(sorted(files.items()))}
-    return json.dumps(index, indent=2, sort_keys=True) + "\n"
-
-
-def bits(dtype: str) -> int:
-    """The bits of an element of a dtype as safetensors names it: F32, BF16, F8_E4M3, U8, …"""
-    if dtype == "BOOL":
-        return 8
-    digits = dtype.lstrip("BFIUC").partition("_")[0]
-    require(digits.isdigit(), "dtype", dtype, "one of safetensors'")
-    return int(digits)

@@ -34,7 +34,6 @@ from autodeco_fast.autodeco.layout import MODEL_TYPE
 from autodeco_fast.autodeco.losses import heads_losses
 from autodeco_fast.generation import Attachment, attach
 from autodeco_fast.heads import TemperatureHead, TopPHead
-from autodeco_fast.ops.prob_stats import ProbStats, prob_stats
 from autodeco_fast.policies import AutoDecoPolicy
 from autodeco_fast.values import require
 
@@ -261,10 +260,7 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
             T = self.temp_head(hidden.to(self.temp_head.mlp[0].weight.dtype))
         if self.top_p_head is None:
             return T.to(logits.device), None
-        features = None
-        if self.top_p_head.use_enhanced_features:
-            flat = prob_stats(logits.flatten(0, -2), T.detach().flatten().to(logits.device))
-            features = ProbStats(*(each.view(T.shape).to(device) for each in flat))
+        features = self.top_p_head.features(logits, T)
         top_p = self.top_p_head(hidden, T.detach(), features).float()
         return T.to(logits.device), top_p.to(logits.device)
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from autodeco_fast.autodeco import layout, tensor_files
 from autodeco_fast.autodeco.config import AutoDecoConfig
+from autodeco_fast.autodeco.convert import elements, index_of
 from autodeco_fast.autodeco.folder import BASE_CONFIG_NAME, BASE_INDEX_NAME, read_folder
 from autodeco_fast.autodeco.layout import BASE_PREFIX, CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 from autodeco_fast.autodeco.tensor_files import TensorFile
@@ -87,13 +88,8 @@ def _join_base(model: "AutoDecoModelForCausalLM", draft: Path, max_shard_size: i
         tensor_files.write(draft / name, file, lambda size: None)
         (draft / "base" / name).unlink()  # so that there is never a whole base too many
     if base.index is not None:
-        places = {tensor: name for name, file in files.items() for tensor in file.tensors}
-        kinds = {
-            tensor: (stored.dtype, stored.shape)
-            for file in files.values()
-            for tensor, stored in file.tensors.items()
-        }
-        (draft / INDEX_NAME).write_text(layout.index_text(places, kinds))
+        index = index_of(files, base.index, more=elements(heads.tensors))
+        (draft / INDEX_NAME).write_text(index)
 
 
 def _put(draft: Path, target: Path) -> None:

@@ -12,7 +12,6 @@ from autodeco_fast.autodeco.convert import load_heads
 from autodeco_fast.autodeco.own_heads import TOP_P_FOLDER, Heads
 from autodeco_fast.checkpoint import CONFIG_NAME
 from autodeco_fast.heads import TemperatureHead, TopPHead
-from autodeco_fast.ops.prob_stats import ProbStats, prob_stats
 from autodeco_fast.options import documented, option
 from autodeco_fast.policies.base import Cut, Picked, Policy
 from autodeco_fast.policies.temperature import predicted
@@ -84,10 +83,7 @@ class AutoDecoPolicy(Policy):
         if self.top_p_head is None:
             return Picked(self._in_range(T))
         weight = next(self.top_p_head.parameters())
-        features = None
-        if self.reads_logits:
-            flat = prob_stats(logits.flatten(0, -2), T.flatten().to(logits.device))
-            features = ProbStats(*(each.view(T.shape).to(weight.device) for each in flat))
+        features = self.top_p_head.features(logits, T) if self.reads_logits else None
         top_p = self.top_p_head(hidden.to(weight.device), T.to(weight.device), features)
         top_p = top_p.to(device=hidden.device, dtype=torch.float32).clamp(min=_LEAST)
         return Picked(self._in_range(T), top_p)

@@ -47,6 +47,14 @@ def joint_features(z: torch.Tensor, T: torch.Tensor) -> list[torch.Tensor]:
     return [p.amax(-1), entropy, p.var(-1), p.topk(min(5, p.shape[-1]), -1).values.sum(-1)]
 
 
+def joint_top_p(
+    mlp: torch.nn.Module, hidden: torch.Tensor, z: torch.Tensor, T: torch.Tensor
+) -> torch.Tensor:
+    """Top-p `[N]` of the second head's MLP, which reads h, T and the features."""
+    columns = torch.stack([T.detach(), *joint_features(z, T)], -1)
+    return torch.sigmoid(mlp(torch.cat([hidden, columns], -1)))[:, 0]
+
+
 def step(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -64,10 +72,7 @@ def step(
     kept = valid & ~(easy & (torch.rand(len(target), device=target.device) < easy_drop))
     loss = temperature_loss(z, T, target, kept, "unscaled")
     if top_p_head is not None:
-        with torch.no_grad():
-            features = joint_features(z, T)
-        columns = torch.stack([T.detach(), *features], -1)
-        P = torch.sigmoid(top_p_head.mlp(torch.cat([hidden.float(), columns], -1)))[:, 0]
+        P = joint_top_p(top_p_head.mlp, hidden.float(), z.detach(), T)
         loss = loss + soft_top_p(z, T, P, target)
     loss.backward()
     return loss.detach()
