@@ -80,7 +80,7 @@ Study = dict[str, dict[str, list[Lines]]]  # policy → seed → lines, one a pr
 
 def named(policy: str) -> str:
     """A policy without folders and seeds."""
-    name = re.sub(r"head=\S*?([^/\s]+)(\s|$)", r"head=\1\2", policy)
+    name = re.sub(r"^(head|autodeco)=\S*?([^/\s]+)(\s|$)", r"\1=\2\3", policy)
     return re.sub(r"-seed\d+", "", name)
 
 
@@ -231,8 +231,8 @@ def _family(policy: str) -> str:
     name = policy.split()[0]
     if name in STATIC:
         return "fixed settings"
-    objective = re.sub(r"-[\d.]+$", "", name.removeprefix("head="))
-    return f"head: {objective}" if name.startswith("head=") else name
+    objective = re.sub(r"-[\d.]+$", "", name.partition("=")[2])
+    return f"head: {objective}" if objective else name
 
 
 def draw(results: list[dict], path: Path, *, least: float = 0.0) -> None:

@@ -3,8 +3,8 @@
     python -m bench.quality.sums_study FOLDER [--jobs N]
 
 trains the model, heads by every objective for some seeds, chooses the settings of every family of
-policies on samples for validation, fixed settings too, evaluates them on others and writes the
-record and the figure `sums`. What the folder has already is not made again.
+policies on samples for validation, fixed settings and rules too, evaluates them on others and
+writes the record and the figure `sums`. What the folder has already is not made again.
 
 A family is held against another by what was chosen of each: the setting that made the fewest errors
 among those at least `DIVERSE` on validation. No family has more settings than the fixed ones.
@@ -14,11 +14,13 @@ import argparse
 import json
 import multiprocessing
 import random
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from autodeco_fast.files import write_text
 from autodeco_fast.policies import parse
+from autodeco_fast.training.calibrate import calibrate_from_files
 from autodeco_fast.training.config import ScanConfig, TrainConfig
 from autodeco_fast.training.eval_config import EvalConfig
 from autodeco_fast.training.evaluate import evaluate
@@ -26,7 +28,7 @@ from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.run import scan_from_files, train_from_files
 from bench.quality import frontier, sums, sums_model
 
-SEEDS, TEXTS = (0, 1, 2), 4000
+SEEDS, TEXTS, CALIBRATION_TEXTS = (0, 1, 2, 3, 4), 4000, 2000
 DIVERSE = 0.97
 SAMPLES = {"validation": (600, 200), "test": (2000, 700)}  # texts a policy; of each seed of a head
 NOISE = {"validation": 1, "test": 2}
@@ -44,25 +46,35 @@ STATIC = [
     *(f"static T=0.7 top_p={p}" for p in (0.7, 0.8, 0.9, 0.95)),
     *(f"static T=1.5 top_p={p}" for p in (0.5, 0.6, 0.7)),
 ]
-RULES = [
-    *("top_n_sigma n=1", "p_less", "min_k tau=3", "entropy a=0.7"),
-    *(f"edt t0=1 theta={theta}" for theta in (0.1, 0.3)),
-]
+RULES = {
+    "top_n_sigma": [f"top_n_sigma n={n} T={T}" for n in (0.7, 1, 1.5, 2, 3, 4) for T in
+                    (0.7, 1, 1.5, 2)],
+    "p_less": [f"p_less T={T}" for T in (0.7, 1, 1.2, 1.5, 2, 2.5, 3, 4)],
+    "min_k": [f"min_k tau={tau} T={T}" for tau in (1.5, 3, 6, 10) for T in (0.7, 1, 1.3, 1.6, 2)],
+    "edt": [f"edt t0={t0} theta={theta}" for t0 in (0.7, 1, 1.3, 1.6) for theta in
+            (0.03, 0.1, 0.2, 0.3, 0.5, 1)],
+    "entropy": [f"entropy a={a} power={power}{cut}" for a in (0.5, 0.7, 1, 1.4, 2, 3) for power in
+                (0.5, 1) for cut in ("", " min_p=0.1")],
+}  # fmt: skip
+JOINT = "autodeco-joint"  # the head that comes with one for top-p
 
 
 def families() -> dict[str, list[tuple[str, str]]]:
-    """Family → (head, settings) that one is chosen of."""
+    """Family → (head, settings) that one is chosen of; without a head the settings are a policy."""
     heads = {
         "hinge": [f"hinge-{g:g}" for g in GRAVITIES],
+        "hinge-calibrated": [f"hinge-calibrated-{g:g}" for g in GRAVITIES],
         "label_free": [f"label_free-{g:g}" for g in GRAVITIES],
         "autodeco": ["autodeco"],
+        JOINT: [JOINT],
         "rewards": [f"rewards-{b:g}" for b in ENTROPY_WEIGHTS],
         "rewards-held": [f"rewards-held-{ENTROPY:g}"],
         "rewards-cut": [f"rewards-cut-{b:g}" for b in WITH_CUT],
         "rewards-from-hinge": [f"rewards-from-hinge-{b:g}" for b in WITH_CUT],
     }
-    cuts = {"autodeco": ("", "top_p=0.9", "min_p=0.1")}
-    return {
+    cuts = {"autodeco": ("", "top_p=0.9", "min_p=0.1"), JOINT: ("", "min_p=0.05", "min_p=0.1")}
+    without = {"static": STATIC, **RULES}
+    return {family: [("", text) for text in texts] for family, texts in without.items()} | {
         family: [
             (n, f"{c} {s}".strip()) for n in names for c in cuts.get(family, ("",)) for s in SCALES
         ]
@@ -75,23 +87,30 @@ class Study:
 
     def __init__(self, work: Path, pool: ProcessPoolExecutor):
         self.work, self.pool, self.model = work, pool, work / "model"
-        self.texts, self.prompts = work / "texts.jsonl", work / "prompts.jsonl"
-        rng = random.Random(1)
-        lines = (json.dumps({"text": sums.text(rng).rstrip(sums.END)}) for _ in range(TEXTS))
-        write_text(self.texts, "".join(f"{line}\n" for line in lines))
+        self.prompts = work / "prompts.jsonl"
+        self.texts = self._write("texts", count=TEXTS, seed=1)
         write_text(self.prompts, json.dumps({"prompt": sums.BEGIN}) + "\n")  # the only one
 
     def head(self, name: str, seed: int) -> Path:
         return self.work / "heads" / f"{name}-seed{seed}"
 
-    def policy(self, name: str, seed: int, settings: str = "") -> str:
-        return f"head={self.head(name, seed)} {settings}".strip()
+    def _write(self, name: str, *, count: int, seed: int) -> Path:
+        """So many texts of the language."""
+        path, rng = self.work / f"{name}.jsonl", random.Random(seed)
+        lines = (json.dumps({"text": sums.text(rng).rstrip(sums.END)}) for _ in range(count))
+        write_text(path, "".join(f"{line}\n" for line in lines))
+        return path
 
-    def shown(self, family: str, chosen: tuple[str, str]) -> str:
-        """What a fixed setting, or a head with settings, is called in a `frontier.Study`."""
+    def policy(self, name: str, seed: int, settings: str = "") -> str:
+        if not name:
+            return settings
+        kind = "autodeco" if name == JOINT else "head"
+        return f"{kind}={self.head(name, seed)} {settings}".strip()
+
+    def shown(self, chosen: tuple[str, str]) -> str:
+        """What a head with settings, or a policy without, is called in a `frontier.Study`."""
         name, settings = chosen
-        text = name if family == "static" else self.policy(name, SEEDS[0], settings)
-        return frontier.named(str(parse(text)))
+        return frontier.named(str(parse(self.policy(name, SEEDS[0], settings))))
 
     def train(self) -> None:
         """All heads; those that begin as another come after it."""
@@ -110,8 +129,9 @@ class Study:
             for g in GRAVITIES:
                 options = {"objective": "label_free", "gravity": g, **online}
                 first.append(self._likelihood(f"label_free-{g:g}", seed, **options))
-            options = {"objective": "autodeco_temperature", "min_p": NO_CUT, **online}
-            first.append(self._likelihood("autodeco", seed, **options))
+            for name, which in (("autodeco", "temperature"), (JOINT, "joint")):
+                options = {"objective": f"autodeco_{which}", "min_p": NO_CUT, **online}
+                first.append(self._likelihood(name, seed, **options))
             for b in WITH_CUT:
                 cut = {"entropy_weight": b, "min_p": 0.1}
                 first.append(self._rewards(f"rewards-cut-{b:g}", seed, **cut))
@@ -119,6 +139,24 @@ class Study:
                 second.append(self._rewards(f"rewards-from-hinge-{b:g}", seed, **begun))
         for some in (first, second):
             list(self.pool.map(train_from_files, some))
+        self._calibrate()
+
+    def _calibrate(self) -> None:
+        """Hinge heads, each with the offset that keeps their share 1 − λ on texts of its own."""
+        texts = self._write("calibration", count=CALIBRATION_TEXTS, seed=3)
+        scan = self.work / "calibration"
+        scan_from_files(
+            ScanConfig(model=str(self.model), data=str(texts), output=scan, all_tokens=True)
+        )
+        for seed in SEEDS:
+            for g in GRAVITIES:
+                folder = self.head(f"hinge-calibrated-{g:g}", seed)
+                if not folder.is_dir():
+                    draft = folder.with_name(f"{folder.name}.draft")
+                    shutil.rmtree(draft, ignore_errors=True)
+                    shutil.copytree(self.head(f"hinge-{g:g}", seed), draft)
+                    calibrate_from_files(draft, scan, alpha=g)
+                    draft.rename(folder)
 
     def _likelihood(self, name: str, seed: int, **options) -> TrainConfig:
         """On texts of the language."""
@@ -166,15 +204,15 @@ class Study:
         return frontier.read(list(folders.values()))
 
     def choose(self) -> dict[str, tuple[str, str]]:
-        """Family → the (head, settings) chosen of it, `static` → (its text, "")."""
-        groups = {"static": STATIC}
+        """Family → the (head, settings) chosen of it."""
+        groups, found = {}, {}
         for family, tried in families().items():
-            for seed in SEEDS:
+            for seed in SEEDS if tried[0][0] else ("",):
                 texts = [self.policy(name, seed, settings) for name, settings in tried]
-                groups[f"{family}-seed{seed}"] = texts
-        study, found = self.evaluate("validation", groups), {}
-        for family, tried in {"static": [(text, "") for text in STATIC], **families()}.items():
-            shown = {self.shown(family, one): one for one in tried}
+                groups[f"{family}-seed{seed}" if tried[0][0] else family] = texts
+        study = self.evaluate("validation", groups)
+        for family, tried in families().items():
+            shown = {self.shown(one): one for one in tried}
             best = frontier.best_at({name: study[name] for name in shown}, [DIVERSE])
             if best:
                 found[family] = shown[best[0]]
@@ -182,14 +220,14 @@ class Study:
 
     def measure(self, chosen: dict[str, tuple[str, str]]) -> tuple[frontier.Study, dict[str, str]]:
         """The samples that count, and family → the policy chosen of it as they name it."""
-        heads = {name: "" for tried in families().values() for name, _ in tried}
-        wanted = dict.fromkeys([*heads.items(), *(c for f, c in chosen.items() if f != "static")])
-        groups = {"static": ["greedy", *STATIC], "rules": RULES}
+        heads = {name: "" for tried in families().values() for name, _ in tried if name}
+        wanted = dict.fromkeys([*heads.items(), *(one for one in chosen.values() if one[0])])
+        rules = [settings for family, (_, settings) in chosen.items() if family in RULES]
+        groups = {"static": ["greedy", *STATIC], "rules": rules}
         for seed in SEEDS:
             groups[f"seed{seed}"] = [self.policy(name, seed, settings) for name, settings in wanted]
-        study = self.evaluate("test", groups)
-        names = {family: self.shown(family, one) for family, one in chosen.items()}
-        return study, names
+        study = self.evaluate("test", {name: texts for name, texts in groups.items() if texts})
+        return study, {family: self.shown(one) for family, one in chosen.items()}
 
 
 def against(study: frontier.Study, chosen: dict[str, str]) -> list[dict]:
