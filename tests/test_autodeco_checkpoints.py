@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,7 +35,8 @@ from tests.checkpoint_folders import (
     same_tensors,
     write_texts,
 )
-from tests.commands import ROOT, command
+from tests.commands import command
+from tests.forked import forked
 
 
 @every_family
@@ -359,7 +358,7 @@ def kill(done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 merge({str(base)!r}, {str(tmp_path / "heads")!r}, Path({str(tmp_path / "full")!r}), progress=kill)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    done = forked(code)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"base", "heads", ".full.draft"}
     assert any((tmp_path / ".full.draft").glob("*.safetensors"))

@@ -9,8 +9,9 @@ import torch
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import rewards
 from autodeco_fast.training.head_folder import METRICS_NAME, training_settings
+from tests.forked import on_two_processes
 from tests.reward_runs import config_of, even_share, train
-from tests.training_runs import equal, on_two_processes, read_lines
+from tests.training_runs import equal, read_lines
 
 
 def repetition(prompts, completions, **columns):
@@ -146,7 +147,7 @@ def test_two_processes_do_what_one_does(tmp_path):
         "from tests.reward_runs import train\n"
         f"train(Path({str(tmp_path)!r}) / 'two', rounds=2, target_entropy=1.5)\n"
     )
-    done = on_two_processes(tmp_path / "two.py", code)
+    done = on_two_processes(code)
     assert done.returncode == 0, done.stderr
     one, metrics = train(tmp_path / "one", rounds=2, target_entropy=1.5)
     two = TemperatureHead.from_pretrained(tmp_path / "two")

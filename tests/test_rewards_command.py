@@ -1,9 +1,6 @@
 """`train --objective rewards` from files to files, and what users get wrong: one line."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +8,8 @@ import pytest
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training.head_folder import METRICS_NAME
 from tests.commands import assert_refuses, command
+from tests.forked import forked
 from tests.training_runs import read_lines
-
-ROOT = Path(__file__).resolve().parent.parent
-
 
 SCORES = """
 def low(prompts, completions, target, **columns):
@@ -89,14 +84,13 @@ def test_the_command_trains(model, files):
 
 def test_a_killed_command_resumes_to_the_same_bits(model, files):
     options = {"reward": "scores:dies", "rounds": 6, "save_steps": 2}
-    arguments = [sys.executable, "-m", "autodeco_fast", *map(str, on_rewards(model, **options))]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run(arguments, env=env, capture_output=True, text=True, timeout=300)
+    arguments = [str(word) for word in on_rewards(model, **options)]
+    code = "import os\nfrom autodeco_fast.cli import run\n"
+    killed = forked(f"{code}os.chdir({str(files)!r})\nrun({arguments!r})\n")
     assert killed.returncode == 9, killed.stderr
-    done = subprocess.run([*arguments, "--resume"], env=env, capture_output=True, text=True)
+    done = command(*arguments, "--resume")
     assert done.returncode == 0, done.stderr
-    again = [str(a) for a in on_rewards(model, **{**options, "output": "whole"})]
-    whole = subprocess.run([*arguments[:3], *again], env=env, capture_output=True, text=True)
+    whole = command(*on_rewards(model, **{**options, "output": "whole"}))
     assert whole.returncode == 0, whole.stderr
     assert (files / "out/head.safetensors").read_bytes() == (
         files / "whole/head.safetensors"

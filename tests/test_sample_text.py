@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -14,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.training.data import read_examples
-from tests.commands import ROOT, Done, assert_refuses, command, listing
+from tests.commands import Done, assert_refuses, command, listing
+from tests.forked import forked
 
 
 def draw(model, output: Path, *options: object, prompts: list[dict] | None = None) -> Done:
@@ -101,9 +100,8 @@ def test_chats_are_continued_with_an_answer(tmp_path, monkeypatch):
 
 
 KILLED = """
-    import os, signal, sys
+    import os, signal
     from pathlib import Path
-    sys.path.insert(0, {root!r})
     from autodeco_fast.training import sample_text
     from autodeco_fast.cli import run
 
@@ -128,9 +126,9 @@ def test_killed_in_the_middle_of_a_line_it_goes_on(model, tmp_path):
     for kill_at in (1, 3, 2):  # of what a run appends: the header first, if there is none
         arguments = ["sample-text", "--model", model, "--output", killed, *options]
         code = textwrap.dedent(KILLED).format(
-            root=str(ROOT), kill_at=kill_at, arguments=[str(a) for a in arguments]
+            kill_at=kill_at, arguments=[str(a) for a in arguments]
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        done = forked(code)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert not killed.exists()
     other = draw(model, killed, *options, "--seed", 3)

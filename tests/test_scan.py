@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import stat
-import subprocess
 import sys
 import textwrap
 
@@ -16,9 +15,9 @@ from autodeco_fast.training import base_model
 from autodeco_fast.training.data import Example
 from autodeco_fast.training.scan import batches_by_length
 from autodeco_fast.training.scan_store import FIELDS, Scan, ScanTokens, read_manifest, shard_path
+from tests.forked import forked, on_two_processes
 from tests.scans import Vocabulary, make_scan, write_examples
 from tests.tiny_models import VOCAB, tiny_model
-from tests.training_runs import ROOT, on_two_processes
 
 HALF = {"all_tokens": False, "max_rank": 60, "easy_fraction": 0.5}
 
@@ -115,9 +114,8 @@ def test_batches_are_full_and_of_one_length():
 
 
 KILLED = """
-    import os, signal, sys
+    import os, signal
     from pathlib import Path
-    sys.path.insert(0, {root!r})
     import autodeco_fast.training.scan_store as store
     from tests.scans import make_scan
 
@@ -142,11 +140,9 @@ def test_survives_being_killed(tmp_path, budget):
     whole = Scan(make_scan(tmp_path, "whole", **HALF, max_bytes=budget))
     for shards in (2, 3):  # twice; the second time some are there already
         code = textwrap.dedent(KILLED).format(
-            root=str(ROOT), shards=shards, folder=str(tmp_path), budget=budget, half=HALF
+            shards=shards, folder=str(tmp_path), budget=budget, half=HALF
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
-        )
+        done = forked(code)
         assert done.returncode == -signal.SIGKILL, done.stderr
         with pytest.raises(ValueError, match="is not finished: run the same"):
             Scan(tmp_path / "killed")
@@ -187,7 +183,7 @@ def test_two_processes_make_the_same_scan(tmp_path):
         make_scan(folder, "two", accelerator=accelerator, **options)
         accelerator.end_training()
         """)
-    done = on_two_processes(tmp_path / "two.py", code)
+    done = on_two_processes(code)
     assert done.returncode == 0, done.stderr
     two = Scan(tmp_path / "two")
     assert two.manifest["counts"] == one.manifest["counts"]

@@ -2,10 +2,7 @@
 are refused."""
 
 import itertools
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +12,7 @@ from hypothesis import strategies as st
 import autodeco_fast
 from autodeco_fast import TokenStats
 from tests.allocations import LargestAllocation
+from tests.forked import on_two_processes
 from tests.on_device import merge_token_stats, target_logits, token_stats, token_stats_partial
 from tests.reference.stats import IGNORE, assert_matches, reference
 
@@ -200,10 +198,8 @@ def test_a_split_vocabulary_merges_exactly(R, fused, backend):
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
 
-def test_a_real_group_of_two_processes(tmp_path):
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        textwrap.dedent("""
+def test_a_real_group_of_two_processes():
+    code = textwrap.dedent("""
         import torch, torch.distributed as dist
         from autodeco_fast import TokenStatsPartial, merge_token_stats, target_logits
         from autodeco_fast import token_stats, token_stats_partial
@@ -226,19 +222,8 @@ def test_a_real_group_of_two_processes(tmp_path):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=2e-6)
         dist.barrier()
         dist.destroy_process_group()
-        """)
-    )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(script),
-    ]
-    done = subprocess.run(
-        launch, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent.parent
-    )
+    """)
+    done = on_two_processes(code)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +20,13 @@ from autodeco_fast.training.loop import train
 from autodeco_fast.training.objectives import MinPHinge
 from autodeco_fast.training.run import train_from_files
 from autodeco_fast.training.scan_store import Scan
+from tests.forked import forked, on_two_processes
 from tests.scans import make_scan
 from tests.tiny_models import tiny_model
 from tests.training_runs import (
     LONG,
-    ROOT,
     equal,
     make_examples,
-    on_two_processes,
     online_config,
     read_lines,
     scan_config,
@@ -104,9 +101,8 @@ def test_order_differs_by_epoch_and_seed(tmp_path):
 
 
 KILLED = """
-    import os, signal, sys
+    import os, signal
     from pathlib import Path
-    sys.path.insert(0, {root!r})
     from autodeco_fast.training import checkpoints
     from tests.training_runs import train_from_scan
 
@@ -137,15 +133,9 @@ def test_resume_is_exact(tmp_path, early):
         if step >= len(metrics):
             continue
         code = textwrap.dedent(KILLED).format(
-            root=str(ROOT),
-            folder=str(tmp_path),
-            step=step,
-            during_save=during_save,
-            options=options,
+            folder=str(tmp_path), step=step, during_save=during_save, options=options
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
-        )
+        done = forked(code)
         assert done.returncode == -signal.SIGKILL, done.stderr
     resumed, again = train_from_scan(tmp_path, "killed", resume=True, **options)
     assert equal(resumed, whole)
@@ -171,7 +161,7 @@ def test_resume_of_two_processes_is_exact(tmp_path):
             options = {{**LONG, "batch_tokens": 25, "resume": {resume}}}
             train_from_scan(Path({str(tmp_path)!r}), {name!r}, on_step=stop, **options)
             """)
-        return on_two_processes(tmp_path / "two.py", code).returncode
+        return on_two_processes(code).returncode
 
     assert launch("whole", 0, False) == 0
     assert launch("killed", 5, False) != 0

@@ -1,9 +1,6 @@
 """Small training runs of a tiny model, from examples and from a scan."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -90,16 +87,3 @@ def read_lines(path: Path) -> list[dict]:
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
-
-
-def on_two_processes(script: Path, code: str) -> subprocess.CompletedProcess:
-    """Runs code in two processes of one group (gloo)."""
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [*command, "--nproc-per-node", "2", str(script)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-    )
