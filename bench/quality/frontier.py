@@ -34,6 +34,7 @@ from autodeco_fast.training.prompts import read_prompts
 from autodeco_fast.training.scorers import parse_record
 from bench.machine import RESULTS
 from bench.quality import sums
+from bench.quality.figures import figure
 from bench.records import write
 
 RESAMPLES, RECORDS = 300, 32
@@ -241,36 +242,39 @@ def draw(results: list[dict], path: Path, *, least: float = 0.0) -> None:
     Args:
         least: the diversity that it begins at.
     """
-    import matplotlib
+    with figure(path, (7, 4.6)) as (_, axes):
+        families: dict[str, list[dict]] = defaultdict(list)
+        for result in results:
+            families[_family(result["variant"])].append(result)
+        for number, (family, members) in enumerate(families.items()):
+            x, y = ([m[key] for m in members] for key in ("diversity", "error"))
+            bars = [np.abs(np.array([m[f"{k}_95"] for m in members]).T - v) for k, v in
+                    (("diversity", x), ("error", y))]  # fmt: skip
+            colour = f"C{number % 10}"
+            style = {
+                "fmt": "os^"[number // 10],
+                "ms": 4,
+                "lw": 0.8,
+                "color": colour,
+                "label": family,
+            }
+            axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], **style)
+            if family == "fixed settings":
+                at = np.linspace(min(x), max(x), 200)
+                axes.plot(at, static_error(np.array(y), np.array(x), at), color=colour)
+        axes.set_xlabel("diversity: entropy of a field's values, 1 = as high as can be")
+        axes.set_ylabel("errors: share of samples that are not valid")
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=least or None)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
-    families: dict[str, list[dict]] = defaultdict(list)
-    for result in results:
-        families[_family(result["variant"])].append(result)
-    colours = pyplot.get_cmap("tab10").colors
-    for number, (family, members) in enumerate(families.items()):
-        x, y = ([m[key] for m in members] for key in ("diversity", "error"))
-        bars = [np.abs(np.array([m[f"{k}_95"] for m in members]).T - v) for k, v in
-                (("diversity", x), ("error", y))]  # fmt: skip
-        colour = colours[number % len(colours)]
-        style = {"fmt": "os^"[number // len(colours)], "ms": 4, "lw": 0.8, "color": colour}
-        style["label"] = family
-        axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], **style)
-        if family == "fixed settings":
-            at = np.linspace(min(x), max(x), 200)
-            axes.plot(at, static_error(np.array(y), np.array(x), at), color=colour)
-    axes.set_xlabel("diversity: entropy of a field's values, 1 = as high as can be")
-    axes.set_ylabel("errors: share of samples that are not valid")
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(left=least or None)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
-    pyplot.close(figure)
+def print_ranking(found: list[dict], axis: str) -> None:
+    """A line a policy, in the order of what is held against its errors."""
+    for one in sorted(found, key=lambda r: r[axis]):
+        ratio = f"  ratio {one['ratio']:.2f} {one['ratio_95']}" if "ratio" in one else ""
+        print(f"{one['error']:.4f}  {one[axis]:.3f}  {one['variant']}{ratio}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -285,9 +289,7 @@ def publish(found: list[dict], name: str, *, least: float = 0.0, **facts: object
     """Writes the record and the figure, and prints a line a policy."""
     write(FOLDER / f"{name}.json", name, found, **facts)
     draw(found, FOLDER / f"{name}.png", least=least)
-    for one in sorted(found, key=lambda r: r["diversity"]):
-        ratio = f"  ratio {one['ratio']:.2f} {one['ratio_95']}" if "ratio" in one else ""
-        print(f"{one['error']:.3f}  {one['diversity']:.3f}  {one['variant']}{ratio}")
+    print_ranking(found, "diversity")
 
 
 if __name__ == "__main__":

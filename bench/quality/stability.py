@@ -32,6 +32,7 @@ from autodeco_fast.training.head_folder import METRICS_NAME
 from autodeco_fast.training.run import scan_from_files, train_from_files
 from autodeco_fast.training.scan_store import Scan
 from bench.machine import RESULTS
+from bench.quality.figures import figure
 from bench.records import markdown, write
 
 FOLDER = RESULTS / "quality"
@@ -115,37 +116,35 @@ def results_of(work: Path, variant: str, hidden: torch.Tensor) -> list[dict]:
 
 
 def draw(path: Path, results: list[dict]) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", sharex=True)
-    colours = {"hinge": "tab:orange", "label": "tab:green", "AutoDeco": "tab:blue"}
-    styles = iter(("-", "--", ":", "-."))
-    colour = "black"
-    for variant in VARIANTS:
-        mine = [one for one in results if one["variant"] == variant]
-        if not variant.startswith("…"):
-            first = next(name for name in colours if variant.startswith(name))
-            colour = colours[first]
-            styles = iter(("-", "--", ":", "-."))
-            if variant.startswith("hinge, "):
-                next(styles)
-        style = {"color": colour, "linestyle": next(styles), "marker": "o", "markersize": 3}
-        rates = [one["rate"] for one in mine]
-        lost = [max(1e-3, sorted(one["lost"])[1]) for one in mine]
-        axes[0].plot(rates, lost, label=variant, **style)
-        axes[1].plot(rates, [one["seeds_apart"] for one in mine], **style)
-        axes[2].plot(rates, [sorted(one["mean_T"])[1] for one in mine], **style)
-    axes[0].axhline(1.0, color="grey", linewidth=0.8)
-    axes[0].set(xscale="log", yscale="log", ylabel="lost of what there was to gain (1: a new head)")
-    axes[1].set(ylabel="mean |T − T'| of two seeds", ylim=(0, None))
-    axes[2].set(ylabel="mean T", ylim=(0, 2))
-    for axis in axes:
-        axis.set_xlabel("learning rate")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with figure(path, (13, 4.2), 3, sharex=True) as (whole, axes):
+        colours = {"hinge": "tab:orange", "label": "tab:green", "AutoDeco": "tab:blue"}
+        styles = iter(("-", "--", ":", "-."))
+        colour = "black"
+        for variant in VARIANTS:
+            mine = [one for one in results if one["variant"] == variant]
+            if not variant.startswith("…"):
+                first = next(name for name in colours if variant.startswith(name))
+                colour = colours[first]
+                styles = iter(("-", "--", ":", "-."))
+                if variant.startswith("hinge, "):
+                    next(styles)
+            style = {"color": colour, "linestyle": next(styles), "marker": "o", "markersize": 3}
+            rates = [one["rate"] for one in mine]
+            lost = [max(1e-3, sorted(one["lost"])[1]) for one in mine]
+            axes[0].plot(rates, lost, label=variant, **style)
+            axes[1].plot(rates, [one["seeds_apart"] for one in mine], **style)
+            axes[2].plot(rates, [sorted(one["mean_T"])[1] for one in mine], **style)
+        axes[0].axhline(1.0, color="grey", linewidth=0.8)
+        axes[0].set(
+            xscale="log", yscale="log", ylabel="lost of what there was to gain (1: a new head)"
+        )
+        axes[1].set(ylabel="mean |T − T'| of two seeds", ylim=(0, None))
+        axes[2].set(ylabel="mean T", ylim=(0, 2))
+        for axis in axes:
+            axis.set_xlabel("learning rate")
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+        whole.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -38,6 +38,7 @@ from autodeco_fast.training.scan_store import Scan, ScanTokens
 from autodeco_fast.training.wishes import with_wish
 from bench.machine import RESULTS
 from bench.quality import wishes_text as texts
+from bench.quality.figures import figure
 from bench.records import write
 
 FOLDER = RESULTS / "quality"
@@ -206,26 +207,16 @@ def kept_sets(scan: Scan, test: Answers, temperatures: dict[tuple, np.ndarray]) 
 
 def draw(shifts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """Distributions of the shifts, a panel a head."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, len(shifts), figsize=(9, 3.6), sharex=True, sharey=True, layout="constrained"
-    )
-    for a, (name, by_kind) in zip(axes, shifts.items()):
-        for colour, (kind, values) in zip(("C0", "C3", "0.5"), by_kind.items()):
-            ordered = np.sort(values.ravel())
-            a.plot(ordered, np.linspace(0, 1, len(ordered)), color=colour, label=kind)
-        a.axvline(0, color="0.8", lw=1)
-        a.set(title=name, xlabel="mean T of an answer, less that without words")
-        a.grid(alpha=0.3)
-    axes[0].set_ylabel("share of answers below")
-    axes[0].legend(frameon=False, title="words for")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
-    pyplot.close(figure)
+    with figure(path, (9, 3.6), len(shifts), sharex=True, sharey=True) as (_, axes):
+        for a, (name, by_kind) in zip(axes, shifts.items()):
+            for colour, (kind, values) in zip(("C0", "C3", "0.5"), by_kind.items()):
+                ordered = np.sort(values.ravel())
+                a.plot(ordered, np.linspace(0, 1, len(ordered)), color=colour, label=kind)
+            a.axvline(0, color="0.8", lw=1)
+            a.set(title=name, xlabel="mean T of an answer, less that without words")
+            a.grid(alpha=0.3)
+        axes[0].set_ylabel("share of answers below")
+        axes[0].legend(frameon=False, title="words for")
 
 
 def main(arguments: list[str] | None = None) -> None:

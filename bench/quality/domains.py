@@ -1,0 +1,257 @@
+"""Do heads that learned from maths keep T low on facts and let dialogue vary?
+
+    python -m bench.quality.domains FOLDER [--model FOLDER]
+
+SmolLM2's own answers to maths questions and to open ones are what heads learn from, by three
+objectives and for three seeds. They are measured on facts that the model knows and on its answers
+to other open questions, beside fixed settings and rules. Nothing is drawn for that: logits tell
+
+    error  the chance that the end of "The capital of France is Paris" comes out otherwise, mean
+           over facts
+    nats   the entropy of what a policy draws from, a token of an open answer, mean over answers
+
+A policy is held against the lower edge of the fixed settings at equal nats. Intervals are 95 % of
+resamples of facts, of answers and of a head's seeds. What the folder has already is not made again.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from autodeco_fast.checkpoint import CONFIG_NAME
+from autodeco_fast.demo import smollm2
+from autodeco_fast.files import write_text
+from autodeco_fast.policies import Policy, parse
+from autodeco_fast.policies.masking import masked
+from autodeco_fast.policies.temperature import divisor
+from autodeco_fast.training.base_model import BaseModel, load_tokenizer
+from autodeco_fast.training.config import TrainConfig
+from autodeco_fast.training.measures import scanned_model
+from autodeco_fast.training.run import train_from_files
+from autodeco_fast.training.scan_store import Scan, ScanTokens
+from bench.machine import RESULTS
+from bench.quality import domains_text as texts
+from bench.quality.figures import figure
+from bench.quality.frontier import compare, print_ranking
+from bench.quality.records_study import RULES, STATIC
+from bench.quality.wishes import answers, scanned
+from bench.records import write
+
+FOLDER = RESULTS / "quality"
+SEEDS, RESAMPLES, CHUNK = (0, 1, 2), 1000, 256
+OBJECTIVES = {  # name → options
+    "hinge": {"objective": "min_p_hinge", "gravity": 0.1, "min_p": 0.1},
+    "label_free": {"objective": "label_free", "gravity": 0.1, "min_p": 0.1},
+    "autodeco": {"objective": "autodeco_temperature", "min_p": 1e-6},
+}
+DOMAINS = {"maths": texts.MATHS, "dialogue": texts.DIALOGUE}
+SCALES = ("", *(f" scale={s}" for s in (0.5, 0.7, 0.85, 1.2, 1.5, 2)))
+
+
+@dataclass
+class Measured:
+    """What a policy of one seed does."""
+
+    error: np.ndarray  # of each fact
+    nats: np.ndarray  # of each open answer
+    temperature: dict[str, float]  # mean T of `facts`, of the `words` before them, of `open`
+
+    def point(self, facts: np.ndarray, opened: np.ndarray) -> tuple[float, float]:
+        return float(self.error[facts].mean()), float(self.nats[opened].mean())
+
+
+class Study:
+    """The folder of a study and what is in it."""
+
+    def __init__(self, work: Path, model: str):
+        self.work, self.model = work, model
+        self.open = self._scan("open", answers(work, "open", model, texts.OPEN))
+        self.facts = self._scan("facts", [_chat(*fact) for fact in texts.FACTS])
+        self.base = scanned_model(self.open)
+        self.fact_tokens, self.fact_of = self._facts()
+
+    def _scan(self, name: str, examples: list[dict]) -> Scan:
+        return scanned(self.work, name, self.model, examples, wishes=False)
+
+    def _facts(self) -> tuple[ScanTokens, torch.Tensor]:
+        """The scanned facts, and of each of their tokens: which fact it ends, −1 for the words
+        before its end, −2 in a fact that the model does not know."""
+        tokens, tokenizer = self.facts.load(), load_tokenizer(self.model)
+        which = torch.full((len(tokens),), -1)
+        for k, (_, _, end) in enumerate(texts.FACTS):
+            rows = (tokens.document == k).nonzero()[:, 0]
+            ids = tokenizer(f" {end}", add_special_tokens=False).input_ids
+            targets = tokens.target[rows].tolist()
+            starts = [i for i in range(len(targets)) if targets[i : i + len(ids)] == ids]
+            last = rows[starts[-1] : starts[-1] + len(ids)]
+            if (tokens.gap[last] > 0).any():
+                which[rows] = -2
+            else:
+                which[last] = k
+        return tokens, which
+
+    def head(self, domain: str, objective: str, seed: int) -> Path:
+        return self.work / "heads" / f"{objective}-{domain}-seed{seed}"
+
+    def train(self) -> None:
+        for domain, prompts in DOMAINS.items():
+            data = self.work / f"{domain}.jsonl"
+            drawn = answers(self.work, domain, self.model, prompts)
+            write_text(data, "".join(json.dumps(example) + "\n" for example in drawn))
+            for objective, options in OBJECTIVES.items():
+                for seed in SEEDS:
+                    output = self.head(domain, objective, seed)
+                    config = TrainConfig(
+                        model=self.model,
+                        data=data,
+                        output=output,
+                        seed=seed,
+                        num_train_epochs=3,
+                        per_device_train_batch_size=16,
+                        easy_fraction=1.0,
+                        learning_rate=3e-3,
+                        **options,
+                    )
+                    if not (output / CONFIG_NAME).exists():
+                        train_from_files(config)
+
+    def measure(self, policy: Policy) -> Measured:
+        opened = self.open.load()
+        log_p, _, fact_T = look(policy, self.base, self.fact_tokens)
+        _, nats, open_T = look(policy, self.base, opened)
+        which = self.fact_of
+        right = [log_p[which == k].sum().exp() for k in which[which >= 0].unique().tolist()]
+        means = {"facts": fact_T[which >= 0], "words": fact_T[which == -1], "open": open_T}
+        return Measured(
+            1 - torch.stack(right).numpy(),
+            _by_document(nats, opened.document),
+            {name: float(T.mean()) for name, T in means.items()},
+        )
+
+
+def _chat(question: str, words: str, end: str) -> dict:
+    answer = {"role": "assistant", "content": f"{words} {end}."}
+    return {"prompt": [{"role": "user", "content": question}], "completion": [answer]}
+
+
+def _by_document(values: torch.Tensor, document: torch.Tensor) -> np.ndarray:
+    _, at = torch.unique(document, return_inverse=True)
+    sums = torch.zeros(int(at.max()) + 1).index_add_(0, at, values)
+    return (sums / at.bincount()).numpy()
+
+
+@torch.inference_mode()
+def look(
+    policy: Policy, base: BaseModel, tokens: ScanTokens
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ln p of each target under a policy, the entropy of what it draws from, and T: `[n]` each."""
+    found = []
+    for start in range(0, len(tokens), CHUNK):
+        hidden = tokens.hidden[start : start + CHUNK].float()
+        logits = base.logits(hidden).float()
+        picked = policy.pick(hidden, logits if policy.reads_logits else None)
+        scaled = logits / divisor(picked.temperature)
+        log_p = masked(scaled, policy.cut(scaled).at(picked.top_p)).log_softmax(-1)
+        target = tokens.target[start : start + CHUNK].long()
+        of_target = log_p.gather(1, target[:, None])[:, 0]
+        found.append((of_target, torch.special.entr(log_p.exp()).sum(-1), picked.temperature))
+    return tuple(torch.cat(some) for some in zip(*found))
+
+
+def points(seeds: list[Measured], picks: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """`[resamples + 1, 2]` error and nats, means over seeds; the first is of all there is."""
+    rng = np.random.default_rng(1)
+    every = np.arange(len(seeds[0].error)), np.arange(len(seeds[0].nats))
+    found = [np.mean([one.point(*every) for one in seeds], 0)]
+    for pick in picks:
+        some = rng.integers(len(seeds), size=len(seeds))
+        found.append(np.mean([seeds[i].point(*pick) for i in some], 0))
+    return np.array(found)
+
+
+def results(measured: dict[str, list[Measured]]) -> list[dict]:
+    """A result a policy, those with a head and the rules beside fixed settings."""
+    first = next(iter(measured.values()))[0]
+    rng = np.random.default_rng(0)
+    picks = [
+        (rng.integers(len(first.error), size=len(first.error)),
+         rng.integers(len(first.nats), size=len(first.nats)))
+        for _ in range(RESAMPLES)
+    ]  # fmt: skip
+    found = {name: points(seeds, picks) for name, seeds in measured.items()}
+    static = [p for name, p in found.items() if name.startswith(("static", "greedy"))]
+    out = []
+    for name, p in found.items():
+        low, high = np.quantile(p[1:], (0.025, 0.975), axis=0)
+        T = {
+            key: float(np.mean([one.temperature[key] for one in measured[name]]))
+            for key in measured[name][0].temperature
+        }
+        result = {
+            "variant": name,
+            "error": float(p[0, 0]),
+            "error_95": [float(low[0]), float(high[0])],
+            "nats": float(p[0, 1]),
+            "nats_95": [float(low[1]), float(high[1])],
+            **{f"temperature_{key}": value for key, value in T.items()},
+            "seeds": len(measured[name]),
+        }
+        if not name.startswith(("static", "greedy")):
+            result |= compare(p, static)
+        out.append(result)
+    return out
+
+
+def draw(found: list[dict], path: Path) -> None:
+    """Error against nats, a line a kind of head."""
+    with figure(path, (7.5, 4.4)) as (_, axes):
+        families: dict[str, list[dict]] = defaultdict(list)
+        for one in found:
+            name = one["variant"].split()[0]
+            families["fixed settings" if name in ("static", "greedy") else name].append(one)
+        for k, (family, some) in enumerate(families.items()):
+            some = sorted(some, key=lambda one: one["nats"])
+            x, y = ([one[key] for one in some] for key in ("nats", "error"))
+            line = "" if family == "fixed settings" else "-"
+            marker = "os^v"[k // 10]
+            axes.plot(x, y, line, marker=marker, ms=4, lw=1, color=f"C{k % 10}", label=family)
+        axes.set(xlabel="entropy of open answers, nats a token", ylabel="error on known facts")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="for answers, scans and heads")
+    parser.add_argument("--model", help="by default SmolLM2 from its package")
+    args = parser.parse_args(arguments)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    study = Study(args.folder, args.model or str(smollm2.folder()))
+    study.train()
+    measured: dict[str, list[Measured]] = {}
+    fixed = [line for line in STATIC.read_text().splitlines() if line.startswith("static")]
+    for text in ("greedy", "static T=1", *fixed, *RULES):
+        measured[text] = [study.measure(parse(text))]
+    for domain in DOMAINS:
+        for objective in OBJECTIVES:
+            for scale in SCALES:
+                policies = [f"head={study.head(domain, objective, s)}{scale}" for s in SEEDS]
+                name = f"{objective}-{domain}{scale}"
+                measured[name] = [study.measure(parse(text)) for text in policies]
+                print(name, flush=True)
+    found = results(measured)
+    known = int((study.fact_of >= 0).sum() and study.fact_of[study.fact_of >= 0].unique().numel())
+    facts = {"facts": len(texts.FACTS), "known_facts": known, "open_answers": len(texts.OPEN)}
+    write(FOLDER / "domains.json", "domains", found, **facts)
+    draw(found, FOLDER / "domains.png")
+    print_ranking(found, "nats")
+
+
+if __name__ == "__main__":
+    main()
