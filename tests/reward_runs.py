@@ -43,7 +43,13 @@ def some_prompts(n: int = 16) -> list[EncodedPrompt]:
     ]
 
 
-def train(folder: Path, reward=even_share, on_round=lambda metrics: None, **options):
+def train(
+    folder: Path,
+    reward=even_share,
+    on_round=lambda metrics: None,
+    accelerator=None,
+    **options,
+):
     """The head and its metrics."""
     config = config_of(folder, **options)
     base = base_model.wrap(tiny_model("llama"))
@@ -52,7 +58,7 @@ def train(folder: Path, reward=even_share, on_round=lambda metrics: None, **opti
         rounds,
         base,
         config,
-        accelerator=Accelerator(),
+        accelerator=accelerator or Accelerator(),
         on_start=lambda rounds, done: None,
         on_round=on_round,
     )

@@ -10,14 +10,11 @@ from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model
 from autodeco_fast.training.batches import OnlineSource
 from autodeco_fast.training.data import Example
-from autodeco_fast.training.head_folder import METRICS_NAME
 from autodeco_fast.training.loop import learning_rate
 from tests.tiny_models import NAMES, VOCAB, tiny_model
 from tests.training_runs import (
     make_examples,
-    on_two_processes,
     online_config,
-    read_lines,
     train_online,
 )
 
@@ -143,26 +140,6 @@ def test_the_processes_share_a_step(tmp_path):
         seen.append(sorted(i for share in shares for batch in share for i in batch))
     assert [len(step) for step in seen] == [8, 8, 5]
     assert sorted(i for step in seen for i in step) == list(range(21))
-
-
-@pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path):
-    """The same examples a step, split over two processes (gloo): the same head up to rounding."""
-    code = (
-        "from pathlib import Path\n"
-        "from tests.training_runs import train_online\n"
-        f"train_online(Path({str(tmp_path)!r}), 'two', per_device_train_batch_size=4)\n"
-    )
-    done = on_two_processes(tmp_path / "two.py", code)
-    assert done.returncode == 0, done.stderr
-    one, metrics = train_online(tmp_path, "one", per_device_train_batch_size=8)
-    for a, b in zip(
-        one.parameters(), TemperatureHead.from_pretrained(tmp_path / "two").parameters()
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    lines = read_lines(tmp_path / "two" / METRICS_NAME)
-    assert [m["selected_tokens"] for m in lines] == [m["selected_tokens"] for m in metrics]
-    assert [m["loss"] for m in lines] == pytest.approx([m["loss"] for m in metrics], rel=1e-5)
 
 
 @pytest.mark.slow

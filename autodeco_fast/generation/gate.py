@@ -68,9 +68,10 @@ class Call:
     def note(self, kept: torch.Tensor) -> None:
         """Records a step whose kept sets are of these sizes, `[rows]`; of a greedy row that is
         1."""
-        T, kept = self.picked.temperature[:, -1], kept.long()
-        kept = torch.where(T < GREEDY_BELOW, kept.clamp(max=1), kept)
-        self.records.append(Record(T, kept, self.top_p))
+        # Copies: the next replay of a CUDA graph writes into what this one has returned.
+        T, top_p = self.picked.temperature[:, -1].clone(), self.top_p
+        kept = torch.where(T < GREEDY_BELOW, kept.long().clamp(max=1), kept.long())
+        self.records.append(Record(T, kept, None if top_p is None else top_p.clone()))
 
 
 class Gate(threading.local):
