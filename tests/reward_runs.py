@@ -48,11 +48,12 @@ def train(
     reward=even_share,
     on_round=lambda metrics: None,
     accelerator=None,
+    base=None,
     **options,
 ):
     """The head and its metrics."""
     config = config_of(folder, **options)
-    base = base_model.wrap(tiny_model("llama"))
+    base = base or base_model.wrap(tiny_model("llama"))
     rounds = OnPolicy(base, numbers(), some_prompts(), reward, config)
     head = rewards.train_on_rewards(
         rounds,

@@ -17,15 +17,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from autodeco_fast import TemperatureHead
-from autodeco_fast.training import eval_source, eval_store, evaluate, rewards, scan_store
+from autodeco_fast.training import base_model, eval_store, evaluate, rewards, scan_store
 from autodeco_fast.training.head_folder import METRICS_NAME
 from tests import reward_runs
 from tests.commands import ROOT, command
-from tests.evaluations import QUIET, config, without_speeds
+from tests.evaluations import config, without_speeds
 from tests.processes import Killed, Member, together
 from tests.scans import make_scan, write_examples
+from tests.tiny_models import tiny_model
 from tests.training_runs import equal, on_two_processes, read_lines, train_online
 
 HALF = {"all_tokens": False, "max_rank": 60, "easy_fraction": 0.5}
@@ -50,9 +52,10 @@ def scan_together(folder: Path, name: str, world: int, **options) -> list:
     data = folder / "examples.jsonl"
     if not data.exists():
         write_examples(data)
+    base = base_model.wrap(tiny_model("llama"))
 
     def work(accelerator: Member):
-        return make_scan(folder, name, accelerator=accelerator, data=data, **options)
+        return make_scan(folder, name, base, accelerator=accelerator, data=data, **options)
 
     return together(world, work)
 
@@ -115,21 +118,26 @@ def test_a_scan_killed_anywhere_goes_on_in_any_number(tmp_path, options, world, 
 
 @pytest.fixture
 def one_at_a_time(monkeypatch):
-    """transformers loads models under settings of the whole process."""
-    lock, load = threading.Lock(), eval_source.base_model.load_causal_lm
+    """transformers loads models under settings of the whole process, and new heads are drawn from
+    its generator."""
+    lock = threading.Lock()
 
-    def locked(*args, **options):
-        with lock:
-            return load(*args, **options)
+    def locked(call):
+        def run(*args, **options):
+            with lock:
+                return call(*args, **options)
 
-    monkeypatch.setattr(eval_source.base_model, "load_causal_lm", locked)
+        return run
+
+    for module, name in ((base_model, "load_causal_lm"), (rewards, "first_head")):
+        monkeypatch.setattr(module, name, locked(getattr(module, name)))
 
 
 def eval_together(folder: Path, model: Path, name: str, world: int) -> list:
     settings = config(folder, model, name, batch_size=4)
 
     def work(accelerator: Member) -> dict:
-        return evaluate.evaluate(settings, console=QUIET, accelerator=accelerator)
+        return evaluate.evaluate(settings, console=Console(quiet=True), accelerator=accelerator)
 
     return together(world, work)
 
@@ -173,13 +181,16 @@ def test_an_evaluation_killed_anywhere_goes_on_in_any_number(model, tmp_path, wo
 
 def rewards_together(folder: Path, **options) -> list:
     options = {"rounds": 3, "num_iterations": 2, "save_steps": 2, "prompts_per_round": 4, **options}
+    bases = [base_model.wrap(tiny_model("llama")) for _ in range(2)]  # each is attached to
 
     def work(accelerator: Member) -> TemperatureHead:
-        return reward_runs.train(folder, accelerator=accelerator, **options)[0]
+        base = bases[accelerator.process_index]
+        return reward_runs.train(folder, accelerator=accelerator, base=base, **options)[0]
 
     return together(2, work)
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 @pytest.mark.parametrize("at", [1, 6, 9])
 def test_rewards_killed_between_the_steps_of_a_round_go_on_to_the_same_bits(tmp_path, at):
     """Of 12 calls, four a round: the first step's two and the second's."""
@@ -210,7 +221,8 @@ LAUNCHED = """
     from tests import reward_runs
     from tests.evaluations import QUIET, config
     from tests.scans import make_scan
-    from tests.training_runs import train_online
+    from tests.tiny_models import tiny_model
+from tests.training_runs import train_online
 
     torch.set_num_threads(1)
     eval_page.draw = lambda points, label: b"<svg/>"
