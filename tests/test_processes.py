@@ -151,7 +151,7 @@ def assert_same_evaluation(folder: Path, name: str, outcomes: list) -> None:
     samples = [(folder / run / "samples.jsonl").read_bytes() for run in ("one", name)]
     assert samples[0] == samples[1]
     speeds = [(folder / run / "speed.jsonl").read_bytes().count(b"\n") for run in ("one", name)]
-    assert speeds[1] >= speeds[0]
+    assert speeds[1] >= speeds[0] - 1  # a kill may come between a batch and its speed
     assert {path.name for path in (folder / name).iterdir()} == {
         path.name for path in (folder / "one").iterdir()
     }
@@ -202,13 +202,10 @@ def test_rewards_killed_between_the_steps_of_a_round_go_on_to_the_same_bits(tmp_
     again = rewards_together(tmp_path / "killed", resume=True)
     for head in again:
         assert equal(head, whole[0])
-    assert (
-        files(tmp_path / "killed")["head.safetensors"]
-        == files(tmp_path / "whole")["head.safetensors"]
-    )
-    assert [read_lines(tmp_path / name / METRICS_NAME) for name in ("killed", "whole")] == [
-        read_lines(tmp_path / "whole" / METRICS_NAME)
-    ] * 2
+    heads = [(tmp_path / name / "head.safetensors").read_bytes() for name in ("killed", "whole")]
+    assert heads[0] == heads[1]
+    lines = [read_lines(tmp_path / name / METRICS_NAME) for name in ("killed", "whole")]
+    assert lines[0] == lines[1]
 
 
 LAUNCHED = """
@@ -221,8 +218,7 @@ LAUNCHED = """
     from tests import reward_runs
     from tests.evaluations import QUIET, config
     from tests.scans import make_scan
-    from tests.tiny_models import tiny_model
-from tests.training_runs import train_online
+    from tests.training_runs import train_online
 
     torch.set_num_threads(1)
     eval_page.draw = lambda points, label: b"<svg/>"
@@ -341,15 +337,14 @@ def score(completions):
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_figures", "one_thread")
 def test_a_launched_evaluation_whose_process_was_killed_goes_on(model, tmp_path, monkeypatch):
-    """accelerate launch tells the other one to end."""
+    """torchrun, which is what accelerate launches, tells the other one to end."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slowly.py").write_text(SLOW)
     config(tmp_path, model)  # writes the prompts
     words = ["eval", "--model", model, "--prompts", "prompts.jsonl", "--scorer", "slowly:score"]
     words += ["--samples", 6, "--batch-size", 2, "--max-new-tokens", 6, "--dtype", "float32"]
     words += ["--policy", "static T=1 min_p=0.1", "--policy", "greedy", "--output"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines"]
-    launch += ["1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     started = subprocess.Popen(
         [sys.executable, *launch, "-m", "autodeco_fast", *map(str, words), "killed"],
         env=environment(),
