@@ -13,7 +13,7 @@ logits would not be scaled.
 
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -48,7 +48,10 @@ class Call:
     stream: int | torch.Tensor | None  # or [rows]
     sampled: bool = False  # whether the fused sampler was put in charge
     status: torch.Tensor | None = None  # [rows] int32, what the sampler reported so far
-    records: list[Record] | None = None  # one a step, where they are asked for
+    recorded: bool = (
+        False  # whether records are asked for: a graph would be guarded by their number
+    )
+    records: list[Record] = field(default_factory=list)  # one a step
     candidates: bool = False  # whether tokens are proposed, so that a forward is of several
     # Of the last forward, `[rows, positions]` each, for records and where top-p is predicted.
     picked: Picked | None = None
@@ -173,7 +176,7 @@ def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) 
         picked = policy.pick(seen, logits) if policy.reads_logits else seen
         picked, call = picked.to(logits.device), gate.call
         scaled = _scaled(logits, picked.temperature)
-        if call is not None and (call.records is not None or picked.top_p is not None):
+        if call is not None and (call.recorded or picked.top_p is not None):
             call.picked = picked
             if call.masked:
                 scaled = _cut(scaled, call.policy, picked.top_p)
