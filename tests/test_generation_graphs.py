@@ -41,9 +41,15 @@ def with_rule(model, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("record", [False, True])
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("attached", [with_head, with_two_heads, with_rule])
+@pytest.mark.parametrize(
+    ("attached", "fused", "record"),
+    [
+        (with_head, True, False),
+        (with_head, False, True),
+        (with_two_heads, True, True),
+        (with_rule, True, False),
+    ],
+)
 def test_a_compiled_decode_step_is_one_graph_and_draws_the_same(counted, attached, fused, record):
     model, ids = tiny_model("llama"), prompts()
     asked = {"max_new_tokens": STEPS, "cache_implementation": "static"}
@@ -54,8 +60,7 @@ def test_a_compiled_decode_step_is_one_graph_and_draws_the_same(counted, attache
         asked["compile_config"] = compiled("eager")
         for seed, want in zip((3, 4), plain):
             assert torch.equal(model.generate(ids, **asked, seed=seed), want)
-            graphs = counted["stats"]["unique_graphs"]
-            assert graphs == 1  # the second call, too, finds it
+            assert counted["stats"]["unique_graphs"] == 1  # hooks and all, for every step and call
         assert len(attachment.records) == len(records) == STEPS * record
         for got, want in zip(attachment.records, records):
             torch.testing.assert_close(got.temperature, want.temperature)

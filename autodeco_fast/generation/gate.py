@@ -48,9 +48,8 @@ class Call:
     stream: int | torch.Tensor | None  # or [rows]
     sampled: bool = False  # whether the fused sampler was put in charge
     status: torch.Tensor | None = None  # [rows] int32, what the sampler reported so far
-    recorded: bool = (
-        False  # whether records are asked for: a graph would be guarded by their number
-    )
+    # Whether records are asked for: a graph is guarded by what it looks at, and their number grows.
+    recorded: bool = False
     records: list[Record] = field(default_factory=list)  # one a step
     candidates: bool = False  # whether tokens are proposed, so that a forward is of several
     # Of the last forward, `[rows, positions]` each, for records and where top-p is predicted.
