@@ -167,7 +167,7 @@ def test_two_processes_with_an_fsdp_config_do_what_one_does(tmp_path, model, row
     for kind, name in ((TemperatureHead, ""), (TopPHead, "top_p_head")):
         heads = [kind.from_pretrained(tmp_path / run / name) for run in ("two", "one")]
         for a, b in zip(*(head.parameters() for head in heads)):
-            # Sums of halves round otherwise: by 3e-8, a unit in the last place, where this was tried.
+            # Sums of halves round otherwise: by 3e-8, a unit in the last place, where it was tried.
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
