@@ -10,6 +10,7 @@ from accelerate.hooks import AlignDevicesHook
 from autodeco_fast.training import base_model
 from autodeco_fast.training.scan_store import Scan
 from tests.commands import assert_refuses, command
+from tests.evaluations import run
 from tests.scans import make_scan, write_examples
 from tests.test_processes import files
 from tests.tiny_models import tiny_model
@@ -59,6 +60,14 @@ def test_the_commands_take_a_device_map(model, tmp_path, monkeypatch):
     monkeypatch.setattr(base_model, "several", lambda: True)
     done = command(*words, "--output", tmp_path / "two", "--device-map", "auto")
     assert_refuses(done, "device_map 'auto' is for one process, got several")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_an_evaluation_takes_a_device_map(model, tmp_path):
+    run(tmp_path, model, "whole")
+    run(tmp_path, model, "mapped", device_map="auto")
+    samples = [(tmp_path / name / "samples.jsonl").read_bytes() for name in ("whole", "mapped")]
+    assert samples[0] == samples[1]
 
 
 SHARED = """
