@@ -43,16 +43,23 @@ def some_prompts(n: int = 16) -> list[EncodedPrompt]:
     ]
 
 
-def train(folder: Path, reward=even_share, on_round=lambda metrics: None, **options):
+def train(
+    folder: Path,
+    reward=even_share,
+    on_round=lambda metrics: None,
+    accelerator=None,
+    base=None,
+    **options,
+):
     """The head and its metrics."""
     config = config_of(folder, **options)
-    base = base_model.wrap(tiny_model("llama"))
+    base = base or base_model.wrap(tiny_model("llama"))
     rounds = OnPolicy(base, numbers(), some_prompts(), reward, config)
     head = rewards.train_on_rewards(
         rounds,
         base,
         config,
-        accelerator=Accelerator(),
+        accelerator=accelerator or Accelerator(),
         on_start=lambda rounds, done: None,
         on_round=on_round,
     )

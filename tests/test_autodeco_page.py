@@ -163,11 +163,12 @@ def test_two_processes_with_an_fsdp_config_do_what_one_does(tmp_path, model, row
     ]
     for two, one in zip(*metrics, strict=True):
         assert two["selected_tokens"] == one["selected_tokens"]
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
     for kind, name in ((TemperatureHead, ""), (TopPHead, "top_p_head")):
         heads = [kind.from_pretrained(tmp_path / run / name) for run in ("two", "one")]
         for a, b in zip(*(head.parameters() for head in heads)):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+            # Sums of halves round otherwise: by 3e-8, a unit in the last place, where it was tried.
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_deepspeed_that_is_not_installed_is_refused(tmp_path, model, rows, monkeypatch):

@@ -8,10 +8,9 @@ import torch
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import rewards
-from autodeco_fast.training.head_folder import METRICS_NAME, training_settings
-from tests.forked import on_two_processes
+from autodeco_fast.training.head_folder import training_settings
 from tests.reward_runs import config_of, even_share, train
-from tests.training_runs import equal, read_lines
+from tests.training_runs import equal
 
 
 def repetition(prompts, completions, **columns):
@@ -137,22 +136,3 @@ def test_starts_from_a_head(tmp_path):
     with pytest.raises(ValueError, match="was trained for another model: its lm_head is another"):
         train(tmp_path / "no", head=tmp_path / "start")
     assert not (tmp_path / "no").exists()
-
-
-@pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path):
-    """Half of a round's prompts each (gloo): the same head up to rounding."""
-    code = (
-        "from pathlib import Path\n"
-        "from tests.reward_runs import train\n"
-        f"train(Path({str(tmp_path)!r}) / 'two', rounds=2, target_entropy=1.5)\n"
-    )
-    done = on_two_processes(code)
-    assert done.returncode == 0, done.stderr
-    one, metrics = train(tmp_path / "one", rounds=2, target_entropy=1.5)
-    two = TemperatureHead.from_pretrained(tmp_path / "two")
-    for a, b in zip(one.parameters(), two.parameters()):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    lines = read_lines(tmp_path / "two" / METRICS_NAME)
-    assert [m["rollouts"] for m in lines] == [64, 64]
-    assert [m["reward"] for m in lines] == pytest.approx([m["reward"] for m in metrics])

@@ -15,7 +15,7 @@ from autodeco_fast.training import base_model
 from autodeco_fast.training.data import Example
 from autodeco_fast.training.scan import batches_by_length
 from autodeco_fast.training.scan_store import FIELDS, Scan, ScanTokens, read_manifest, shard_path
-from tests.forked import forked, on_two_processes
+from tests.forked import forked
 from tests.scans import Vocabulary, make_scan, write_examples
 from tests.tiny_models import VOCAB, tiny_model
 
@@ -168,29 +168,6 @@ def test_finished_shards_are_not_made_again(tmp_path):
     make_scan(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert shard_path(folder, 3).exists()
-
-
-@pytest.mark.slow
-def test_two_processes_make_the_same_scan(tmp_path):
-    one = Scan(make_scan(tmp_path, "one", **HALF))
-    code = textwrap.dedent(f"""
-        from pathlib import Path
-        from accelerate import Accelerator
-        from tests.scans import make_scan
-
-        accelerator, folder = Accelerator(), Path({str(tmp_path)!r})
-        options = {{"data": folder / "examples.jsonl", **{HALF}}}
-        make_scan(folder, "two", accelerator=accelerator, **options)
-        accelerator.end_training()
-        """)
-    done = on_two_processes(code)
-    assert done.returncode == 0, done.stderr
-    two = Scan(tmp_path / "two")
-    assert two.manifest["counts"] == one.manifest["counts"]
-    assert torch.equal(two.load().position, one.load().position)
-    torch.testing.assert_close(
-        two.load().gap, one.load().gap, rtol=1e-4, atol=1e-5
-    )  # other numbers of threads
 
 
 def test_hidden_states_that_are_nan_are_counted_and_dropped(tmp_path):

@@ -193,12 +193,11 @@ def test_stops_early_and_keeps_the_best(tmp_path):
     assert len(losses) == best + 4
     settings = scan_config(tmp_path, **options)
     _, measure_on = source_of(settings).split()
-    from accelerate import Accelerator
-
     from autodeco_fast.training.loop import held_out_loss
+    from autodeco_fast.training.processes import Processes
 
     objective = MinPHinge(max_rank=2**31 - 1, easy_fraction=1.0)
-    assert held_out_loss(measure_on, head, objective, Accelerator()) == pytest.approx(
+    assert held_out_loss(measure_on, head, objective, Processes()) == pytest.approx(
         losses[best], rel=1e-6
     )
 

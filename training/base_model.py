@@ -13,6 +13,14 @@ from autodeco_fast.causal_lm import FOUND
 from autodeco_fast.errors import foreign
 from autodeco_fast.lm_head import transform_
 from autodeco_fast.ops.checks import check_plain
+from autodeco_fast.training.placed import (
+    VocabSlice,
+    is_sharded,
+    lm_head_tensors,
+    seen_hidden,
+    whole,
+)
+from autodeco_fast.training.processes import several
 
 # Where configurations keep a linear factor of the logits, and their cap. `verify` finds what is
 # missing here.
@@ -30,6 +38,10 @@ class BaseModel:
     bias: torch.Tensor | None  # [V]
     logit_scale: float
     softcap: float | None
+    # Whether processes share the model (FSDP2), so that a forward is one of all of them.
+    sharded: bool = False
+    # Where processes share the vocabulary: which of it weight and bias are of.
+    part: VocabSlice | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -49,24 +61,45 @@ class BaseModel:
         Raises:
             ValueError: if the model inside does not return it.
         """
-        output = self.model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        )
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        if self.sharded:
+            with seen_hidden(self.model) as seen:
+                self.model(**given, logits_to_keep=1)
+            return seen[0]
+        output = self.model.base_model(**given)
         if not hasattr(output, "last_hidden_state"):
             raise ValueError(
                 f"{type(self.model).__name__} does not show what enters its output embedding"
             )
-        return output.last_hidden_state
+        return output.last_hidden_state.to(self.weight.device)
+
+    def check_own(self) -> None:
+        """Raises ValueError for a model that processes share, whose forwards are not this one's to
+        make."""
+        if self.sharded or self.part is not None:
+            raise ValueError(
+                "a base model that processes share can be scanned, and heads trained from the scan"
+            )
+
+    def lm_head(self) -> list[torch.Tensor]:
+        """Weight `[V, H]` and, if there is one, bias `[V]`: all of them."""
+        if self.part is None:
+            return [self.weight, *([] if self.bias is None else [self.bias])]
+        embedding = self.model.get_output_embeddings()
+        bias = getattr(embedding, "bias", None)
+        return [whole(t) for t in (embedding.weight, bias) if t is not None]
 
     def stats(self, hidden: torch.Tensor, target: torch.Tensor) -> TokenStats:
         """`token_stats` of [N, H] and [N]."""
         transform = {"bias": self.bias, "logit_scale": self.logit_scale, "softcap": self.softcap}
-        return token_stats(hidden.to(self.weight.dtype), self.weight, target, **transform)
+        stats = token_stats if self.part is None else self.part.stats
+        return stats(hidden.to(self.weight.dtype), self.weight, target, **transform)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, H] → [N, V] fp32."""
         z = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        z = z if self.part is None else self.part.gathered(z)
         return transform_(z, self.logit_scale, self.softcap)
 
     @torch.inference_mode()
@@ -122,7 +155,7 @@ class BaseModel:
                 f"{name} makes its logits without its output embedding: heads cannot be trained "
                 "for it"
             )
-        return entered[0][0], logits
+        return entered[0][0].to(self.weight.device), logits.to(self.weight.device)
 
 
 def _alike(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
@@ -136,11 +169,17 @@ def _alike(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 def wrap(model) -> BaseModel:
     """Freezes a causal language model and reads its output transform from its configuration.
 
+    One that accelerate has dispatched keeps its place; so does one that processes share
+    (`fully_shard`, or `tp_plan`), in all of which this must be called. See `training/placed.py`.
+
     Raises:
-        ValueError: for an LM head that is missing, adapted, quantised, sharded or offloaded: its
-            weight is not all of it.
+        ValueError: for an LM head that is missing, adapted or quantised, or not in this process:
+            its weight is not all of it.
     """
-    model.eval().requires_grad_(False)
+    sharded = is_sharded(model)
+    model.eval()
+    if not sharded:  # its parameters are FSDP's
+        model.requires_grad_(False)
     embedding = model.get_output_embeddings()
     if embedding is None:
         raise ValueError(f"{type(model).__name__} has no output embedding")
@@ -149,12 +188,11 @@ def wrap(model) -> BaseModel:
             "the LM head carries an adapter (LoRA): merge it first, for example with "
             "model.merge_and_unload()"
         )
-    check_plain(embedding.weight)
-    if embedding.weight.is_meta or embedding.weight.numel() == 0:
-        raise ValueError(
-            "the LM head's weight is not on this device: it is offloaded, or another process holds "
-            "it"
-        )
+    part = VocabSlice.of(model, embedding.weight)
+    weight, bias = lm_head_tensors(embedding, part)
+    check_plain(weight)
+    if weight.is_meta or weight.numel() == 0:
+        raise ValueError("the LM head's weight is not on this device: another process holds it")
     config = model.config.get_text_config()
     scale = 1.0
     for key in _MULTIPLIED_BY:
@@ -164,10 +202,12 @@ def wrap(model) -> BaseModel:
     softcap = next((cap for key in _CAPPED_AT if (cap := getattr(config, key, None))), None)
     return BaseModel(
         model=model,
-        weight=embedding.weight.detach(),
-        bias=getattr(embedding, "bias", None),
+        weight=weight,
+        bias=bias,
         logit_scale=scale,
         softcap=softcap,
+        sharded=sharded,
+        part=part,
     )
 
 
@@ -271,10 +311,30 @@ def frozen_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float32 if emulated else torch.bfloat16
 
 
-def load(name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> BaseModel:
-    """The frozen model of a folder or hub id.
+def load(
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    device_map: str | None = None,
+) -> BaseModel:
+    """The frozen model of a folder or hub id, on a device or where `device_map` puts it.
 
     Raises:
         ValueError: as `load_causal_lm` and `wrap`.
     """
-    return wrap(load_causal_lm(name, dtype=dtype).to(device))
+    return wrap(load_on(name, dtype, device, device_map))
+
+
+def load_on(
+    name: str, dtype: torch.dtype, device: torch.device | str, device_map: str | None = None
+):
+    """`load_causal_lm` on a device, or where accelerate puts it by `device_map`.
+
+    Raises:
+        ValueError: as `load_causal_lm`; for several processes, which would each fill all devices.
+    """
+    if device_map is None:
+        return load_causal_lm(name, dtype=dtype).to(device)
+    if several():
+        raise ValueError(f"device_map {device_map!r} is for one process, got several")
+    return load_causal_lm(name, dtype=dtype, device_map=device_map)

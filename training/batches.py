@@ -74,6 +74,11 @@ class OnlineSource:
         config: TrainConfig,
         documents: list[int] | None = None,
     ):
+        """
+        Raises:
+            ValueError: for a base model that processes share.
+        """
+        base.check_own()
         self.lm_head, self.examples, self.config = base, examples, config
         self.documents = list(range(len(examples))) if documents is None else documents
         self.hidden_size, self.device = base.weight.shape[1], base.weight.device

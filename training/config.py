@@ -22,6 +22,10 @@ _TAKEN_BY = {
     "detach_temperature": AUTODECO[2:],
 }
 MODEL = "folder or hub id of a causal language model; it stays frozen, in bf16 where that is fast"
+DEVICE_MAP = (
+    "how transformers places a model that one GPU cannot hold, like auto: over several, then in "
+    "memory, then on disk; for one process"
+)
 _EXAMPLES = "JSONL of prompt+completion, messages, text, or input_ids+labels"
 
 
@@ -78,6 +82,7 @@ class ScanConfig(_Selection):
         False,
     )
     seed: int = option("of the selection", 0)
+    device_map: str | None = option(DEVICE_MAP, None)
 
 
 @documented

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from autodeco_fast.errors import foreign
 from autodeco_fast.options import Options, documented, option
-from autodeco_fast.training.config import MODEL
+from autodeco_fast.training.config import DEVICE_MAP, MODEL
 from autodeco_fast.values import require
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -54,6 +54,7 @@ class EvalConfig(Options):
     )
     endpoint_model: str | None = option("what the server calls its model", None)
     seed: int = option("of the noise, the same under every policy", 0)
+    device_map: str | None = option(DEVICE_MAP, None)
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,8 +1,13 @@
 """An evaluation on disk.
 
     eval.json      what fixes a sample: settings, fingerprints of prompts, model and heads
-    samples.jsonl  a line a sample, in the order they were drawn; a torn last line is dropped
+    samples.jsonl  a line a sample; a torn last line is dropped
     speed.jsonl    a line a batch: policy, samples, tokens, seconds
+    part-0001/     samples.jsonl and speed.jsonl of process 1 of several, until they are put beside
+                   the main one's: at the end, or when the run is continued
+
+A finished run's samples are in the order of the policies in eval.json, and in that of one process,
+however many drew them and however often they were killed.
 
 A line of samples.jsonl holds: policy, prompt (its number from 0), sample, seed, text, tokens (ids),
 temperature, kept and top_p (one a token), score, truncated, length. tokens and kept are null where
@@ -12,6 +17,7 @@ scorer failed, until the run is continued.
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,6 +27,7 @@ from autodeco_fast.files import append_text, write_text
 from autodeco_fast.values import finite
 
 MANIFEST, SAMPLES, SPEED = "eval.json", "samples.jsonl", "speed.jsonl"
+_PART = "part-"  # and the number of a process
 _BLOCK = 1 << 16  # bytes read at a time
 Key = tuple[str, int, int]  # policy, prompt, sample
 
@@ -97,7 +104,63 @@ class Outcome:
         )
 
 
-class Store:
+class _Lines:
+    """The samples and speeds in a folder."""
+
+    def __init__(self, folder: Path):
+        """Raises ValueError for lines that are no samples."""
+        self.folder, self.samples, self.speed = folder, folder / SAMPLES, folder / SPEED
+        self.outcomes: dict[Key, Outcome] = {}
+        for path in (self.samples, self.speed):
+            _drop_torn_line(path)
+        for sample in self.read():
+            if sample.key in self.outcomes:
+                raise ValueError(f"{self.samples} holds {sample.key} twice")
+            self.outcomes[sample.key] = Outcome.of(sample)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.outcomes
+
+    def read(self) -> Iterator[Sample]:
+        """All samples on disk.
+
+        Raises:
+            ValueError: naming a line that is none.
+        """
+        if not self.samples.exists():
+            return
+        with self.samples.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{self.samples}, line {number}"
+                value = parse_json(line, where)
+                if not _is_sample(value):
+                    raise ValueError(f"{where} is no sample")
+                yield Sample(**value)
+
+    def append(self, samples: Iterable[Sample]) -> None:
+        """Adds samples, all of them or none; those that are there already are left out."""
+        new = [sample for sample in samples if sample.key not in self.outcomes]
+        append_text(self.samples, "".join(sample.line() for sample in new))
+        self.outcomes |= {sample.key: Outcome.of(sample) for sample in new}
+
+    def note_speed(self, policy: str, *, samples: int, tokens: int, seconds: float) -> None:
+        """Adds a batch to speed.jsonl."""
+        noted = {"policy": policy, "samples": samples, "tokens": tokens, "seconds": seconds}
+        append_text(self.speed, json.dumps(noted, ensure_ascii=False) + "\n")
+
+
+class Part(_Lines):
+    """What a process that is not the main one adds to a run that the main one has begun."""
+
+    def __init__(self, folder: Path, rank: int):
+        begun = _Lines(folder)
+        part = folder / f"{_PART}{rank:04d}"
+        part.mkdir()
+        super().__init__(part)
+        self.outcomes = begun.outcomes
+
+
+class Store(_Lines):
     """The samples of a run that begins or continues in a folder."""
 
     def __init__(self, folder: Path, manifest: dict):
@@ -111,19 +174,36 @@ class Store:
         """
         self.folder, self.samples = folder, folder / SAMPLES
         self.manifest = self._begun(manifest)
-        _drop_torn_line(self.samples)
-        self.outcomes: dict[Key, Outcome] = {}
-        for sample in self.read():
-            if sample.key in self.outcomes:
-                raise ValueError(f"{self.samples} holds {sample.key} twice")
-            self.outcomes[sample.key] = Outcome.of(sample)
+        super().__init__(folder)
+        self.take_parts()
         another = self.manifest["scorer"] != manifest["scorer"]
         self.to_score = {key for key, o in self.outcomes.items() if another or o.score is None}
         if another and not self.to_score:
             self._write_manifest(scorer=manifest["scorer"])
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self.outcomes
+    def take_parts(self) -> None:
+        """Puts what other processes have drawn beside the rest."""
+        for folder in sorted(self.folder.glob(f"{_PART}*")):
+            part = _Lines(folder)
+            self.append(part.read())
+            if part.speed.exists():
+                append_text(self.speed, part.speed.read_text(encoding="utf-8"))
+            shutil.rmtree(folder)
+
+    def sort(self, prompts: Sequence[int]) -> None:
+        """Puts the lines in the order of the policies, and of these prompts, if they are not."""
+        policies = {text: i for i, text in enumerate(self.manifest["policies"])}
+        place = {prompt: i for i, prompt in enumerate(prompts)}
+
+        def order(key: Key) -> tuple[int, int, int]:
+            policy, prompt, sample = key
+            return policies.get(policy, -1), place.get(prompt, -1), sample
+
+        ordered = sorted(self.outcomes, key=order)
+        if ordered == list(self.outcomes):
+            return
+        found = {sample.key: sample for sample in self.read()}
+        self.rewrite([found[key] for key in ordered], self.manifest["scorer"])
 
     def _begun(self, manifest: dict) -> dict:
         """The manifest on disk, with what is new in this one."""
@@ -159,28 +239,6 @@ class Store:
         text = json.dumps(self.manifest, indent=1, ensure_ascii=False)
         write_text(self.folder / MANIFEST, text + "\n")
 
-    def read(self) -> Iterator[Sample]:
-        """All samples on disk.
-
-        Raises:
-            ValueError: naming a line that is none.
-        """
-        if not self.samples.exists():
-            return
-        with self.samples.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{self.samples}, line {number}"
-                value = parse_json(line, where)
-                if not _is_sample(value):
-                    raise ValueError(f"{where} is no sample")
-                yield Sample(**value)
-
-    def append(self, samples: Iterable[Sample]) -> None:
-        """Adds samples, all of them or none; those that are there already are left out."""
-        new = [sample for sample in samples if sample.key not in self.outcomes]
-        append_text(self.samples, "".join(sample.line() for sample in new))
-        self.outcomes |= {sample.key: Outcome.of(sample) for sample in new}
-
     def rewrite(self, samples: Sequence[Sample], scorer: str) -> None:
         """Puts these samples, all scored by one scorer, in place of those that are there."""
         write_text(self.samples, "".join(sample.line() for sample in samples))
@@ -188,15 +246,9 @@ class Store:
         self.outcomes = {sample.key: Outcome.of(sample) for sample in samples}
         self.to_score = set()
 
-    def note_speed(self, policy: str, *, samples: int, tokens: int, seconds: float) -> None:
-        """Adds a batch to speed.jsonl."""
-        noted = {"policy": policy, "samples": samples, "tokens": tokens, "seconds": seconds}
-        append_text(self.folder / SPEED, json.dumps(noted, ensure_ascii=False) + "\n")
-
     def speeds(self) -> dict[str, float]:
         """policy → tokens a second, over all batches."""
-        path = self.folder / SPEED
-        _drop_torn_line(path)
+        path = self.speed
         sums: dict[str, list[float]] = {}
         if path.exists():
             with path.open("rb") as file:

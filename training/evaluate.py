@@ -8,15 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from autodeco_fast import __version__
-from autodeco_fast.files import output_folder, write_text
+from autodeco_fast.errors import read_json_object
+from autodeco_fast.files import write_text
 from autodeco_fast.policies import Policy, parse
-from autodeco_fast.training import base_model
 from autodeco_fast.training.console import progress_bar
 from autodeco_fast.training.eval_config import EvalConfig, named_policies
 from autodeco_fast.training.eval_measures import (
@@ -27,8 +28,10 @@ from autodeco_fast.training.eval_measures import (
     summarised,
 )
 from autodeco_fast.training.eval_requests import Drawn, Request, Source, batches
-from autodeco_fast.training.eval_store import Sample, Store
+from autodeco_fast.training.eval_source import policy_fingerprint, source_of
+from autodeco_fast.training.eval_store import Part, Sample, Store
 from autodeco_fast.training.eval_verdict import FIXED, over_fixed
+from autodeco_fast.training.processes import Processes, several, start_accelerator
 from autodeco_fast.training.prompts import Prompt, read_prompts
 from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.training.scorers import Scorer, load_scorer
@@ -72,16 +75,23 @@ def family_of(text: str) -> str:
 
 
 def evaluate(
-    config: EvalConfig, *, policies: Sequence[Policy] = (), console: Console | None = None
+    config: EvalConfig,
+    *,
+    policies: Sequence[Policy] = (),
+    console: Console | None = None,
+    accelerator=None,
 ) -> dict:
     """Draws what is missing, scores, measures, and writes results.json and eval.html.
 
     A run that was killed is continued by the same call; so is one with more policies, or with
-    another scorer, for which nothing is drawn again.
+    another scorer, for which nothing is drawn again. Several processes draw and score some batches
+    each; results and samples are those of one.
 
     Args:
         policies: beside those of the settings: of classes of your own, say.
         console: of the progress and the tables; standard error by default.
+        accelerator: one of `accelerate`, for several processes; made here if a launcher has started
+            them.
 
     Returns:
         What results.json holds: `settings`, `versions`, `policies`, each with `tasks` (task →
@@ -90,65 +100,35 @@ def evaluate(
 
     Raises:
         ValueError: for input that cannot be used, before a model is loaded where possible; for
-            another run in the output; for a scorer that fails, when all that was drawn is written.
+            another run in the output; for a scorer that fails, when all that was drawn is written;
+            where another process has ended.
     """
-    console = console or Console(stderr=True, markup=False)
     prompts, scorer = read_prompts(config.prompts), load_scorer(config.scorer)
     scorer.check(prompts)
     compared = entries(config, policies)
-    with output_folder(config.output):
-        source, identity = _source(config, prompts)
+    mine = accelerator is None and several()
+    accelerator = start_accelerator() if mine else accelerator
+    processes = Processes(accelerator)
+    console = console or Console(stderr=True, markup=False, quiet=not processes.is_main)
+    with processes.hold(config.output):
+        source, identity = source_of(config, prompts, accelerator and accelerator.device)
         for entry in compared:
             source.check(entry.policy)
         run = Run(config, prompts=prompts, scorer=scorer, compared=compared, source=source)
-        store = Store(config.output, run.manifest(identity))
-        run.score_again(store)
-        run.draw(store, console)
-        results = run.results(store)
-        _write(results, run, store, console)
+        store = run.begin(identity, processes)
+        run.draw(store, console, processes)
+        processes.wait()
+        if processes.is_main:
+            store.take_parts()
+            store.sort(run.order)
+            results = run.results(store)
+            _write(results, run, store, console)
+        processes.wait()
+        if not processes.is_main:
+            results = read_json_object(config.output / RESULTS)
+    if mine:
+        accelerator.end_training()  # several processes must close their group before they exit
     return results
-
-
-def _source(config: EvalConfig, prompts: Sequence[Prompt]) -> tuple[Source, dict]:
-    """What samples are drawn from, and what it is known by."""
-    drawn = {"max_new_tokens": config.max_new_tokens, "stop": config.stop}
-    if config.endpoint is not None:
-        from autodeco_fast.training.eval_endpoint import Endpoint
-
-        source = Endpoint(config.endpoint, config.endpoint_model, prompts, **drawn)
-        return source, {"endpoint": config.endpoint, "endpoint_model": config.endpoint_model}
-    from autodeco_fast.autodeco import AutoDecoModelForCausalLM  # from now on transformers knows it
-    from autodeco_fast.training.eval_model import LocalModel
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, config.dtype, None) or base_model.frozen_dtype(device)
-    tokenizer = base_model.load_tokenizer(config.model)
-    model = base_model.load_causal_lm(config.model, dtype=dtype).to(device)
-    if isinstance(model, AutoDecoModelForCausalLM):
-        model = model.llm  # a policy draws from it: autodeco=… is its own heads
-    identity = {"model": model_fingerprint(model, tokenizer), "dtype": str(dtype)}
-    return LocalModel(model, tokenizer, prompts, **drawn), identity
-
-
-def model_fingerprint(model, tokenizer) -> str:
-    """Of the names, shapes and some values of every weight, and of the vocabulary."""
-    parts: list[bytes | torch.Tensor] = [repr(sorted(tokenizer.get_vocab().items())).encode()]
-    for name, weight in sorted(model.named_parameters()):
-        parts.append(f"{name} {tuple(weight.shape)}".encode())
-        flat = weight.detach().flatten()
-        parts.append(flat[:: max(1, len(flat) // 1024)].float())
-    return fingerprint(*parts)
-
-
-def policy_fingerprint(policy: Policy) -> str:
-    """Of its text and, of heads, their weights."""
-    parts: list[bytes | torch.Tensor] = [str(policy).encode()]
-    for name in ("head", "top_p_head"):
-        head = getattr(policy, name, None)
-        if head is not None:
-            parts.append(repr(head).encode())
-            parts += [t.float() for _, t in sorted(head.state_dict().items())]
-    return fingerprint(*parts)
 
 
 class Run:
@@ -186,6 +166,23 @@ class Run:
             "scorer": self.scorer.identity,
         }
 
+    @property
+    def order(self) -> list[int]:
+        """The prompts in the order in which they are drawn."""
+        return list(dict.fromkeys(request.prompt for batch in self.plan for request in batch))
+
+    def begin(self, identity: dict, processes: Processes) -> Store | Part:
+        """What this process adds samples to, once all processes know what is there."""
+        folder = self.config.output
+        if processes.is_main:
+            store = Store(folder, self.manifest(identity))
+            self.score_again(store)
+        processes.wait()
+        if not processes.is_main:
+            store = Part(folder, processes.rank)
+        processes.wait()  # the main one must not write what the others still read
+        return store
+
     def score_again(self, store: Store) -> None:
         """Scores samples whose scorer failed, or all, if another scored them."""
         if not store.to_score:
@@ -202,21 +199,25 @@ class Run:
         scored = [replace(s, score=scores.get(s.key, s.score)) for s in samples]
         store.rewrite(scored, self.scorer.identity)
 
-    def draw(self, store: Store, console: Console) -> None:
-        """Draws what is missing."""
-        total = sum(map(len, self.plan)) * len(self.compared)
+    def draw(self, store: Store | Part, console: Console, processes: Processes) -> None:
+        """Draws this process's share of what is missing."""
+        missing = [
+            [b for b in self.plan if any(_key(entry, r) not in store for r in b)]
+            for entry in self.compared
+        ]
+        mine = _dealt(missing, processes)
+        of_others = sum(map(_size, missing)) - sum(map(_size, mine))
         with progress_bar(console) as move:
-            move(total=total, completed=0)
-            for number, entry in enumerate(self.compared, 1):
-                missing = [b for b in self.plan if any(_key(entry, r) not in store for r in b)]
-                done = sum(map(len, self.plan)) - sum(map(len, missing))
-                about = f"policy {number} of {len(self.compared)}: {entry.text}"
+            move(total=_size(self.plan) * len(self.compared) - of_others, completed=0)
+            for number, entry in enumerate(self.compared):
+                done = _size(self.plan) - _size(missing[number])
+                about = f"policy {number + 1} of {len(self.compared)}: {entry.text}"
                 move(advance=done, description=about)
-                if missing:
-                    self._draw_under(entry, missing, store, move=move)
+                if mine[number]:
+                    self._draw_under(entry, mine[number], store, move=move)
 
     def _draw_under(
-        self, entry: Entry, missing: list[list[Request]], store: Store, *, move: Callable
+        self, entry: Entry, missing: list[list[Request]], store: Store | Part, *, move: Callable
     ) -> None:
         with self.source.under(entry.policy) as draw:
             for requests in missing:
@@ -234,7 +235,7 @@ class Run:
                 )
 
     def _keep(
-        self, entry: Entry, requests: list[Request], drawn: list[Drawn], *, store: Store
+        self, entry: Entry, requests: list[Request], drawn: list[Drawn], *, store: Store | Part
     ) -> None:
         """Scores and writes a batch; unscored, if the scorer fails."""
         scores: list[float | None] = [None] * len(drawn)
@@ -307,6 +308,20 @@ class Run:
 
 def _key(entry: Entry, request: Request) -> tuple[str, int, int]:
     return entry.text, request.prompt, request.sample
+
+
+def _size(batches: Sequence[list[Request]]) -> int:
+    """Of batches, in samples."""
+    return sum(map(len, batches))
+
+
+def _dealt(missing: list[list[list[Request]]], processes: Processes) -> list[list[list[Request]]]:
+    """This process's share of the batches of every policy, dealt out one after another."""
+    number = count()
+    return [
+        [batch for batch in batches if next(number) % processes.world == processes.rank]
+        for batches in missing
+    ]
 
 
 def _values(measured: Measured) -> dict:

@@ -31,7 +31,7 @@ from autodeco_fast.training.objectives import (
     MinPHinge,
     Objective,
 )
-from autodeco_fast.training.processes import start_accelerator
+from autodeco_fast.training.processes import Processes, start_accelerator
 from autodeco_fast.training.step import Step, differentiate, trained
 
 _OBJECTIVES = {
@@ -99,15 +99,17 @@ def learning_rate(step: int, steps: int, warmup_ratio: float, schedule: str = "c
 
 
 @torch.no_grad()
-def held_out_loss(source: Source, head: nn.Module, objective: Objective, accelerator) -> float:
+def held_out_loss(
+    source: Source, head: nn.Module, objective: Objective, processes: Processes
+) -> float:
     """The objective's terms added up, each a mean over the held-out tokens of all processes."""
-    rank, world = accelerator.process_index, accelerator.num_processes
+    rank, world = processes.rank, processes.world
     parameters = trained(head)[:1]
     total = Step.zero(objective.names, parameters)
     for step in range(source.steps_per_epoch(world)):
         for batch in source.batches(0, step, rank, world):
             total = total + differentiate(objective(batch, source.lm_head, head), parameters)[0]
-    return sum(total.reduce(accelerator.reduce).means().values())
+    return sum(total.reduce(processes.sum).means().values())
 
 
 def _no_start(steps: int, done: int) -> None:
@@ -138,15 +140,14 @@ def train(
 
     Raises:
         ValueError: if `config.output` holds a head already, that in `config.head` is none or of
-            another model, a loss or a weight is not finite, or no step selected a token. No head is
-            written then.
+            another model, a loss or a weight is not finite, no step selected a token, or another
+            process has ended. No head is written then.
     """
     mine = accelerator is None
     accelerator = start_accelerator() if mine else accelerator
     check_output(config)
-    head = _Run(source, config, measure_on=measure_on, accelerator=accelerator).run(
-        on_start, on_step
-    )
+    run = _Run(source, config, measure_on=measure_on, processes=Processes(accelerator))
+    head = run.run(on_start, on_step)
     if mine:
         accelerator.end_training()  # several processes must close their group before they exit
     return head
@@ -167,12 +168,16 @@ class _Run:
     """One training run in one process."""
 
     def __init__(
-        self, source: Source, config: TrainConfig, *, measure_on: Source | None, accelerator
+        self,
+        source: Source,
+        config: TrainConfig,
+        *,
+        measure_on: Source | None,
+        processes: Processes,
     ):
         self.source, self.config, self.measure_on = source, config, measure_on
-        self.accelerator = accelerator
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.per_epoch = source.steps_per_epoch(self.world)
+        self.processes = processes
+        self.per_epoch = source.steps_per_epoch(processes.world)
         steps = self.per_epoch * config.num_train_epochs
         self.steps = min(steps, config.max_steps or steps)
         if config.head is not None:
@@ -197,7 +202,7 @@ class _Run:
         if newest is not None:
             self.progress, self.best = checkpoints.load(newest, self.head, self.optimizer)
         progress = self.progress
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             self.log = Log(config, self.source.identity(), progress.step)
         on_start(self.steps, progress.step)
         while progress.step < self.steps and not self._out_of_patience():
@@ -215,7 +220,7 @@ class _Run:
             self.head.load_state_dict(self.best)
         if self.log:
             save_heads(self.head, config.output)
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         return self.head
 
     def _step(self) -> dict:
@@ -252,15 +257,15 @@ class _Run:
         """Sums of a step over all batches and processes."""
         total, totals = Step.zero(self.objective.names, self.parameters), Totals()
         epoch, step = divmod(self.progress.step, self.per_epoch)
-        for batch in self.source.batches(epoch, step, self.rank, self.world):
+        for batch in self.source.batches(epoch, step, self.processes.rank, self.processes.world):
             sums = self.objective(batch, self.source.lm_head, self.head)
             one, seen = differentiate(sums, self.parameters)
             total = total + one
             totals.add(seen, self.config)
             if self.log and self.config.diagnostics:
                 self.log.diagnose(self.progress.step + 1, seen, self.config)
-        total = total.reduce(self.accelerator.reduce)
-        totals.values = self.accelerator.reduce(totals.values.to(self.accelerator.device)).cpu()
+        total = total.reduce(self.processes.sum)
+        totals.values = self.processes.sum(totals.values)
         return total, totals
 
     def _check_finite(self, losses: dict[str, float]) -> None:
@@ -279,7 +284,7 @@ class _Run:
         return due and self.measure_on is not None
 
     def _measure(self) -> float:
-        loss = held_out_loss(self.measure_on, self.head, self.objective, self.accelerator)
+        loss = held_out_loss(self.measure_on, self.head, self.objective, self.processes)
         if loss < self.progress.best_loss:
             self.progress.best_loss, self.progress.without_better = loss, 0
             self.best = checkpoints.tensors_of(self.head)

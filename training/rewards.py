@@ -15,9 +15,10 @@ from round to round, as in soft actor-critic, was tried: it goes on falling whil
 overshoots, and a kept set of one token has no gradient to come back by.)
 """
 
+import copy
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -37,6 +38,7 @@ from autodeco_fast.training.head_folder import (
 from autodeco_fast.training.loop import check_output, learning_rate, new_head, save_heads
 from autodeco_fast.training.metrics import Log
 from autodeco_fast.training.objectives import Sums, transform_of
+from autodeco_fast.training.processes import Processes
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.rollouts import Rollout, Rounds
 from autodeco_fast.training.scan import batches_by_length, lm_head_fingerprint, pad
@@ -110,19 +112,21 @@ def train_on_rewards(
 
     Raises:
         ValueError: if `config.output` holds a head already, the reward function fails, a loss is
-            not finite, or no round had rewards that differ in a group. Finished rounds are saved.
+            not finite, no round had rewards that differ in a group, or another process has ended.
+            Finished rounds are saved.
     """
     check_output(config)
+    base.check_own()
     if config.head is not None:
         check_model(config.head, lm_head_fingerprint(base))
-    return _Run(rounds, base, config, accelerator).run(on_start, on_round)
+    return _Run(rounds, base, config, Processes(accelerator)).run(on_start, on_round)
 
 
 class _Run:
     """One run in one process."""
 
-    def __init__(self, rounds: Rounds, base: BaseModel, config: RewardConfig, accelerator):
-        self.rounds, self.base, self.config, self.accelerator = rounds, base, config, accelerator
+    def __init__(self, rounds: Rounds, base: BaseModel, config: RewardConfig, processes: Processes):
+        self.rounds, self.base, self.config, self.processes = rounds, base, config, processes
         self.head = first_head(config, base.weight.shape[1]).to(base.weight.device)
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=config.learning_rate, weight_decay=0.01
@@ -139,7 +143,7 @@ class _Run:
         if newest is not None:
             self.progress, _ = checkpoints.load(newest, self.head, self.optimizer)
             self.saved = self.progress.step
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             made_for = {"lm_head": lm_head_fingerprint(self.base), "min_p": self.head.min_p}
             self.log = Log(config, made_for, self.saved)
         on_start(config.rounds, self.progress.step)
@@ -160,7 +164,7 @@ class _Run:
             )
         if self.log:
             save_heads(self.head, config.output)
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         return self.head
 
     def _all_rounds(self, on_round: Callable[[dict], None]) -> float:
@@ -179,22 +183,35 @@ class _Run:
     def _round(self) -> dict:
         """Rollouts and the optimizer steps on them; metrics of the first step."""
         config, progress = self.config, self.progress
-        where = self.accelerator.process_index, self.accelerator.num_processes
+        where = self.processes.rank, self.processes.world
         rollouts = self.rounds.rollouts(progress.step, self.head, *where)
         self.sampled_at = []
-        metrics = self._step(rollouts)
-        for _ in range(config.num_iterations - 1):
-            self._step(rollouts)
-        progress.step += 1
+        with self._all_or_none():
+            metrics = self._step(rollouts)
+            for _ in range(config.num_iterations - 1):
+                self._step(rollouts)
+            progress.step += 1
         progress.selected_tokens += metrics["tokens"]
         return {"step": progress.step, **metrics}
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """A round's steps: after an error in one, head and optimizer are what the last checkpoint
+        or the last round left, so that what is saved then is a whole number of rounds."""
+        before = copy.deepcopy((self.head.state_dict(), self.optimizer.state_dict()))
+        try:
+            yield
+        except BaseException:
+            self.head.load_state_dict(before[0])
+            self.optimizer.load_state_dict(before[1])
+            raise
 
     def _step(self, rollouts: list[Rollout]) -> dict:
         """An optimizer step on a round's rollouts."""
         config, progress = self.config, self.progress
         total, measured = self._gradients(rollouts)
-        total = total.reduce(self.accelerator.reduce)
-        measured = self.accelerator.reduce(measured.to(self.accelerator.device)).cpu()
+        total = total.reduce(self.processes.sum)
+        measured = self.processes.sum(measured)
         metrics = _means(measured)
         beta = weight_of_entropy(metrics["entropy"], config)
         total = total.scaled({"reward": 1.0, "entropy": beta})

@@ -1,7 +1,6 @@
 """Scans and training runs from files to files: what `autodeco-fast scan` and `train` do."""
 
 import json
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autodeco_fast.checkpoint import CONFIG_NAME
-from autodeco_fast.files import output_folder, write_text
+from autodeco_fast.files import write_text
 from autodeco_fast.training.config import ScanConfig, TrainConfig, sweep
 from autodeco_fast.training.console import Speed, console_of, progress_bar, say_scanned
 from autodeco_fast.training.data import (
@@ -22,14 +21,9 @@ from autodeco_fast.training.data import (
     stream_examples,
 )
 from autodeco_fast.training.head_folder import METRICS_NAME, SETTINGS_NAME, SWEEP_NAME
-from autodeco_fast.training.processes import start_accelerator
+from autodeco_fast.training.processes import Processes, start_accelerator
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.wishes import augmented
-
-
-def _held(folder: Path, accelerator) -> AbstractContextManager:
-    """The output folder, held by one process of a run."""
-    return output_folder(folder) if accelerator.is_main_process else nullcontext()
 
 
 def scan_from_files(config: ScanConfig) -> None:
@@ -40,7 +34,7 @@ def scan_from_files(config: ScanConfig) -> None:
             then.
     """
     accelerator = start_accelerator()
-    with _held(config.output, accelerator):
+    with Processes(accelerator).hold(config.output):
         _scan(config, accelerator)
     accelerator.end_training()
 
@@ -68,8 +62,8 @@ def _scan(config: ScanConfig, accelerator) -> None:
     from autodeco_fast.training.scan import scan
 
     tokenizer, device = load_tokenizer(config.model), accelerator.device
-    base = load(config.model, frozen_dtype(device), device)
-    base.verify(torch.tensor([[0, 1, 2]], device=device) % base.vocabulary)
+    base = load(config.model, frozen_dtype(device), device, config.device_map)
+    base.verify(torch.tensor([[0, 1, 2]], device=base.weight.device) % base.vocabulary)
     console = console_of(accelerator)
     with progress_bar(console) as move:
         move(total=None if count is None else -(-count // accelerator.num_processes))
@@ -84,7 +78,7 @@ def _scan(config: ScanConfig, accelerator) -> None:
 def _refuse_empty(config: ScanConfig, manifest: dict, length: int, *, accelerator) -> None:
     from autodeco_fast.training.scan_store import discard, why_empty
 
-    accelerator.wait_for_everyone()  # until all have read the manifest
+    Processes(accelerator).wait()  # until all have read the manifest
     if accelerator.is_main_process:
         discard(config.output, manifest["shards"])
     counts = manifest["counts"]
@@ -167,7 +161,7 @@ def train_from_files(config: TrainConfig | RewardConfig, grid: list[str] | None 
             "report_to names trackers that are not installed: "
             f"{', '.join(sorted(set(trackers) - installed))}"
         )
-    with _held(config.output, accelerator):
+    with Processes(accelerator).hold(config.output):
         if on_rewards:
             _train_on_rewards(config, accelerator)
         else:
@@ -189,7 +183,7 @@ def _train(points: list[tuple[dict, TrainConfig]], config: TrainConfig, accelera
         return
     for settings in left:
         check_output(settings)
-    accelerator.wait_for_everyone()  # the first to write must not be taken for somebody else
+    Processes(accelerator).wait()  # the first to write must not be taken for somebody else
     if accelerator.log_with:
         accelerator.init_trackers("autodeco_fast")
     sources = _Sources(config, accelerator, console)
@@ -224,7 +218,7 @@ def _train_on_rewards(config: RewardConfig, accelerator) -> None:
     else:
         lines = read_rollouts(config.rollouts)
     check_head(config)
-    accelerator.wait_for_everyone()
+    Processes(accelerator).wait()
     if accelerator.log_with:
         accelerator.init_trackers("autodeco_fast")
     tokenizer, device = load_tokenizer(config.model), accelerator.device

@@ -4,7 +4,8 @@ Work is cut into blocks of `examples_per_shard` examples, dealt out to the proce
 becomes one shard, whole or not at all, and carries its own counts. So a scan that was killed
 continues where it was: blocks that are there are not done again, and nothing is counted twice. What
 is selected at random is decided by uniforms that belong to the token
-(`training/token_uniform.py`).
+(`training/token_uniform.py`), and where the shards outgrow `max_bytes` all processes halve the
+share they keep together. So neither their number nor a kill changes a scan.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,13 +17,16 @@ import torch
 
 from autodeco_fast import TokenStats
 from autodeco_fast.losses import IMPOSSIBLE, MIDDLE, TRIVIAL, difficulty
+from autodeco_fast.losses.selection import bucket_of
 from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.config import ScanConfig
 from autodeco_fast.training.data import IGNORED, Example, encode, stream_examples
+from autodeco_fast.training.processes import Processes
 from autodeco_fast.training.scan_store import (
     COUNTS,
     MANIFEST,
     ScanTokens,
+    file_fingerprint,
     fingerprint,
     read_facts,
     read_manifest,
@@ -36,7 +40,7 @@ from autodeco_fast.training.token_uniform import scan_uniform
 from autodeco_fast.training.wishes import augmented
 
 _BUCKETS = {"trivial": TRIVIAL, "middle": MIDDLE, "impossible": IMPOSSIBLE}
-_LIVE_SETTINGS = ("batch_tokens", "output")  # may change when a scan is continued
+_LIVE_SETTINGS = ("batch_tokens", "output", "device_map")  # may change when a scan is continued
 _DEFAULTS = {"wishes": False}  # of settings that scans once did not have
 
 
@@ -127,19 +131,20 @@ def scan_batch(
     )
 
 
-def thin(path: Path, hidden_size: int, *, config: ScanConfig, share: float) -> int:
-    """Keeps a smaller share of a shard's tokens; returns how many are left."""
-    counts, before, n = read_facts(path, hidden_size)
+def thin(path: Path, hidden_size: int, *, config: ScanConfig, share: float) -> None:
+    """Keeps a smaller share of a shard's tokens."""
+    counts, before, _ = read_facts(path, hidden_size)
     if before <= share:
-        return n
+        return
     tokens = read_shard(path)
-    bucket = _bucket(tokens.stats(), config)
+    # Of the probability that is written: that of a logarithm of it may round to the other side.
+    limits = {"max_rank": config.max_rank, "trivial_prob": config.trivial_prob}
+    bucket = bucket_of(tokens.rank, tokens.target_prob, **limits)
     uniform = scan_uniform(config.seed, tokens.document, tokens.position)
     selected = _selected(bucket, uniform, config=config, share=share)
     counts |= dict.fromkeys((f"selected_{name}" for name in _BUCKETS), 0)
     _count_selected(counts, bucket, selected)
     write_shard(path, tokens[selected], counts, share=share)
-    return int(selected.sum())
 
 
 def _count_selected(counts: dict[str, int], bucket: torch.Tensor, selected: torch.Tensor) -> None:
@@ -170,7 +175,7 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
         "hidden_size": base.weight.shape[1],
         "lm_head": lm_head_fingerprint(base),
         "tokenizer": fingerprint(repr(vocabulary).encode()),
-        "data": fingerprint(Path(config.data).read_bytes()) if local else config.data,
+        "data": file_fingerprint(Path(config.data)) if local else config.data,
     }
     if (config.output / MANIFEST).exists():
         found = read_manifest(config.output)
@@ -192,9 +197,8 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
 
 def lm_head_fingerprint(base: BaseModel) -> str:
     """Of weight, bias and transform, the same in fp32 as in bf16 where the weights are bf16."""
-    tensors = [base.weight, *([] if base.bias is None else [base.bias])]
     return fingerprint(
-        *(t.bfloat16() for t in tensors), f"{base.logit_scale} {base.softcap}".encode()
+        *(t.bfloat16() for t in base.lm_head()), f"{base.logit_scale} {base.softcap}".encode()
     )
 
 
@@ -203,52 +207,94 @@ def _ignore(examples: int, tokens: int) -> None:
 
 
 class _Shards:
-    """The shards that one process makes, thinned to one share as they grow beyond `max_bytes`."""
+    """The shards that one process makes."""
 
-    def __init__(self, config: ScanConfig, base: BaseModel, tokenizer, *, on_examples: Callable):
+    def __init__(
+        self,
+        config: ScanConfig,
+        base: BaseModel,
+        tokenizer,
+        *,
+        processes: Processes,
+        on_examples: Callable,
+    ):
         self.config, self.base, self.tokenizer = config, base, tokenizer
-        self.on_examples = on_examples
+        self.processes, self.on_examples = processes, on_examples
         self.hidden_size = base.weight.shape[1]
         self.share, self.tokens, self.paths = 1.0, 0, []
 
-    def add(self, number: int, block: list[dict], limit: float) -> None:
-        """Makes the shard of a block, if it is not there; `limit` bytes for all, 0: no limit."""
+    def add(self, number: int, block: list[dict]) -> None:
+        """Makes the shard of a block, if it is not there; of an empty one there is none. All
+        processes must call it as often."""
         path = shard_path(self.config.output, number)
-        if path.exists():
+        to_make = bool(block) and not path.exists()
+        batches = list(self._batches(number, block)) if to_make else []
+        idle = self._forwards_of_others(len(batches))
+        if to_make:
+            self._make(path, batches, len(block))
+        elif block:
             self.on_examples(len(block), 0)
-        else:
-            self._make(path, number * self.config.examples_per_shard, block)
+        for _ in range(idle):
+            self.base.hidden(torch.zeros(1, 1, dtype=torch.long, device=self.base.weight.device))
+        self.processes.wait_for_writer()
+        if not block:
+            return
         _, share, n = read_facts(path, self.hidden_size)
         self.paths.append(path)
         self.tokens += n
         if share != self.share:  # it was killed while shards were thinned
             self._thin(min(share, self.share))
-        while limit and self.tokens and self.tokens * token_bytes(self.hidden_size) > limit:
-            self._thin(self.share / 2)
+
+    def _forwards_of_others(self, mine: int) -> int:
+        """Beside so many of its own; 0 unless the processes share the model and have to take part
+        in them."""
+        if not self.base.sharded:
+            return 0
+        return int(max(n for (n,) in self.processes.gather([mine]))) - mine
+
+    def fit(self) -> None:
+        """Thins the shards of all processes to one share, the largest that `max_bytes` allows; all
+        of them must call it as often."""
+        limit = self.config.max_bytes
+        while limit:
+            shares, tokens = zip(*self.processes.gather([self.share, self.tokens]))
+            share = min(shares)
+            if share == max(shares):
+                if sum(tokens) * token_bytes(self.hidden_size) <= limit:
+                    return
+                share /= 2
+            self._thin(share)
 
     def _thin(self, share: float) -> None:
         self.share = share
-        self.tokens = sum(
-            thin(p, self.hidden_size, config=self.config, share=share) for p in self.paths
-        )
+        if self.processes.is_writer:
+            for path in self.paths:
+                thin(path, self.hidden_size, config=self.config, share=share)
+        self.processes.wait_for_writer()
+        self.tokens = sum(read_facts(path, self.hidden_size)[2] for path in self.paths)
 
-    def _make(self, path: Path, first: int, block: list[dict]) -> None:
-        counts = dict.fromkeys(COUNTS, 0) | {"examples": len(block)}
+    def _batches(self, number: int, block: list[dict]) -> Iterator[list[tuple[int, Example]]]:
+        """The block of this number in batches; examples without a target are left out."""
         length = self.base.example_length(self.config.max_length)
-        examples = []
-        for number, raw in enumerate(block, first):
+        first, examples = number * self.config.examples_per_shard, []
+        for at, raw in enumerate(block, first):
             example = encode(self.tokenizer, raw, length, vocabulary=self.base.vocabulary)
             if example is not None:
-                examples.append((number, example))
-        self.on_examples(len(block) - len(examples), 0)
+                examples.append((at, example))
+        return batches_by_length(examples, self.config.batch_tokens)
+
+    def _make(self, path: Path, batches: list[list[tuple[int, Example]]], examples: int) -> None:
+        counts = dict.fromkeys(COUNTS, 0) | {"examples": examples}
+        self.on_examples(examples - sum(map(len, batches)), 0)
         tokens = [ScanTokens.none(self.hidden_size)]
-        for batch in batches_by_length(examples, self.config.batch_tokens):
+        for batch in batches:
             seen = counts["seen"]
             tokens.append(
                 scan_batch(self.base, batch, self.config, share=self.share, counts=counts)
             )
             self.on_examples(len(batch), counts["seen"] - seen)
-        write_shard(path, ScanTokens.in_order(tokens), counts, share=self.share)
+        if self.processes.is_writer:
+            write_shard(path, ScanTokens.in_order(tokens), counts, share=self.share)
 
 
 def scan(
@@ -269,34 +315,31 @@ def scan(
     Raises:
         ValueError: for data, settings or shards that cannot be used, by name.
     """
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    processes = Processes(accelerator, replicas=base.part is not None)
     manifest = begin(config, base, tokenizer)
     if "counts" in manifest:
         return manifest
-    if rank == 0:
+    if processes.is_main:
         write_manifest(config.output, manifest)
-    if accelerator:
-        accelerator.wait_for_everyone()
-    shards, blocks = _Shards(config, base, tokenizer, on_examples=on_examples), 0
-    for number, block in enumerate(_blocks(config, base.vocabulary)):
-        blocks += 1
-        if number % world == rank:
-            shards.add(number, block, config.max_bytes / world)
-    if accelerator:
-        accelerator.wait_for_everyone()
-    if rank == 0:
+    processes.wait()
+    shards = _Shards(config, base, tokenizer, processes=processes, on_examples=on_examples)
+    rank, found, blocks = processes.rank, _blocks(config, base.vocabulary), 0
+    while dealt := list(islice(found, processes.world)):  # the last time, not one for everybody
+        shards.add(blocks + rank, dealt[rank] if rank < len(dealt) else [])
+        shards.fit()
+        blocks += len(dealt)
+    processes.wait()
+    if processes.is_main:
         write_manifest(config.output, _finish(config, manifest, blocks))
-    if accelerator:
-        accelerator.wait_for_everyone()
+    processes.wait()
     return read_manifest(config.output)
 
 
 def _finish(config: ScanConfig, manifest: dict, blocks: int) -> dict:
-    """One share for all shards, and the sums of their counts."""
+    """The manifest with the share of all shards, and the sums of their counts."""
     hidden_size = manifest["hidden_size"]
-    paths = [shard_path(config.output, number) for number in range(blocks)]
-    share = min((read_facts(path, hidden_size)[1] for path in paths), default=1.0)
-    tokens = sum(thin(path, hidden_size, config=config, share=share) for path in paths)
-    facts = [read_facts(path, hidden_size)[0] for path in paths]
-    counts = {name: sum(fact[name] for fact in facts) for name in COUNTS}
+    facts = [read_facts(shard_path(config.output, number), hidden_size) for number in range(blocks)]
+    share = min((share for _, share, _ in facts), default=1.0)
+    tokens = sum(n for *_, n in facts)
+    counts = {name: sum(fact[name] for fact, *_ in facts) for name in COUNTS}
     return {**manifest, "share": share, "shards": blocks, "tokens": tokens, "counts": counts}

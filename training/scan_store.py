@@ -30,6 +30,7 @@ from autodeco_fast.training.wishes import VARIANTS
 from autodeco_fast.values import SEEDS, finite, require, whole
 
 MANIFEST = "scan.json"
+_SHORT = 16  # of a digest, in hexadecimal digits
 _FACTS = "scan"  # the one key of a shard's metadata: safetensors writes several in any order
 FIELDS = ("gap", "target_prob", "entropy", "rank", "target", "document", "position")
 TENSORS = ("hidden", *FIELDS)
@@ -116,7 +117,16 @@ def fingerprint(*contents: bytes | torch.Tensor) -> str:
         if isinstance(content, torch.Tensor):
             content = content.detach().cpu().contiguous().view(torch.uint8).numpy()
         digest.update(content)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:_SHORT]
+
+
+def file_fingerprint(path: Path) -> str:
+    """`fingerprint` of a file's bytes, of which few are held at once."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while some := file.read(1 << 20):
+            digest.update(some)
+    return digest.hexdigest()[:_SHORT]
 
 
 def shard_path(folder: Path, number: int) -> Path:

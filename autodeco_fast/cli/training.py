@@ -23,8 +23,10 @@ def scan(**values: object) -> None:
     For several devices: `accelerate launch -m autodeco_fast scan …`.
     """
     config = ScanConfig(**with_sizes(ScanConfig, values))
+    from autodeco_fast.training.processes import end_with_a_line
     from autodeco_fast.training.run import scan_from_files
 
+    end_with_a_line()
     scan_from_files(config)
 
 
@@ -51,8 +53,10 @@ def train(
     if given.get("output") is None:
         raise ValueError("output must name a new folder")
     settings = _settings_of(given)
+    from autodeco_fast.training.processes import end_with_a_line
     from autodeco_fast.training.run import train_from_files
 
+    end_with_a_line()
     train_from_files(settings, sweep or [])
 
 

@@ -68,7 +68,7 @@ def _adaptive(decode: Callable, attachment: "Attachment", is_sample: bool) -> Ca
                 streamer=streamer,
             )
         call.candidates = not is_sample
-        if call.records is not None and call.candidates:
+        if call.recorded and call.candidates:
             raise ValueError("record=True needs one token a step, not candidates of several")
         fused = is_sample and call.fused
         if fused:
@@ -120,11 +120,17 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
     def __reduce_ex__(self, protocol):
         return object.__new__, (base,), attachment.plain_copy(shared_tensors(self)).__dict__
 
+    def __call__(self, *args, **kwargs):
+        """A frame for `torch.compile`, which leaves the hooks of the module that it is given out of
+        its graph."""
+        return base.__call__(self, *args, **kwargs)
+
     body = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "_autodeco_attachment": attachment,
+        "__call__": __call__,
         "generate": generate,
         "_sample": _adaptive(base._sample, attachment, is_sample=True),
         "_assisted_decoding": _adaptive(base._assisted_decoding, attachment, is_sample=False),
@@ -286,7 +292,7 @@ class Attachment:
             return base_generate(p.generation_config, *args, **p.kwargs)
         self._warn_of(p.policy)
         call = self._call(p, seed, stream)
-        call.records = [] if self.record else None
+        call.recorded = self.record
         torch_seed = nullcontext()
         if not p.fused and call.seed is not None:
             torch_seed = self._torch_seeded(call.seed)
@@ -297,7 +303,7 @@ class Attachment:
                 f"{self._base.__name__}.generate did not run _sample; attach with fused=False"
             )
         loop.check_status(call)
-        self.records = call.records or []
+        self.records = call.records
         return output
 
     @staticmethod

@@ -13,7 +13,7 @@ logits would not be scaled.
 
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -48,7 +48,9 @@ class Call:
     stream: int | torch.Tensor | None  # or [rows]
     sampled: bool = False  # whether the fused sampler was put in charge
     status: torch.Tensor | None = None  # [rows] int32, what the sampler reported so far
-    records: list[Record] | None = None  # one a step, where they are asked for
+    # Whether records are asked for: a graph is guarded by what it looks at, and their number grows.
+    recorded: bool = False
+    records: list[Record] = field(default_factory=list)  # one a step
     candidates: bool = False  # whether tokens are proposed, so that a forward is of several
     # Of the last forward, `[rows, positions]` each, for records and where top-p is predicted.
     picked: Picked | None = None
@@ -68,9 +70,10 @@ class Call:
     def note(self, kept: torch.Tensor) -> None:
         """Records a step whose kept sets are of these sizes, `[rows]`; of a greedy row that is
         1."""
-        T, kept = self.picked.temperature[:, -1], kept.long()
-        kept = torch.where(T < GREEDY_BELOW, kept.clamp(max=1), kept)
-        self.records.append(Record(T, kept, self.top_p))
+        # Copies: the next replay of a CUDA graph writes into what this one has returned.
+        T, top_p = self.picked.temperature[:, -1].clone(), self.top_p
+        kept = torch.where(T < GREEDY_BELOW, kept.long().clamp(max=1), kept.long())
+        self.records.append(Record(T, kept, None if top_p is None else top_p.clone()))
 
 
 class Gate(threading.local):
@@ -172,7 +175,7 @@ def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) 
         picked = policy.pick(seen, logits) if policy.reads_logits else seen
         picked, call = picked.to(logits.device), gate.call
         scaled = _scaled(logits, picked.temperature)
-        if call is not None and (call.records is not None or picked.top_p is not None):
+        if call is not None and (call.recorded or picked.top_p is not None):
             call.picked = picked
             if call.masked:
                 scaled = _cut(scaled, call.policy, picked.top_p)

@@ -146,14 +146,14 @@ class FusedSampler(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         call, position = self.call, self.start + (input_ids.shape[1] - self.length)
-        options = {**self.noise, "position": position, "return_kept": call.records is not None}
+        options = {**self.noise, "position": position, "return_kept": call.recorded}
         try:
             out = self._sample(scores, **options)
         except ValueError as error:  # seed and stream are checked: it is the temperature
             raise RuntimeError(f"a row cannot be sampled from: {error}") from None
         self.policy.drawn(out.token)
         call.status = out.status if call.status is None else call.status | out.status
-        if call.records is not None:
+        if call.recorded:
             call.note(out.kept)
         return OneHot(out.token, scores.shape[1])
 
@@ -201,7 +201,7 @@ def unfused(call: Call, processors: list) -> list:
     if call.policy.cuts_by_row:
         at = next((i for i, each in enumerate(processors) if isinstance(each, _LAST)), None)
         processors.insert(len(processors) if at is None else at, Masking(call))
-    return processors if call.records is None else [*processors, Recording(call)]
+    return [*processors, Recording(call)] if call.recorded else processors
 
 
 def check_status(call: Call) -> None:
