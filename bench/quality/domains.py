@@ -15,7 +15,6 @@ resamples of facts, of answers and of a head's seeds. What the folder has alread
 """
 
 import argparse
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ import torch
 
 from autodeco_fast.checkpoint import CONFIG_NAME
 from autodeco_fast.demo import smollm2
-from autodeco_fast.files import write_text
 from autodeco_fast.policies import Policy, parse
 from autodeco_fast.policies.masking import masked
 from autodeco_fast.policies.temperature import divisor
@@ -100,24 +98,18 @@ class Study:
 
     def train(self) -> None:
         for domain, prompts in DOMAINS.items():
-            data = self.work / f"{domain}.jsonl"
-            drawn = answers(self.work, domain, self.model, prompts)
-            write_text(data, "".join(json.dumps(example) + "\n" for example in drawn))
+            scan = self._scan(domain, answers(self.work, domain, self.model, prompts))
             for objective, options in OBJECTIVES.items():
                 for seed in SEEDS:
-                    output = self.head(domain, objective, seed)
                     config = TrainConfig(
-                        model=self.model,
-                        data=data,
-                        output=output,
+                        scan=scan.folder,
+                        output=self.head(domain, objective, seed),
                         seed=seed,
-                        num_train_epochs=3,
-                        per_device_train_batch_size=16,
-                        easy_fraction=1.0,
-                        learning_rate=3e-3,
+                        num_train_epochs=6,
+                        batch_tokens=512,
                         **options,
                     )
-                    if not (output / CONFIG_NAME).exists():
+                    if not (config.output / CONFIG_NAME).exists():
                         train_from_files(config)
 
     def measure(self, policy: Policy) -> Measured:
