@@ -5,9 +5,9 @@
 
     1. _tiles   grid [⌈B/rows⌉, S]  products of x [B, H] and w [V, H] in tiles [rows, block] through
                                     a split of V; what it leaves: kernels/candidates.py
-    2. _settle  grid [B]            joins a row's S candidates; a split that might hold a better
-                                    token is multiplied again, in the same tiles and the same order
-                                    along H: its logits are the same bit for bit
+    2. _settle  grid [B]            joins what a row's S splits left; a split that might hold a
+                                    better token is multiplied again, in the same tiles and the same
+                                    order along H: its logits are the same bit for bit
 
 fp32 operands are multiplied in fp32 (not TF32): a tie must not depend on the unit.
 """
@@ -18,7 +18,7 @@ import triton.language as tl
 
 from autodeco_fast.sampling import FULL_LOGPROB, Sampled, SamplingParameters
 
-from .candidates import best_candidate, whole_logprob
+from .candidates import best_candidate, climb, whole_logprob
 from .device import on_its_device
 from .lm_head_tiles import product_tile
 from .logit_tiles import finite
@@ -32,7 +32,8 @@ from .row_parameters import (
     tensors_and_numbers,
 )
 
-BLOCK, DEPTH_H, STAGES = 64, 64, 4  # wider tiles spill: noise is drawn for a whole tile at once
+BLOCK, DEPTH_H, STAGES = 128, 64, 4
+WIDTH = 64  # of a sub-tile, for which noise is drawn at once: registers
 # More stages spill on sm_80; warps stay those of _tiles, so that the product is the same.
 SETTLE_STAGES = 2
 # Two for each multiprocessor of an H100; more splits mean more first tiles, and those always draw
@@ -41,20 +42,14 @@ PROGRAMS = 264
 
 
 @triton.jit
-def _candidates(
-    b_z, b_least, T, seed, position, stream, tile, rows: tl.constexpr, block: tl.constexpr
-):
-    """Score, id and logit of the best token ≥ least in each row of a tile, as are T … stream."""
+def _scores(b_z, b_least, T, seed, position, stream, tile, rows: tl.constexpr, block: tl.constexpr):
+    """z + T·g of a tile's tokens ≥ least, as are T … stream of a row; −inf elsewhere."""
     o_g = tile * (block // 4) + tl.arange(0, block // 4)
     o_g = o_g[None, :] + tl.zeros((rows, 1), tl.int32)
     shape: tl.constexpr = [rows, block]
     b_g = gumbel(seed[:, None], position[:, None], stream[:, None], o_g, shape, SAMPLE_DOMAIN)
     m_kept = (b_z >= b_least[:, None]) & (b_z > -float("inf"))
-    b_s, b_at = tl.max(
-        tl.where(m_kept, b_z + T[:, None] * b_g, -float("inf")), 1, return_indices=True
-    )
-    m_best = tl.arange(0, block)[None, :] == b_at[:, None]
-    return b_s, tile * block + b_at, tl.max(tl.where(m_best, b_z, -float("inf")), 1)
+    return tl.where(m_kept, b_z + T[:, None] * b_g, -float("inf"))
 
 
 @triton.jit
@@ -62,6 +57,38 @@ def _maximum(b_x, rows: tl.constexpr):
     """Of `[rows]`. Doubled, because Triton 3.7 fails on a plain one here when it compiles for
     sm_100."""
     return tl.max(tl.reshape(tl.join(b_x, b_x), [2 * rows]), 0)
+
+
+@triton.jit
+def _halves(b_z, rows: tl.constexpr, width: tl.constexpr):
+    """The left and the right `width` columns of `[rows, 2·width]`."""
+    return tl.split(tl.permute(tl.reshape(b_z, [rows, 2, width]), (0, 2, 1)))
+
+
+@triton.jit
+def _take(
+    b_z, tile, m_b, T, c, seed, position, stream,
+    b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag,
+    rows: tl.constexpr, width: tl.constexpr, whole_mass: tl.constexpr,
+):  # fmt: skip
+    """What is known of each row, the last nine arguments, after one more sub-tile of logits."""
+    b_flag |= tl.max((b_z != b_z).to(tl.int32), 1)
+    b_flag |= 2 * tl.max((b_z == float("inf")).to(tl.int32), 1)
+    b_z = finite(b_z)
+    b_top = tl.max(b_z, 1)
+    b_new = tl.maximum(b_max, b_top)
+    if whole_mass:
+        divisor = tl.maximum(T, GREEDY_BELOW)
+        b_x = (b_z - b_new[:, None]) / divisor[:, None]
+        b_e = tl.where(b_z > -float("inf"), tl.exp(b_x), 0.0)
+        b_moved = b_mass * tl.exp((b_max - b_new) / divisor)
+        b_mass = tl.where(b_max > -float("inf"), b_moved, 0.0) + tl.sum(b_e, 1)
+    b_least = b_new + c
+    m_live = m_b & (b_top >= b_least) & (b_top > -float("inf"))
+    if _maximum(m_live.to(tl.int32), rows) > 0:
+        b_s = _scores(b_z, b_least, T, seed, position, stream, tile, rows, width)
+        s1, i1, z1, s2, i2, z2 = climb(b_s, b_z, tile, b_max, s1, i1, z1, s2, i2, z2, width)
+    return b_new, s1, i1, z1, s2, i2, z2, b_mass, b_flag
 
 
 _UNSPECIALIZED = ["B", "S", "depth", "scale", *NUMBERS]
@@ -77,8 +104,8 @@ def _tiles(
     seed_ptr,  # [B] i64
     position_ptr,  # [B] i64
     stream_ptr,  # [B] i64
-    float_ptr,  # [4, B, S] fp32, written, as the next: kernels/candidates.py
-    int_ptr,  # [2, B, S] i32
+    float_ptr,  # [6, B, S] fp32, written, as the next: kernels/candidates.py
+    int_ptr,  # [3, B, S] i32
     B,
     V,
     H,
@@ -98,6 +125,7 @@ def _tiles(
     block: tl.constexpr,
     step: tl.constexpr,
     upcast: tl.constexpr,
+    width: tl.constexpr,
     whole_mass: tl.constexpr,
 ):
     row0 = tl.program_id(0) * rows
@@ -114,48 +142,45 @@ def _tiles(
     T, c = zero + T, zero + c
     row_seed, row_position = whole + row_seed, whole + row_position
     row_stream = whole + row_stream
-    divisor = tl.maximum(T, GREEDY_BELOW)
-    b_max = zero - float("inf")
-    b_score = zero - float("inf")
-    b_logit = zero - float("inf")
+    none = zero - float("inf")
+    b_max, s1, z1, s2, z2 = none, none, none, none, none
+    i1, i2, b_flag = zero.to(tl.int32), zero.to(tl.int32), zero.to(tl.int32)
     b_mass = zero
-    b_id = zero.to(tl.int32)
-    b_flag = zero.to(tl.int32)
     for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
         b_z = product_tile(
             x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
             rows, block, step, upcast,
         )  # fmt: skip
-        b_flag |= tl.max((b_z != b_z).to(tl.int32), 1)
-        b_flag |= 2 * tl.max((b_z == float("inf")).to(tl.int32), 1)
-        b_z = finite(b_z)
-        b_top = tl.max(b_z, 1)
-        b_new = tl.maximum(b_max, b_top)
-        if whole_mass:
-            b_x = (b_z - b_new[:, None]) / divisor[:, None]
-            b_e = tl.where(b_z > -float("inf"), tl.exp(b_x), 0.0)
-            b_moved = b_mass * tl.exp((b_max - b_new) / divisor)
-            b_mass = tl.where(b_max > -float("inf"), b_moved, 0.0) + tl.sum(b_e, 1)
-        b_max = b_new
-        b_least = b_max + c
-        m_live = m_b & (b_top >= b_least) & (b_top > -float("inf"))
-        if _maximum(m_live.to(tl.int32), rows) > 0:
-            b_s, b_at, b_won = _candidates(
-                b_z, b_least, T, row_seed, row_position, row_stream, tile, rows, block
-            )
-            m_better = m_live & (b_s > b_score)
-            b_score = tl.where(m_better, b_s, b_score)
-            b_id = tl.where(m_better, b_at, b_id)
-            b_logit = tl.where(m_better, b_won, b_logit)
+        if width == block:
+            b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag = _take(
+                b_z, tile, m_b, T, c, row_seed, row_position, row_stream,
+                b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag,
+                rows, width, whole_mass,
+            )  # fmt: skip
+        else:
+            b_left, b_right = _halves(b_z, rows, width)
+            b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag = _take(
+                b_left, 2 * tile, m_b, T, c, row_seed, row_position, row_stream,
+                b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag,
+                rows, width, whole_mass,
+            )  # fmt: skip
+            b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag = _take(
+                b_right, 2 * tile + 1, m_b, T, c, row_seed, row_position, row_stream,
+                b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag,
+                rows, width, whole_mass,
+            )  # fmt: skip
     plane = tl.cast(B, tl.int64) * S
     o = row * S + split
     tl.store(float_ptr + o, b_max, mask=m_b)
-    tl.store(float_ptr + plane + o, b_score, mask=m_b)
-    tl.store(float_ptr + 2 * plane + o, b_logit, mask=m_b)
+    tl.store(float_ptr + plane + o, s1, mask=m_b)
+    tl.store(float_ptr + 2 * plane + o, z1, mask=m_b)
+    tl.store(float_ptr + 3 * plane + o, s2, mask=m_b)
+    tl.store(float_ptr + 4 * plane + o, z2, mask=m_b)
     if whole_mass:
-        tl.store(float_ptr + 3 * plane + o, b_mass, mask=m_b)
-    tl.store(int_ptr + o, b_id, mask=m_b)
-    tl.store(int_ptr + plane + o, b_flag, mask=m_b)
+        tl.store(float_ptr + 5 * plane + o, b_mass, mask=m_b)
+    tl.store(int_ptr + o, i1, mask=m_b)
+    tl.store(int_ptr + plane + o, i2, mask=m_b)
+    tl.store(int_ptr + 2 * plane + o, b_flag, mask=m_b)
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -168,8 +193,8 @@ def _settle(
     seed_ptr,
     position_ptr,
     stream_ptr,
-    float_ptr,  # [4, B, S] fp32
-    int_ptr,  # [2, B, S] i32
+    float_ptr,  # [6, B, S] fp32
+    int_ptr,  # [3, B, S] i32
     token_ptr,  # [B] i64, written
     status_ptr,  # [B] i32, written
     full_logprob_ptr,  # [B] fp32, written, or None
@@ -205,26 +230,22 @@ def _settle(
     claim, split = tl.max(b_open, 0, return_indices=True)
     row0 = tl.program_id(0) // rows * rows
     m_row = row0 + tl.arange(0, rows) == tl.program_id(0)
-    zero = tl.zeros((rows,), tl.float32)
-    whole = zero.to(tl.int64)
     while (claim >= score) & (claim > -float("inf")):
         for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
             b_tile = product_tile(
                 x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
                 rows, block, step, upcast,
             )  # fmt: skip
-            b_tile = finite(b_tile)
-            b_s, b_at, b_won = _candidates(
-                b_tile, zero + tau, zero + T, row_seed + whole, row_position + whole,
-                row_stream + whole, tile, rows,
-                block,
-            )  # fmt: skip
-            s = _maximum(tl.where(m_row, b_s, -float("inf")), rows)
-            i = _maximum(tl.where(m_row, b_at, 0), rows)
-            if (s > score) | ((s == score) & (i < winner)):
-                score = s
-                winner = i
-                logit = _maximum(tl.where(m_row, b_won, -float("inf")), rows)
+            b_z = tl.max(tl.where(m_row[:, None], finite(b_tile), -float("inf")), 0)
+            o_g = tile * (block // 4) + tl.arange(0, block // 4)
+            b_g = gumbel(row_seed, row_position, row_stream, o_g, [block], SAMPLE_DOMAIN)
+            m_kept = (b_z >= tau) & (b_z > -float("inf"))
+            s, at = tl.max(tl.where(m_kept, b_z + T * b_g, -float("inf")), 0, return_indices=True)
+            at += tile * block
+            if (s > score) | ((s == score) & (at < winner)):
+                score, winner = s, at
+                m_at = tile * block + tl.arange(0, block) == at
+                logit = tl.max(tl.where(m_at, b_z, -float("inf")), 0)
         b_open = tl.where(tl.arange(0, block_s) == split, -float("inf"), b_open)
         claim, split = tl.max(b_open, 0, return_indices=True)
     alive = m > -float("inf")
@@ -240,6 +261,14 @@ def tile_shape(B: int) -> tuple[int, int]:
     """Rows of a tile, 16 at least for the matrix unit and 64 at most; warps."""
     rows = min(64, max(16, triton.next_power_of_2(B)))
     return rows, 8 if rows == 64 else 4
+
+
+def splits_of(B: int, V: int, splits: int | None = None) -> tuple[int, int]:
+    """Splits of V, at most `splits`, and tiles in each."""
+    tiles = triton.cdiv(V, BLOCK)
+    splits = splits or max(8, PROGRAMS // triton.cdiv(B, tile_shape(B)[0]))
+    depth = triton.cdiv(tiles, min(tiles, splits))
+    return triton.cdiv(tiles, depth), depth
 
 
 @on_its_device
@@ -275,12 +304,10 @@ def linear_sample(
     out = Sampled(token, status, full_logprob=full_logprob)
     if B == 0:
         return out
-    (rows, warps), tiles = tile_shape(B), triton.cdiv(V, BLOCK)
-    splits = min(tiles, splits or max(8, PROGRAMS // triton.cdiv(B, rows)))
-    depth = triton.cdiv(tiles, splits)
-    S = triton.cdiv(tiles, depth)
+    rows, warps = tile_shape(B)
+    S, depth = splits_of(B, V, splits)
     block_s = max(16, triton.next_power_of_2(S))
-    floats, ints = new(4, B, S), new(2, B, S, dtype=torch.int32)
+    floats, ints = new(6, B, S), new(3, B, S, dtype=torch.int32)
     p = parameters
     stream, stream_step = stream_and_step(p.stream)
     tensors, numbers = tensors_and_numbers(p.temperature, p.min_p, p.seed, p.position, stream)
@@ -291,7 +318,7 @@ def linear_sample(
         rows, BLOCK, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda,
     )  # fmt: skip
     _tiles[(triton.cdiv(B, rows), S)](
-        *data, *scalars, full_logprob is not None, num_warps=warps, num_stages=STAGES
+        *data, *scalars, WIDTH, full_logprob is not None, num_warps=warps, num_stages=STAGES
     )
     _settle[(B,)](
         *data, token, status, full_logprob, *scalars, block_s,
@@ -313,7 +340,13 @@ _PLAIN = {"bias_ptr": None, "softcap": None, "block": BLOCK, "step": DEPTH_H, "u
 
 def _tiles_of(B: int) -> tuple:
     rows, warps = tile_shape(B)
-    return (_tiles, _DATA, {**_PLAIN, "rows": rows, "whole_mass": False}, warps, STAGES)
+    return (
+        _tiles,
+        _DATA,
+        {**_PLAIN, "rows": rows, "width": WIDTH, "whole_mass": False},
+        warps,
+        STAGES,
+    )
 
 
 _SETTLE = {**_PLAIN, "full_logprob_ptr": None, "rows": 64, "block_s": 512}
