@@ -18,10 +18,10 @@ import triton.language as tl
 
 from autodeco_fast.sampling import FULL_LOGPROB, Sampled, SamplingParameters
 
-from .candidates import best_candidate, climb, whole_logprob
+from .candidates import best_candidate, best_of_rows, whole_logprob
 from .device import on_its_device
 from .lm_head_tiles import product_tile
-from .logit_tiles import finite
+from .logit_tiles import LOWEST, finite
 from .philox import SAMPLE_DOMAIN, gumbel
 from .row_parameters import (
     GREEDY_BELOW,
@@ -33,9 +33,7 @@ from .row_parameters import (
 )
 
 BLOCK, DEPTH_H, STAGES = 128, 64, 4
-WIDTH = 64  # of a sub-tile, for which noise is drawn at once: registers
-# More stages spill on sm_80; warps stay those of _tiles, so that the product is the same.
-SETTLE_STAGES = 2
+SLACK = tl.constexpr(1e-6)  # two kernels may round z + T·g differently
 # Two for each multiprocessor of an H100; more splits mean more first tiles, and those always draw
 # noise.
 PROGRAMS = 264
@@ -59,39 +57,7 @@ def _maximum(b_x, rows: tl.constexpr):
     return tl.max(tl.reshape(tl.join(b_x, b_x), [2 * rows]), 0)
 
 
-@triton.jit
-def _halves(b_z, rows: tl.constexpr, width: tl.constexpr):
-    """The left and the right `width` columns of `[rows, 2·width]`."""
-    return tl.split(tl.permute(tl.reshape(b_z, [rows, 2, width]), (0, 2, 1)))
-
-
-@triton.jit
-def _take(
-    b_z, tile, m_b, T, c, seed, position, stream,
-    b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag,
-    rows: tl.constexpr, width: tl.constexpr, whole_mass: tl.constexpr,
-):  # fmt: skip
-    """What is known of each row, the last nine arguments, after one more sub-tile of logits."""
-    b_flag |= tl.max((b_z != b_z).to(tl.int32), 1)
-    b_flag |= 2 * tl.max((b_z == float("inf")).to(tl.int32), 1)
-    b_z = finite(b_z)
-    b_top = tl.max(b_z, 1)
-    b_new = tl.maximum(b_max, b_top)
-    if whole_mass:
-        divisor = tl.maximum(T, GREEDY_BELOW)
-        b_x = (b_z - b_new[:, None]) / divisor[:, None]
-        b_e = tl.where(b_z > -float("inf"), tl.exp(b_x), 0.0)
-        b_moved = b_mass * tl.exp((b_max - b_new) / divisor)
-        b_mass = tl.where(b_max > -float("inf"), b_moved, 0.0) + tl.sum(b_e, 1)
-    b_least = b_new + c
-    m_live = m_b & (b_top >= b_least) & (b_top > -float("inf"))
-    if _maximum(m_live.to(tl.int32), rows) > 0:
-        b_s = _scores(b_z, b_least, T, seed, position, stream, tile, rows, width)
-        s1, i1, z1, s2, i2, z2 = climb(b_s, b_z, tile, b_max, s1, i1, z1, s2, i2, z2, width)
-    return b_new, s1, i1, z1, s2, i2, z2, b_mass, b_flag
-
-
-_UNSPECIALIZED = ["B", "S", "depth", "scale", *NUMBERS]
+_UNSPECIALIZED = ["B", "n", "depth", "scale", *NUMBERS]
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -104,14 +70,14 @@ def _tiles(
     seed_ptr,  # [B] i64
     position_ptr,  # [B] i64
     stream_ptr,  # [B] i64
-    float_ptr,  # [6, B, S] fp32, written, as the next: kernels/candidates.py
-    int_ptr,  # [3, B, S] i32
+    float_ptr,  # [6, B, n] fp32, written, as the next: kernels/candidates.py
+    code_ptr,  # [B, n] i32
     B,
     V,
     H,
     x_stride,
     w_stride,
-    S,
+    n,  # tiles of V
     depth,  # tiles a split
     scale,
     softcap,
@@ -125,12 +91,10 @@ def _tiles(
     block: tl.constexpr,
     step: tl.constexpr,
     upcast: tl.constexpr,
-    width: tl.constexpr,
     whole_mass: tl.constexpr,
 ):
     row0 = tl.program_id(0) * rows
     o_b = row0 + tl.arange(0, rows)
-    split = tl.program_id(1)
     m_b = o_b < B
     row = tl.minimum(o_b, B - 1).to(tl.int64)
     zero = tl.zeros((rows,), tl.float32)
@@ -143,44 +107,38 @@ def _tiles(
     row_seed, row_position = whole + row_seed, whole + row_position
     row_stream = whole + row_stream
     none = zero - float("inf")
-    b_max, s1, z1, s2, z2 = none, none, none, none, none
-    i1, i2, b_flag = zero.to(tl.int32), zero.to(tl.int32), zero.to(tl.int32)
-    b_mass = zero
-    for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
+    b_max = none
+    plane = tl.cast(B, tl.int64) * n
+    first = tl.program_id(1) * depth
+    for tile in range(first, tl.minimum(first + depth, n)):
         b_z = product_tile(
             x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
             rows, block, step, upcast,
         )  # fmt: skip
-        if width == block:
-            b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag = _take(
-                b_z, tile, m_b, T, c, row_seed, row_position, row_stream,
-                b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag,
-                rows, width, whole_mass,
-            )  # fmt: skip
-        else:
-            b_left, b_right = _halves(b_z, rows, width)
-            b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag = _take(
-                b_left, 2 * tile, m_b, T, c, row_seed, row_position, row_stream,
-                b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag,
-                rows, width, whole_mass,
-            )  # fmt: skip
-            b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag = _take(
-                b_right, 2 * tile + 1, m_b, T, c, row_seed, row_position, row_stream,
-                b_max, s1, i1, z1, s2, i2, z2, b_mass, b_flag,
-                rows, width, whole_mass,
-            )  # fmt: skip
-    plane = tl.cast(B, tl.int64) * S
-    o = row * S + split
-    tl.store(float_ptr + o, b_max, mask=m_b)
-    tl.store(float_ptr + plane + o, s1, mask=m_b)
-    tl.store(float_ptr + 2 * plane + o, z1, mask=m_b)
-    tl.store(float_ptr + 3 * plane + o, s2, mask=m_b)
-    tl.store(float_ptr + 4 * plane + o, z2, mask=m_b)
-    if whole_mass:
-        tl.store(float_ptr + 5 * plane + o, b_mass, mask=m_b)
-    tl.store(int_ptr + o, i1, mask=m_b)
-    tl.store(int_ptr + plane + o, i2, mask=m_b)
-    tl.store(int_ptr + 2 * plane + o, b_flag, mask=m_b)
+        b_code = tl.max((b_z != b_z).to(tl.int32), 1) << 16
+        b_code |= tl.max((b_z == float("inf")).to(tl.int32), 1) << 17
+        b_z = finite(b_z)
+        b_top = tl.max(b_z, 1)
+        b_max = tl.maximum(b_max, b_top)
+        b_least = b_max + c
+        m_live = m_b & (b_top >= b_least) & (b_top > -float("inf"))
+        b_s1, b_z1, b_s2, b_z2 = none, none, none, none
+        if _maximum(m_live.to(tl.int32), rows) > 0:
+            b_s = _scores(b_z, b_least, T, row_seed, row_position, row_stream, tile, rows, block)
+            b_s1, b_z1, b_at1 = best_of_rows(b_s, b_z, block)
+            b_s = tl.where(b_z > b_z1[:, None], b_s, -float("inf"))
+            b_s2, b_z2, b_at2 = best_of_rows(b_s, b_z, block)
+            b_code |= b_at1 | (b_at2 << 8)
+        o = row * n + tile
+        tl.store(float_ptr + o, b_top, mask=m_b)
+        tl.store(float_ptr + plane + o, b_s1, mask=m_b)
+        tl.store(float_ptr + 2 * plane + o, b_z1, mask=m_b)
+        tl.store(float_ptr + 3 * plane + o, b_s2, mask=m_b)
+        tl.store(float_ptr + 4 * plane + o, b_z2, mask=m_b)
+        tl.store(code_ptr + o, b_code, mask=m_b)
+        if whole_mass:
+            b_x = (b_z - tl.maximum(b_top, LOWEST)[:, None]) / tl.maximum(T, GREEDY_BELOW)[:, None]
+            tl.store(float_ptr + 5 * plane + o, tl.sum(tl.exp(b_x), 1), mask=m_b)
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -193,8 +151,8 @@ def _settle(
     seed_ptr,
     position_ptr,
     stream_ptr,
-    float_ptr,  # [6, B, S] fp32
-    int_ptr,  # [3, B, S] i32
+    float_ptr,  # [6, B, n] fp32
+    code_ptr,  # [B, n] i32
     token_ptr,  # [B] i64, written
     status_ptr,  # [B] i32, written
     full_logprob_ptr,  # [B] fp32, written, or None
@@ -203,7 +161,7 @@ def _settle(
     H,
     x_stride,
     w_stride,
-    S,
+    n,
     depth,
     scale,
     softcap,
@@ -217,7 +175,7 @@ def _settle(
     block: tl.constexpr,
     step: tl.constexpr,
     upcast: tl.constexpr,
-    block_s: tl.constexpr,
+    block_n: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     T, c, row_seed, row_position, row_stream = row_parameters(
@@ -225,42 +183,44 @@ def _settle(
         temperature, min_p, seed, position, stream, stream_step, row,
     )  # fmt: skip
     m, tau, score, winner, logit, b_open, flag = best_candidate(
-        float_ptr, int_ptr, row, S, c, block_s
+        float_ptr, code_ptr, row, n, c, block, block_n
     )
-    claim, split = tl.max(b_open, 0, return_indices=True)
+    claim, tile = tl.max(b_open, 0, return_indices=True)
     row0 = tl.program_id(0) // rows * rows
     m_row = row0 + tl.arange(0, rows) == tl.program_id(0)
     while (claim >= score) & (claim > -float("inf")):
-        for tile in range(split * depth, tl.minimum((split + 1) * depth, tl.cdiv(V, block))):
-            b_tile = product_tile(
+        o_v = tile * block + tl.arange(0, block)
+        o_g = tile * (block // 4) + tl.arange(0, block // 4)
+        b_g = gumbel(row_seed, row_position, row_stream, o_g, [block], SAMPLE_DOMAIN)
+        b_bound = tl.load(float_ptr + row * n + tile) + T * b_g
+        bound = tl.max(tl.where(o_v < V, b_bound, -float("inf")), 0)
+        if bound + SLACK * tl.abs(bound) >= score:
+            b_z = product_tile(
                 x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
                 rows, block, step, upcast,
             )  # fmt: skip
-            b_z = tl.max(tl.where(m_row[:, None], finite(b_tile), -float("inf")), 0)
-            o_g = tile * (block // 4) + tl.arange(0, block // 4)
-            b_g = gumbel(row_seed, row_position, row_stream, o_g, [block], SAMPLE_DOMAIN)
+            b_z = tl.max(tl.where(m_row[:, None], finite(b_z), -float("inf")), 0)
             m_kept = (b_z >= tau) & (b_z > -float("inf"))
             s, at = tl.max(tl.where(m_kept, b_z + T * b_g, -float("inf")), 0, return_indices=True)
             at += tile * block
             if (s > score) | ((s == score) & (at < winner)):
                 score, winner = s, at
-                m_at = tile * block + tl.arange(0, block) == at
-                logit = tl.max(tl.where(m_at, b_z, -float("inf")), 0)
-        b_open = tl.where(tl.arange(0, block_s) == split, -float("inf"), b_open)
-        claim, split = tl.max(b_open, 0, return_indices=True)
+                logit = tl.max(tl.where(o_v == at, b_z, -float("inf")), 0)
+        b_open = tl.where(tl.arange(0, block_n) == tile, -float("inf"), b_open)
+        claim, tile = tl.max(b_open, 0, return_indices=True)
     alive = m > -float("inf")
     tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
     wrong = tau == float("inf")
     tl.store(status_ptr + row, flag + tl.where(alive, 0, 4) + tl.where(wrong, 8, 0))
     if full_logprob_ptr is not None:
         T = tl.where(wrong, 0.0, T)
-        tl.store(full_logprob_ptr + row, whole_logprob(float_ptr, row, S, m, T, logit, block_s))
+        tl.store(full_logprob_ptr + row, whole_logprob(float_ptr, row, n, m, T, logit, block_n))
 
 
 def tile_shape(B: int) -> tuple[int, int]:
     """Rows of a tile, 16 at least for the matrix unit and 64 at most; warps."""
     rows = min(64, max(16, triton.next_power_of_2(B)))
-    return rows, 8 if rows == 64 else 4
+    return rows, 4 if rows == 16 else 8
 
 
 def splits_of(B: int, V: int, splits: int | None = None) -> tuple[int, int]:
@@ -305,24 +265,24 @@ def linear_sample(
     if B == 0:
         return out
     rows, warps = tile_shape(B)
-    S, depth = splits_of(B, V, splits)
-    block_s = max(16, triton.next_power_of_2(S))
-    floats, ints = new(6, B, S), new(3, B, S, dtype=torch.int32)
+    (S, depth), n = splits_of(B, V, splits), triton.cdiv(V, BLOCK)
+    block_n = max(16, triton.next_power_of_2(n))
+    floats, codes = new(6, B, n), new(B, n, dtype=torch.int32)
     p = parameters
     stream, stream_step = stream_and_step(p.stream)
     tensors, numbers = tensors_and_numbers(p.temperature, p.min_p, p.seed, p.position, stream)
-    data = hidden, weight, bias, *tensors, floats, ints
+    data = hidden, weight, bias, *tensors, floats, codes
     scalars = (
-        B, V, H, hidden.stride(0), weight.stride(0), S, depth, logit_scale, softcap,
+        B, V, H, hidden.stride(0), weight.stride(0), n, depth, logit_scale, softcap,
         *numbers, stream_step,
         rows, BLOCK, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda,
     )  # fmt: skip
     _tiles[(triton.cdiv(B, rows), S)](
-        *data, *scalars, WIDTH, full_logprob is not None, num_warps=warps, num_stages=STAGES
+        *data, *scalars, full_logprob is not None, num_warps=warps, num_stages=STAGES
     )
     _settle[(B,)](
-        *data, token, status, full_logprob, *scalars, block_s,
-        num_warps=warps, num_stages=SETTLE_STAGES,
+        *data, token, status, full_logprob, *scalars, block_n,
+        num_warps=warps, num_stages=STAGES,
     )  # fmt: skip
     return out
 
@@ -330,24 +290,22 @@ def linear_sample(
 _DATA = {
     **dict.fromkeys(("x_ptr", "w_ptr"), "*bf16"),
     **TENSORS,
-    **{"float_ptr": "*fp32", "int_ptr": "*i32", "token_ptr": "*i64", "status_ptr": "*i32"},
-    **dict.fromkeys(("B", "V", "H", "x_stride", "w_stride", "S", "depth"), "i32"),
+    **{"float_ptr": "*fp32", "code_ptr": "*i32", "token_ptr": "*i64", "status_ptr": "*i32"},
+    **dict.fromkeys(("B", "V", "H", "x_stride", "w_stride", "n", "depth"), "i32"),
     "scale": "fp32",
     **NUMBERS,
 }
-_PLAIN = {"bias_ptr": None, "softcap": None, "block": BLOCK, "step": DEPTH_H, "upcast": False}
 
 
-def _tiles_of(B: int) -> tuple:
+def _entries(B: int) -> list[tuple]:
+    """Both kernels as a call with B rows launches them."""
     rows, warps = tile_shape(B)
-    return (
-        _tiles,
-        _DATA,
-        {**_PLAIN, "rows": rows, "width": WIDTH, "whole_mass": False},
-        warps,
-        STAGES,
-    )
+    plain = {"bias_ptr": None, "softcap": None, "step": DEPTH_H, "upcast": False}
+    plain |= {"rows": rows, "block": BLOCK}
+    return [
+        (_tiles, _DATA, {**plain, "whole_mass": False}, warps, STAGES),
+        (_settle, _DATA, {**plain, "full_logprob_ptr": None, "block_n": 4096}, warps, STAGES),
+    ]
 
 
-_SETTLE = {**_PLAIN, "full_logprob_ptr": None, "rows": 64, "block_s": 512}
-AOT = [_tiles_of(1), _tiles_of(64), (_settle, _DATA, _SETTLE, 8, SETTLE_STAGES)]
+AOT = [*_entries(1), *_entries(32), *_entries(64)]
