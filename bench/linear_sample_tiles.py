@@ -1,5 +1,5 @@
-"""Tiles for `linear_sample`'s product: compiled for sm_90, counted, and put into a model of the card
-in `bench.roofline`. Needs no GPU.
+"""Tiles for `linear_sample`'s product: compiled for sm_90, counted, and put into a model of the
+card in `bench.roofline`. Needs no GPU.
 
     python -m bench.linear_sample_tiles
 
@@ -15,7 +15,6 @@ in `bench.roofline`. Needs no GPU.
 Noise is drawn in every sub-tile, and no split is multiplied again.
 """
 
-import argparse
 from typing import NamedTuple
 
 from autodeco_fast.kernels import linear_sample
@@ -24,7 +23,14 @@ from bench.resources import compile_one
 from bench.roofline import CARD, loop_lengths, sass
 
 H, V = 4096, 151_936
-_ALIGNED = ("x_ptr", "w_ptr", "float_ptr", "int_ptr", "V", "H", "x_stride", "w_stride")
+_ALIGNED = ("x_ptr", "w_ptr", "float_ptr", "code_ptr", "V", "H", "x_stride", "w_stride")
+# Rows, columns, step along H, warps, stages; programs in all.
+OTHERS = (
+    *((16, 64, 64, 4, 4, 264), (16, 128, 128, 4, 3, 264), (16, 128, 64, 4, 4, 528)),
+    *((32, 64, 64, 4, 4, 264), (32, 128, 64, 4, 4, 264), (32, 128, 128, 8, 3, 264)),
+    *((64, 64, 64, 4, 4, 264), (64, 64, 64, 8, 4, 264), (64, 64, 128, 4, 3, 264)),
+    *((64, 128, 64, 8, 4, 264), (64, 128, 128, 8, 3, 264), (64, 128, 64, 8, 3, 132)),
+)
 
 
 class Tile(NamedTuple):
@@ -36,6 +42,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     registers: int
+    spills: int  # bytes a thread
     shared_bytes: int
     resident: int  # programs that a multiprocessor holds
     step_instructions: int  # a warp, for a step along H
@@ -51,6 +58,7 @@ def compiled(entry: tuple) -> Tile:
         warps,
         stages,
         facts["registers"],
+        facts["spills"],
         facts["shared_bytes"],
         facts["resident_warps"] // warps,
         loops[-2],
@@ -58,9 +66,22 @@ def compiled(entry: tuple) -> Tile:
     )
 
 
+def entry(rows: int, block: int, step: int, warps: int, stages: int) -> tuple:
+    """The first kernel in other tiles."""
+    kernel, signature, constants, *_ = linear_sample.AOT[0]
+    return (
+        kernel,
+        signature,
+        constants | {"rows": rows, "block": block, "step": step},
+        warps,
+        stages,
+    )
+
+
 def chosen(B: int) -> Tile:
     """That of a call with B rows."""
-    return compiled(linear_sample.tiles_entry(B))
+    rows, warps, stages = linear_sample.tile_shape(B)
+    return compiled(entry(rows, linear_sample.BLOCK, linear_sample.DEPTH_H, warps, stages))
 
 
 def bounds(tile: Tile, H: int, c: int) -> dict[str, float]:
@@ -77,12 +98,45 @@ def bounds(tile: Tile, H: int, c: int) -> dict[str, float]:
     }
 
 
-def seconds(tile: Tile, shape: tuple[int, int, int]) -> float:
+def launched(tile: Tile, B: int, V: int, programs: int) -> tuple[int, int, int]:
+    """Programs, tiles of each, and how many share a multiprocessor."""
+    blocks, tiles = -(-B // tile.rows), -(-V // tile.block)
+    depth = -(-tiles // min(tiles, max(8, programs // blocks)))
+    grid = blocks * -(-tiles // depth)
+    return grid, depth, min(tile.resident, -(-grid // CARD["multiprocessors"]))
+
+
+def seconds(
+    tile: Tile, shape: tuple[int, int, int], programs: int = linear_sample.PROGRAMS
+) -> float:
     """Of a call with B rows, width H and vocabulary V."""
-    (B, H, V), units = shape, CARD["multiprocessors"]
-    splits, depth = linear_sample.splits_of(B, V, tile.rows, tile.block)
-    launched = -(-B // tile.rows) * splits
-    c = min(tile.resident, -(-launched // units))
+    B, H, V = shape
+    grid, depth, c = launched(tile, B, V, programs)
     # A wave that is not full leaves its bandwidth to the programs that are there.
-    waves = max(1.0, launched / (c * units))
+    waves = max(1.0, grid / (c * CARD["multiprocessors"]))
     return waves * depth * max(bounds(tile, H, c).values()) + CARD["second_launch_seconds"]
+
+
+def row_of(tile: Tile, programs: int) -> dict:
+    """Of the table: a call with as many rows as the tile has."""
+    grid, _, c = launched(tile, tile.rows, V, programs)
+    limits = bounds(tile, H, c)
+    return {
+        **tile._asdict(),
+        "programs": grid,
+        "sharing": c,
+        "waits_for": max(limits, key=limits.get),
+        "us": 1e6 * seconds(tile, (tile.rows, H, V), programs),
+    }
+
+
+def main() -> None:
+    rows = [row_of(chosen(B), linear_sample.PROGRAMS) for B in (16, 32, 64)]
+    rows += [row_of(compiled(entry(*tile)), programs) for *tile, programs in OTHERS]
+    rows.sort(key=lambda row: (row["rows"], row["us"]))
+    print(f"bf16, H = {H}, V = {V}, {CARD['name']}")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -4,10 +4,14 @@
     token[b] = argmax_v z + T·g   over   z ≥ max z + c,    c = T·ln p_min
 
     1. _tiles   grid [⌈B/rows⌉, S]  products of x [B, H] and w [V, H] in tiles [rows, block] through
-                                    a split of V; what it leaves: kernels/candidates.py
-    2. _settle  grid [B]            joins what a row's S splits left; a split that might hold a
-                                    better token is multiplied again, in the same tiles and the same
-                                    order along H: its logits are the same bit for bit
+                                    a split of V; what a tile leaves: kernels/candidates.py. Noise
+                                    is drawn where a row reaches its split's own maximum + c
+    2. _settle  grid [B]            joins what a row's tiles left; one that might hold a better
+                                    token is multiplied again, in the same shape and the same order
+                                    along H: its logits are the same bit for bit
+
+Reads w once for all row blocks that run at the same time, and x once a tile, out of the second
+level. Writes 24 bytes a row and tile, 28 with the logprob: a fifth of a byte a logit.
 
 fp32 operands are multiplied in fp32 (not TF32): a tie must not depend on the unit.
 """
@@ -32,11 +36,11 @@ from .row_parameters import (
     tensors_and_numbers,
 )
 
-BLOCK, DEPTH_H, STAGES = 128, 64, 4
+# x is read again for every tile, out of the second level: narrower ones would wait for that.
+BLOCK = 128
+DEPTH_H = 64  # a step along H in 16-bit operands, half of it in fp32
 SLACK = tl.constexpr(1e-6)  # two kernels may round z + T·g differently
-# Two for each multiprocessor of an H100; more splits mean more first tiles, and those always draw
-# noise.
-PROGRAMS = 264
+PROGRAMS = 264  # two for each multiprocessor of an H100
 
 
 @triton.jit
@@ -217,10 +221,13 @@ def _settle(
         tl.store(full_logprob_ptr + row, whole_logprob(float_ptr, row, n, m, T, logit, block_n))
 
 
-def tile_shape(B: int) -> tuple[int, int]:
-    """Rows of a tile, 16 at least for the matrix unit and 64 at most; warps."""
+def tile_shape(B: int) -> tuple[int, int, int]:
+    """Rows of a tile, 16 at least for the matrix unit and 64 at most; warps; stages.
+
+    Four stages of 64 rows are more shared memory than a gfx942 has.
+    """
     rows = min(64, max(16, triton.next_power_of_2(B)))
-    return rows, 4 if rows == 16 else 8
+    return rows, 4 if rows == 16 else 8, 3 if rows == 64 else 4
 
 
 def splits_of(B: int, V: int, splits: int | None = None) -> tuple[int, int]:
@@ -264,8 +271,9 @@ def linear_sample(
     out = Sampled(token, status, full_logprob=full_logprob)
     if B == 0:
         return out
-    rows, warps = tile_shape(B)
+    rows, warps, stages = tile_shape(B)
     (S, depth), n = splits_of(B, V, splits), triton.cdiv(V, BLOCK)
+    step = 2 * DEPTH_H // hidden.element_size()
     block_n = max(16, triton.next_power_of_2(n))
     floats, codes = new(6, B, n), new(B, n, dtype=torch.int32)
     p = parameters
@@ -275,14 +283,14 @@ def linear_sample(
     scalars = (
         B, V, H, hidden.stride(0), weight.stride(0), n, depth, logit_scale, softcap,
         *numbers, stream_step,
-        rows, BLOCK, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda,
+        rows, BLOCK, step, hidden.dtype == torch.bfloat16 and not hidden.is_cuda,
     )  # fmt: skip
     _tiles[(triton.cdiv(B, rows), S)](
-        *data, *scalars, full_logprob is not None, num_warps=warps, num_stages=STAGES
+        *data, *scalars, full_logprob is not None, num_warps=warps, num_stages=stages
     )
     _settle[(B,)](
         *data, token, status, full_logprob, *scalars, block_n,
-        num_warps=warps, num_stages=STAGES,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 
@@ -299,12 +307,12 @@ _DATA = {
 
 def _entries(B: int) -> list[tuple]:
     """Both kernels as a call with B rows launches them."""
-    rows, warps = tile_shape(B)
+    rows, warps, stages = tile_shape(B)
     plain = {"bias_ptr": None, "softcap": None, "step": DEPTH_H, "upcast": False}
     plain |= {"rows": rows, "block": BLOCK}
     return [
-        (_tiles, _DATA, {**plain, "whole_mass": False}, warps, STAGES),
-        (_settle, _DATA, {**plain, "full_logprob_ptr": None, "block_n": 4096}, warps, STAGES),
+        (_tiles, _DATA, {**plain, "whole_mass": False}, warps, stages),
+        (_settle, _DATA, {**plain, "full_logprob_ptr": None, "block_n": 4096}, warps, stages),
     ]
 
 

@@ -41,7 +41,14 @@ def kept_of_tiles(z: torch.Tensor, s: torch.Tensor, c: float, depth: int) -> Kep
 
 
 def repairs(
-    z: torch.Tensor, g: torch.Tensor, T: float, c: float, *, block: int, depth: int
+    z: torch.Tensor,
+    g: torch.Tensor,
+    T: float,
+    c: float,
+    *,
+    block: int,
+    depth: int,
+    by_noise: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How many tiles of each row the second kernel multiplies again, and the best score it ends
     with, `[B]` both.
@@ -50,6 +57,7 @@ def repairs(
         z, g: `[B, V]` logits and noise.
         T, c: temperature, and T·ln p_min.
         block, depth: tokens of a tile, tiles of a split.
+        by_noise: False leaves out the bound that a tile's noise gives, to count what it saves.
     """
     s, z, g = (in_tiles(x, block) for x in (z + T * g, z, g))
     left = kept_of_tiles(z, s, c, depth)
@@ -68,7 +76,8 @@ def repairs(
         if not again.any():
             break
         tile = order[:, k : k + 1]
-        again &= bound.gather(1, tile)[:, 0] >= score
+        if by_noise:
+            again &= bound.gather(1, tile)[:, 0] >= score
         count += again
         found = truth.gather(1, tile)[:, 0]
         score = torch.where(again, torch.maximum(score, found), score)
