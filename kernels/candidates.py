@@ -11,8 +11,7 @@ in logit and in score. The first two steps are kept:
     z₁ < τ ≤ z₂   the runner-up is: tokens ≥ τ are among those with z > z₁, and it is one of them
     z₂ < τ        no token ≥ τ scores above s₂: the tile is *open* unless τ is above its maximum
 
-An open tile matters if s₂ reaches the best score that the others have found, and if the noise of
-one of its tokens does, added to the tile's maximum.
+An open tile must be looked at again if s₂ reaches the best score that the others have found.
 
 floats [6, B, n] fp32   maximum m; score and logit of the winner, of the runner-up (−inf without
                         one); Σ e^{(z − m)/T} if asked

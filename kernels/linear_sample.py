@@ -39,7 +39,6 @@ from .row_parameters import (
 # x is read again for every tile, out of the second level: narrower ones would wait for that.
 BLOCK = 128
 DEPTH_H = 64  # a step along H in 16-bit operands, half of it in fp32
-SLACK = tl.constexpr(1e-6)  # two kernels may round z + T·g differently
 PROGRAMS = 264  # two for each multiprocessor of an H100
 
 
@@ -193,23 +192,18 @@ def _settle(
     row0 = tl.program_id(0) // rows * rows
     m_row = row0 + tl.arange(0, rows) == tl.program_id(0)
     while (claim >= score) & (claim > -float("inf")):
-        o_v = tile * block + tl.arange(0, block)
+        b_z = product_tile(
+            x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
+            rows, block, step, upcast,
+        )  # fmt: skip
+        b_z = tl.max(tl.where(m_row[:, None], finite(b_z), -float("inf")), 0)
         o_g = tile * (block // 4) + tl.arange(0, block // 4)
         b_g = gumbel(row_seed, row_position, row_stream, o_g, [block], SAMPLE_DOMAIN)
-        b_bound = tl.load(float_ptr + row * n + tile) + T * b_g
-        bound = tl.max(tl.where(o_v < V, b_bound, -float("inf")), 0)
-        if bound + SLACK * tl.abs(bound) >= score:
-            b_z = product_tile(
-                x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
-                rows, block, step, upcast,
-            )  # fmt: skip
-            b_z = tl.max(tl.where(m_row[:, None], finite(b_z), -float("inf")), 0)
-            m_kept = (b_z >= tau) & (b_z > -float("inf"))
-            s, at = tl.max(tl.where(m_kept, b_z + T * b_g, -float("inf")), 0, return_indices=True)
-            at += tile * block
-            if (s > score) | ((s == score) & (at < winner)):
-                score, winner = s, at
-                logit = tl.max(tl.where(o_v == at, b_z, -float("inf")), 0)
+        m_kept = (b_z >= tau) & (b_z > -float("inf"))
+        s, at = tl.max(tl.where(m_kept, b_z + T * b_g, -float("inf")), 0, return_indices=True)
+        if (s > score) | ((s == score) & (tile * block + at < winner)):
+            score, winner = s, tile * block + at
+            logit = tl.max(tl.where(tl.arange(0, block) == at, b_z, -float("inf")), 0)
         b_open = tl.where(tl.arange(0, block_n) == tile, -float("inf"), b_open)
         claim, tile = tl.max(b_open, 0, return_indices=True)
     alive = m > -float("inf")
@@ -305,15 +299,21 @@ _DATA = {
 }
 
 
-def _entries(B: int) -> list[tuple]:
-    """Both kernels as a call with B rows launches them."""
+def _fixed(B: int) -> tuple[dict, int, int]:
+    """Constants, warps and stages of a call with B rows."""
     rows, warps, stages = tile_shape(B)
-    plain = {"bias_ptr": None, "softcap": None, "step": DEPTH_H, "upcast": False}
-    plain |= {"rows": rows, "block": BLOCK}
-    return [
-        (_tiles, _DATA, {**plain, "whole_mass": False}, warps, stages),
-        (_settle, _DATA, {**plain, "full_logprob_ptr": None, "block_n": 4096}, warps, stages),
-    ]
+    fixed = {"bias_ptr": None, "softcap": None, "step": DEPTH_H, "upcast": False}
+    return {**fixed, "rows": rows, "block": BLOCK}, warps, stages
 
 
-AOT = [*_entries(1), *_entries(32), *_entries(64)]
+def _tiles_of(B: int) -> tuple:
+    fixed, warps, stages = _fixed(B)
+    return (_tiles, _DATA, {**fixed, "whole_mass": False}, warps, stages)
+
+
+def _settle_of(B: int) -> tuple:
+    fixed, warps, stages = _fixed(B)
+    return (_settle, _DATA, {**fixed, "full_logprob_ptr": None, "block_n": 2048}, warps, stages)
+
+
+AOT = [_tiles_of(1), _tiles_of(64), _settle_of(64)]

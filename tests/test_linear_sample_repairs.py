@@ -77,8 +77,8 @@ def test_the_simulation_is_the_kernels_rule(monkeypatch):
     opened = torch.empty(B, dtype=torch.int32, device=DEVICE)
     _count_open[(B,)](floats, codes, opened, n, c, shape["block"], 16)
     count, score = staircase.repairs(z, noise, T, c, **shape)
-    assert (count <= opened.cpu()).all()
-    assert 0 < count.sum() < opened.sum()  # the noise closes some
+    assert torch.equal(count > 0, opened.cpu() > 0)
+    assert 0 < (count > 0).sum() < B
     want, margin = reference(z, torch.full((B,), T), min_p, seed)
     assert margin.min() > 1e-5
     assert out.token.tolist() == want.tolist()

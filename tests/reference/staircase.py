@@ -48,7 +48,6 @@ def repairs(
     *,
     block: int,
     depth: int,
-    by_noise: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How many tiles of each row the second kernel multiplies again, and the best score it ends
     with, `[B]` both.
@@ -57,9 +56,8 @@ def repairs(
         z, g: `[B, V]` logits and noise.
         T, c: temperature, and T·ln p_min.
         block, depth: tokens of a tile, tiles of a split.
-        by_noise: False leaves out the bound that a tile's noise gives, to count what it saves.
     """
-    s, z, g = (in_tiles(x, block) for x in (z + T * g, z, g))
+    s, z = in_tiles(z + T * g, block), in_tiles(z, block)
     left = kept_of_tiles(z, s, c, depth)
     tau = left.maximum.amax(1, keepdim=True) + c
     won = left.logits[0] >= tau
@@ -67,7 +65,6 @@ def repairs(
     valid = (torch.where(won, *left.logits) >= tau) & (claim > -INF)
     score = torch.where(valid, claim, -INF).amax(1)
     still = torch.where(~valid & (left.maximum >= tau), claim, -INF)
-    bound = left.maximum + T * g.amax(-1)
     truth = torch.where(z >= tau[..., None], s, -INF).amax(2)
     claims, order = still.sort(1, descending=True)
     count = torch.zeros(len(z), dtype=torch.int32)
@@ -76,8 +73,6 @@ def repairs(
         if not again.any():
             break
         tile = order[:, k : k + 1]
-        if by_noise:
-            again &= bound.gather(1, tile)[:, 0] >= score
         count += again
         found = truth.gather(1, tile)[:, 0]
         score = torch.where(again, torch.maximum(score, found), score)
