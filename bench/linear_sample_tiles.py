@@ -3,16 +3,17 @@ card in `bench.roofline`. Needs no GPU.
 
     python -m bench.linear_sample_tiles
 
-    time = waves · tiles of a split · one tile of each of c programs, which share a multiprocessor
-           as registers, shared memory and the grid allow
-    one  = max(memory, cache, matrix, issue, chain)
-    memory  c·block·H elements over device memory's bandwidth for one multiprocessor
-    cache   c·(rows + block)·H elements over the second level's
-    issue   the instructions of c tiles over its rate
-    chain   a program's own pace: a first read, then ⌈H / step⌉ steps of a read each, stages − 1 of
-            them at a time, then the epilogue, two clocks an instruction
+    time = max(memory, cache, matrix, pace)
+    memory  the weight once, over the bandwidth
+    cache   (rows + block)·H elements for every tile, over the second level's
+    matrix  the products over the matrix units' rate
+    pace    waves · tiles of a split · max(c·issue, chain) for c programs on a multiprocessor, as
+            registers, shared memory and the grid allow
+    issue   the instructions of a tile over a multiprocessor's rate
+    chain   a first read, then ⌈H / step⌉ steps of a read each, stages − 1 of them at a time, then
+            the epilogue, two clocks an instruction
 
-Noise is drawn in every sub-tile, and no split is multiplied again.
+Noise is drawn in every tile, and none is multiplied again.
 """
 
 from typing import NamedTuple
@@ -84,17 +85,20 @@ def chosen(B: int) -> Tile:
     return compiled(entry(rows, linear_sample.BLOCK, linear_sample.DEPTH_H, warps, stages))
 
 
-def bounds(tile: Tile, H: int, c: int) -> dict[str, float]:
-    """Seconds that c programs of a multiprocessor take for a tile each, by what may be short."""
-    units, clock, steps = CARD["multiprocessors"], CARD["clock"], -(-H // tile.step)
+def bounds(tile: Tile, shape: tuple[int, int, int], programs: int) -> dict[str, float]:
+    """Seconds of a call with B rows, width H and vocabulary V, by what may be short."""
+    (B, H, V), units, clock = shape, CARD["multiprocessors"], CARD["clock"]
+    grid, depth, c = launched(tile, B, V, programs)
+    steps, made = -(-H // tile.step), grid * depth
     issued = tile.warps * (steps * tile.step_instructions + tile.epilogue_instructions)
-    pace = CARD["memory_latency_seconds"] * (1 + steps / (tile.stages - 1))
+    issue = issued / (CARD["warp_instructions_per_clock"] * clock)
+    chain = CARD["memory_latency_seconds"] * (1 + steps / (tile.stages - 1))
+    chain += 2 * tile.epilogue_instructions / clock
     return {
-        "memory": 2 * c * tile.block * H / (CARD["bytes_per_second"] / units),
-        "cache": 2 * c * (tile.rows + tile.block) * H / (CARD["cache_bytes_per_second"] / units),
-        "matrix": 2 * c * tile.rows * tile.block * H / (CARD["tflops"] / units),
-        "issue": c * issued / (CARD["warp_instructions_per_clock"] * clock),
-        "chain": pace + 2 * tile.epilogue_instructions / clock,
+        "memory": 2 * H * V / CARD["bytes_per_second"],
+        "cache": 2 * made * (tile.rows + tile.block) * H / CARD["cache_bytes_per_second"],
+        "matrix": 2 * made * tile.rows * tile.block * H / CARD["tflops"],
+        "pace": -(-grid // (c * units)) * depth * max(c * issue, chain),
     }
 
 
@@ -109,29 +113,26 @@ def launched(tile: Tile, B: int, V: int, programs: int) -> tuple[int, int, int]:
 def seconds(
     tile: Tile, shape: tuple[int, int, int], programs: int = linear_sample.PROGRAMS
 ) -> float:
-    """Of a call with B rows, width H and vocabulary V."""
-    B, H, V = shape
-    grid, depth, c = launched(tile, B, V, programs)
-    # A wave that is not full leaves its bandwidth to the programs that are there.
-    waves = max(1.0, grid / (c * CARD["multiprocessors"]))
-    return waves * depth * max(bounds(tile, H, c).values()) + CARD["second_launch_seconds"]
+    """Both kernels."""
+    return max(bounds(tile, shape, programs).values()) + CARD["second_launch_seconds"]
 
 
-def row_of(tile: Tile, programs: int) -> dict:
+def row_of(tile: Tile, programs: int, mark: str = "") -> dict:
     """Of the table: a call with as many rows as the tile has."""
-    grid, _, c = launched(tile, tile.rows, V, programs)
-    limits = bounds(tile, H, c)
+    shape = tile.rows, H, V
+    limits, (grid, _, c) = bounds(tile, shape, programs), launched(tile, tile.rows, V, programs)
     return {
         **tile._asdict(),
         "programs": grid,
         "sharing": c,
-        "waits_for": max(limits, key=limits.get),
-        "us": 1e6 * seconds(tile, (tile.rows, H, V), programs),
+        **{f"{name}_us": 1e6 * limit for name, limit in limits.items() if name != "matrix"},
+        "us": 1e6 * seconds(tile, shape, programs),
+        "": mark,
     }
 
 
 def main() -> None:
-    rows = [row_of(chosen(B), linear_sample.PROGRAMS) for B in (16, 32, 64)]
+    rows = [row_of(chosen(B), linear_sample.PROGRAMS, "chosen") for B in (16, 32, 64)]
     rows += [row_of(compiled(entry(*tile)), programs) for *tile, programs in OTHERS]
     rows.sort(key=lambda row: (row["rows"], row["us"]))
     print(f"bf16, H = {H}, V = {V}, {CARD['name']}")

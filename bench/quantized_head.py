@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = records.options(__doc__)
     parser.add_argument("--model", help="a causal language model to count on, too")
     args = parser.parse_args(arguments)
-    found = counted("random", *random_case(*((8, 64, 500) if args.tiny else (64, 4096, 32_000))))
+    found = counted("random", *random_case(*((8, 64, 500) if args.tiny else (64, 4096, 8192))))
     if args.model is not None:
         found += counted(Path(args.model).name, *model_case(args.model))
     records.record("quantized_head", found, output=args.output)

@@ -37,8 +37,8 @@ def best_of_rows(b_s, b_z, block: tl.constexpr):
 def best_candidate(float_ptr, code_ptr, row, n, c, block: tl.constexpr, block_n: tl.constexpr):
     """What a row's tiles say before any second look.
 
-    Returns its maximum and τ; score, id and logit of the best candidate with z ≥ τ; what tokens of
-    open tiles may score (−inf elsewhere), `[block_n]`; the union of the flags.
+    Returns its maximum and τ; score, id and logit of the best candidate with z ≥ τ; the union of
+    the flags.
     """
     plane = tl.num_programs(0).to(tl.int64) * n
     o_n = tl.arange(0, block_n)
@@ -59,9 +59,28 @@ def best_candidate(float_ptr, code_ptr, row, n, c, block: tl.constexpr, block_n:
     logit, code = tl.load(p + 2 * plane + tile), tl.load(code_ptr + row * n + tile)
     column = tl.where(logit >= tau, code & 255, (code >> 8) & 255)
     logit = tl.where(logit >= tau, logit, tl.load(p + 4 * plane + tile))
-    b_open = tl.where(m_valid | (b_max < tau) | (b_max == -float("inf")), -float("inf"), b_claim)
     flag = tl.max((b_code >> 16) & 1, 0) + tl.max((b_code >> 16) & 2, 0)
-    return m, tau, score, tile * block + column, logit, b_open, flag
+    return m, tau, score, tile * block + column, logit, flag
+
+
+@triton.jit
+def next_open(float_ptr, row, n, tau, claim, tile, block_n: tl.constexpr):
+    """The open tile that comes after this one in falling order of what its tokens may score, and
+    that score, −inf if there is none.
+
+    Read again each time: it is rare, and the product needs the registers.
+    """
+    plane = tl.num_programs(0).to(tl.int64) * n
+    o_n = tl.arange(0, block_n)
+    m_n = o_n < n
+    p = float_ptr + row * n + o_n
+    b_max = tl.load(p, mask=m_n, other=-float("inf"))
+    b_logit = tl.load(p + 2 * plane, mask=m_n, other=-float("inf"))
+    b_second = tl.load(p + 3 * plane, mask=m_n, other=-float("inf"))
+    b_higher = tl.load(p + 4 * plane, mask=m_n, other=-float("inf"))
+    m_open = (b_logit < tau) & (b_higher < tau) & (b_max >= tau)
+    m_after = (b_second < claim) | ((b_second == claim) & (o_n > tile))
+    return tl.max(tl.where(m_open & m_after, b_second, -float("inf")), 0, return_indices=True)
 
 
 @triton.jit

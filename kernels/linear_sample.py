@@ -22,7 +22,7 @@ import triton.language as tl
 
 from autodeco_fast.sampling import FULL_LOGPROB, Sampled, SamplingParameters
 
-from .candidates import best_candidate, best_of_rows, whole_logprob
+from .candidates import best_candidate, best_of_rows, next_open, whole_logprob
 from .device import on_its_device
 from .lm_head_tiles import product_tile
 from .logit_tiles import LOWEST, finite
@@ -54,10 +54,10 @@ def _scores(b_z, b_least, T, seed, position, stream, tile, rows: tl.constexpr, b
 
 
 @triton.jit
-def _maximum(b_x, rows: tl.constexpr):
-    """Of `[rows]`. Doubled, because Triton 3.7 fails on a plain one here when it compiles for
+def _maximum(b_x, size: tl.constexpr):
+    """Of `[size]`. Doubled, because Triton 3.7 fails on a plain one here when it compiles for
     sm_100."""
-    return tl.max(tl.reshape(tl.join(b_x, b_x), [2 * rows]), 0)
+    return tl.max(tl.reshape(tl.join(b_x, b_x), [2 * size]), 0)
 
 
 _UNSPECIALIZED = ["B", "n", "depth", "scale", *NUMBERS]
@@ -185,10 +185,10 @@ def _settle(
         temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
         temperature, min_p, seed, position, stream, stream_step, row,
     )  # fmt: skip
-    m, tau, score, winner, logit, b_open, flag = best_candidate(
+    m, tau, score, winner, logit, flag = best_candidate(
         float_ptr, code_ptr, row, n, c, block, block_n
     )
-    claim, tile = tl.max(b_open, 0, return_indices=True)
+    claim, tile = next_open(float_ptr, row, n, tau, float("inf"), -1, block_n)
     row0 = tl.program_id(0) // rows * rows
     m_row = row0 + tl.arange(0, rows) == tl.program_id(0)
     while (claim >= score) & (claim > -float("inf")):
@@ -200,12 +200,13 @@ def _settle(
         o_g = tile * (block // 4) + tl.arange(0, block // 4)
         b_g = gumbel(row_seed, row_position, row_stream, o_g, [block], SAMPLE_DOMAIN)
         m_kept = (b_z >= tau) & (b_z > -float("inf"))
-        s, at = tl.max(tl.where(m_kept, b_z + T * b_g, -float("inf")), 0, return_indices=True)
-        if (s > score) | ((s == score) & (tile * block + at < winner)):
-            score, winner = s, tile * block + at
-            logit = tl.max(tl.where(tl.arange(0, block) == at, b_z, -float("inf")), 0)
-        b_open = tl.where(tl.arange(0, block_n) == tile, -float("inf"), b_open)
-        claim, tile = tl.max(b_open, 0, return_indices=True)
+        b_s = tl.where(m_kept, b_z + T * b_g, -float("inf"))
+        s, o_v = _maximum(b_s, block), tile * block + tl.arange(0, block)
+        at = -_maximum(tl.where(b_s == s, -o_v, -2147483647), block)
+        if (s > score) | ((s == score) & (at < winner)):
+            score, winner = s, at
+            logit = _maximum(tl.where(o_v == at, b_z, -float("inf")), block)
+        claim, tile = next_open(float_ptr, row, n, tau, claim, tile, block_n)
     alive = m > -float("inf")
     tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
     wrong = tau == float("inf")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autodeco_fast.kernels import linear_sample as module
-from autodeco_fast.kernels.candidates import best_candidate
+from autodeco_fast.kernels.candidates import best_candidate, next_open
 from autodeco_fast.sampling import SamplingParameters
 from tests.on_device import DEVICE, on_device
 from tests.reference import staircase
@@ -23,9 +23,13 @@ from tests.reference.sampling import gumbel, reference, uniform_bits
 def _count_open(float_ptr, code_ptr, out_ptr, n, c, block: tl.constexpr, block_n: tl.constexpr):
     """Tiles whose bound s₂ reaches the best score."""
     row = tl.program_id(0).to(tl.int64)
-    _, _, score, _, _, b_open, _ = best_candidate(float_ptr, code_ptr, row, n, c, block, block_n)
-    again = (b_open >= score) & (b_open > -float("inf"))
-    tl.store(out_ptr + row, tl.sum(again.to(tl.int32), 0))
+    _, tau, score, _, _, _ = best_candidate(float_ptr, code_ptr, row, n, c, block, block_n)
+    claim, tile = next_open(float_ptr, row, n, tau, float("inf"), -1, block_n)
+    count = 0
+    while (claim >= score) & (claim > -float("inf")):
+        count += 1
+        claim, tile = next_open(float_ptr, row, n, tau, claim, tile, block_n)
+    tl.store(out_ptr + row, count)
 
 
 class _Watched:
