@@ -32,6 +32,7 @@ _HOME = {
     "SampleOutput": "sampling",
     "sample": "ops.sample",
     "linear_sample": "ops.linear_sample",
+    "QuantizedLMHead": "quantized_head",
     "SamplePartial": "vocab_parallel",
     "sample_partial": "ops.sample_partial",
     "merge_samples": "ops.sample_partial",

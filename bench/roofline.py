@@ -23,6 +23,8 @@ in waves;
 or max(matrix + epilogue, cache), where its loops are flattened and copies go on during the sums.
 
 Chunked: the vendor's product, and a write and a read of every logit.
+
+`linear_sample`: `bench/linear_sample_tiles.py`.
 """
 
 import argparse
@@ -36,7 +38,7 @@ import torch
 import triton
 from triton.compiler import ASTSource
 
-from autodeco_fast.kernels import linear_sample, sample, token_stats
+from autodeco_fast.kernels import sample, token_stats
 from autodeco_fast.kernels.logit_tiles import SUBTILE, TILE
 from bench.machine import RESULTS, ROOT
 from bench.records import markdown, write
@@ -50,6 +52,7 @@ CARD = {
     "warp_instructions_per_clock": 4,
     "second_launch_seconds": 2.5e-6,
     "cache_latency_seconds": 4e-7,
+    "memory_latency_seconds": 8e-7,  # with the device's memory busy
     "cache_bytes_per_second": 5.5e12,  # second level, all multiprocessors together
     "tflops": 0.8 * 989e12,  # bf16, of the vendor's figure
 }
@@ -225,22 +228,11 @@ def predict_sample(B: int, V: int, instructions: dict[str, int], share: float) -
 
 
 def predict_linear_sample(
-    B: int, H: int, V: int, instructions: int, how: tuple[dict[str, int], float]
+    B: int, H: int, V: int, seconds: float, how: tuple[dict[str, int], float]
 ) -> dict:
-    """The weight once for every 64 rows, from device memory the first time; against a product that
-    writes bf16 logits, and `predict_sample` of them with `how`."""
+    """Against a product that writes bf16 logits, and `predict_sample` of them with `how`."""
     weight = 2 * H * V
-    memory = weight / CARD["bytes_per_second"]
-    rows, warps = linear_sample.tile_shape(B)
-    tiles = -(-B // rows) * -(-V // linear_sample.BLOCK)
-    epilogue = (
-        tiles
-        * warps
-        * instructions
-        / (CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"])
-    )
     matrix = 2.0 * B * H * V / CARD["tflops"]
-    total = max(memory, matrix + epilogue) + CARD["second_launch_seconds"]
     apart = (
         max((weight + 2 * B * V) / CARD["bytes_per_second"], matrix)
         + predict_sample(B, V, *how)["predicted_us"] / 1e6
@@ -251,9 +243,8 @@ def predict_linear_sample(
         "V": V,
         "H": H,
         "MB": weight / 1e6,
-        "memory_us": 1e6 * memory,
-        "issue_us": 1e6 * (matrix + epilogue),
-        "predicted_us": 1e6 * total,
+        "memory_us": 1e6 * weight / CARD["bytes_per_second"],
+        "predicted_us": 1e6 * seconds,
         "product_and_sample_us": 1e6 * apart,
     }
 
@@ -303,6 +294,8 @@ def predict_statistics(N: int, H: int, V: int, instructions: int) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    from bench.linear_sample_tiles import chosen, seconds  # which takes CARD from here
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", help="a causal language model to count on, too")
     counted = shares(parser.parse_args(arguments).model)
@@ -310,10 +303,10 @@ def main(arguments: list[str] | None = None) -> None:
     predictions = [
         predict_sample(B, V, *how) for V in (151_936, 262_208) for B in (1, 8, 64, 128, 512)
     ]
-    # Of tiles of few rows, and of 64.
-    epilogues = [epilogue_instructions(entry) for entry in linear_sample.AOT[:2]]
+    products = {B: chosen(B) for B in (1, 8, 64)}
     predictions += [
-        predict_linear_sample(B, 4096, 151_936, epilogues[B > 32], how) for B in (1, 8, 64)
+        predict_linear_sample(B, H, V, seconds(tile, (B, H, V)), how)
+        for (B, tile), H, V in ((one, 4096, 151_936) for one in products.items())
     ]
     epilogue = epilogue_instructions(token_stats.AOT[0], "column_ptr", "threshold_ptr")
     shapes = (
@@ -332,7 +325,7 @@ def main(arguments: list[str] | None = None) -> None:
         "min_p": MIN_P,
         "share_of_subtiles_with_noise": counted,
     }
-    facts["linear_sample_epilogue_instructions_per_tile_and_warp"] = epilogues
+    facts["linear_sample_tiles"] = {B: tile._asdict() for B, tile in products.items()}
     facts["token_stats_epilogue_instructions_per_tile_and_warp"] = epilogue
     print(f"sample, instructions a warp: {how[0]}")
     print(markdown([{"logits": name, "share of sub-tiles": x} for name, x in counted.items()]))

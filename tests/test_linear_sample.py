@@ -115,20 +115,14 @@ def _store_logits(
 def test_a_tile_multiplied_again_is_the_same_bit_for_bit(dtype):
     """What the second look relies on: the logits depend on tile shape and order along H, not on
     pipeline or program."""
-    from autodeco_fast.kernels.linear_sample import (
-        BLOCK,
-        DEPTH_H,
-        SETTLE_STAGES,
-        STAGES,
-        tile_shape,
-    )
+    from autodeco_fast.kernels.linear_sample import BLOCK, DEPTH_H, tile_shape
 
     h, w, _ = (t.to(DEVICE) for t in case(40, 200, 300, dtype))
-    rows, warps = tile_shape(40)
+    rows, warps, stages = tile_shape(40)
     first, again = torch.empty(2, 40, 300, device=DEVICE)
-    for z, stages, backwards in ((first, STAGES, False), (again, SETTLE_STAGES, True)):
+    for z, depth, backwards in ((first, stages, False), (again, 2, True)):
         shape = rows, BLOCK, DEPTH_H, dtype == torch.bfloat16 and DEVICE == "cpu"
-        options = {"num_warps": warps, "num_stages": stages}
+        options = {"num_warps": warps, "num_stages": depth}
         _store_logits[(triton.cdiv(300, BLOCK),)](
             h, w, z, 40, 300, 200, *shape, backwards, **options
         )

@@ -11,6 +11,7 @@ from autodeco_fast.ops.checks import (
     check_number,
     check_product,
     check_softcap,
+    shown,
     unit_stride,
 )
 from autodeco_fast.ops.sample import (
@@ -22,6 +23,7 @@ from autodeco_fast.ops.sample import (
     tracing,
     wanted,
 )
+from autodeco_fast.quantized_head import QuantizedLMHead
 from autodeco_fast.sampling import SampleOutput, SamplingParameters
 
 FUSED_ROWS = 64  # Triton: rows up to which the kernel is chosen
@@ -69,7 +71,7 @@ def _(hidden, weight, bias, logit_scale, softcap, tensors, floats, integers, wan
 @torch.no_grad()
 def linear_sample(
     hidden: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | QuantizedLMHead,
     temperature: float | torch.Tensor,
     *,
     bias: torch.Tensor | None = None,
@@ -96,7 +98,8 @@ def linear_sample(
 
     Args:
         hidden: `[B, H]` what enters the output embedding, bf16, fp16 or fp32.
-        weight: `[V, H]` of the same dtype.
+        weight: `[V, H]` of the same dtype, or a `QuantizedLMHead` of it: then the weight is read
+            only where its 8-bit copy cannot rule a token out, and the token is the same.
         temperature, min_p, top_k, top_p, seed, position, stream, token_bitmask, return_…: as in
             `sample`.
         bias: `[V]` or None.
@@ -107,9 +110,12 @@ def linear_sample(
         backend: None chooses; "triton" or "torch" forces.
 
     Raises:
-        ValueError: as `sample`, or for `fused=True` with what needs the logits.
+        ValueError: as `sample`, for `fused=True` with what needs the logits, or for a
+            `QuantizedLMHead` with anything but temperature, Min-P, randomness, logprob and kept.
         RuntimeError: as `sample`.
     """
+    quantized = weight if isinstance(weight, QuantizedLMHead) else None
+    weight = weight if quantized is None else quantized.weight
     check_product(hidden, weight, bias)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     needs_logits = (
@@ -121,10 +127,30 @@ def linear_sample(
             "return_kept"
         )
     chosen = resolve(backend, hidden, weight)
+    if quantized is not None:
+        others = dict(
+            bias=bias,
+            softcap=softcap,
+            top_k=top_k,
+            top_p=top_p,
+            token_bitmask=token_bitmask,
+            return_full_logprob=return_full_logprob or None,
+            fused=fused,
+            logit_scale=None if scale == 1.0 else scale,
+        )
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name} must be left out with a QuantizedLMHead, got {shown(value)}"
+                )
+        fused = False
     if fused is None:
         fused = not needs_logits and fused_pays(len(hidden), len(weight), chosen)
     if not fused:
-        z = torch.nn.functional.linear(hidden, weight, bias)
+        if quantized is None:
+            z = torch.nn.functional.linear(hidden, weight, bias)
+        else:
+            z = quantized.kept_logits(hidden, temperature, 0.0 if min_p is None else min_p)
         if scale != 1.0 or softcap is not None:
             z = transform_(z, scale, softcap)
         asked = dict(

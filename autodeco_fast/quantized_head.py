@@ -1,0 +1,133 @@
+"""An 8-bit copy of an output embedding that knows how far it can be off: it rules out nearly every
+token of a row, and only the rest need the exact weight.
+
+    w = a·q + e,    q of 8 bits,    a = max |w| / 127        for each row w of the weight
+
+For a row h of hidden states, in exact arithmetic,
+
+    h·w = a·(h·q) + h·e,      |h·e| ≤ ‖h‖·‖e‖                (Cauchy–Schwarz)
+
+In fp32 a sum of H products s_j·t_j, in any order, fused or not, is off by at most γ·‖s‖·‖t‖ with
+γ = H·u / (1 − H·u), u = 2⁻²⁴ (Higham, *Accuracy and Stability of Numerical Algorithms*, §3.1, and
+Cauchy–Schwarz for Σ |s_j·t_j|). So ẑ = fl(a·fl(h·q)) is off from a·(h·q) by at most
+(γ + u + γ·u)·a·‖h‖·‖q‖, the logit z that a product with fp32 sums leaves is off from h·w by at most
+γ·‖h‖·‖w‖, and
+
+    |z − ẑ| ≤ ‖h‖·r,    r = ‖e‖ + γ·‖w‖ + (γ + u + γ·u)·a·‖q‖ + 3u·(a·‖q‖ + ‖e‖)
+
+The last term pays for the roundings of ẑ ± ‖h‖·r itself. Norms are fp64 sums rounded up;
+`_UNDERFLOW` is more than what underflows.
+
+A token is in the kept set if z ≥ max z + c. Then ẑ + ‖h‖·r ≥ max (ẑ − ‖h‖·r) + c, and the
+rounding of logits to the weight's dtype keeps that order. So whatever fails the test is ruled out,
+by a proof and not by a calibration.
+"""
+
+import torch
+
+from autodeco_fast.numerics import GREEDY_BELOW
+
+_CODES = 127
+_UNIT = 2.0**-24
+_UNDERFLOW = 1e-30  # of H products below 2⁻¹²⁶ and of their sum
+_UP = 1 + 1e-6  # more than the roundings of a norm in fp64 and of its cast to fp32
+_ROWS = 4096  # of the weight, quantised at once
+
+
+class QuantizedLMHead:
+    """An output embedding with an 8-bit copy, which `linear_sample` takes in place of the weight.
+
+    Args:
+        weight: `[V, H]` fp32 or bf16; kept, not copied. It must not change afterwards.
+
+    Attributes:
+        weight: as given.
+        codes: `[V, H]` int8.
+        scale: `[V]` fp32, a.
+        radius: `[V]` fp32, r: `|z − ẑ| ≤ ‖h‖·r`. Infinite where the weight is not finite.
+
+    Raises:
+        ValueError: for another dtype or number of dimensions.
+    """
+
+    def __init__(self, weight: torch.Tensor):
+        if weight.ndim != 2 or weight.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(
+                "weight must be [V, H] float32 or bfloat16, "
+                f"got shape {tuple(weight.shape)} {weight.dtype}"
+            )
+        self.weight = weight.detach()
+        self.codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+        self.scale, self.radius = torch.empty(2, len(weight), device=weight.device)
+        for start in range(0, len(weight), _ROWS):
+            self._quantize(slice(start, start + _ROWS))
+
+    def _quantize(self, rows: slice) -> None:
+        w = self.weight[rows].double()
+        H, a = w.shape[1], w.abs().amax(1) / _CODES
+        # No codes for rows that are zero, so small that 1/a is infinite, or not finite.
+        usable = (a > 1e-36) & (a < 1e30)
+        a = torch.where(usable, a, 0.0).float().double()  # as `scale` holds it
+        q = (w / torch.where(usable, a, 1.0)[:, None]).round().clamp(-_CODES, _CODES)
+        q = torch.where(usable[:, None], q, 0.0)
+        e, norm, size = (x.norm(dim=1) for x in (w - a[:, None] * q, w, a[:, None] * q))
+        gamma = H * _UNIT / (1 - H * _UNIT)
+        summed = gamma + _UNIT + gamma * _UNIT
+        r = e + gamma * norm + summed * size + 3 * _UNIT * (size + e)
+        self.codes[rows], self.scale[rows] = q.to(torch.int8), a.float()
+        self.radius[rows] = (r * _UP).nan_to_num(nan=torch.inf).float()
+
+    def bounds(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The lowest and the highest that each logit can be, before it is rounded to a dtype.
+
+        Args:
+            hidden: `[B, H]` of the weight's dtype.
+
+        Returns:
+            `[B, V]` fp32 both; −inf and inf, or NaN, where nothing is known.
+        """
+        h = hidden.float()
+        size = (h.double().norm(dim=1, keepdim=True) * _UP).float()
+        middle = torch.empty(len(h), len(self.codes), device=h.device)
+        for start in range(0, len(self.codes), _ROWS):
+            rows = slice(start, start + _ROWS)
+            torch.mm(h, self.codes[rows].float().T, out=middle[:, rows])
+        middle *= self.scale
+        reach = size * self.radius + _UNDERFLOW
+        return middle - reach, middle + reach
+
+    def possible(
+        self, hidden: torch.Tensor, temperature: float | torch.Tensor, min_p: float | torch.Tensor
+    ) -> torch.Tensor:
+        """Which tokens Min-P may keep, `[B, V]` bool: those that the bounds do not rule out.
+
+        Args:
+            hidden: `[B, H]` of the weight's dtype.
+            temperature, min_p: numbers or `[B]`, as in `sample`.
+        """
+        low, high = (x.to(hidden.dtype).float() for x in self.bounds(hidden))
+        T, p = (
+            torch.as_tensor(x, device=low.device).double().reshape(-1, 1)
+            for x in (temperature, min_p)
+        )
+        # Below what a sampler makes of it in fp32, from where on all sums here round as its do.
+        cut = (torch.where(T < GREEDY_BELOW, 0.0, T * p.log()) * _UP).float()
+        return ~(high < low.amax(1, keepdim=True) + cut)  # NaN rules nothing out
+
+    def kept_logits(
+        self, hidden: torch.Tensor, temperature: float | torch.Tensor, min_p: float | torch.Tensor
+    ) -> torch.Tensor:
+        """`hidden @ weight.T`, `[B, V]`, in the columns of tokens that Min-P may keep in some row;
+        −inf in the others.
+
+        Arguments as in `possible`. All columns where fp32 products may be rounded further
+        (`torch.set_float32_matmul_precision`).
+        """
+        if torch.get_float32_matmul_precision() != "highest":
+            return hidden @ self.weight.T
+        ids = self.possible(hidden, temperature, min_p).any(0).nonzero()[:, 0]
+        if 2 * len(ids) > len(self.weight):
+            return hidden @ self.weight.T
+        z = hidden.new_full((len(hidden), len(self.weight)), -torch.inf)
+        z[:, ids] = hidden @ self.weight[ids].T
+        return z

@@ -1,0 +1,88 @@
+"""How many tokens an 8-bit copy of the LM head cannot rule out, and what is read then.
+
+    python -m bench.quantized_head --model FOLDER
+
+On a model's hidden states at every position of `docs/concepts.md`, and on random ones of the width
+of a large model, whose logits have a deviation of 3. `left` is the share of the vocabulary whose
+exact logit is needed, for the mean row and for neighbouring rows together; `bytes` those of codes,
+scales, radii and rows of a 16-bit weight that are read, over that weight's. Needs no GPU.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+
+from autodeco_fast import QuantizedLMHead, linear_sample
+from bench import records
+from bench.machine import ROOT
+
+SETTINGS = ((0.5, 0.1), (0.7, 0.1), (1.0, 0.1), (0.7, 0.02), (1.2, 0.02))  # T, Min-P
+TOGETHER = (1, 8, 64)  # rows that are drawn at once
+
+
+def model_case(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states of some text and the weight they enter, fp32."""
+    from autodeco_fast.training import base_model
+
+    tokenizer = base_model.load_tokenizer(name)
+    model = base_model.load_causal_lm(name, dtype=torch.float32)
+    ids = tokenizer((ROOT / "docs/concepts.md").read_text()).input_ids[:512]
+    with torch.inference_mode():
+        hidden = model.base_model(torch.tensor([ids])).last_hidden_state[0]
+    return hidden.clone(), model.get_output_embeddings().weight.detach()
+
+
+def random_case(rows: int, H: int, V: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, H, generator=generator)
+    return hidden, torch.randn(V, H, generator=generator) * (3.0 / H**0.5)
+
+
+def counted(name: str, hidden: torch.Tensor, weight: torch.Tensor) -> list[dict]:
+    """A result for every setting, over all hidden states."""
+    head, V, H = QuantizedLMHead(weight), *weight.shape
+    z, found = hidden @ weight.T, []
+    reach = hidden.norm(dim=1)[:, None] * head.radius
+    for T, min_p in SETTINGS:
+        kept = z >= z.amax(1, keepdim=True) + T * math.log(min_p)
+        left = head.possible(hidden, T, min_p)
+        assert not (kept & ~left).any(), "the bound does not hold"
+        how = {"min_p": min_p, "seed": 1}
+        same = (
+            linear_sample(hidden, head, T, **how).token
+            == linear_sample(hidden, weight, T, **how).token
+        )
+        shares = {
+            n: torch.stack([x.any(0).double().mean() for x in left.split(n)]).mean().item()
+            for n in TOGETHER
+        }
+        found.append(
+            {
+                "variant": f"{name}, T = {T}, Min-P {min_p}",
+                "rows": len(hidden),
+                "H": H,
+                "V": V,
+                "bound": reach.mean().item(),
+                "error": (z - hidden @ (head.scale[:, None] * head.codes).T).abs().mean().item(),
+                "kept": kept.double().mean().item(),
+                **{f"left_{n}": share for n, share in shares.items()},
+                **{f"bytes_{n}": (H + 8 + x * 2 * H) / (2 * H) for n, x in shares.items()},
+                "same_tokens": same.double().mean().item(),
+            }
+        )
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = records.options(__doc__)
+    parser.add_argument("--model", help="a causal language model to count on, too")
+    args = parser.parse_args(arguments)
+    found = counted("random", *random_case(*((8, 64, 500) if args.tiny else (64, 4096, 8192))))
+    if args.model is not None:
+        found += counted(Path(args.model).name, *model_case(args.model))
+    records.record("quantized_head", found, output=args.output)
+
+
+if __name__ == "__main__":
+    main()
