@@ -94,6 +94,16 @@ def _target(
     tl.store(out_ptr + row, tl.where(column < 0, -float("inf"), transform(z, scale, softcap)))
 
 
+@triton.jit
+def _exp(b_x, specialize: tl.constexpr):
+    """e^x of a tile; Triton 3.7 cannot compile the short way in warps of their own."""
+    if specialize:
+        b_e = tl.exp(b_x)
+    else:
+        b_e = exp(b_x)
+    return b_e
+
+
 @triton.jit(do_not_specialize=["N", "S", "depth"])
 def _tiles(
     x_ptr,  # [N, H] any float, row stride x_stride; or a descriptor of blocks [rows, step]
@@ -160,13 +170,13 @@ def _tiles(
         # e^x is 0 there at any T below 900; 0·(−inf) must not reach a sum.
         b_x = tl.maximum(b_z - b_safe[:, None], -1e5)
         if not cut:
-            b_e = tl.where(b_z == -float("inf"), 0.0, exp(b_x))
+            b_e = tl.where(b_z == -float("inf"), 0.0, _exp(b_x, specialize))
             b_s, b_t, _ = moved(b_d, b_s, b_t, zero)
             b_s += tl.sum(b_e, 1)
             b_t += tl.sum(b_e * b_x, 1)
         if scaled:
             b_x = b_x * b_inverse[:, None]
-            b_e = exp(b_x)
+            b_e = _exp(b_x, specialize)
             if cut:
                 b_e = tl.where(m_above, b_e, 0.0)
             else:
@@ -296,7 +306,7 @@ def token_stats(
     )  # fmt: skip
     block_s = max(MERGED, triton.next_power_of_2(S))
     _merge[(N,)](
-        partials, partial_ints, inverse_temperature, floats, ints, N, S, block_s, num_warps=1
+        partials, partial_ints, inverse_temperature, floats, ints, N, S, block_s, num_warps=4
     )
     return floats, ints
 
@@ -374,7 +384,7 @@ AOT = [
     _entry(POINTERS, True, cut=True),
     _entry(HOPPER, True, "sm_90", cut=True),
     *([_entry(BLACKWELL, True, "sm_100", cut=True)] if COMPILES_SPECIALIZED else []),
-    (_merge, {**_PARTIALS, "N": "i32", "S": "i32"}, {"block_s": MERGED}, 1, 3),
+    (_merge, {**_PARTIALS, "N": "i32", "S": "i32"}, {"block_s": MERGED}, 4, 3),
     (
         _target,
         {**_DOT, "w_stride": "i32", "scale": "fp32"},
