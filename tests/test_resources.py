@@ -119,8 +119,8 @@ def test_variants_of_the_streaming_statistics(compiled):
 
 
 def test_logits_are_read_in_wide_words(compiled):
-    """16 bytes a thread of 32 lanes, 8 of 64: 512 bytes a wave either way; `logit_stats`, whose tile
-    is larger, 16 of 64 too."""
+    """16 bytes a thread of 32 lanes, 8 of 64: 512 bytes a wave either way; `logit_stats`, whose
+    tile is larger, 16 of 64 too."""
     for kernel, on_amd in (
         ("subtile_maxima.maxima", 64),
         ("logit_stats.logit_stats", 128),
