@@ -31,6 +31,7 @@ _HOME = {
     "prob_stats": "ops.prob_stats",
     "SampleOutput": "sampling",
     "sample": "ops.sample",
+    "subtile_maxima": "ops.subtile_maxima",
     "linear_sample": "ops.linear_sample",
     "QuantizedLMHead": "quantized_head",
     "SamplePartial": "vocab_parallel",

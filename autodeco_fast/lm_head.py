@@ -4,6 +4,17 @@ import torch
 
 from autodeco_fast.numerics import compute_dtype
 
+PRODUCT_ROWS = 128  # of a tile of the vendor's product
+
+
+def rows_of_chunk(chunk_bytes: int, weight: torch.Tensor, most: int) -> int:
+    """Rows of logits that take `chunk_bytes`, one at least and `most` at most: whole tiles of the
+    product, if that is not nothing."""
+    rows = max(1, chunk_bytes // (len(weight) * weight.element_size()))
+    if rows > PRODUCT_ROWS:
+        rows -= rows % PRODUCT_ROWS
+    return min(rows, max(1, most))
+
 
 def multiply(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, buffer: torch.Tensor

@@ -7,6 +7,7 @@ import torch
 
 # What is wanted beside token and status: a sum of these.
 LOGPROB, KEPT, FULL_LOGPROB, CANDIDATE = 1, 2, 4, 8
+SUBTILE = 256  # neighbouring logits that share a maximum
 
 
 class SampleOutput(NamedTuple):

@@ -19,9 +19,10 @@ Noise is drawn in every tile, and none is multiplied again.
 from typing import NamedTuple
 
 from autodeco_fast.kernels import linear_sample
+from bench.machine import CARD
 from bench.records import markdown
 from bench.resources import compile_one
-from bench.roofline import CARD, loop_lengths, sass
+from bench.sass import loop_lengths, sass
 
 H, V = 4096, 151_936
 _ALIGNED = ("x_ptr", "w_ptr", "float_ptr", "code_ptr", "V", "H", "x_stride", "w_stride")

@@ -14,6 +14,18 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
 _PACKAGES = ("torch", "triton", "numba", "transformers", "autodeco-fast")
 _PEERS = ("liger-kernel", "cut-cross-entropy", "quack-kernels", "flashinfer-python")
+CARD = {  # what predictions are made for
+    "name": "H200, assumed",
+    "bytes_per_second": 0.9 * 4.8e12,  # of the vendor's figure
+    "multiprocessors": 132,
+    "clock": 1.75e9,
+    "warp_instructions_per_clock": 4,
+    "second_launch_seconds": 2.5e-6,
+    "cache_latency_seconds": 4e-7,
+    "memory_latency_seconds": 8e-7,  # with the device's memory busy
+    "cache_bytes_per_second": 5.5e12,  # second level, all multiprocessors together
+    "tflops": 0.8 * 989e12,  # bf16, of the vendor's figure
+}
 
 
 def device() -> str:

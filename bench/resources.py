@@ -98,8 +98,8 @@ def resident_warps(target: str, registers: int, shared: int, warps: int) -> int:
 
 
 def compile_one(entry: tuple, target: str) -> dict:
-    """Compiles one kernel; pointers and sizes are taken as multiples of 16, as they are in most
-    launches."""
+    """Compiles one kernel as launches do: pointers, and sizes that the dispatcher looks at, are
+    taken as multiples of 16, as they are in most launches."""
     function, signature, constants, warps, stages, *_ = entry
     names = [*function.arg_names]
     signature = {name: signature.get(name, "constexpr") for name in names}
@@ -107,7 +107,7 @@ def compile_one(entry: tuple, target: str) -> dict:
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
-        if _DIVISIBLE.search(signature[name]) and name != "N"
+        if _DIVISIBLE.search(signature[name]) and not function.params[i].do_not_specialize
     }
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(

@@ -29,63 +29,34 @@ Chunked: the vendor's product, and a write and a read of every logit.
 
 import argparse
 import math
-import re
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
-import triton
-from triton.compiler import ASTSource
 
-from autodeco_fast.kernels import sample, token_stats
-from autodeco_fast.kernels.logit_tiles import SUBTILE, TILE
-from bench.machine import RESULTS, ROOT
+from autodeco_fast.kernels import (
+    logit_stats,
+    sample,
+    subtile_maxima,
+    temperature_head,
+    token_stats,
+)
+from autodeco_fast.kernels.logit_tiles import TILE
+from autodeco_fast.sampling import SUBTILE
+from bench.linear_sample_tiles import chosen, seconds
+from bench.machine import CARD, RESULTS, ROOT
 from bench.records import markdown, write
-from bench.resources import TARGETS
+from bench.sass import fast_path, instruction_count, loop_lengths, positions, sass
 
-CARD = {
-    "name": "H200, assumed",
-    "bytes_per_second": 0.9 * 4.8e12,  # of the vendor's figure
-    "multiprocessors": 132,
-    "clock": 1.75e9,
-    "warp_instructions_per_clock": 4,
-    "second_launch_seconds": 2.5e-6,
-    "cache_latency_seconds": 4e-7,
-    "memory_latency_seconds": 8e-7,  # with the device's memory busy
-    "cache_bytes_per_second": 5.5e12,  # second level, all multiprocessors together
-    "tflops": 0.8 * 989e12,  # bf16, of the vendor's figure
-}
 WARPS = 4
 TEMPERATURE, MIN_P = 0.7, 0.1
-
-
-def sass(entry: tuple, divisible: tuple[str, ...], **fixed) -> str:
-    """The sm_90 code of a kernel."""
-    function, signature, constants, warps, stages = entry
-    names = [*function.arg_names]
-    signature = {name: signature.get(name, "constexpr") for name in names}
-    constants = {(names.index(k),): v for k, v in {**constants, **fixed}.items()}
-    divisible = {(names.index(n),): [["tt.divisibility", 16]] for n in divisible}
-    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=divisible)
-    compiled = triton.compile(
-        source, target=TARGETS["sm_90"], options={"num_warps": warps, "num_stages": stages}
-    )
-    tool = next(Path(triton.__file__).parent.rglob("nvdisasm*"))
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        return subprocess.run(
-            [str(tool), "-c", file.name], capture_output=True, text=True, check=True
-        ).stdout
 
 
 def sample_instructions() -> dict[str, int]:
     """SASS instructions a warp issues: for a tile of bf16 logits in the pass for the maxima; for a
     sub-tile that draws noise; for a group of sub-tiles that does not; for the rest of that
     program."""
-    maxima = sass(sample.AOT[0], ("z_ptr", "max_ptr", "V", "stride"))
-    text = sass(sample.AOT[2], ("z_ptr", "max_ptr", "V", "stride"))
+    maxima = sass(subtile_maxima.AOT[0], ("z_ptr", "max_ptr", "V", "stride"))
+    text = sass(sample.AOT[0], ("z_ptr", "max_ptr", "V", "stride"))
     labels, jumps = positions(text)
     loops = [(labels[t], end) for end, (t, _) in jumps.items() if labels[t] < end]
     around = max(loops, key=lambda loop: loop[1] - loop[0])
@@ -94,12 +65,25 @@ def sample_instructions() -> dict[str, int]:
         key=lambda loop: loop[1] - loop[0],
     )
     noise, group = inner[1] - inner[0] + 1, around[1] - around[0] + 1
-    everything = sum(bool(re.match(r"\s*/\*[0-9a-f]{4,}\*/", line)) for line in text.splitlines())
     return {
         "tile": fast_path(maxima),
         "noise": noise,
         "group": group - noise,
-        "program": everything - group,
+        "program": instruction_count(text) - group,
+    }
+
+
+def head_instructions() -> dict[str, int]:
+    """SASS instructions a warp issues in the head's kernels for few rows: for a row, for the rest
+    of that program, for the kernel behind it."""
+    names = "h_ptr", "w1_ptr", "layer_ptr", "H", "F", "stride_h"
+    text = sass(temperature_head.AOT[0], names)
+    row = max(loop_lengths(text))
+    behind = sass(temperature_head.AOT[2], ("layer_ptr", "b1_ptr", "w2_ptr", "t_ptr", "F"))
+    return {
+        "row": row,
+        "program": instruction_count(text) - row,
+        "behind": instruction_count(behind),
     }
 
 
@@ -125,48 +109,6 @@ def epilogue_instructions(entry: tuple, *pointers: str) -> int:
         )
     )
     return loops[-1] - loops[-2]
-
-
-def loop_lengths(text: str) -> list[int]:
-    """Instructions between the target of every backward branch and the branch."""
-    labels, jumps = positions(text)
-    return [end - labels[target] for end, (target, _) in jumps.items() if labels[target] < end]
-
-
-def positions(sass: str) -> tuple[dict[str, int], dict[int, tuple[str, bool]]]:
-    """Labels, and branches as (target, conditional), by the number of the instruction."""
-    labels, jumps, at = {}, {}, 0
-    for line in sass.splitlines():
-        label = re.match(r"\s*(\.L_x_\d+):", line)
-        if label:
-            labels[label[1]] = at
-        elif re.match(r"\s*/\*[0-9a-f]{4,}\*/", line):
-            target = re.search(r"(@!?U?P\d+ )?BRA.*`\((\.L_x_\d+)\)", line)
-            if target:
-                jumps[at] = target[2], target[1] is not None
-            at += 1
-    return labels, jumps
-
-
-def fast_path(sass: str) -> int:
-    """Instructions of the longest loop on its shortest way round: full tiles, nothing rare.
-
-    Every forward branch in the loop skips what few tiles need: the masked load of the last one, the
-    search for NaN.
-    """
-    labels, jumps = positions(sass)
-    loops = [(labels[target], end) for end, (target, _) in jumps.items() if labels[target] < end]
-    start, end = max(loops, key=lambda loop: loop[1] - loop[0])
-    steps = {start: 1}
-    for here in range(start, end):  # all other branches go forward
-        if here not in steps:
-            continue
-        target, conditional = jumps.get(here, (None, True))
-        after = [here + 1] if conditional else []
-        after += [labels[target]] if target is not None and labels[target] > here else []
-        for there in after:
-            steps[there] = min(steps.get(there, 1 << 30), steps[here] + 1)
-    return steps[end]
 
 
 def reached_share(z: torch.Tensor) -> float:
@@ -249,6 +191,54 @@ def predict_linear_sample(
     }
 
 
+def predict_logit_stats(N: int, V: int, instructions: int) -> dict:
+    """One read of bf16 logits, and the sums of its tiles."""
+    memory = 2 * N * V / CARD["bytes_per_second"]
+    rate = CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"]
+    issue = N * -(-V // logit_stats.BLOCK) * logit_stats.WARPS * instructions / rate
+    return {
+        "op": "logit_stats",
+        "B": N,
+        "V": V,
+        "H": None,
+        "MB": 2 * N * V / 1e6,
+        "memory_us": 1e6 * memory,
+        "issue_us": 1e6 * issue,
+        "predicted_us": 1e6 * max(memory, issue),
+        "share_of_one_read": memory / max(memory, issue),
+    }
+
+
+def predict_head(N: int, H: int, instructions: dict[str, int], F: int = 256) -> dict:
+    """Few bf16 rows, weights in fp32: two launches. A chain is a program's instructions one after
+    the other, two clocks each, behind its reads: W1 and rows from memory, twice as far as the
+    cache, then sums from the cache."""
+    slab = temperature_head.SLAB
+    rows = min(N, slab["rows"])
+    programs = -(-F // slab["units"]) * -(-H // slab["chunk"]) * -(-N // slab["rows"])
+    n_bytes = 4 * F * H + 2 * N * H
+    rate = CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"]
+    own = instructions["program"] + rows * instructions["row"]
+    issue = programs * WARPS * own / rate
+    chain = 2 * own / CARD["clock"] + 3 * CARD["cache_latency_seconds"]
+    memory = n_bytes / CARD["bytes_per_second"]
+    groups = -(-H // slab["chunk"] // temperature_head.SPLITS)
+    behind = 2 * instructions["behind"] / CARD["clock"]
+    behind += (groups + 1) * CARD["cache_latency_seconds"]
+    # The last bytes are only then multiplied.
+    total = max(memory + chain, issue) + behind + CARD["second_launch_seconds"]
+    return {
+        "op": "temperature_head",
+        "B": N,
+        "V": None,
+        "H": H,
+        "MB": n_bytes / 1e6,
+        "memory_us": 1e6 * memory,
+        "issue_us": 1e6 * max(issue, chain),
+        "predicted_us": 1e6 * total,
+    }
+
+
 def streaming_seconds(
     variant: token_stats.Variant, N: int, H: int, V: int, instructions: int
 ) -> float:
@@ -294,8 +284,6 @@ def predict_statistics(N: int, H: int, V: int, instructions: int) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from bench.linear_sample_tiles import chosen, seconds  # which takes CARD from here
-
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", help="a causal language model to count on, too")
     counted = shares(parser.parse_args(arguments).model)
@@ -308,6 +296,13 @@ def main(arguments: list[str] | None = None) -> None:
         predict_linear_sample(B, H, V, seconds(tile, (B, H, V)), how)
         for (B, tile), H, V in ((one, 4096, 151_936) for one in products.items())
     ]
+    statistics = [
+        fast_path(sass(entry, ("x_ptr", "column_ptr", "float_ptr", "int_ptr", "V", "stride")))
+        for entry in logit_stats.AOT[:2]
+    ]
+    predictions += [predict_logit_stats(2048, V, statistics[0]) for V in (128_256, 151_936)]
+    head = head_instructions()
+    predictions += [predict_head(N, H, head) for H in (896, 4096) for N in (1, 8, 64)]
     epilogue = epilogue_instructions(token_stats.AOT[0], "column_ptr", "threshold_ptr")
     shapes = (
         (8192, 256, 128_256),
@@ -326,6 +321,8 @@ def main(arguments: list[str] | None = None) -> None:
         "share_of_subtiles_with_noise": counted,
     }
     facts["linear_sample_tiles"] = {B: tile._asdict() for B, tile in products.items()}
+    facts["logit_stats_instructions_per_tile_and_warp"] = statistics
+    facts["temperature_head_instructions"] = head
     facts["token_stats_epilogue_instructions_per_tile_and_warp"] = epilogue
     print(f"sample, instructions a warp: {how[0]}")
     print(markdown([{"logits": name, "share of sub-tiles": x} for name, x in counted.items()]))

@@ -7,8 +7,13 @@
     with temperatures, for x = (z − m)/T:  Σ e^x,  Σ e^x x,  Σ e^x x²
     cut: these three over {i: z_i > threshold} alone, and s = t = 0: sums of a kept set
 
-Sums are carried online, a partial sum a lane: when m grows by −d, s ← e^d s, t ← e^d (t + d s),
-q ← e^d (q + 2 d t + d² s). One program a row; ignored rows are not read: 0 everywhere, count −1.
+One program a row; ignored rows are not read: 0 everywhere, count −1. Full tiles are copied ahead of
+their sums. A tile is seen as [lanes, width], where a lane is what a thread reads in one word, and
+each lane carries a maximum and sums of its own: threads never wait for each other on the way. When
+a lane's m grows by −d, s ← e^d s, t ← e^d (t + d s), q ← e^d (q + 2 d t + d² s); at the end all
+lanes are brought to the row's m the same way. A lane remembers in which tile its maximum came
+first, and the argmax is looked for in that one word.
+
 Reads N·V elements, writes 32 or 44 bytes a row. `autodeco_fast/stats.py` makes logsumexp, rank,
 entropy and moments of it.
 """
@@ -18,59 +23,70 @@ import triton
 import triton.language as tl
 
 from .device import on_its_device
-from .lm_head_tiles import transform
+from .lm_head_tiles import exp, transform
 
-BLOCK = 4096  # 8 KB of bf16 a step: one 16-byte load a thread
-WARPS = 16
+BLOCK = 4096  # logits of a tile
+WARPS = 8
+WORD = 16  # bytes of the widest load, at most
 IGNORED = tl.constexpr(-2)
+LOWEST_X = tl.constexpr(-1e18)  # e^x is 0 there, and 0·x² too
 
 
 @triton.jit
 def moved(d, b_s, b_t, b_q):
-    """Sums of x⁰, x¹ and x² after x grew by d."""
-    decay = tl.exp(d)
+    """Sums of x⁰, x¹ and x² after x grew by d ≤ 0."""
+    d = tl.maximum(d, -1e9)  # its square is finite
+    decay = exp(d)
     return decay * b_s, decay * (b_t + d * b_s), decay * (b_q + d * (2.0 * b_t + d * b_s))
 
 
 @triton.jit
-def _step(
-    b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q, V,
-    tail: tl.constexpr, scaled: tl.constexpr, cut: tl.constexpr,
-):  # fmt: skip
-    """Takes a block of logits into the row's (m, argmax) and the lanes' sums."""
-    if tail:
-        # After the transform: softcap·tanh(−inf) is not −inf.
-        b_z = tl.where(o_v < V, b_z, -float("inf"))
-    block_max = tl.max(b_z, 0)
-    if block_max > m:
-        best = tl.min(tl.where(b_z == block_max, o_v, 2147483647), 0)
-    new_m = tl.maximum(m, block_max)
-    safe_m = tl.where(new_m == -float("inf"), 0.0, new_m)
-    # Before the first finite logit all sums are 0: any finite d will do.
-    d = tl.where(m == -float("inf"), 0.0, m - safe_m)
-    empty = b_z == -float("inf")
-    b_d = tl.where(empty, 0.0, b_z - safe_m)  # 0·(−inf) must not reach a sum
-    above = b_z > threshold
-    if not cut:
-        b_e = tl.where(empty, 0.0, tl.exp(b_d))
-        b_s, b_t, _ = moved(d, b_s, b_t, 0.0)
-        b_s += b_e
-        b_t += b_e * b_d
-    if scaled:
-        b_x = b_d * inverse
-        if cut:
-            b_e = tl.where(above, tl.exp(b_x), 0.0)
-        else:
-            b_e = tl.where(empty, 0.0, tl.exp(b_x))
-        b_u, b_a, b_q = moved(d * inverse, b_u, b_a, b_q)
-        b_u += b_e
-        b_a += b_e * b_x
-        b_q += b_e * b_x * b_x
-    b_rank += (above & (o_v != column)).to(tl.int32)
-    return new_m, best, b_s, b_t, b_rank, b_u, b_a, b_q
+def _grown(b_m, b_new):
+    """What z − m grows by, and the new m; 0 and 0 where nothing but −inf was seen: sums are 0 there
+    and any finite numbers will do."""
+    b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
+    return tl.where(b_m == -float("inf"), 0.0, b_m - b_safe), b_safe
 
 
 @triton.jit
+def _take(
+    b_z, tile, threshold, inverse, b_m, b_tile, b_count, b_s, b_t, b_u, b_a, b_q,
+    scaled: tl.constexpr, cut: tl.constexpr,
+):  # fmt: skip
+    """Takes a tile of logits `[lanes, width]` into the lanes' maxima and sums."""
+    b_top = tl.max(b_z, 1)
+    b_tile = tl.where(b_top > b_m, tile, b_tile)
+    b_new = tl.maximum(b_m, b_top)
+    b_d, b_safe = _grown(b_m, b_new)
+    b_x = b_z - b_safe[:, None]
+    b_above = b_z > threshold
+    b_count += tl.sum(b_above.to(tl.int32), 1)
+    if not cut:
+        b_e = exp(b_x)
+        b_s, b_t, _ = moved(b_d, b_s, b_t, 0.0)
+        b_s += tl.sum(b_e, 1)
+        b_t += tl.sum(b_e * tl.maximum(b_x, LOWEST_X), 1)
+    if scaled:
+        b_x *= inverse
+        b_e = exp(b_x)
+        if cut:
+            b_e = tl.where(b_above, b_e, 0.0)
+        b_x = tl.maximum(b_x, LOWEST_X)
+        b_u, b_a, b_q = moved(b_d * inverse, b_u, b_a, b_q)
+        b_u += tl.sum(b_e, 1)
+        b_a += tl.sum(b_e * b_x, 1)
+        b_q += tl.sum(b_e * b_x * b_x, 1)
+    return b_new, b_tile, b_count, b_s, b_t, b_u, b_a, b_q
+
+
+@triton.jit
+def _logits(p_x, o_v, V, scale, softcap):
+    """z of some columns; −inf beyond V, after the transform: softcap·tanh(−inf) is not −inf."""
+    b_x = tl.load(p_x + o_v, mask=o_v < V, other=0.0).to(tl.float32)
+    return tl.where(o_v < V, transform(b_x, scale, softcap), -float("inf"))
+
+
+@triton.jit(do_not_specialize=["N"])
 def _logit_stats(
     x_ptr,  # [N, V] any float, row stride `stride`
     column_ptr,  # [N] i64: the target's column, −1 if another part has it, −2 if the row is ignored
@@ -85,51 +101,63 @@ def _logit_stats(
     softcap,
     cut: tl.constexpr,
     block: tl.constexpr,
+    width: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     p_x = x_ptr + row * stride
     column = tl.load(column_ptr + row).to(tl.int32)
     scaled: tl.constexpr = inverse_ptr is not None
     inverse = tl.load(inverse_ptr + row) if inverse_ptr is not None else 1.0
-    m = -float("inf")
+    lanes: tl.constexpr = block // width
+    b_zero = tl.zeros((lanes,), tl.float32)
+    b_m, b_s, b_t, b_u, b_a, b_q = b_zero - float("inf"), b_zero, b_zero, b_zero, b_zero, b_zero
+    b_tile, b_count = tl.zeros((lanes,), tl.int32), tl.zeros((lanes,), tl.int32)
+    m = 0.0
+    z_y = 0.0
     best = 0
-    z_y = -float("inf")
-    b_zero = tl.zeros((block,), tl.float32)
-    b_s, b_t, b_u, b_a, b_q = b_zero, b_zero, b_zero, b_zero, b_zero
-    b_rank = tl.zeros((block,), tl.int32)
-    valid = column != IGNORED
-    if valid:
+    count = -1
+    if column != IGNORED:
+        z_y = -float("inf")
         if column >= 0:
             z_y = transform(tl.load(p_x + column).to(tl.float32), scale, softcap)
         threshold = tl.load(threshold_ptr + row) if threshold_ptr is not None else z_y
         o_block = tl.arange(0, block)
-        whole = V // block * block
-        for start in range(0, whole, block):
-            o_v = start + o_block
-            b_z = transform(tl.load(p_x + o_v).to(tl.float32), scale, softcap)
-            m, best, b_s, b_t, b_rank, b_u, b_a, b_q = _step(
-                b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q,
-                V, False, scaled, cut,
+        full = V // block
+        for tile in tl.range(0, full, num_stages=4):
+            b_x = tl.load(p_x + tile * block + o_block).to(tl.float32)
+            b_z = tl.reshape(transform(b_x, scale, softcap), [lanes, width])
+            b_m, b_tile, b_count, b_s, b_t, b_u, b_a, b_q = _take(
+                b_z, tile, threshold, inverse, b_m, b_tile, b_count, b_s, b_t, b_u, b_a, b_q,
+                scaled, cut,
             )  # fmt: skip
-        if whole < V:
-            o_v = whole + o_block
-            b_z = transform(
-                tl.load(p_x + o_v, mask=o_v < V, other=0.0).to(tl.float32), scale, softcap
-            )
-            m, best, b_s, b_t, b_rank, b_u, b_a, b_q = _step(
-                b_z, o_v, column, threshold, inverse, m, best, b_s, b_t, b_rank, b_u, b_a, b_q,
-                V, True, scaled, cut,
+        if full * block < V:
+            b_z = _logits(p_x, full * block + o_block, V, scale, softcap)
+            b_z = tl.reshape(b_z, [lanes, width])
+            b_m, b_tile, b_count, b_s, b_t, b_u, b_a, b_q = _take(
+                b_z, full, threshold, inverse, b_m, b_tile, b_count, b_s, b_t, b_u, b_a, b_q,
+                scaled, cut,
             )  # fmt: skip
-    tl.store(float_ptr + row, tl.where(valid, m, 0.0))
-    tl.store(float_ptr + N + row, tl.where(valid, z_y, 0.0))
+        m = tl.max(b_m, 0)
+        b_d, _ = _grown(b_m, tl.zeros((lanes,), tl.float32) + m)
+        b_s, b_t, _ = moved(b_d, b_s, b_t, 0.0)
+        b_u, b_a, b_q = moved(b_d * inverse, b_u, b_a, b_q)
+        # The target's own column is in the sums of a cut, and not in its rank.
+        count = tl.sum(b_count, 0) - ((column >= 0) & (z_y > threshold)).to(tl.int32)
+        b_first = b_tile * block + tl.arange(0, lanes) * width
+        first = tl.min(tl.where((b_m == m) & (b_m > -float("inf")), b_first, V - 1), 0)
+        b_z = _logits(p_x, first + tl.arange(0, width), V, scale, softcap)
+        _, at = tl.max(b_z, 0, return_indices=True)
+        best = tl.where(m > -float("inf"), first + at, 0)
+    tl.store(float_ptr + row, m)
+    tl.store(float_ptr + N + row, z_y)
     tl.store(float_ptr + 2 * N + row, tl.sum(b_s, 0))
     tl.store(float_ptr + 3 * N + row, tl.sum(b_t, 0))
     if scaled:
         tl.store(float_ptr + 4 * N + row, tl.sum(b_u, 0))
         tl.store(float_ptr + 5 * N + row, tl.sum(b_a, 0))
         tl.store(float_ptr + 6 * N + row, tl.sum(b_q, 0))
-    tl.store(int_ptr + row, tl.where(valid, best, 0).to(tl.int64))
-    tl.store(int_ptr + N + row, tl.where(valid, tl.sum(b_rank, 0), -1).to(tl.int64))
+    tl.store(int_ptr + row, best.to(tl.int64))
+    tl.store(int_ptr + N + row, count.to(tl.int64))
 
 
 @on_its_device
@@ -159,6 +187,7 @@ def logit_stats(
         floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `autodeco_fast/stats.py`.
     """
     N, V = logits.shape
+    block = min(BLOCK, max(16, triton.next_power_of_2(V)))
     floats = torch.empty(
         4 if inverse_temperature is None else 7, N, dtype=torch.float32, device=logits.device
     )
@@ -166,20 +195,27 @@ def logit_stats(
     if N:
         _logit_stats[(N,)](
             logits, column, threshold, inverse_temperature, floats, ints, N, V, logits.stride(0),
-            float(scale), softcap, cut, min(BLOCK, max(16, triton.next_power_of_2(V))),
-            num_warps=WARPS,
+            None if scale == 1.0 else float(scale), softcap, cut, block,
+            WORD // logits.element_size(), num_warps=WARPS,
         )  # fmt: skip
     return floats, ints
 
 
 _SIGNATURE = {
     **{"x_ptr": "*bf16", "column_ptr": "*i64", "float_ptr": "*fp32", "int_ptr": "*i64"},
-    **{"N": "i32", "V": "i32", "stride": "i32", "scale": "fp32", "softcap": "fp32"},
+    **{"N": "i32", "V": "i32", "stride": "i32"},
 }
-_SCALED = {**_SIGNATURE, "inverse_ptr": "*fp32"}
-_PLAIN = {"threshold_ptr": None, "cut": False, "block": BLOCK}
+_SCALED = {**_SIGNATURE, "inverse_ptr": "*fp32", "scale": "fp32", "softcap": "fp32"}
+_TILE = {"block": BLOCK, "width": WORD // 2}
+_WHOLE = {"threshold_ptr": None, "cut": False, **_TILE}
 AOT = [
-    (_logit_stats, _SIGNATURE, {**_PLAIN, "inverse_ptr": None}, WARPS, 3),
-    (_logit_stats, _SCALED, _PLAIN, WARPS, 3),
-    (_logit_stats, {**_SCALED, "threshold_ptr": "*fp32"}, {"cut": True, "block": BLOCK}, WARPS, 3),
+    (
+        _logit_stats,
+        _SIGNATURE,
+        {**_WHOLE, **dict.fromkeys(("inverse_ptr", "scale", "softcap"))},
+        WARPS,
+        3,
+    ),
+    (_logit_stats, _SCALED, _WHOLE, WARPS, 3),
+    (_logit_stats, {**_SCALED, "threshold_ptr": "*fp32"}, {"cut": True, **_TILE}, WARPS, 3),
 ]

@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 TILE = 1024  # logits read at once: 2 KB of bf16, one 16-byte load a thread at 4 warps
-SUBTILE = 256  # logits that share a maximum: those of a warp
 # Programs of a pass over [B, V], at least, while a row has that many tiles: seven or more on every
 # multiprocessor.
 PROGRAMS = 1024
@@ -51,10 +50,11 @@ def finite(b_z):
 
 @triton.jit
 def reaching(max_ptr, row, first, n, v, group: tl.constexpr):
-    """Numbers of a group of a row's n sub-tiles, and which of them may hold logits ≥ v."""
+    """Numbers of a group of a row's n sub-tiles, and which of them may hold logits ≥ v: also those
+    whose maximum is +inf or NaN."""
     o_n = first + tl.arange(0, group)
     b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
-    return o_n, (b_top >= v) & (b_top > -float("inf"))
+    return o_n, ((b_top >= v) | (b_top != b_top)) & (b_top != -float("inf"))
 
 
 @triton.jit
@@ -68,17 +68,18 @@ def row_maximum(
     z_ptr, allowed_ptr, max_ptr, row, V, stride, words, n, subtile: tl.constexpr,
     block_n: tl.constexpr,
 ):  # fmt: skip
-    """From the maxima of a row's n sub-tiles, +inf where one holds NaN or +inf: the same with −inf
-    there `[block_n]`, the maximum of what is finite, and 1 for NaN + 2 for +inf."""
+    """From the maxima of a row's n sub-tiles, +inf or NaN where one holds NaN or +inf: the same
+    with −inf there `[block_n]`, the maximum of what is finite, and 1 for NaN + 2 for +inf."""
     o_n = tl.arange(0, block_n)
     b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
-    m = tl.max(b_top, 0)
+    m = tl.max(tl.where(b_top < float("inf"), b_top, float("inf")), 0)
     flag = 0
     if m == float("inf"):
         b_top = finite(b_top)
         m = tl.max(b_top, 0)
         for tile in range(0, n):
-            if tl.load(max_ptr + row * n + tile) == float("inf"):
+            top = tl.load(max_ptr + row * n + tile)
+            if (top != top) | (top == float("inf")):
                 b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, subtile)
                 flag |= tl.max((b_z != b_z).to(tl.int32), 0)
                 flag |= 2 * tl.max((b_z == float("inf")).to(tl.int32), 0)

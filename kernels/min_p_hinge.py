@@ -46,7 +46,7 @@ def _load(
     return b_t, b_required, tl.where(m_kept, b_w, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "blocks"])
 def _hinge_fwd(
     t_ptr,  # [N] fp32
     gap_ptr,  # [N] fp32
@@ -79,7 +79,7 @@ def _hinge_fwd(
     tl.store(partial_ptr + blocks + pid, tl.sum(b_w, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _hinge_bwd(
     t_ptr,  # [N] fp32
     gap_ptr,  # [N] fp32

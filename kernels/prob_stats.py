@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from .device import on_its_device
-from .lm_head_tiles import transform
-from .logit_stats import BLOCK, WARPS
+from .lm_head_tiles import exp, transform
+from .nucleus_width import BLOCK, WARPS
 
 EPSILON = tl.constexpr(1e-8)
 
@@ -31,7 +31,7 @@ def _logits(p_x, o_v, V, inverse, scale, softcap):
     return tl.where(o_v < V, b_z, -float("inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _prob_stats(
     x_ptr,  # [N, V] any float, row stride `stride`
     temperature_ptr,  # [N] fp32
@@ -55,7 +55,7 @@ def _prob_stats(
         top = tl.max(b_x, 0)
         new_m = tl.maximum(m, top)
         safe = tl.where(new_m == -float("inf"), 0.0, new_m)
-        b_s = b_s * tl.where(m == -float("inf"), 0.0, tl.exp(m - safe)) + tl.exp(b_x - safe)
+        b_s = b_s * tl.where(m == -float("inf"), 0.0, exp(m - safe)) + exp(b_x - safe)
         while top > fifth:
             at = tl.min(tl.where(b_x == top, o_block, block), 0)
             b_x = tl.where(o_block == at, -float("inf"), b_x)
@@ -78,18 +78,18 @@ def _prob_stats(
     b_v = tl.zeros((block,), tl.float32)
     for start in range(0, V, block):
         o_v = start + o_block
-        b_p = tl.exp(_logits(p_x, o_v, V, inverse, scale, softcap) - safe) * scale_p
+        b_p = exp(_logits(p_x, o_v, V, inverse, scale, softcap) - safe) * scale_p
         b_h += b_p * tl.log(b_p + EPSILON)
         b_c = tl.where(o_v < V, b_p - uniform, 0.0)
         b_v += b_c * b_c
     mass = (
-        tl.exp(m - safe)
-        + tl.exp(second - safe)
-        + tl.exp(third - safe)
-        + tl.exp(fourth - safe)
-        + tl.exp(fifth - safe)
+        exp(m - safe)
+        + exp(second - safe)
+        + exp(third - safe)
+        + exp(fourth - safe)
+        + exp(fifth - safe)
     )
-    tl.store(out_ptr + row, tl.exp(m - safe) * scale_p)
+    tl.store(out_ptr + row, exp(m - safe) * scale_p)
     tl.store(out_ptr + N + row, -tl.sum(b_h, 0))
     tl.store(out_ptr + 2 * N + row, tl.sum(b_v, 0) / tl.maximum(V - 1, 1))
     tl.store(out_ptr + 3 * N + row, mass * scale_p)

@@ -5,7 +5,8 @@
 z + T·g has the order of z/T + g and needs no division; T = 0 (greedy) makes τ the maximum and
 silences the noise.
 
-    1. _maxima  grid [B, S]  the maximum of every sub-tile of 256 logits. It does not depend on T.
+    1. _maxima  grid [B, S]  the maximum of every sub-tile of 256 logits, whatever T is, in
+                             kernels/subtile_maxima.py; or it is given.
     2. _draw    grid [B, D]  τ from the row's maxima; sub-tiles that reach it, about ten of a row of
                              150,000 peaked logits, are read again, out of the cache: noise for
                              their tokens ≥ τ, and the best of them is the program's candidate.
@@ -30,23 +31,13 @@ from autodeco_fast.sampling import (
     FULL_LOGPROB,
     KEPT,
     LOGPROB,
+    SUBTILE,
     Sampled,
     SamplingParameters,
 )
 
 from .device import on_its_device
-from .logit_tiles import (
-    LOWEST,
-    SUBTILE,
-    TILE,
-    finite,
-    load_full_tile,
-    load_tile,
-    next_reaching,
-    reaching,
-    row_maximum,
-    splits_of,
-)  # fmt: skip
+from .logit_tiles import LOWEST, TILE, finite, load_tile, next_reaching, reaching, row_maximum
 from .philox import SAMPLE_DOMAIN, gumbel
 from .row_parameters import (
     GREEDY_BELOW,
@@ -57,65 +48,14 @@ from .row_parameters import (
     stream_and_step,
     temperature_and_cut,
     tensors_and_numbers,
-)  # fmt: skip
+)
+from .subtile_maxima import write_maxima
 from .top_k_top_p import top_k_top_p
 
 GROUP = 8  # sub-tiles whose maxima a program of `_draw` looks at together
 # Programs of `_draw`, a warp each, while there are groups for them: sixteen a multiprocessor.
 DRAWING = 2048
 MOST_PARTS = 128  # of a row among them
-
-
-@triton.jit
-def _store_maxima(
-    b_z, max_ptr, sum_ptr, plane, tile, n, divisor, block: tl.constexpr, subtile: tl.constexpr
-):
-    """Those of a tile's sub-tiles, at a row's place; a `plane` further what else is asked for."""
-    per_tile: tl.constexpr = block // subtile
-    b_z = tl.reshape(b_z, [per_tile, subtile])
-    o_n = tile * per_tile + tl.arange(0, per_tile)
-    # A NaN becomes +inf too: one comparison finds both.
-    b_top = tl.max(tl.where(b_z < float("inf"), b_z, float("inf")), 1)
-    tl.store(max_ptr + o_n, b_top, mask=o_n < n)
-    if sum_ptr is not None:
-        b_z = finite(b_z)
-        b_top = tl.max(b_z, 1)
-        b_sum = tl.sum(tl.exp((b_z - tl.maximum(b_top, LOWEST)[:, None]) / divisor), 1)
-        tl.store(sum_ptr + o_n, b_top, mask=o_n < n)
-        tl.store(sum_ptr + plane + o_n, b_sum, mask=o_n < n)
-
-
-@triton.jit(do_not_specialize=["temperature", "n", "depth"])
-def _maxima(
-    z_ptr,  # [B, V] any float, row stride `stride`
-    allowed_ptr,  # [B, words] i32 bits, or None
-    temperature_ptr,  # [B] fp32 or None; for sum_ptr alone
-    max_ptr,  # [B, n] fp32, written: maxima of sub-tiles; +inf where one holds NaN or +inf
-    sum_ptr,  # [2, B, n] fp32, written: maxima of what is finite, Σ e^{(z − that)/T}; or None
-    V,
-    stride,
-    words,
-    n,  # sub-tiles of a row
-    depth,  # tiles a split
-    temperature,
-    block: tl.constexpr,
-    subtile: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * depth
-    plane = tl.num_programs(0).to(tl.int64) * n
-    T = row_value(temperature_ptr, temperature, row, tl.float32)
-    divisor = tl.maximum(T, GREEDY_BELOW)
-    if sum_ptr is not None:
-        sum_ptr += row * n
-    max_ptr += row * n
-    full = V // block
-    for tile in tl.range(first, tl.minimum(first + depth, full), num_stages=4):
-        b_z = load_full_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, block)
-        _store_maxima(b_z, max_ptr, sum_ptr, plane, tile, n, divisor, block, subtile)
-    if (full < first + depth) & (full * block < V):
-        b_z = load_tile(z_ptr, allowed_ptr, row, full, V, stride, words, block)
-        _store_maxima(b_z, max_ptr, sum_ptr, plane, full, n, divisor, block, subtile)
 
 
 @triton.jit
@@ -143,7 +83,7 @@ def _draw(
     position_ptr,  # [B] i64
     stream_ptr,  # [B] i64
     known_ptr,  # [B] fp32: a lower bound of the whole row's maximum, or None
-    max_ptr,  # [B, n] fp32 of `_maxima`
+    max_ptr,  # [B, n] fp32: maxima of sub-tiles; +inf or NaN where one holds NaN or +inf
     row_ptr,  # [2, B] fp32, written: maximum, τ
     status_ptr,  # [B] i32, written: 1 NaN, 2 +inf
     float_ptr,  # [3, B, D] fp32, written: the candidate's score and logit; Σ e^{(z − m)/T}, z ≥ τ
@@ -154,11 +94,11 @@ def _draw(
     n,
     depth,  # sub-tiles a program, a multiple of `group`
     first_id,  # id of column 0, a multiple of 4
-    temperature,
-    min_p,
-    seed,
-    position,
-    stream,
+    temperature: tl.float32,
+    min_p: tl.float32,
+    seed: tl.int64,
+    position: tl.int64,
+    stream: tl.int64,
     stream_step,  # stream = stream + row·stream_step
     subtile: tl.constexpr,
     group: tl.constexpr,
@@ -235,8 +175,8 @@ def _finish(
     candidate_ptr,  # [3, B] fp32, written: maximum, score and logit of the winner; or None
     n,
     D,
-    temperature,
-    min_p,
+    temperature: tl.float32,
+    min_p: tl.float32,
     block_d: tl.constexpr,
     block_n: tl.constexpr,
 ):
@@ -298,11 +238,12 @@ def sample(
     allowed: torch.Tensor | None = None,
     first_id: int = 0,
     known_maximum: torch.Tensor | None = None,
+    maxima: torch.Tensor | None = None,
     want: int = 0,
     tile: int = TILE,
     splits: int | None = None,
 ) -> Sampled:
-    """Launches the three kernels, and one more for top-k and top-p.
+    """Launches the three kernels, two where maxima are given, and one more for top-k and top-p.
 
     Args:
         logits: `[B, V]` bf16, fp16 or fp32, unit stride along V.
@@ -310,6 +251,8 @@ def sample(
         allowed: `[B, ⌈V/32⌉]` int32: bit i % 32 of word i // 32 allows id i.
         first_id: of column 0, a multiple of 4, where the logits are a rank's of a vocabulary.
         known_maximum: `[B]` fp32 lower bounds of the whole rows' maxima, which τ heeds.
+        maxima: `[B, ⌈V/256⌉]` fp32 of sub-tiles, contiguous: what `subtile_maxima` returns for
+            these logits and `allowed`. The log-probability over the whole row has no use for them.
         want: a sum of LOGPROB, KEPT, FULL_LOGPROB and CANDIDATE.
         tile: logits a program reads at once; neither it nor `splits` changes the result.
         splits: of a row, at most, in the pass for the maxima; None chooses.
@@ -329,22 +272,20 @@ def sample(
     )
     if B == 0:
         return out
-    S, tiles_a_split = splits_of(B, V, tile, splits)
     subtile = min(SUBTILE, tile)
     n = triton.cdiv(V, subtile)
     block_n = max(16, triton.next_power_of_2(n))
     D, depth = parts_of(B, n)
-    maxima, rows = new(B, n), new(2, B)
-    sums = new(2, B, n) if want & FULL_LOGPROB else None
-    floats, ints = new(3, B, D), new(2, B, D, dtype=torch.int32)
     p = parameters
+    sums = new(2, B, n) if want & FULL_LOGPROB else None
+    if maxima is None or sums is not None:
+        maxima = new(B, n)
+        T = 0.0 if sums is None else p.temperature  # without sums: one variant for any T
+        write_maxima(logits, allowed, maxima, sums, T, tile=tile, splits=splits)
+    rows, floats, ints = new(2, B), new(3, B, D), new(2, B, D, dtype=torch.int32)
     stream, stream_step = stream_and_step(p.stream)
     tensors, numbers = tensors_and_numbers(p.temperature, p.min_p, p.seed, p.position, stream)
     sizes = V, logits.stride(0), 0 if allowed is None else allowed.stride(0), n
-    _maxima[(B, S)](
-        logits, allowed, tensors[0], maxima, sums,
-        *sizes, tiles_a_split, numbers[0], tile, subtile,
-    )  # fmt: skip
     floor = None
     if p.truncated:
         floor = top_k_top_p(logits, maxima, p, allowed=allowed, tile=subtile)
@@ -362,10 +303,6 @@ def sample(
 
 _ROW = {"z_ptr": "*bf16", "allowed_ptr": "*i32"}
 _SIZES = dict.fromkeys(("V", "stride", "words", "n", "depth"), "i32")
-_MAXIMA = {
-    **{**_ROW, "temperature_ptr": "*fp32", "max_ptr": "*fp32", "sum_ptr": "*fp32"},
-    **{**_SIZES, "temperature": "fp32"},
-}
 _DRAW = {
     **{**_ROW, "floor_ptr": "*fp32", **TENSORS},
     **{"known_ptr": "*fp32", "max_ptr": "*fp32", "row_ptr": "*fp32", "status_ptr": "*i32"},
@@ -385,13 +322,10 @@ def _plain(kernel, signature: dict, missing: tuple[str, ...], constants: dict, w
     return kernel, types, {**dict.fromkeys(missing), **constants}, warps, 3
 
 
-_TILES = {"block": TILE, "subtile": SUBTILE}
 _DRAWN = {"subtile": SUBTILE, "group": GROUP, "block_n": 1024}
 _FOUND = {"block_d": MOST_PARTS, "block_n": 1024}
 _ASKED = ("sum_ptr", "logprob_ptr", "kept_ptr", "full_logprob_ptr", "candidate_ptr")
 AOT = [  # the plain case, numbers for all rows and the token alone; then everything
-    _plain(_maxima, _MAXIMA, ("allowed_ptr", "temperature_ptr", "sum_ptr"), _TILES, 4),
-    _plain(_maxima, _MAXIMA, (), _TILES, 4),
     _plain(_draw, _DRAW, ("allowed_ptr", "floor_ptr", *TENSORS, "known_ptr"),
            {**_DRAWN, "measured": False}, 1),
     _plain(_draw, _DRAW, (), {**_DRAWN, "measured": True}, 1),

@@ -5,11 +5,17 @@
     ds = dT·T·(1 − T/T_max)      da = ds·w2·[a > 0]      dw2 = Σ_n ds·relu(a)      db2 = Σ_n ds
     dW1 = daᵀ h                  db1 = Σ_n da            dh = da W1
 
-Forward: h [N,H] and W1 [F,H] are read, T [N] is written; a program holds a [rows, units] tile of
-    `a` and leaves one
-partial of s a row, so `[N, F]` never exists. Few rows take few units a program, so that many
-programs share the read of W1. Backward recomputes `a` the same way and writes da once; its two
-products are left to the vendor's GEMM.
+h [N,H] and W1 [F,H] are read, T [N] is written. Three ways to a:
+
+    few rows    _slab   grid [F/units, H/chunk, N/rows]  a slab of W1 [units, chunk] stays in
+                        registers while rows go by, so that a matrix of 4 MB is read by 256
+                        programs at once; products in fp32, their sums over a chunk are written
+    16 bits     _tiles  grid [N/rows, F/units]  the matrix unit, in tiles [rows, units]; what is
+                        written is a tile's share of s, so `[N, F]` never exists
+    fp32        the vendor's product
+
+and one kernel each behind them, for the sums of the first and the last, and for the second. The
+backward computes a again, by the last two ways, and leaves its own two products to the vendor.
 """
 
 import torch
@@ -18,12 +24,71 @@ import triton.language as tl
 
 from .device import on_its_device
 
+FEW = 64  # rows
+SLAB = {"units": 16, "chunk": 256, "rows": 16}  # 16 KB of W1 in fp32: 32 registers a thread
+TILE = {"rows": 64, "units": 128, "block_h": 64}
+SPLITS, BLOCK = 16, 256  # sums of chunks, and rows, that the kernels behind look at together
+
+
+@triton.jit(do_not_specialize=["N"])
+def _slab(
+    h_ptr,  # [N, H] any float, row stride `stride_h`
+    w1_ptr,  # [F, H]
+    layer_ptr,  # [⌈H/chunk⌉, N, F] fp32, written: sums over a chunk of h·w1
+    N,
+    H,
+    F,
+    stride_h,
+    units: tl.constexpr,
+    chunk: tl.constexpr,
+    rows: tl.constexpr,
+):
+    o_f = tl.program_id(0) * units + tl.arange(0, units)
+    o_h = tl.program_id(1) * chunk + tl.arange(0, chunk)
+    m_f = o_f < F
+    m_h = o_h < H
+    p_w = w1_ptr + o_f[:, None] * H + o_h[None, :]
+    b_w = tl.load(p_w, mask=m_f[:, None] & m_h[None, :], other=0.0)
+    # As the matrix unit takes it: T does not jump where rows become many.
+    b_w = b_w.to(h_ptr.dtype.element_ty).to(tl.float32)
+    first = tl.program_id(2) * rows
+    for n in tl.range(first, tl.minimum(first + rows, N), num_stages=4):
+        b_h = tl.load(h_ptr + tl.cast(n, tl.int64) * stride_h + o_h, mask=m_h, other=0.0)
+        b_a = tl.sum(b_w * b_h.to(tl.float32)[None, :], 1)
+        tl.store(layer_ptr + (tl.program_id(1) * N + n) * F + o_f, b_a, mask=m_f)
+
+
+@triton.jit(do_not_specialize=["N", "splits"])
+def _join(
+    layer_ptr,  # [splits, N, F] fp32, whose sum is W1 h
+    b1_ptr,  # [F]
+    w2_ptr,  # [F]
+    b2_ptr,  # [1]
+    t_ptr,  # [N] fp32, written
+    N,
+    F,
+    splits,
+    t_max,
+    group: tl.constexpr,
+    block_f: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    o_f = tl.arange(0, block_f)
+    m_f = o_f < F
+    b_a = tl.load(b1_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
+    for first in range(0, splits, group):
+        o_s = first + tl.arange(0, group)
+        p = layer_ptr + (o_s[:, None] * tl.cast(N, tl.int64) + row) * F + o_f[None, :]
+        b_a += tl.sum(tl.load(p, mask=(o_s < splits)[:, None] & m_f[None, :], other=0.0), 0)
+    b_w2 = tl.load(w2_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
+    s = tl.sum(tl.maximum(b_a, 0.0) * b_w2, 0) + tl.load(b2_ptr).to(tl.float32)
+    tl.store(t_ptr + row, t_max * tl.sigmoid(s))
+
 
 @triton.jit
 def _hidden(
     h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h,
-    rows: tl.constexpr, units: tl.constexpr, block_h: tl.constexpr,
-    precision: tl.constexpr, upcast: tl.constexpr,
+    rows: tl.constexpr, units: tl.constexpr, block_h: tl.constexpr, upcast: tl.constexpr,
 ):  # fmt: skip
     """a [rows, units] fp32 = h W1ᵀ + b1; W1 is taken in h's dtype, products accumulate in fp32."""
     b_a = tl.zeros((rows, units), tl.float32)
@@ -34,20 +99,19 @@ def _hidden(
         p_w = w1_ptr + o_f[None, :] * H + o_h[:, None]
         b_h = tl.load(p_h, mask=m_n[:, None] & m_h[None, :], other=0.0)
         b_w = tl.load(p_w, mask=m_f[None, :] & m_h[:, None], other=0.0).to(b_h.dtype)
-        if upcast:
-            b_a = tl.dot(b_h.to(tl.float32), b_w.to(tl.float32), b_a, input_precision=precision)
-        else:
-            b_a = tl.dot(b_h, b_w, b_a, input_precision=precision)
+        if upcast:  # Triton's interpreter would multiply the bit patterns of bf16
+            b_h, b_w = b_h.to(tl.float32), b_w.to(tl.float32)
+        b_a = tl.dot(b_h, b_w, b_a, input_precision="ieee")
     return b_a + tl.load(b1_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)[None, :]
 
 
-@triton.jit
-def _head_partial(
-    h_ptr,  # [N, H] any float, row stride `stride_h`
+@triton.jit(do_not_specialize=["N"])
+def _tiles(
+    h_ptr,  # [N, H] bf16 or fp16, row stride `stride_h`
     w1_ptr,  # [F, H]
     b1_ptr,  # [F]
     w2_ptr,  # [F]
-    partial_ptr,  # [splits, N] fp32, written
+    partial_ptr,  # [⌈F/units⌉, N] fp32, written
     N,
     H,
     F,
@@ -55,7 +119,6 @@ def _head_partial(
     rows: tl.constexpr,
     units: tl.constexpr,
     block_h: tl.constexpr,
-    precision: tl.constexpr,
     upcast: tl.constexpr,
 ):
     o_n = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
@@ -64,16 +127,15 @@ def _head_partial(
     m_n = o_n < N
     m_f = o_f < F
     b_a = _hidden(
-        h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, precision,
-        upcast,
-    )  # fmt: skip
+        h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, upcast
+    )
     b_w2 = tl.load(w2_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
     b_s = tl.sum(tl.maximum(b_a, 0.0) * b_w2[None, :], 1)
     tl.store(partial_ptr + split.to(tl.int64) * N + o_n, b_s, mask=m_n)
 
 
-@triton.jit
-def _head_finish(
+@triton.jit(do_not_specialize=["N", "splits"])
+def _finish(
     partial_ptr,  # [splits, N] fp32
     b2_ptr,  # [1]
     t_ptr,  # [N] fp32, written
@@ -90,9 +152,9 @@ def _head_finish(
     tl.store(t_ptr + o_n, t_max * tl.sigmoid(b_s), mask=m_n)
 
 
-@triton.jit
-def _head_bwd(
-    h_ptr,  # [N, H]
+@triton.jit(do_not_specialize=["N"])
+def _backward(
+    h_ptr,  # [N, H] bf16 or fp16
     w1_ptr,  # [F, H]
     b1_ptr,  # [F]
     w2_ptr,  # [F]
@@ -107,7 +169,6 @@ def _head_bwd(
     rows: tl.constexpr,
     units: tl.constexpr,
     block_h: tl.constexpr,
-    precision: tl.constexpr,
     upcast: tl.constexpr,
 ):
     pid = tl.program_id(0).to(tl.int64)
@@ -116,9 +177,8 @@ def _head_bwd(
     m_n = o_n < N
     m_f = o_f < F
     b_a = _hidden(
-        h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, precision,
-        upcast,
-    )  # fmt: skip
+        h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, upcast
+    )
     b_w2 = tl.load(w2_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
     b_ds = tl.load(ds_ptr + o_n, mask=m_n, other=0.0)
     b_da = tl.where(b_a > 0, b_ds[:, None] * b_w2[None, :], 0.0)
@@ -127,27 +187,13 @@ def _head_bwd(
     tl.store(dw2_ptr + pid * F + o_f, tl.sum(tl.maximum(b_a, 0.0) * b_ds[:, None], 0), mask=m_f)
 
 
-def _tiles(N: int, dtype: torch.dtype, interpreted: bool = False) -> dict:
-    """Rows and units of a program: 16 units while rows are few, wide tiles for the matrix unit when
-    they are many.
-
-    Triton's interpreter multiplies the bit patterns of bf16, so there, and only there, the operands
-    are widened first.
-    """
-    rest = {
-        "precision": "ieee" if dtype == torch.float32 else "tf32",
-        "upcast": interpreted and dtype == torch.bfloat16,
-    }
-    if N <= 64:
-        return {"rows": 16, "units": 16, "block_h": 128, **rest}
-    if dtype == torch.float32:
-        return {"rows": 32, "units": 64, "block_h": 32, **rest}
-    return {"rows": 64, "units": 128, "block_h": 64, **rest}
-
-
 def keeps(rows: int) -> bool:
     """Whether the hidden layer of so many rows is kept for the backward: never."""
     return False
+
+
+def _upcast(hidden: torch.Tensor) -> bool:
+    return hidden.dtype == torch.bfloat16 and not hidden.is_cuda
 
 
 @on_its_device
@@ -167,17 +213,26 @@ def head_forward(
     """
     (N, H), F = hidden.shape, w1.shape[0]
     T = torch.empty(N, dtype=torch.float32, device=hidden.device)
-    layer = T.new_empty(0, F)
+    none = T.new_empty(0, F)
     if N == 0:
-        return T, layer
-    tile = _tiles(N, hidden.dtype, not hidden.is_cuda)
-    splits = triton.cdiv(F, tile["units"])
-    partial = torch.empty(splits, N, dtype=torch.float32, device=hidden.device)
-    _head_partial[(triton.cdiv(N, tile["rows"]), splits)](
-        hidden, w1, b1, w2, partial, N, H, F, hidden.stride(0), **tile
-    )
-    _head_finish[(triton.cdiv(N, 256),)](partial, b2, T, N, splits, max_temperature, 256)
-    return T, layer
+        return T, none
+    if N > FEW and hidden.dtype != torch.float32:
+        units = triton.cdiv(F, TILE["units"])
+        partial = T.new_empty(units, N)
+        _tiles[(triton.cdiv(N, TILE["rows"]), units)](
+            hidden, w1, b1, w2, partial, N, H, F, hidden.stride(0), **TILE, upcast=_upcast(hidden)
+        )
+        _finish[(triton.cdiv(N, BLOCK),)](partial, b2, T, N, units, max_temperature, BLOCK)
+        return T, none
+    if N > FEW:
+        layer = (hidden @ w1.to(hidden.dtype).T)[None]
+    else:
+        grid = [triton.cdiv(n, SLAB[k]) for k, n in (("units", F), ("chunk", H), ("rows", N))]
+        layer = T.new_empty(grid[1], N, F)
+        _slab[tuple(grid)](hidden, w1, layer, N, H, F, hidden.stride(0), **SLAB)
+    block_f = max(16, triton.next_power_of_2(F))
+    _join[(N,)](layer, b1, w2, b2, T, N, F, len(layer), max_temperature, SPLITS, block_f)
+    return T, none
 
 
 @on_its_device
@@ -198,39 +253,44 @@ def head_backward(
         grad: dT, `[N]` fp32.
         layer: what `head_forward` returned; the hidden layer is computed again.
     """
-    (N, H), F = hidden.shape, w1.shape[0]
     ds = grad * T * (1 - T / max_temperature)
-    tile = _tiles(N, hidden.dtype, not hidden.is_cuda)
-    blocks = triton.cdiv(N, tile["rows"])
-    da = torch.empty(N, F, dtype=hidden.dtype, device=hidden.device)
-    db1, dw2 = (torch.empty(blocks, F, dtype=torch.float32, device=hidden.device) for _ in range(2))
-    if N:
-        _head_bwd[(blocks, triton.cdiv(F, tile["units"]))](
-            hidden, w1, b1, w2, ds, da, db1, dw2, N, H, F, hidden.stride(0), **tile
-        )
+    if hidden.dtype == torch.float32:
+        a = torch.addmm(b1.float(), hidden, w1.float().T).relu_()
+        da = torch.ops.aten.threshold_backward(torch.outer(ds, w2.float()), a, 0.0)  # 0 where a is
+        db1, dw2 = da.sum(0), ds @ a
+    else:
+        da, db1, dw2 = _layer_gradients(ds, hidden, w1, b1, w2)
     dh = da @ w1.to(da.dtype) if need_hidden else hidden.new_empty(0)
-    return (da.T @ hidden).float(), db1.sum(0), dw2.sum(0), ds.sum().view(1), dh
+    return (da.T @ hidden).float(), db1, dw2, ds.sum().view(1), dh
 
 
-_IN = {"h_ptr": "*bf16", "w1_ptr": "*fp32", "b1_ptr": "*fp32", "w2_ptr": "*fp32"}
+def _layer_gradients(
+    ds: torch.Tensor, hidden: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor, w2: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """da in the dtype of hidden, 16 bits; db1 and dw2 in fp32."""
+    (N, H), F = hidden.shape, w1.shape[0]
+    blocks = triton.cdiv(N, TILE["rows"])
+    da, db1, dw2 = hidden.new_empty(N, F), ds.new_empty(blocks, F), ds.new_empty(blocks, F)
+    if N:
+        _backward[(blocks, triton.cdiv(F, TILE["units"]))](
+            hidden, w1, b1, w2, ds, da, db1, dw2, N, H, F, hidden.stride(0), **TILE,
+            upcast=_upcast(hidden),
+        )  # fmt: skip
+    return da, db1.sum(0), dw2.sum(0)
+
+
 _SIZES = {"N": "i32", "H": "i32", "F": "i32", "stride_h": "i32"}
-_BWD = {
-    **_IN,
-    "ds_ptr": "*fp32",
-    "da_ptr": "*bf16",
-    "db1_ptr": "*fp32",
-    "dw2_ptr": "*fp32",
-    **_SIZES,
-}
-_PARTIAL = {**_IN, "partial_ptr": "*fp32", **_SIZES}
-_FINISH = {
-    **{"partial_ptr": "*fp32", "b2_ptr": "*fp32", "t_ptr": "*fp32"},
-    **{"N": "i32", "splits": "i32", "t_max": "fp32"},
-}
+_MATRICES = {"h_ptr": "*bf16", "w1_ptr": "*fp32", **_SIZES}
+_VECTORS = {"b1_ptr": "*fp32", "w2_ptr": "*fp32"}
+_OUT = {"b2_ptr": "*fp32", "t_ptr": "*fp32", "N": "i32", "splits": "i32", "t_max": "fp32"}
+_GRADIENTS = {"ds_ptr": "*fp32", "da_ptr": "*bf16", "db1_ptr": "*fp32", "dw2_ptr": "*fp32"}
+_SLAB, _TILE = {**_MATRICES, "layer_ptr": "*fp32"}, {**_MATRICES, **_VECTORS}
 AOT = [
-    (_head_partial, _PARTIAL, _tiles(1, torch.bfloat16), 4, 3),
-    (_head_partial, _PARTIAL, _tiles(4096, torch.bfloat16), 4, 3),
-    (_head_partial, {**_PARTIAL, "h_ptr": "*fp32"}, _tiles(4096, torch.float32), 4, 3),
-    (_head_bwd, _BWD, _tiles(4096, torch.bfloat16), 4, 3),
-    (_head_finish, _FINISH, {"block": 256}, 4, 3),
-]
+    (_slab, _SLAB, SLAB, 4, 3),
+    (_slab, {**_SLAB, "h_ptr": "*fp32"}, SLAB, 4, 3),
+    (_join, {**_VECTORS, **_OUT, "layer_ptr": "*fp32", "F": "i32"},
+     {"group": SPLITS, "block_f": 256}, 4, 3),
+    (_tiles, {**_TILE, "partial_ptr": "*fp32"}, {**TILE, "upcast": False}, 4, 3),
+    (_finish, {**_OUT, "partial_ptr": "*fp32"}, {"block": BLOCK}, 4, 3),
+    (_backward, {**_TILE, **_GRADIENTS}, {**TILE, "upcast": False}, 4, 3),
+]  # fmt: skip

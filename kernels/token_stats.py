@@ -28,7 +28,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import on_hopper, on_its_device
-from .lm_head_tiles import described_tile, product_tile, transform
+from .lm_head_tiles import described_tile, exp, product_tile, transform
 from .logit_stats import moved
 
 DEPTH_H, WARPS, STAGES = 64, 8, 3
@@ -59,6 +59,7 @@ COMPILES_SPECIALIZED = tuple(int(n) for n in triton.__version__.split(".")[:2]) 
     7,
 )  # 3.6.0 fails for sm_100
 PROGRAMS = 528  # four for each multiprocessor of an H100, so that the last wave is a small part
+MERGED = 1024  # splits that `_merge` looks at, whatever their number: one variant
 TARGET_BLOCK = 1024
 
 
@@ -94,6 +95,16 @@ def _target(
 
 
 @triton.jit
+def _exp(b_x, specialize: tl.constexpr):
+    """e^x of a tile; Triton 3.7 cannot compile the short way in warps of their own."""
+    if specialize:
+        b_e = tl.exp(b_x)
+    else:
+        b_e = exp(b_x)
+    return b_e
+
+
+@triton.jit(do_not_specialize=["N", "S", "depth"])
 def _tiles(
     x_ptr,  # [N, H] any float, row stride x_stride; or a descriptor of blocks [rows, step]
     w_ptr,  # [V, H] of the same type, row stride w_stride; or a descriptor of blocks [block, step]
@@ -159,13 +170,13 @@ def _tiles(
         # e^x is 0 there at any T below 900; 0·(−inf) must not reach a sum.
         b_x = tl.maximum(b_z - b_safe[:, None], -1e5)
         if not cut:
-            b_e = tl.where(b_z == -float("inf"), 0.0, tl.exp(b_x))
+            b_e = tl.where(b_z == -float("inf"), 0.0, _exp(b_x, specialize))
             b_s, b_t, _ = moved(b_d, b_s, b_t, zero)
             b_s += tl.sum(b_e, 1)
             b_t += tl.sum(b_e * b_x, 1)
         if scaled:
             b_x = b_x * b_inverse[:, None]
-            b_e = tl.exp(b_x)
+            b_e = _exp(b_x, specialize)
             if cut:
                 b_e = tl.where(m_above, b_e, 0.0)
             else:
@@ -189,7 +200,7 @@ def _tiles(
     tl.store(int_ptr + plane + o, b_count, mask=m_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "S"])
 def _merge(
     partial_ptr,  # [4 or 7, N, S] fp32
     partial_int_ptr,  # [2, N, S] i32
@@ -207,7 +218,7 @@ def _merge(
     p = partial_ptr + row * S + o_s
     b_max = tl.load(p, mask=m_s, other=-float("inf"))
     m = tl.max(b_max, 0)
-    b_d = tl.where(b_max == m, 0.0, tl.maximum(b_max - m, -1e9))  # its square is finite
+    b_d = tl.where(b_max == m, 0.0, b_max - m)
     b_zero = tl.zeros((block_s,), tl.float32)
     b_s = tl.load(p + 2 * plane, mask=m_s, other=0.0)
     b_t = tl.load(p + 3 * plane, mask=m_s, other=0.0)
@@ -293,9 +304,9 @@ def token_stats(
         rows, block, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda, cut,
         *variant[4:], num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
-    block_s = max(16, triton.next_power_of_2(S))
+    block_s = max(MERGED, triton.next_power_of_2(S))
     _merge[(N,)](
-        partials, partial_ints, inverse_temperature, floats, ints, N, S, block_s, num_warps=1
+        partials, partial_ints, inverse_temperature, floats, ints, N, S, block_s, num_warps=4
     )
     return floats, ints
 
@@ -373,7 +384,7 @@ AOT = [
     _entry(POINTERS, True, cut=True),
     _entry(HOPPER, True, "sm_90", cut=True),
     *([_entry(BLACKWELL, True, "sm_100", cut=True)] if COMPILES_SPECIALIZED else []),
-    (_merge, {**_PARTIALS, "N": "i32", "S": "i32"}, {"block_s": 64}, 1, 3),
+    (_merge, {**_PARTIALS, "N": "i32", "S": "i32"}, {"block_s": MERGED}, 4, 3),
     (
         _target,
         {**_DOT, "w_stride": "i32", "scale": "fp32"},

@@ -23,18 +23,10 @@ import torch
 import triton
 import triton.language as tl
 
-from autodeco_fast.sampling import SamplingParameters
+from autodeco_fast.sampling import SUBTILE, SamplingParameters
 
 from .device import on_its_device
-from .logit_tiles import (
-    LOWEST,
-    SUBTILE,
-    finite,
-    load_tile,
-    next_reaching,
-    reaching,
-    row_maximum,
-)
+from .logit_tiles import LOWEST, finite, load_tile, next_reaching, reaching, row_maximum
 from .row_parameters import GREEDY_BELOW, row_value, tensors_and_numbers
 
 MOST = tl.constexpr(2147483647)
@@ -168,9 +160,9 @@ def _threshold(
     stride,
     words,
     n,
-    temperature,
-    top_k,
-    top_p,
+    temperature: tl.float32,
+    top_k: tl.int64,
+    top_p: tl.float32,
     subtile: tl.constexpr,
     block_n: tl.constexpr,
     ways: tl.constexpr,

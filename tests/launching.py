@@ -4,15 +4,17 @@ while card 0 is the current one.
 
     python -m tests.launching        prints a line of JSON for every case of `tests/op_cases.py`
 
-Values are never computed; what is seen is which kernels compile, on which card they would run, and
-whether the host looked at a tensor: `HostWatch` refuses every read of one, and every copy of a
-number to the device.
+Values are never computed; what is seen is which kernels compile and how many variants of each, on
+which card they would run, and whether the host looked at a tensor: `HostWatch` refuses every read
+of one, and every copy of a number to the device.
 """
 
 import json
 import os
 import sys
 import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -23,21 +25,26 @@ from triton.runtime import driver
 
 CARD, CURRENT = 1, [0]
 LAUNCHED: list[tuple[str, int]] = []  # (kernel, card) of each launch
+VARIANTS: list[tuple[str, int]] = []  # (kernel, which of those that were compiled) of each launch
 
 
 class _Launcher:
-    """What runs a compiled kernel."""
+    """What runs a compiled kernel: one for each entry of the dispatcher's cache."""
+
+    made = 0
 
     def __init__(self, src, metadata):
-        self.name = src.fn.__name__
+        self.name, self.number = src.fn.__name__, _Launcher.made
+        _Launcher.made += 1
 
     def __call__(self, *args):
         LAUNCHED.append((self.name, CURRENT[0]))
+        VARIANTS.append((self.name, self.number))
 
 
 class _Utils:
     def load_binary(self, *args):
-        return None, 0, 0, 0, 1024  # module, function, registers, spills, threads
+        return self, 0, 0, 0, 1024  # module, function, registers, spills, threads
 
     def get_device_properties(self, device):
         return {"max_shared_mem": 227 << 10, "multiprocessor_count": 132, "warpSize": 32}
@@ -138,6 +145,14 @@ def run(call, watch: bool = True) -> dict:
     return {"launched": list(LAUNCHED), "current": CURRENT[0], "error": error}
 
 
+def variants(calls: Iterable[Callable[[], object]]) -> dict:
+    """How many variants of each kernel a number of calls took, and the first error."""
+    VARIANTS.clear()
+    errors = [run(call)["error"] for call in calls]
+    counts = Counter(kernel for kernel, _ in set(VARIANTS))
+    return {"variants": counts, "error": next((e for e in errors if e is not None), None)}
+
+
 def main() -> None:
     from tests import op_cases
 
@@ -147,7 +162,10 @@ def main() -> None:
     plain, odd = op_cases.tensors(5, torch.bfloat16), op_cases.tensors(1)
     odd = {name: op_cases.strided(x) for name, x in odd.items()}
     double = op_cases.tensors(3, torch.float64)
+    series = op_cases.series()
     pretend()
+    for name, calls in series.items():
+        print(json.dumps({"case": name, "kind": "variants", **variants(calls)}), flush=True)
     for name, (_, call) in op_cases.CASES.items():
         one(name, lambda: call(plain), kind="bf16")
         one(name, lambda: call(odd), kind="one strided row")

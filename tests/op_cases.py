@@ -34,6 +34,7 @@ def tensors(N: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tenso
         "target": target,
         "target_logit": row(0, 3),
     }
+    logits["maxima"] = logits["logits"].float().amax(-1, keepdim=True)
     sampling = {
         "temperature": row(0.3, 2),
         "min_p": row(0, 0.3),
@@ -130,6 +131,14 @@ def _sample(t: dict, **options) -> af.SampleOutput:
     return af.sample(t["logits"], **given, **_ALL, **options)
 
 
+def _sample_from_maxima(t: dict, **options) -> af.SampleOutput:
+    return af.sample(t["logits"], t["temperature"], seed=5, maxima=t["maxima"], **options)
+
+
+def _subtile_maxima(t: dict, **options) -> torch.Tensor:
+    return af.subtile_maxima(t["logits"], token_bitmask=t["token_bitmask"], **options)
+
+
 def _linear_sample(t: dict, **options) -> af.SampleOutput:
     given = _picked(t, ("bias", *_SAMPLER))
     asked = {"return_full_logprob": True, "fused": True}
@@ -158,6 +167,8 @@ def _prob_stats(t: dict, **options) -> af.ProbStats:
 # name → the tensors it takes, and the call, whose results are tensors, tuples of them, or None
 CASES: dict[str, tuple[tuple[str, ...], Callable]] = {
     "sample": (("logits", *_SAMPLER, "token_bitmask"), _sample),
+    "sample, maxima": (("logits", "temperature"), _sample_from_maxima),
+    "subtile_maxima": (("logits", "token_bitmask"), _subtile_maxima),
     "linear_sample": (("hidden", "weight", "bias", *_SAMPLER), _linear_sample),
     "sample_partial": (("logits", *_SAMPLER, "token_bitmask", "maximum"), _partial),
     "logit_stats": (("logits", "target", "temperature"), _logit_stats),
@@ -269,6 +280,53 @@ NUMBERS: dict[str, Callable] = {
     "merge_samples": lambda t: af.merge_samples([_partial(t)] * 2, 0.7, min_p=0.1),
     "token_stats": lambda t: af.token_stats(t["hidden"], t["weight"], t["target"]),
 }
+
+# how many rows a call has
+BATCHES = (1, 2, 3, 8, 13, 16, 64, 512)
+
+
+def series() -> dict[str, list[Callable]]:
+    """Calls that differ in what must not make another variant of a kernel: the number of rows,
+    integers' types and sizes, values of numbers. Large tensors, whose values are never read."""
+    vocab, width = 50_000, 256
+    weight = torch.empty(vocab, width, dtype=torch.bfloat16)
+    head = torch.empty(F, width), torch.empty(F), torch.empty(1, F), torch.empty(1)
+    numbers = [
+        {"temperature": T, "min_p": min_p, "seed": seed, "position": position}
+        for T, min_p, seed, position in ((0.7, 0.1, 3, 0), (1, 1, 2**40, 2**31), (0, 0.5, 1, 16))
+    ]
+    calls: dict[str, list[Callable]] = {}
+
+    def add(name: str, op: Callable, *given: torch.Tensor, **options) -> None:
+        calls.setdefault(name, []).append(functools.partial(op, *given, **options))
+
+    for B in BATCHES:
+        t = tensors(B)
+        logits, hidden = (torch.empty(B, n, dtype=torch.bfloat16) for n in (vocab, width))
+        for given in numbers:
+            add("sample", af.sample, logits, **given)
+            add("sample, all cuts", af.sample, logits, top_k=5, top_p=0.9, **given, **_ALL)
+        add("linear_sample", af.linear_sample, hidden, weight, fused=True, **numbers[0])
+        for first in (0, 1):  # the second is not aligned
+            view = torch.empty(B, vocab + 16, dtype=torch.bfloat16)[:, first : vocab + first]
+            add("sample, views", af.sample, view, **numbers[0])
+        for dtype in (torch.int32, torch.int64):
+            names = "seed", "position", "stream"
+            by_row = {n: t[n].to(dtype) for n in names}
+            by_row |= {"temperature": t["temperature"], "min_p": t["min_p"].double()}
+            add("sample, by row", af.sample, logits, **by_row)
+            one = {"temperature": torch.ones(()), "min_p": torch.ones(1)}
+            add("sample, by row", af.sample, logits, **by_row | one)
+            mixed = {"temperature": 1.0, "seed": by_row["seed"]}
+            add("sample, a seed a row", af.sample, logits, **mixed)
+        add("logit_stats", af.logit_stats, logits, t["target"])
+        add("logit_stats, scaled", af.logit_stats, logits, t["target"], temperature=t["grad"])
+        add("token_stats", af.token_stats, hidden, weight, t["target"], fused=True)
+        add("prob_stats", af.prob_stats, logits, t["temperature"])
+        add("nucleus_width_loss", af.nucleus_width_loss, t["temperature"], logits)
+        add("temperature_head", temperature_head, hidden, *head)
+        add("min_p_hinge_loss", af.min_p_hinge_loss, t["temperature"], _stats(t))
+    return calls
 
 
 def flat(results) -> list[torch.Tensor]:

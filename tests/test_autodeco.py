@@ -96,6 +96,17 @@ def test_soft_top_p_in_fp32():
         torch.testing.assert_close(mine.double(), want, rtol=2e-3, atol=1e-4)
 
 
+def test_the_size_of_blocks_changes_nothing(monkeypatch):
+    from autodeco_fast.torch_backend import soft_top_p
+
+    h, w, y, T, P = case()
+    whole = soft_top_p_loss(h, w, y, T, P, reduction="none")
+    for bytes_of_block in (1, 90 * 8 * 2):
+        monkeypatch.setattr(soft_top_p, "CPU_BLOCK_BYTES", bytes_of_block)
+        assert torch.equal(soft_top_p_loss(h, w, y, T, P, reduction="none"), whole)
+    assert soft_top_p.BLOCK_BYTES > soft_top_p.CPU_BLOCK_BYTES
+
+
 def test_all_ignored_is_zero():
     h, w, y, T, P = case()
     nothing = torch.full_like(y, IGNORE)

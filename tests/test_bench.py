@@ -243,6 +243,18 @@ def test_predictions_are_bounded_by_memory():
     assert linear["predicted_us"] < linear["product_and_sample_us"]
 
 
+def test_predictions_of_the_head_and_of_statistics():
+    """Many rows cost more than one, and no less than their memory; twice the instructions of what
+    waits for memory change nothing."""
+    counts = {"row": 100, "program": 300, "behind": 200}
+    few, many = (roofline.predict_head(N, 4096, counts) for N in (1, 64))
+    assert few["memory_us"] < few["predicted_us"] < many["predicted_us"]
+    slow, fast = (roofline.predict_logit_stats(2048, 151_936, n) for n in (4000, 100))
+    assert slow["predicted_us"] == slow["issue_us"] > slow["memory_us"]
+    assert fast["predicted_us"] == fast["memory_us"]
+    assert fast["share_of_one_read"] == 1
+
+
 def test_sub_tiles_that_reach_the_cut_are_counted():
     z = torch.zeros(2, 600)
     z[0, 0] = z[1, 599] = 100.0  # one sub-tile of three

@@ -12,6 +12,7 @@ from autodeco_fast.ops import (
     prob_stats,
     sample,
     soft_top_p,
+    subtile_maxima,
     temperature_head,
     token_stats,
 )
@@ -72,10 +73,20 @@ def cases(dtype: torch.dtype) -> dict:
         **{
             f"sample, {name}": (
                 sample._sample,
-                lambda want=want: (x(5, 40), [full(5, 0.7), *[None] * 6], *numbers, None, want),
+                lambda want=want: (
+                    *(x(5, 40), [full(5, 0.7), *[None] * 6], *numbers, None, None, want),
+                ),
             )
             for name, want in _WANTED.items()
         },
+        "sample, maxima": (
+            sample._sample,
+            lambda: (x(5, 40), [full(5, 0.7), *[None] * 6], *numbers, None, rand(5, 1) + 1, 0),
+        ),
+        "subtile_maxima": (
+            subtile_maxima._subtile_maxima,
+            lambda: (x(5, 300), torch.ones(5, 10, device=DEVICE).int()),
+        ),
         **{
             f"linear_sample, full={bool(want)}": (
                 linear_sample._linear_sample,

@@ -16,7 +16,7 @@ from autodeco_fast.kernels.token_stats import COMPILES_SPECIALIZED
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {
     *("linear_sample", "logit_stats", "min_p_hinge", "nucleus_width", "sample"),
-    *("prob_stats", "temperature_head", "token_stats", "top_k_top_p"),
+    *("prob_stats", "subtile_maxima", "temperature_head", "token_stats", "top_k_top_p"),
 }
 # kernel, target → why it may spill. With Triton 3.7 none does.
 EXCUSED: dict[tuple[str, str], str] = {}
@@ -78,9 +78,7 @@ def test_a_spill_would_be_seen():
 
 def test_large_head_uses_the_matrix_unit(compiled):
     wide = [
-        r
-        for r in compiled
-        if r["kernel"] == "temperature_head.head_partial" and "rows=64" in r["config"]
+        r for r in compiled if r["kernel"] == "temperature_head.tiles" and "rows=64" in r["config"]
     ]
     family = {r["target"]: r["matrix"] for r in wide}
     assert family == {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
@@ -121,7 +119,21 @@ def test_variants_of_the_streaming_statistics(compiled):
 
 
 def test_logits_are_read_in_wide_words(compiled):
-    """16 bytes a thread of 32 lanes, 8 of 64: 512 bytes a wave either way."""
-    for kernel in ("sample.maxima", "logit_stats.logit_stats", "nucleus_width.nucleus_width"):
+    """16 bytes a thread of 32 lanes, 8 of 64: 512 bytes a wave either way; `logit_stats`, whose
+    tile is larger, 16 of 64 too."""
+    for kernel, on_amd in (
+        ("subtile_maxima.maxima", 64),
+        ("logit_stats.logit_stats", 128),
+        ("nucleus_width.nucleus_width", 64),
+    ):
         widths = {r["target"]: r["widest_load_bits"] for r in compiled if r["kernel"] == kernel}
-        assert widths == {"sm_80": 128, "sm_90": 128, "sm_100": 128, "gfx942": 64}
+        assert widths == {"sm_80": 128, "sm_90": 128, "sm_100": 128, "gfx942": on_amd}
+
+
+def test_logits_are_copied_ahead(compiled):
+    """While others are compared or summed; two blocks of the statistics fit a multiprocessor."""
+    for kernel, warps in (("subtile_maxima.maxima", 4), ("logit_stats.logit_stats", 8)):
+        ours = [r for r in compiled if r["kernel"] == kernel and r["target"] != "gfx942"]
+        assert {r["target"] for r in ours} == {"sm_80", "sm_90", "sm_100"}
+        assert {r["copies"] for r in ours} == {"asynchronous"}, kernel
+        assert min(r["resident_warps"] for r in ours) >= 2 * warps, kernel

@@ -227,6 +227,19 @@ def test_a_real_group_of_two_processes():
     assert done.returncode == 0, done.stderr
 
 
+def test_chunks_are_whole_tiles_of_the_product():
+    """Where they hold one at all; never more than was allowed."""
+    from autodeco_fast.lm_head import rows_of_chunk
+    from autodeco_fast.ops.token_stats import CHUNK_BYTES
+
+    def rows(V: int, chunk_bytes: int = CHUNK_BYTES, most: int = 8192) -> int:
+        return rows_of_chunk(chunk_bytes, torch.empty(V, 1, dtype=torch.bfloat16), most)
+
+    assert [rows(V) for V in (128_256, 151_936, 262_208)] == [512, 384, 256]
+    assert [rows(1000, 2000 * n + 1) for n in (0, 100, 128, 300)] == [1, 100, 128, 256]
+    assert (rows(1000, most=7), rows(1000, most=0)) == (7, 1)
+
+
 def test_says_what_is_wrong():
     h, w, _, y = case(3, 4, 5)
 

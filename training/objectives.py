@@ -26,7 +26,7 @@ from autodeco_fast import (
     required_temperature,
     token_stats,
 )
-from autodeco_fast.lm_head import multiply
+from autodeco_fast.lm_head import multiply, rows_of_chunk
 from autodeco_fast.losses.autodeco import learned_by_autodeco
 from autodeco_fast.ops.soft_top_p import soft_top_p_rows
 from autodeco_fast.stats import IGNORED
@@ -83,8 +83,8 @@ def logits_in_chunks(
     """Rows of hidden states, and the LM head's product with them before scale and softcap; the next
     chunk overwrites it."""
     weight, bias = lm_head.weight.detach(), getattr(lm_head, "bias", None)
-    chunk = max(1, chunk_bytes // (len(weight) * weight.element_size()))
-    buffer = weight.new_empty(min(chunk, len(hidden)) * len(weight))
+    chunk = rows_of_chunk(chunk_bytes, weight, len(hidden))
+    buffer = weight.new_empty(chunk * len(weight))
     for start in range(0, len(hidden), chunk):
         index = slice(start, start + chunk)
         with torch.no_grad():

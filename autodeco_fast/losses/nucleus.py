@@ -21,8 +21,7 @@ from autodeco_fast.ops.checks import (
     unit_stride,
 )
 from autodeco_fast.ops.nucleus_width import nucleus_width
-
-CHUNK_BYTES = 128 << 20
+from autodeco_fast.ops.token_stats import CHUNK_BYTES
 
 
 def nucleus_width_loss(

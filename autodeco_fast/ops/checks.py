@@ -233,6 +233,12 @@ def readable(value: torch.Tensor) -> bool:
     )
 
 
+def tracing(tensor: torch.Tensor) -> bool:
+    """Whether an op must go through the dispatcher: a compiler looks on, or the tensor is no plain
+    one."""
+    return torch.compiler.is_compiling() or type(tensor) is not torch.Tensor
+
+
 def check_parameter(
     name: str,
     value: float | torch.Tensor,

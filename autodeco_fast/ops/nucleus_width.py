@@ -4,7 +4,7 @@ slope is made in the forward."""
 import torch
 
 from autodeco_fast.backends import implementation
-from autodeco_fast.lm_head import multiply
+from autodeco_fast.lm_head import multiply, rows_of_chunk
 from autodeco_fast.numerics import compute_dtype
 
 
@@ -40,7 +40,7 @@ def nucleus_width(
         loss, slope = of_logits(hidden, temperature, row_weight, *settings)
         return loss.clone(), slope.clone()
     N, V = len(hidden), len(weight)
-    chunk = min(max(1, chunk_bytes // (V * hidden.element_size())), max(1, N))
+    chunk = rows_of_chunk(chunk_bytes, weight, N)
     buffer = hidden.new_empty(chunk * V)
     out = torch.empty(2, N, dtype=compute_dtype(hidden), device=hidden.device)
     for start in range(0, N, chunk):

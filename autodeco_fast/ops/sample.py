@@ -13,12 +13,14 @@ from autodeco_fast.ops.checks import (
     check_logits,
     check_parameter,
     check_tensor,
+    tracing,
     unit_stride,
 )
 from autodeco_fast.sampling import (
     FULL_LOGPROB,
     KEPT,
     LOGPROB,
+    SUBTILE,
     Sampled,
     SampleOutput,
     SamplingParameters,
@@ -34,17 +36,19 @@ def _sample(
     floats: Sequence[float],
     integers: Sequence[int],
     allowed: torch.Tensor | None,
+    maxima: torch.Tensor | None,
     want: int,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The op for the tracer: packed parameters; what is not wanted is empty."""
     parameters = SamplingParameters.unpacked(tensors, floats, integers)
-    out = implementation(backend, "sample")(logits, parameters, allowed=allowed, want=want)
+    run = implementation(backend, "sample")
+    out = run(logits, parameters, allowed=allowed, maxima=maxima, want=want)
     return filled(out, logits)
 
 
 @_sample.register_fake
-def _(logits, tensors, floats, integers, allowed, want, backend):
+def _(logits, tensors, floats, integers, allowed, maxima, want, backend):
     return fake_sampled(logits, want)
 
 
@@ -122,12 +126,6 @@ def checked_parameters(
     )
 
 
-def tracing(tensor: torch.Tensor) -> bool:
-    """Whether an op must go through the dispatcher: a compiler looks on, or the tensor is no plain
-    one."""
-    return torch.compiler.is_compiling() or type(tensor) is not torch.Tensor
-
-
 def wanted(logprob: bool, kept: bool, full_logprob: bool) -> int:
     """The sum of what is asked for."""
     return LOGPROB * bool(logprob) + KEPT * bool(kept) + FULL_LOGPROB * bool(full_logprob)
@@ -155,6 +153,20 @@ def allowed_tokens(token_bitmask: torch.Tensor | None, B: int, V: int) -> torch.
     return token_bitmask.contiguous()
 
 
+def given_maxima(maxima: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor | None:
+    """The checked maxima of sub-tiles, detached, contiguous."""
+    if maxima is None:
+        return None
+    check_tensor("maxima", maxima)
+    (B, V), shape = logits.shape, tuple(maxima.shape)
+    n, dtype, device = -(-V // SUBTILE), maxima.dtype, maxima.device
+    if shape != (B, n) or dtype != torch.float32 or device != logits.device:
+        raise ValueError(
+            f"maxima must be [{B}, {n}] float32 on {logits.device}, got {shape} {dtype} on {device}"
+        )
+    return maxima.detach().contiguous()
+
+
 def sample(
     logits: torch.Tensor,
     temperature: float | torch.Tensor,
@@ -167,6 +179,7 @@ def sample(
     stream: int | torch.Tensor | None = None,
     token_bitmask: torch.Tensor | None = None,
     vocab_size: int | None = None,
+    maxima: torch.Tensor | None = None,
     return_logprob: bool = False,
     return_kept: bool = False,
     return_full_logprob: bool = False,
@@ -198,6 +211,9 @@ def sample(
         token_bitmask: `[B, ⌈V/32⌉]` int32, bit i % 32 of word i // 32 allows token i (the layout of
             xgrammar).
         vocab_size: ids from here on are padding; V by default.
+        maxima: `[B, ⌈V/256⌉]` fp32 that `subtile_maxima` returns for these logits, bitmask and
+            vocab_size, where somebody has them: then most of the logits are not read. NaN counts as
+            the +inf that it writes. They are believed: wrong ones give wrong tokens.
         return_logprob, return_kept, return_full_logprob: fill these fields too; the first two read
             what is kept again.
         backend: None chooses; "triton" or "torch" forces.
@@ -227,11 +243,12 @@ def sample(
         stream=stream,
     )
     allowed = allowed_tokens(token_bitmask, B, V)
+    maxima = given_maxima(maxima, logits)
     want = wanted(return_logprob, return_kept, return_full_logprob)
     # Where there is nothing to trace, the dispatcher would cost as much as the op.
     if tracing(logits):
-        out = _sample(logits, *parameters.packed(), allowed, want, backend)
+        out = _sample(logits, *parameters.packed(), allowed, maxima, want, backend)
     else:
         run = implementation(backend, "sample")
-        out = run(logits, parameters, allowed=allowed, want=want)
+        out = run(logits, parameters, allowed=allowed, maxima=maxima, want=want)
     return output_of(out, want)

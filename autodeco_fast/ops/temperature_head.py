@@ -5,7 +5,7 @@ import torch
 
 from autodeco_fast.backends import implementation, resolve
 from autodeco_fast.numerics import ALL_FLOATS, compute_dtype
-from autodeco_fast.ops.checks import POSITIVE, check_number, check_tensor
+from autodeco_fast.ops.checks import POSITIVE, check_number, check_tensor, tracing
 
 
 @torch.library.custom_op("autodeco_fast::temperature_head", mutates_args=())
@@ -145,5 +145,13 @@ def temperature_head(
     chosen = resolve(backend, hidden, w1, b1, w2, b2)
     largest = check_number("max_temperature", max_temperature, POSITIVE)
     w1, b1, w2 = w1.contiguous(), b1.contiguous(), w2.reshape(-1).contiguous()
-    T, _ = _head(rows, w1, b1, w2, b2, largest, chosen)
+    given = rows, w1, b1, w2, b2
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    # Where there is nothing to trace or to differentiate, the dispatcher would cost as much as the
+    # op.
+    if wanted or tracing(hidden):
+        T, _ = _head(*given, largest, chosen)
+    else:
+        forward = implementation(chosen, "head_forward", module="temperature_head")
+        T, _ = forward(*given, largest)
     return T.view(hidden.shape[:-1])

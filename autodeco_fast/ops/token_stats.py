@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from autodeco_fast.backends import implementation, resolve
-from autodeco_fast.lm_head import multiply
+from autodeco_fast.lm_head import multiply, rows_of_chunk
 from autodeco_fast.numerics import ALL_FLOATS
 from autodeco_fast.ops.checks import (
     FINITE,
@@ -25,7 +25,7 @@ from autodeco_fast.ops.logit_stats import (
 )
 from autodeco_fast.stats import IGNORED, RowSums, TokenStats, scatter
 
-CHUNK_BYTES = 128 << 20
+CHUNK_BYTES = 129 << 20  # 256 rows of the widest vocabularies, 262,208, in bf16
 
 
 def streaming_pays(backend: str, hidden: torch.Tensor, *, scaled: bool) -> bool:
@@ -103,7 +103,7 @@ def _chunks(
     """Logits of chunks of rows, from the vendor's product into one buffer, with the rows' column,
     threshold and 1/T."""
     hidden, (V, N) = of_rows[0], (len(weight), len(of_rows[0]))
-    chunk = min(max(1, chunk_bytes // (V * hidden.element_size())), max(1, N))
+    chunk = rows_of_chunk(chunk_bytes, weight, N)
     buffer = hidden.new_empty(chunk * V)
     for start in range(0, max(1, N), chunk):
         h, *parameters = (None if x is None else x[start : start + chunk] for x in of_rows)

@@ -16,15 +16,16 @@ from autodeco_fast.sampling import (
     FULL_LOGPROB,
     KEPT,
     LOGPROB,
+    SUBTILE,
     Sampled,
     SamplingParameters,
 )
 
 from .jit import in_threads
 from .sample_loops import best_tokens, candidate_tiles, cuts, maxima_of
+from .subtile_maxima import maxima_of_subtiles
 from .top_k_top_p import allow, top_k_top_p
 
-TILE = 256
 _CHUNK = 1024  # tiles looked at a time: where they must be copied, a copy stays in the caches
 _ALONE = 1 << 18  # logits of a single row up to which one core takes the maxima by itself
 _WORTH_A_THREAD = 1 << 19  # tokens to look at for each thread that is woken
@@ -77,18 +78,12 @@ def _on_host(z: torch.Tensor) -> bool:
 def _tile_maxima(z: torch.Tensor) -> np.ndarray:
     """`[B, tiles]` fp32, NaN where one is; a ragged last tile is shorter."""
     B, V = z.shape
-    width = min(TILE, V)
-    whole = V // width
-    maxima = torch.empty(B, -(-V // width), dtype=z.dtype, device=z.device)
     if B == 1 and V <= _ALONE and _on_host(z):
-        out = maxima.numpy()
-        if maxima_of(z.view(torch.int32).numpy()[0], width, out[0]):
+        out = np.empty((1, -(-V // SUBTILE)), np.float32)
+        if maxima_of(z.view(torch.int32).numpy()[0], SUBTILE, out[0]):
             out[0, 0] = np.nan
         return out
-    torch.amax(z[:, : whole * width].unflatten(1, (-1, width)), -1, out=maxima[:, :whole])
-    if whole * width < V:
-        torch.amax(z[:, whole * width :], -1, out=maxima[:, whole])
-    return maxima.float().cpu().numpy()
+    return maxima_of_subtiles(z).float().cpu().numpy()
 
 
 def _values(z: torch.Tensor, tile: np.ndarray, tiles: int, width: int) -> np.ndarray:
@@ -113,7 +108,7 @@ def _sample(
 ) -> None:
     """Writes token, best, kept and, if asked, mass of rows without NaN or +inf."""
     (B, tiles), (_, V) = maxima.shape, z.shape
-    width = min(TILE, V)
+    width = min(SUBTILE, V)
     tile = candidate_tiles(maxima, tau)
 
     def work(some_rows: slice) -> None:
@@ -136,6 +131,7 @@ def sample(
     allowed: torch.Tensor | None = None,
     first_id: int = 0,
     known_maximum: torch.Tensor | None = None,
+    maxima: torch.Tensor | None = None,
     want: int = 0,
 ) -> Sampled:
     """Same arguments, results and tokens as `kernels.sample.sample`."""
@@ -144,18 +140,18 @@ def sample(
         logits = allow(logits, allowed)
     rows, tau, status = _rows_of(parameters, B), np.empty(B, np.float32), np.empty(B, np.int32)
     known = np.empty(0, np.float32) if known_maximum is None else known_maximum.cpu().numpy()
-    maxima = _tile_maxima(logits)
-    if not cuts(maxima, known, *rows[:2], rows.top, rows.T, tau, status):
-        logits, seen = _without_broken(logits, maxima)
-        maxima = _tile_maxima(logits)
-        cuts(maxima, known, *rows[:2], rows.top, rows.T, tau, status)
+    tops = _tile_maxima(logits) if maxima is None else maxima.cpu().numpy()
+    if not cuts(tops, known, *rows[:2], rows.top, rows.T, tau, status):
+        logits, seen = _without_broken(logits, tops)
+        tops = _tile_maxima(logits)
+        cuts(tops, known, *rows[:2], rows.top, rows.T, tau, status)
         status += seen
     if parameters.truncated:
-        floor = top_k_top_p(logits, torch.from_numpy(maxima), parameters).cpu().numpy()
+        floor = top_k_top_p(logits, torch.from_numpy(tops), parameters).cpu().numpy()
         wrong = floor == np.inf
         rows.T[wrong], status[wrong] = 0, status[wrong] | 8
         np.maximum(tau, floor, out=tau)
-    _sample(logits, maxima, tau, rows, first_id, measure=bool(want & LOGPROB))
+    _sample(logits, tops, tau, rows, first_id, measure=bool(want & LOGPROB))
     status[rows.top == -np.inf] += 4
     return _results(logits, rows, status, first_id, want)
 

@@ -17,7 +17,7 @@ import math
 import numpy as np
 import torch
 
-from autodeco_fast.lm_head import multiply, transform_
+from autodeco_fast.lm_head import multiply, rows_of_chunk, transform_
 from autodeco_fast.numerics import compute_dtype
 from autodeco_fast.stats import IGNORED
 
@@ -26,7 +26,8 @@ from .running_sums import is_compiled
 
 LOWEST_TEMPERATURE, EPSILON = 1e-8, 1e-9
 # Of one block of logits; about eight such live at a time, on CPUs one and three rows a thread.
-ROWS_BYTES = 4 << 20
+# There a block stays in the caches, elsewhere it is worth its launches.
+CPU_BLOCK_BYTES, BLOCK_BYTES = 4 << 20, 64 << 20
 
 
 @compiled()
@@ -169,10 +170,9 @@ def logits_soft_top_p(
         and scale == 1.0
         and softcap is None
     )
-    rows = (
-        len(valid) if as_they_are else max(1, ROWS_BYTES // (logits.shape[1] * out.element_size()))
-    )
-    for index in valid.split(rows):
+    block = CPU_BLOCK_BYTES if logits.device.type == "cpu" else BLOCK_BYTES
+    rows = max(1, block // (logits.shape[1] * out.element_size()))
+    for index in valid.split(len(valid) if as_they_are else rows):
         z = logits if as_they_are else transform_(logits[index], scale, softcap)
         given = z, column[index], T[index], P[index]
         if on_cpu:
@@ -198,7 +198,7 @@ def soft_top_p(
     multiplied."""
     out = torch.zeros(3, len(hidden), dtype=compute_dtype(hidden), device=hidden.device)
     valid = (column != IGNORED).nonzero()[:, 0]
-    chunk = min(max(1, chunk_bytes // (len(weight) * hidden.element_size())), max(1, len(valid)))
+    chunk = rows_of_chunk(chunk_bytes, weight, len(valid))
     block = torch.empty(chunk * len(weight), dtype=hidden.dtype, device=hidden.device)
     for index in valid.split(chunk):
         logits = multiply(hidden[index], weight, bias, block)
