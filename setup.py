@@ -19,6 +19,7 @@ setup(
         "autodeco_fast.losses",
         "autodeco_fast.ops",
         "autodeco_fast.policies",
+        "autodeco_fast.serving",
         "autodeco_fast.torch_backend",
         "autodeco_fast.kernels",
         "autodeco_fast.training",
