@@ -64,7 +64,7 @@ def test_settings_are_checked(head, model):
 
 
 def test_a_folder_without_a_head_and_the_switch(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="has neither autodeco_config.json nor config.json"):
+    with pytest.raises(ValueError, match=r"has neither autodeco_config\.json nor config\.json"):
         vllm_settings.load_policy(str(tmp_path))
     assert not vllm_settings.switched_off()
     monkeypatch.setenv("AUTODECO_FAST_VLLM", "0")
@@ -186,5 +186,5 @@ def test_the_log_has_a_line_a_token(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[0] == {"id": "a", "index": 0, "temperature": 0.123457}
     assert [line["id"] for line in lines] == ["a", "b", "a"]
-    with pytest.raises(ValueError, match="cannot be written: .*directory"):
+    with pytest.raises(ValueError, match=r"cannot be written: .*directory"):
         TemperatureLog(str(tmp_path))

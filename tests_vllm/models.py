@@ -97,3 +97,20 @@ def top_p_head(*, seed: int = 1) -> TopPHead:
 def prompts(count: int, length: int = 6, seed: int = 1) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCAB, (count, length), generator=generator).tolist()
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A tokenizer of words, `w5` for id 5, beside a model."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="w0", bos_token="w1", eos_token="w2"
+    ).save_pretrained(folder)
+
+
+def token_id(word: str) -> int:
+    return int(word.strip().removeprefix("w"))
