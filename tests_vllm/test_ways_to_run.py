@@ -1,12 +1,15 @@
 """Two tensor-parallel ranks, speculation, and servers that must not start."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from tests_vllm import models, reference
-from tests_vllm.engines import call, engine
+from tests_vllm.engines import ROOT, call, engine, environment
 from tests_vllm.test_log_probs import DRAWS, check
 
 # Of a few words again and again, so that n-grams are found.
@@ -89,3 +92,14 @@ def test_without_a_head_and_with_the_models_own_settings(llama, head_folder, tmp
     asked = call([prompt], {"top_k": 5, "max_tokens": 2})
     done = engine(tmp_path / "model", [asked], head=head_folder)
     assert "A request's top_k 5 and top_p 1 cut beside the head" in done.log
+
+
+def test_the_benchmark_runs(tmp_path):
+    words = ["-m", "bench.end_to_end.serving", "--tiny", "--output", str(tmp_path / "draft")]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    results = json.loads((tmp_path / "draft").read_text())["benchmarks"]
+    assert len({each["fullname"] for each in results}) == len(results) == 6
+    assert all(each["stats"]["median"] > 0 for each in results)
