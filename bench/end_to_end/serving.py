@@ -21,7 +21,6 @@ from transformers import AutoConfig
 from autodeco_fast import TemperatureHead
 from autodeco_fast.demo import smollm2
 from bench.clock import quantile, turns
-from bench.end_to_end.generate import TINY as TINY_MODEL
 from bench.end_to_end.generate import Size, wide_vocabulary_model
 from bench.records import options, record
 
@@ -43,7 +42,7 @@ def _models(folder: Path, *, tiny: bool) -> Iterator[tuple[str, Path, Path]]:
         model = smollm2.folder()
         width = AutoConfig.from_pretrained(model).hidden_size
         yield smollm2.NAME, model, _random_head(folder / "smollm2-head", width)
-    size = TINY_MODEL if tiny else Size()
+    size = Size(layers=1, vocab=999) if tiny else Size()
     wide_vocabulary_model(size).bfloat16().save_pretrained(folder / "wide")
     yield f"V = {size.vocab}", folder / "wide", _random_head(folder / "head", size.hidden)
 
