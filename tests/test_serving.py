@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ from autodeco_fast.serving import vllm_settings
 from autodeco_fast.serving.vllm_log import TemperatureLog
 from autodeco_fast.serving.vllm_model import Adaptive
 from autodeco_fast.serving.vllm_rows import RequestOptions, Row, Rows, read_options
+from tests.commands import ROOT
 from tests.tiny_models import min_p_distribution, tiny_head, tiny_model
 
 MIN_P = 0.1
@@ -188,3 +191,12 @@ def test_the_log_has_a_line_a_token(tmp_path):
     assert [line["id"] for line in lines] == ["a", "b", "a"]
     with pytest.raises(ValueError, match=r"cannot be written: .*directory"):
         TemperatureLog(str(tmp_path))
+
+
+def test_the_page_names_every_key():
+    page = (ROOT / "docs/serving.md").read_text()
+    for each in fields(vllm_settings.Settings):
+        assert f"--additional-config.autodeco_{each.name} " in page
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| [^|]+\|$", page, re.M)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert named == [each.name for each in fields(RequestOptions)]

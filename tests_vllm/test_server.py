@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
@@ -16,6 +15,7 @@ from tests_vllm import models, reference
 from tests_vllm.server import COMMANDS, Server, page_command
 
 TOKENS = 12
+pytestmark = pytest.mark.xdist_group("server")  # one server, and the last test kills it
 
 
 @pytest.fixture(scope="module")
@@ -150,5 +150,4 @@ def test_a_killed_engine_is_an_error_and_the_end(server):
     client.join(60)
     assert not client.is_alive()
     assert errors
-    server.process.wait(60)
-    assert not Path(f"/proc/{engine}/fd").exists() or server.process.returncode is not None
+    server.process.wait(60)  # raises if it goes on
