@@ -75,9 +75,11 @@ def test_a_merged_checkpoint_with_one_head_and_the_switch(folder_of, tmp_path):
     for answer, prompt in zip(done[0], prompts):
         seen = reference.rows(model, prompt, answer["tokens"])
         T = reference.temperatures(head, seen.hidden)
-        reference.assert_log_probs(answer["logprobs"], seen.logits, T)
+        reference.assert_log_probs(answer["logprobs"], seen.logits, T, models.MIN_P)
     off = engine(folder, [call(prompts, **DRAWS)], env={"AUTODECO_FAST_VLLM": "0"})
     for answer, prompt in zip(off[0], prompts):
         seen = reference.rows(model, prompt, answer["tokens"])
-        reference.assert_log_probs(answer["logprobs"], seen.logits, torch.ones(len(seen.logits)))
+        reference.assert_log_probs(
+            answer["logprobs"], seen.logits, torch.ones(len(seen.logits)), models.MIN_P
+        )
     assert off.log.count("is not used: AUTODECO_FAST_VLLM=0") == 1

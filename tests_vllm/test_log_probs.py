@@ -15,7 +15,7 @@ def check(family: str, answers: list[dict], prompts: list[list[int]], head=None)
         seen = reference.rows(model, prompt, done["tokens"])
         T = reference.temperatures(head, seen.hidden)
         assert T.std() > 0.05
-        reference.assert_log_probs(done["logprobs"], seen.logits, T)
+        reference.assert_log_probs(done["logprobs"], seen.logits, T, models.MIN_P)
         reference.assert_drawn_inside(seen.logits, done["tokens"], T, models.MIN_P)
 
 

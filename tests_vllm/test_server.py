@@ -51,7 +51,7 @@ def streamed(server: Server, prompt: list[int], **asked) -> dict:
 def check(got: dict, prompt: list[int]) -> torch.Tensor:
     seen = reference.rows(models.model("llama"), prompt, got["tokens"])
     T = reference.temperatures(models.head(), seen.hidden)
-    reference.assert_log_probs(got["logprobs"], seen.logits, T, min_p=models.MIN_P)
+    reference.assert_log_probs(got["logprobs"], seen.logits, T, models.MIN_P)
     reference.assert_drawn_inside(seen.logits, got["tokens"], T, models.MIN_P)
     return T
 
