@@ -18,6 +18,7 @@ def answer(job: dict) -> list:
 
         triton_on_cpu.install(job["shim"])
     from vllm import LLM, SamplingParams
+    from vllm.exceptions import VLLMValidationError
 
     llm = LLM(**job["options"])
     answers = []
@@ -26,12 +27,12 @@ def answer(job: dict) -> list:
         try:
             params = [SamplingParams(**each) for each in call["params"]]
             done = llm.generate(prompts, params, use_tqdm=False)
-        except ValueError as error:
+        except (ValueError, VLLMValidationError) as error:
             answers.append({"error": str(error)})
             continue
         answers.append([_completion(each.outputs[0]) for each in done])
     if job.get("inspect"):
-        answers.append(llm.collective_rpc(_inspect))
+        answers += llm.collective_rpc(_inspect)
     return answers
 
 
