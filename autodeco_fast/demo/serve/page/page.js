@@ -1,0 +1,207 @@
+"use strict";
+
+const find = (query, within = document) => within.querySelector(query);
+const sliders = ["temperature", "share", "t_scale", "max_tokens"];
+const shares = { min_p: 0.1, top_p: 0.95 }; // of the cut, as last chosen
+let about, running;
+
+// A completion: its text, its bars, what it was asked with.
+class Pane {
+  constructor(id) {
+    this.root = find(`#${id}`);
+    [this.text, this.bars, this.token] = [".text", ".bars", ".token"].map((q) => find(q, this.root));
+    this.text.addEventListener("pointerover", (event) => this.point(event.target));
+    this.bars.addEventListener("pointerover", (event) => this.point(event.target));
+    this.text.addEventListener("keydown", (event) => this.walk(event));
+    this.clear("");
+  }
+
+  clear(prompt) {
+    this.drawn = [];
+    this.at = -1;
+    const before = document.createElement("span");
+    before.className = "before";
+    before.textContent = prompt.slice(prompt.lastIndexOf("\n") + 1);
+    this.text.replaceChildren(before);
+    this.bars.replaceChildren();
+    this.token.textContent = "\u00a0";
+  }
+
+  state(name, said) {
+    this.root.dataset.state = name;
+    find(".numbers", this.root).textContent = said;
+  }
+
+  // What the tokens so far add up to.
+  sums() {
+    const T = this.drawn.map((each) => each.temperature);
+    if (!T.length) return "no tokens";
+    const mean = T.reduce((a, b) => a + b) / T.length;
+    const range = `${Math.min(...T).toFixed(2)} to ${Math.max(...T).toFixed(2)}`;
+    return `${T.length} tokens, mean T ${mean.toFixed(2)}, from ${range}`;
+  }
+
+  add(token) {
+    const n = this.drawn.push(token) - 1;
+    const span = document.createElement("span");
+    span.className = "drawn";
+    span.textContent = token.text;
+    span.title = `T = ${token.temperature.toFixed(2)}`;
+    span.dataset.n = n;
+    span.dataset.temperature = token.temperature;
+    span.style.background = `rgb(var(--orange) / ${token.opacity})`;
+    this.text.append(span);
+
+    const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    const height = Math.min(token.temperature, about.shade.hottest);
+    const places = { x: n + 0.1, width: 0.8, y: about.shade.hottest - height, height };
+    for (const [name, value] of Object.entries(places)) bar.setAttribute(name, value);
+    bar.dataset.n = n;
+    this.bars.append(bar);
+    const width = Math.max(this.drawn.length, find("#max_tokens").valueAsNumber);
+    this.bars.setAttribute("viewBox", `0 0 ${width} ${about.shade.hottest}`);
+    this.bars.setAttribute("aria-label", `Temperature of each token: ${this.sums()}`);
+  }
+
+  point(element) {
+    if (element.dataset.n !== undefined) this.show(Number(element.dataset.n));
+  }
+
+  show(n) {
+    for (const old of this.root.querySelectorAll(".at")) old.classList.remove("at");
+    for (const each of this.root.querySelectorAll(`[data-n="${n}"]`)) each.classList.add("at");
+    this.at = n;
+    const code = document.createElement("code");
+    code.textContent = JSON.stringify(this.drawn[n].text);
+    const T = this.drawn[n].temperature.toFixed(3);
+    this.token.replaceChildren(`token ${n + 1} `, code, ` at T = ${T}`);
+  }
+
+  walk(event) {
+    const last = this.drawn.length - 1;
+    const to = {
+      ArrowRight: Math.min(this.at + 1, last), ArrowLeft: Math.max(this.at - 1, 0), Home: 0, End: last,
+    }[event.key];
+    if (to === undefined || last < 0) return;
+    event.preventDefault();
+    this.token.setAttribute("role", "status"); // read out where somebody walks
+    this.show(to);
+  }
+
+  async run(asked, signal) {
+    this.clear(asked.prompt);
+    this.state("running", "…");
+    const started = performance.now();
+    try {
+      let end;
+      for await (const event of events(asked, signal)) {
+        if (event.error !== undefined) throw new Error(event.error);
+        if (event.request) find(".request", this.root).textContent = JSON.stringify(event.request, null, 1);
+        if (event.text !== undefined) this.add(event);
+        if (event.end !== undefined) end = event.end;
+      }
+      if (end === undefined) throw new Error("the page's server broke off");
+      const rate = (this.drawn.length / (performance.now() - started)) * 1000;
+      const why = end === "stop" ? "the model ended it" : "as long as asked";
+      this.state("done", `${this.sums()} · ${why} · ${rate.toFixed(1)} tokens/s`);
+    } catch (error) {
+      if (signal.aborted) return this.state("stopped", `${this.sums()} · stopped`);
+      this.state("error", this.drawn.length ? `${this.sums()} · broken off` : "no completion");
+      complain(error instanceof TypeError ? "the page's server does not answer: start it again" : error.message);
+    }
+  }
+}
+
+// The lines of JSON of an answer, as they come.
+async function* events(asked, signal) {
+  const answer = await fetch("/complete", {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(asked), signal,
+  });
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let rest = ""; ;) {
+    const { value, done } = await reader.read();
+    const lines = (rest + (value ?? "")).split("\n");
+    rest = done ? "" : lines.pop();
+    for (const line of lines) if (line) yield JSON.parse(line);
+    if (done) return;
+  }
+}
+
+function complain(said) {
+  const problem = find("#problem");
+  problem.hidden = !said;
+  problem.textContent = said;
+}
+
+function asked() {
+  const number = (id) => find(`#${id}`).valueAsNumber;
+  const [cut, both] = [find("#cut").value, { prompt: find("#prompt").value, max_tokens: number("max_tokens") }];
+  const static_ = { ...both, adaptive: false, temperature: number("temperature") };
+  if (cut !== "none") static_[cut] = number("share");
+  return [static_, { ...both, adaptive: true, t_scale: number("t_scale") }];
+}
+
+function describe() {
+  for (const id of sliders) {
+    const input = find(`#${id}`);
+    input.nextElementSibling.textContent = Number(input.value).toFixed(id === "max_tokens" ? 0 : 2);
+  }
+  const cut = find("#cut");
+  find("#share-label").hidden = cut.value === "none";
+  const name = cut.value === "none" ? "no cut" : `${cut.selectedOptions[0].text} ${find("#share").value}`;
+  find("#static-title small").textContent = `T = ${find("#temperature").value}, ${name}`;
+  find("#adaptive-title small").textContent = `T of the head × ${find("#t_scale").value}, Min-P ${about.min_p}`;
+  for (const button of document.querySelectorAll(".examples button"))
+    button.setAttribute("aria-pressed", button.value === find("#prompt").value);
+}
+
+async function generate(panes) {
+  running?.abort();
+  const own = (running = new AbortController());
+  complain("");
+  describe();
+  find("#stop").disabled = false;
+  await Promise.all(asked().map((each, i) => panes[i].run(each, own.signal)));
+  if (running === own) find("#stop").disabled = true;
+}
+
+async function start() {
+  about = await (await fetch("/about")).json();
+  const { hottest, orange, deepest } = about.shade;
+  document.documentElement.style.setProperty("--orange", orange.join(" "));
+  document.documentElement.style.setProperty("--deepest", deepest);
+  find("#hottest").textContent = `T = ${hottest} and above`;
+  find("#api").textContent = `${about.api}, model ${about.model}`;
+  for (const { name, prompt } of about.examples) {
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", textContent: name, value: prompt });
+    button.addEventListener("click", () => { find("#prompt").value = prompt; describe(); });
+    find(".examples").append(button);
+  }
+  shares.min_p = about.static.min_p;
+  // What the address says wins: ?prompt=…&max_tokens=…&temperature=…&t_scale=…&cut=…&share=…&go=1
+  const given = new URLSearchParams(location.search);
+  const first = {
+    prompt: about.examples[0].prompt, temperature: about.static.temperature, cut: "min_p",
+    share: shares[given.get("cut")] ?? shares.min_p, t_scale: about.t_scale, max_tokens: 80,
+  };
+  for (const [id, value] of Object.entries(first)) find(`#${id}`).value = given.get(id) ?? value;
+
+  const panes = [new Pane("static"), new Pane("adaptive")];
+  const form = find("#ask");
+  form.addEventListener("input", (event) => {
+    if (event.target.id === "cut" && shares[event.target.value]) find("#share").value = shares[event.target.value];
+    if (event.target.id === "share") shares[find("#cut").value] = event.target.valueAsNumber;
+    describe();
+  });
+  form.addEventListener("submit", (event) => { event.preventDefault(); generate(panes); });
+  find("#stop").addEventListener("click", () => running.abort());
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") running?.abort();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  });
+  describe();
+  if (given.get("go")) generate(panes);
+}
+
+start().catch(() => complain("the page's server does not answer: start it again"));
