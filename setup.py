@@ -15,6 +15,7 @@ setup(
         "autodeco_fast.autodeco",
         "autodeco_fast.cli",
         "autodeco_fast.demo",
+        "autodeco_fast.demo.serve",
         "autodeco_fast.generation",
         "autodeco_fast.losses",
         "autodeco_fast.ops",
@@ -25,6 +26,10 @@ setup(
         "autodeco_fast.training",
     ],
     package_dir={"autodeco_fast.kernels": "kernels", "autodeco_fast.training": "training"},
-    package_data={"autodeco_fast.demo": ["model/*", "heads/*/*"], "autodeco_fast": ["py.typed"]},
+    package_data={
+        "autodeco_fast": ["py.typed"],
+        "autodeco_fast.demo": ["model/*", "heads/*/*"],
+        "autodeco_fast.demo.serve": ["page/*"],
+    },
     include_package_data=False,
 )

@@ -16,7 +16,7 @@ from autodeco_fast.demo.serve import __main__ as command
 from autodeco_fast.demo.serve.completions import Asked, Temperatures
 from autodeco_fast.demo.serve.page_server import PageServer
 from autodeco_fast.training.shading import HOTTEST, ORANGE, colour, opacity
-from tests.browser import BROWSER, opened
+from tests.browser import BROWSER, tab
 from tests.commands import ROOT
 from tests.fake_vllm import FakeVllm, chunk
 
@@ -52,7 +52,7 @@ def serving(log: Path, api_port: int):
     with PageServer(
         0, api_port=api_port, model="tiny", log=log, about=command.about(api_port)
     ) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 
@@ -102,6 +102,11 @@ def test_tokens_come_with_their_temperatures(page, vllm):
     }
 
 
+def test_completions_may_end_with_the_line(page, vllm):
+    completion(page, {**ADAPTIVE, "one_line": True})
+    assert vllm.requests[0]["stop"] == ["\n"]
+
+
 def test_static_completions_have_one_temperature_and_no_head(page, vllm):
     *tokens, end = completion(page, STATIC)
     assert [token["text"] for token in tokens] == TEXTS
@@ -147,6 +152,7 @@ def test_a_token_without_a_temperature_is_an_error(page, vllm):
         ({**ADAPTIVE, "adaptive": 1}, "adaptive must be true or false"),
         ({**ADAPTIVE, "max_tokens": 0}, "max_tokens must be at least 1, got 0"),
         ({**ADAPTIVE, "t_scale": 0}, "t_scale must be positive, got 0"),
+        ({**ADAPTIVE, "one_line": "yes"}, "one_line must be true or false"),
         ({**STATIC, "temperature": -1}, "temperature must be ≥ 0, got -1"),
         ({**STATIC, "temperature": None}, "temperature must be a finite number"),
         ({**STATIC, "min_p": 1.5}, "min_p must be in [0, 1], got 1.5"),
@@ -316,32 +322,85 @@ def test_every_control_has_a_label():
     labels.feed((PAGE / "index.html").read_text())
     assert not labels.open
     assert len(labels.ids) == len(set(labels.ids))
-    assert len(labels.controls) == 6
+    assert len(labels.controls) == 8
     for name, inside in labels.controls:
         assert inside or name in labels.named, name
     used = set(re.findall(r'find\("#([\w-]+)', (PAGE / "page.js").read_text()))
     assert used <= set(labels.ids)
 
 
+FINISHED = "document.querySelectorAll('[data-state=done], [data-state=error]').length == 2"
+DRAWN = """Array.from(document.querySelectorAll('#%s .drawn')).map(
+    each => [each.textContent, Number(each.dataset.temperature), each.style.background])"""
+RECORDS = [
+    chunk(' "cat"}', [' "', "cat", '"}'], "stop"),
+    DONE,
+]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium found")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_in_a_browser(page, tmp_path, width):
-    """Both completions arrive, shaded; nothing is wider than the screen; the console is silent."""
-    flags = [f"--window-size={width},1200", "--virtual-time-budget=5000", "--dump-dom"]
-    dom, said = opened(f"{page.url}?prompt=%3Cb%3E&go=1", tmp_path, *flags)
-    assert dom.count('data-state="done"') == 2, dom
-    assert dom.count('data-temperature="1"') == len(TEXTS)
-    assert [f'data-temperature="0.{n}"' in dom for n in range(1, 8)] == [True] * 7
-    assert "&lt;b&gt;" in dom
-    assert "rgb(var(--orange) / 0.0375)" in dom
-    assert "as long as asked" in dom
-    assert "CONSOLE" not in said
+def test_in_a_browser(page, vllm, tmp_path):
+    """Started by the address, then again by keys; seen, walked over, on a phone and in the dark."""
+    with tab(f"{page.url}?prompt=%3Cb%3E&completions=2&temperature=0.5&go=1", tmp_path) as opened:
+        opened.wait_for(FINISHED)
+        drawn = opened.value(DRAWN % "adaptive")
+        assert [text for text, *_ in drawn] == 2 * TEXTS
+        assert [T for _, T, _ in drawn] == 2 * [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+        assert drawn[6][2] == f"rgb(var(--orange) / {round(opacity(0.7), 4)})"
+        assert [T for _, T, _ in opened.value(DRAWN % "static")] == [0.5] * 14
+        shown = opened.value("document.body.innerText")
+        assert "14 tokens at T = 0.10 to 0.70, mean 0.40" in shown
+        assert "14 tokens at T = 0.50" in shown
+        assert shown.count("<b> one") == 4
+        assert "valid" not in shown
+        sent = [each for each in vllm.requests if each["vllm_xargs"] == {"autodeco": 0}]
+        assert [(each["temperature"], each["min_p"]) for each in sent] == [(0.5, 0.1)] * 2
+        for width in (390, 1280):
+            opened.look(width=width, dark=width == 390)
+            assert opened.value("document.documentElement.scrollWidth <= innerWidth")
+
+        opened.value("document.querySelector('#adaptive .text').focus()")
+        for key, code in (("End", 35), ("ArrowLeft", 37), ("ArrowLeft", 37), ("ArrowRight", 39)):
+            opened.press(key, code)
+        walked = opened.value("document.querySelector('#adaptive .token').innerText")
+        assert walked == 'token 13 "" at T = 0.600'
+
+        vllm.chunks = RECORDS
+        opened.value("document.querySelector('.examples button').click()")
+        opened.value("document.getElementById('prompt').value = '{\"animal\": 1}\\n{\"animal\":'")
+        opened.press("Enter", 13, modifiers=2)
+        opened.wait_for("document.body.innerText.includes('2 of 2 are valid records')")
+        assert opened.value("document.body.innerText").count('{"animal": "cat"} ✓') == 4
+        assert opened.console == []
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium found")
-def test_errors_in_a_browser(page, vllm, tmp_path):
-    vllm.chunks = [CHUNKS[0], {"error": {"message": "the engine is dead"}}]
-    dom, _ = opened(f"{page.url}?go=1", tmp_path, "--virtual-time-budget=5000", "--dump-dom")
-    assert dom.count('data-state="error"') == 2, dom
-    assert '<p id="problem" role="alert">vLLM: the engine is dead</p>' in dom
+def test_errors_and_stops_in_a_browser(page, vllm, tmp_path):
+    vllm.chunks = [CHUNKS[0], {"error": {"message": "the engine is <b>dead"}}]
+    problem = "document.getElementById('problem').innerText"
+    with tab(f"{page.url}?go=1", tmp_path) as opened:
+        opened.wait_for(FINISHED)
+        assert opened.value(problem) == "vLLM: the engine is <b>dead"
+        assert "1 tokens at T = 0.10 · broken off" in opened.value("document.body.innerText")
+
+        vllm.chunks = [CHUNKS[0], threading.Event()]
+        opened.press("Enter", 13, modifiers=2)
+        opened.wait_for("document.querySelectorAll('[data-state=running] .drawn').length == 2")
+        assert opened.value(problem) == ""
+        vllm.chunks = [CHUNKS[2], threading.Event()]
+        opened.press("Enter", 13, modifiers=2)  # again, before the first is done
+        opened.wait_for("document.querySelectorAll('.drawn').length == 2")
+        opened.wait_for(
+            "Array.from(document.querySelectorAll('.drawn'), e => e.textContent) == 'é,é'"
+        )
+        opened.wait_for("document.querySelectorAll('[data-state=running]').length == 2")
+        opened.press("Escape", 27)
+        opened.wait_for("document.querySelectorAll('[data-state=stopped]').length == 2")
+        assert vllm.left.wait(20)
+
+        page.shutdown()
+        page.server_close()
+        opened.press("Enter", 13, modifiers=2)
+        opened.wait_for(FINISHED)
+        assert opened.value(problem) == "the page's server does not answer: start it again"

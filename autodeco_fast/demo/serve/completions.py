@@ -33,6 +33,7 @@ class Asked(Options):
     prompt: str = option("the text to continue")
     adaptive: bool = option("whether the head picks the temperatures")
     max_tokens: int = option("the most new tokens", must_be="at least 1")
+    one_line: bool = option("whether it ends with the line", False)
     temperature: float = option("T of a static completion", 1.0, must_be="≥ 0")
     min_p: float = option("Min-P of a static completion, 0 cuts nothing", 0.0, must_be="in [0, 1]")
     top_p: float = option("top-p of a static completion", 1.0, must_be="in (0, 1]")
@@ -65,6 +66,8 @@ class Asked(Options):
         """The request to vLLM's `/v1/completions`."""
         common = {"model": model, "prompt": self.prompt, "max_tokens": self.max_tokens}
         common |= {"stream": True, "logprobs": 0}  # with them come the texts of single tokens
+        if self.one_line:
+            common["stop"] = ["\n"]
         if self.adaptive:
             own = {"t_scale": self.t_scale, "autodeco_log": uuid.uuid4().hex}
             return {**common, "temperature": 1, "vllm_xargs": own}

@@ -1,11 +1,12 @@
 "use strict";
 
 const find = (query, within = document) => within.querySelector(query);
-const sliders = ["temperature", "share", "t_scale", "max_tokens"];
+const GONE = "the page's server does not answer: start it again";
+const sliders = { temperature: 2, share: 2, t_scale: 2, completions: 0, max_tokens: 0 }; // decimals
 const shares = { min_p: 0.1, top_p: 0.95 }; // of the cut, as last chosen
-let about, running;
+let about, panes, running, finished;
 
-// A completion: its text, its bars, what it was asked with.
+// One side: completions one after the other, the bars of their tokens, what they add up to.
 class Pane {
   constructor(id) {
     this.root = find(`#${id}`);
@@ -13,22 +14,19 @@ class Pane {
     this.text.addEventListener("pointerover", (event) => this.point(event.target));
     this.bars.addEventListener("pointerover", (event) => this.point(event.target));
     this.text.addEventListener("keydown", (event) => this.walk(event));
-    this.clear("");
+    this.clear();
   }
 
-  clear(prompt) {
-    this.drawn = [];
-    this.at = -1;
-    const before = document.createElement("span");
-    before.className = "before";
-    before.textContent = prompt.slice(prompt.lastIndexOf("\n") + 1);
-    this.text.replaceChildren(before);
+  clear() {
+    [this.drawn, this.valid, this.line, this.at] = [[], [], "", -1];
+    this.text.replaceChildren();
     this.bars.replaceChildren();
     this.token.textContent = "\u00a0";
   }
 
   state(name, said) {
     this.root.dataset.state = name;
+    this.text.setAttribute("aria-busy", name === "running");
     find(".numbers", this.root).textContent = said;
   }
 
@@ -36,9 +34,39 @@ class Pane {
   sums() {
     const T = this.drawn.map((each) => each.temperature);
     if (!T.length) return "no tokens";
-    const mean = T.reduce((a, b) => a + b) / T.length;
-    const range = `${Math.min(...T).toFixed(2)} to ${Math.max(...T).toFixed(2)}`;
-    return `${T.length} tokens, mean T ${mean.toFixed(2)}, from ${range}`;
+    const [least, most] = [Math.min(...T), Math.max(...T)].map((each) => each.toFixed(2));
+    const mean = (T.reduce((a, b) => a + b) / T.length).toFixed(2);
+    const range = least === most ? `at T = ${least}` : `at T = ${least} to ${most}, mean ${mean}`;
+    return `${T.length} tokens ${range}`;
+  }
+
+  // How many lines are valid records, where the prompt shows some.
+  worth() {
+    const counted = this.valid.filter((each) => each !== undefined);
+    if (!counted.length) return "";
+    return ` · ${counted.filter((each) => each).length} of ${counted.length} are valid records`;
+  }
+
+  // The end of the prompt, where the completions begin.
+  begin(prompt) {
+    const last = prompt.slice(prompt.lastIndexOf("\n") + 1);
+    this.note((this.line && "\n") + last);
+    this.line = last;
+  }
+
+  end(reason, asked) {
+    if (reason === "length") this.note(" …");
+    const fields = asked.one_line ? keys(asked.prompt.split("\n").find(keys) ?? "") : undefined;
+    this.valid.push(fields && keys(this.line) === fields);
+    if (fields) this.note(this.valid.at(-1) ? " ✓" : " ✗", "a record with all of its keys, and no other");
+  }
+
+  note(text, title = "") {
+    const note = document.createElement("span");
+    note.className = "note";
+    note.textContent = text;
+    note.title = title;
+    this.text.append(note);
   }
 
   add(token) {
@@ -51,6 +79,7 @@ class Pane {
     span.dataset.temperature = token.temperature;
     span.style.background = `rgb(var(--orange) / ${token.opacity})`;
     this.text.append(span);
+    this.line += token.text;
 
     const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     const height = Math.min(token.temperature, about.shade.hottest);
@@ -58,8 +87,8 @@ class Pane {
     for (const [name, value] of Object.entries(places)) bar.setAttribute(name, value);
     bar.dataset.n = n;
     this.bars.append(bar);
-    const width = Math.max(this.drawn.length, find("#max_tokens").valueAsNumber);
-    this.bars.setAttribute("viewBox", `0 0 ${width} ${about.shade.hottest}`);
+    const width = Math.max(...panes.map((each) => each.drawn.length), 40);
+    for (const each of panes) each.bars.setAttribute("viewBox", `0 0 ${width} ${about.shade.hottest}`);
     this.bars.setAttribute("aria-label", `Temperature of each token: ${this.sums()}`);
   }
 
@@ -88,28 +117,40 @@ class Pane {
     this.show(to);
   }
 
-  async run(asked, signal) {
-    this.clear(asked.prompt);
+  async run(asked, times, signal) {
+    this.clear();
     this.state("running", "…");
     const started = performance.now();
     try {
-      let end;
-      for await (const event of events(asked, signal)) {
-        if (event.error !== undefined) throw new Error(event.error);
-        if (event.request) find(".request", this.root).textContent = JSON.stringify(event.request, null, 1);
-        if (event.text !== undefined) this.add(event);
-        if (event.end !== undefined) end = event.end;
-      }
-      if (end === undefined) throw new Error("the page's server broke off");
+      for (let i = 0; i < times; i++) await this.complete(asked, signal);
       const rate = (this.drawn.length / (performance.now() - started)) * 1000;
-      const why = end === "stop" ? "the model ended it" : "as long as asked";
-      this.state("done", `${this.sums()} · ${why} · ${rate.toFixed(1)} tokens/s`);
+      this.state("done", `${this.sums()}${this.worth()} · ${rate.toFixed(0)} tokens/s`);
     } catch (error) {
       if (signal.aborted) return this.state("stopped", `${this.sums()} · stopped`);
-      this.state("error", this.drawn.length ? `${this.sums()} · broken off` : "no completion");
-      complain(error instanceof TypeError ? "the page's server does not answer: start it again" : error.message);
+      this.state("error", `${this.sums()} · broken off`);
+      complain(error instanceof TypeError ? GONE : error.message);
     }
   }
+
+  async complete(asked, signal) {
+    this.begin(asked.prompt);
+    for await (const event of events(asked, signal)) {
+      signal.throwIfAborted(); // what had come with the last token shown
+      if (event.error !== undefined) throw new Error(event.error);
+      if (event.request) find(".request", this.root).textContent = JSON.stringify(event.request, null, 1);
+      if (event.text !== undefined) this.add(event);
+      if (event.end !== undefined) return this.end(event.end, asked);
+    }
+    throw new Error(GONE);
+  }
+}
+
+// The keys of a JSON object, sorted, as a text; undefined for any other text.
+function keys(text) {
+  try {
+    const value = JSON.parse(text);
+    return value instanceof Object && !Array.isArray(value) ? Object.keys(value).sort().join() : undefined;
+  } catch { return undefined; }
 }
 
 // The lines of JSON of an answer, as they come.
@@ -135,16 +176,18 @@ function complain(said) {
 
 function asked() {
   const number = (id) => find(`#${id}`).valueAsNumber;
-  const [cut, both] = [find("#cut").value, { prompt: find("#prompt").value, max_tokens: number("max_tokens") }];
+  const [cut, both] = [find("#cut").value, {
+    prompt: find("#prompt").value, max_tokens: number("max_tokens"), one_line: find("#one_line").checked,
+  }];
   const static_ = { ...both, adaptive: false, temperature: number("temperature") };
   if (cut !== "none") static_[cut] = number("share");
   return [static_, { ...both, adaptive: true, t_scale: number("t_scale") }];
 }
 
 function describe() {
-  for (const id of sliders) {
+  for (const [id, decimals] of Object.entries(sliders)) {
     const input = find(`#${id}`);
-    input.nextElementSibling.textContent = Number(input.value).toFixed(id === "max_tokens" ? 0 : 2);
+    input.nextElementSibling.textContent = input.valueAsNumber.toFixed(decimals);
   }
   const cut = find("#cut");
   find("#share-label").hidden = cut.value === "none";
@@ -155,13 +198,17 @@ function describe() {
     button.setAttribute("aria-pressed", button.value === find("#prompt").value);
 }
 
-async function generate(panes) {
+async function generate() {
   running?.abort();
   const own = (running = new AbortController());
+  await finished;
+  if (running !== own) return; // asked again meanwhile
   complain("");
   describe();
   find("#stop").disabled = false;
-  await Promise.all(asked().map((each, i) => panes[i].run(each, own.signal)));
+  const times = find("#completions").valueAsNumber;
+  finished = Promise.all(asked().map((each, i) => panes[i].run(each, times, own.signal)));
+  await finished;
   if (running === own) find("#stop").disabled = true;
 }
 
@@ -179,29 +226,33 @@ async function start() {
     find(".examples").append(button);
   }
   shares.min_p = about.static.min_p;
-  // What the address says wins: ?prompt=…&max_tokens=…&temperature=…&t_scale=…&cut=…&share=…&go=1
+  // What the address says wins: ?prompt=…&max_tokens=…&temperature=…&t_scale=…&cut=…&share=…&completions=…&one_line=0&go=1
   const given = new URLSearchParams(location.search);
   const first = {
     prompt: about.examples[0].prompt, temperature: about.static.temperature, cut: "min_p",
-    share: shares[given.get("cut")] ?? shares.min_p, t_scale: about.t_scale, max_tokens: 80,
+    share: shares[given.get("cut")] ?? shares.min_p, t_scale: about.t_scale,
+    completions: 4, max_tokens: 40,
   };
   for (const [id, value] of Object.entries(first)) find(`#${id}`).value = given.get(id) ?? value;
+  find("#one_line").checked = given.get("one_line") !== "0";
 
-  const panes = [new Pane("static"), new Pane("adaptive")];
+  panes = [new Pane("static"), new Pane("adaptive")];
   const form = find("#ask");
   form.addEventListener("input", (event) => {
     if (event.target.id === "cut" && shares[event.target.value]) find("#share").value = shares[event.target.value];
     if (event.target.id === "share") shares[find("#cut").value] = event.target.valueAsNumber;
     describe();
   });
-  form.addEventListener("submit", (event) => { event.preventDefault(); generate(panes); });
+  form.addEventListener("submit", (event) => { event.preventDefault(); generate(); });
   find("#stop").addEventListener("click", () => running.abort());
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") running?.abort();
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    form.requestSubmit();
   });
   describe();
-  if (given.get("go")) generate(panes);
+  if (given.get("go")) generate();
 }
 
-start().catch(() => complain("the page's server does not answer: start it again"));
+start().catch(() => complain(GONE));
