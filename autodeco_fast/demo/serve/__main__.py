@@ -111,8 +111,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=PORT, help="of the page, 0 for a free one")
     parser.add_argument("--api-port", type=int, default=API_PORT, help="of vLLM, likewise")
     options = parser.parse_args(arguments)
-    for wish in _WISHES:
-        signal.signal(wish, _interrupt)
     try:
         return serve(**vars(options))
     except KeyboardInterrupt:
@@ -123,4 +121,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for wish in _WISHES:
+        signal.signal(wish, _interrupt)
     sys.exit(main())
