@@ -371,7 +371,7 @@ def test_in_a_browser(page, vllm, tmp_path):
         opened.value("document.getElementById('prompt').value = '{\"animal\": 1}\\n{\"animal\":'")
         opened.press("Enter", 13, modifiers=2)
         opened.wait_for("document.body.innerText.includes('2 of 2 are valid records')")
-        assert opened.value("document.body.innerText").count('{"animal": "cat"} ✓') == 4
+        assert opened.value("document.body.innerText").count('{"animal": "cat"}\u00a0✓') == 4
         assert opened.console == []
 
 

@@ -21,7 +21,7 @@ class Pane {
     [this.drawn, this.valid, this.line, this.at] = [[], [], "", -1];
     this.text.replaceChildren();
     this.bars.replaceChildren();
-    this.token.textContent = "\u00a0";
+    this.token.textContent = "T of each token";
   }
 
   state(name, said) {
@@ -58,7 +58,7 @@ class Pane {
     if (reason === "length") this.note(" …");
     const fields = asked.one_line ? keys(asked.prompt.split("\n").find(keys) ?? "") : undefined;
     this.valid.push(fields && keys(this.line) === fields);
-    if (fields) this.note(this.valid.at(-1) ? " ✓" : " ✗", "a record with all of its keys, and no other");
+    if (fields) this.note(this.valid.at(-1) ? "\u00a0✓" : "\u00a0✗", "a record with all of its keys, and no other");
   }
 
   note(text, title = "") {
