@@ -39,7 +39,7 @@ $(VLLM_STAMP): pyproject.toml setup.py constraints-vllm.txt
 	@touch $(VLLM_STAMP)
 
 test-vllm: $(VLLM_STAMP) ## the tests of serving with vLLM on this machine's CPUs
-	$(VLLM_VENV)/bin/python -m pytest tests_vllm -n 2 --dist loadgroup
+	$(VLLM_VENV)/bin/python -m pytest tests_vllm -n 2 --dist loadfile
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .

@@ -15,7 +15,6 @@ from tests_vllm import models, reference
 from tests_vllm.server import COMMANDS, Server, page_command
 
 TOKENS = 12
-pytestmark = pytest.mark.xdist_group("server")  # one server, and the last test kills it
 
 
 @pytest.fixture(scope="module")
