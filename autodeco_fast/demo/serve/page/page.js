@@ -120,11 +120,9 @@ class Pane {
   async run(asked, times, signal) {
     this.clear();
     this.state("running", "…");
-    const started = performance.now();
     try {
       for (let i = 0; i < times; i++) await this.complete(asked, signal);
-      const rate = (this.drawn.length / (performance.now() - started)) * 1000;
-      this.state("done", `${this.sums()}${this.worth()} · ${rate.toFixed(0)} tokens/s`);
+      this.state("done", this.sums() + this.worth());
     } catch (error) {
       if (signal.aborted) return this.state("stopped", `${this.sums()} · stopped`);
       this.state("error", `${this.sums()} · broken off`);
