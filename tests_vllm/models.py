@@ -39,7 +39,12 @@ _OWN = {
     "qwen2": {},
     "qwen3": {},
     "qwen3_moe": {"num_experts": 4, "decoder_sparse_step": 1, **_EXPERTS},
-    "gemma2": {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 32, "sliding_window": 8},
+    "gemma2": {
+        "final_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 8,
+        "tie_word_embeddings": True,  # all that vLLM has
+    },
     "granite": {"logits_scaling": 4.0, "embedding_multiplier": 3.0},
     "gpt_oss": {
         "num_local_experts": 4,

@@ -14,7 +14,7 @@ def check(family: str, answers: list[dict], prompts: list[list[int]], head=None)
     for prompt, done in zip(prompts, answers, strict=True):
         seen = reference.rows(model, prompt, done["tokens"])
         T = reference.temperatures(head, seen.hidden)
-        assert T.std() > 0.05
+        assert T.std() > 0.1 * T.mean()
         reference.assert_log_probs(done["logprobs"], seen.logits, T, models.MIN_P)
         reference.assert_drawn_inside(seen.logits, done["tokens"], T, models.MIN_P)
 
@@ -41,6 +41,6 @@ def test_log_probs_are_those_of_transformers_with_the_head(way, folder_of, head_
     prompts = models.prompts(4, length=40 if "chunked" in way else 6)
     calls = [call(prompts, **DRAWS)] * (2 if "cache" in way else 1)
     done = engine(folder_of(family), calls, head=head_folder, inspect=True, **options)
-    for answers in done.answers[:-1]:
-        check(family, answers, prompts)
+    for n in range(len(calls)):
+        check(family, done[n], prompts)
     assert f"Adaptive decoding with head {head_folder}" in done.log
