@@ -89,9 +89,7 @@ def test_tokens_come_with_their_temperatures(page, vllm):
     *tokens, end = completion(page, ADAPTIVE)
     assert [token["text"] for token in tokens] == TEXTS
     assert [token["temperature"] for token in tokens] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
-    assert [token["opacity"] for token in tokens] == [
-        round(opacity(token["temperature"]), 4) for token in tokens
-    ]
+    assert all(each["opacity"] == round(opacity(each["temperature"]), 4) for each in tokens)
     assert end == {"end": "length"}
     (sent,) = vllm.requests
     key = sent["vllm_xargs"].pop("autodeco_log")
@@ -251,7 +249,6 @@ def test_only_the_page_and_only_its_files(page):
 
 def test_other_sites_get_nothing(page, vllm):
     """A name that points here, a page elsewhere, a form: none of them is the page."""
-    own = f"127.0.0.1:{page.server_port}"
     for headers in (
         {"Host": "evil.example"},
         {"Host": "127.0.0.1.evil.example"},
@@ -265,7 +262,7 @@ def test_other_sites_get_nothing(page, vllm):
         assert list(json.loads(data)) == ["error"]
     assert request(page, "GET", "/", Host="evil.example")[0].status == 403
     assert not vllm.requests
-    for headers in ({"Origin": f"http://{own}"}, {"Host": "localhost:9"}):
+    for headers in ({"Origin": f"http://127.0.0.1:{page.server_port}"}, {"Host": "localhost:9"}):
         assert request(page, "POST", "/complete", ADAPTIVE, **headers)[0].status == 200
 
 
@@ -332,10 +329,7 @@ def test_every_control_has_a_label():
 FINISHED = "document.querySelectorAll('[data-state=done], [data-state=error]').length == 2"
 DRAWN = """Array.from(document.querySelectorAll('#%s .drawn')).map(
     each => [each.textContent, Number(each.dataset.temperature), each.style.background])"""
-RECORDS = [
-    chunk(' "cat"}', [' "', "cat", '"}'], "stop"),
-    DONE,
-]
+RECORDS = [chunk(' "cat"}', [' "', "cat", '"}'], "stop"), DONE]
 
 
 @pytest.mark.slow
