@@ -26,17 +26,17 @@ from autodeco_fast.ops.sample import (
 from autodeco_fast.quantized_head import QuantizedLMHead
 from autodeco_fast.sampling import SampleOutput, SamplingParameters
 
-FUSED_ROWS = 64  # Triton: rows up to which the kernel is chosen
+FUSED_ROWS = 32  # Triton: rows up to which the kernel is chosen
 FUSED_BYTES = 1 << 26  # torch: logits from which they are made in chunks
 
 
 def fused_pays(rows: int, vocabulary: int, backend: str) -> bool:
     """Whether the fused product is chosen over the vendor's product followed by `sample`.
 
-    Triton, from byte counts: the logits' trip to memory and back is 2·4·B·V bytes beside the 2·H·V
-    of a bf16 weight, `4·B/H` of the whole; up to 64 rows both products wait for the weight and the
-    trip is what can be saved. Beyond, the vendor's product is the better one. Not measured on a
-    GPU.
+    Triton, from counts (`bench/linear_sample_tiles.py`): up to 32 rows both products wait for the
+    weight, 2·H·V bytes in bf16, and the logits' trip to memory and back, 2·4·B·V, is what can be
+    saved. At 64 rows tiles read x and the weight out of the second level for longer than the weight
+    takes to arrive. Not measured on a GPU.
 
     torch: chunks bound the memory and save no time (`bench/test_linear_sample.py`), so they begin
     where the logits take 64 MB.

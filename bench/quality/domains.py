@@ -201,7 +201,7 @@ def results(measured: dict[str, list[Measured]]) -> list[dict]:
 
 def draw(found: list[dict], path: Path) -> None:
     """Error against nats, a line a kind of head."""
-    with figure(path, (7.5, 4.4)) as (_, axes):
+    with figure(path, (8.4, 4.4)) as (whole, axes):
         families: dict[str, list[dict]] = defaultdict(list)
         for one in found:
             name = one["variant"].split()[0]
@@ -215,7 +215,7 @@ def draw(found: list[dict], path: Path) -> None:
         axes.set(xlabel="entropy of open answers, nats a token", ylabel="error on known facts")
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+        whole.legend(loc="outside right upper", frameon=False, fontsize=8)
 
 
 def main(arguments: list[str] | None = None) -> None:

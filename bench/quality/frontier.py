@@ -242,7 +242,7 @@ def draw(results: list[dict], path: Path, *, least: float = 0.0) -> None:
     Args:
         least: the diversity that it begins at.
     """
-    with figure(path, (7, 4.6)) as (_, axes):
+    with figure(path, (8.4, 4.6)) as (whole, axes):
         families: dict[str, list[dict]] = defaultdict(list)
         for result in results:
             families[_family(result["variant"])].append(result)
@@ -267,7 +267,7 @@ def draw(results: list[dict], path: Path, *, least: float = 0.0) -> None:
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=least or None)
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+        whole.legend(loc="outside right upper", frameon=False, fontsize=8)
 
 
 def print_ranking(found: list[dict], axis: str) -> None:
