@@ -3,8 +3,8 @@
     z' = z / T(h)        and under speculation also z'_i = −∞ where z'_i < max z' + ln min_p
 
 h `[R, H]` is what vLLM hands to `compute_logits`, z `[R, V]` what it returns. R is a row a request,
-k + 1 rows with k drafted tokens. The loaded model keeps its name, its class becomes one with these
-methods in front.
+k + 1 rows with k drafted tokens. The loaded model keeps its class and gets a `compute_logits` of
+its own in front.
 """
 
 import math
@@ -109,18 +109,6 @@ def _log(share: float) -> float:
     return math.log(share) if share > 0 else -math.inf
 
 
-class _OverTemperature:
-    """In front of a model's class."""
-
-    autodeco: Adaptive
-
-    def compute_logits(
-        self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> torch.Tensor | None:
-        logits = super().compute_logits(hidden_states, *args, **kwargs)
-        return self.autodeco.over_temperature(hidden_states, logits)
-
-
 def attach(
     model: nn.Module, policy: Policy, config: "VllmConfig", *, fused: bool = False
 ) -> Adaptive:
@@ -141,15 +129,17 @@ def attach(
         )
     policy = policy.to(next(model.parameters()).device)
     adaptive = Adaptive(policy, cuts_here=config.speculative_config is not None)
-    plain = type(model)
-    members: dict[str, Any] = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
     if fused:
         from autodeco_fast.serving.vllm_sampler import model_state
 
         state = model_state(model, config)
-        members["get_model_state_cls"] = staticmethod(lambda: state)
-    model.__class__ = type(plain.__name__, (_OverTemperature, plain), members)
-    model.autodeco = adaptive
+        model.get_model_state_cls = lambda: state
+    plain = model.compute_logits
+
+    def compute_logits(hidden_states: torch.Tensor, *args: Any, **kwargs: Any):
+        return adaptive.over_temperature(hidden_states, plain(hidden_states, *args, **kwargs))
+
+    model.compute_logits = compute_logits
     return adaptive
 
 
