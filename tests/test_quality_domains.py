@@ -15,9 +15,10 @@ from tests.tiny_models import tiny_model
 def test_what_a_policy_makes_of_logits(tmp_path):
     base = base_model.wrap(tiny_model("llama"))
     tokens = Scan(make_scan(tmp_path, base=base)).load()
+    logits = domains.logits_of(base, tokens)
     z = base.logits(tokens.hidden.float()).double()
     y = tokens.target.long()[:, None]
-    log_p, nats, T = domains.look(parse("static T=0.7 min_p=0.3"), base, tokens)
+    log_p, nats, T = domains.look(parse("static T=0.7 min_p=0.3"), logits, tokens)
     p = (z / 0.7).softmax(-1)
     p = torch.where(p >= 0.3 * p.amax(-1, keepdim=True), p, 0.0)
     p /= p.sum(-1, keepdim=True)
@@ -26,7 +27,7 @@ def test_what_a_policy_makes_of_logits(tmp_path):
     torch.testing.assert_close(nats.double(), expected, rtol=1e-4, atol=1e-5)
     assert expected.min() < 0.8 * expected.max()
     assert (T == 0.7).all()
-    log_p, nats, _ = domains.look(parse("greedy"), base, tokens)
+    log_p, nats, _ = domains.look(parse("greedy"), logits, tokens)
     assert torch.equal(log_p == 0, z.argmax(-1) == y[:, 0])
     assert (nats == 0).all()
 

@@ -48,7 +48,7 @@ OBJECTIVES = {  # name → options
     "autodeco": {"objective": "autodeco_temperature", "min_p": 1e-6},
 }
 DOMAINS = {"maths": texts.MATHS, "dialogue": texts.DIALOGUE}
-SCALES = ("", *(f" scale={s}" for s in (0.5, 0.7, 0.85, 1.2, 1.5, 2)))
+SCALES = ("", *(f" scale={s}" for s in (0.7, 1.4, 2)))
 
 
 @dataclass
@@ -68,10 +68,13 @@ class Study:
 
     def __init__(self, work: Path, model: str):
         self.work, self.model = work, model
-        self.open = self._scan("open", answers(work, "open", model, texts.OPEN))
-        self.facts = self._scan("facts", [_chat(*fact) for fact in texts.FACTS])
-        self.base = scanned_model(self.open)
-        self.fact_tokens, self.fact_of = self._facts()
+        opened = self._scan("open", answers(work, "open", model, texts.OPEN))
+        base = scanned_model(opened)
+        self.open = opened.load()
+        self.facts, self.fact_of = self._facts()
+        self.open_logits, self.fact_logits = (
+            logits_of(base, tokens) for tokens in (self.open, self.facts)
+        )
 
     def _scan(self, name: str, examples: list[dict]) -> Scan:
         return scanned(self.work, name, self.model, examples, wishes=False)
@@ -79,7 +82,8 @@ class Study:
     def _facts(self) -> tuple[ScanTokens, torch.Tensor]:
         """The scanned facts, and of each of their tokens: which fact it ends, −1 for the words
         before its end, −2 in a fact that the model does not know."""
-        tokens, tokenizer = self.facts.load(), load_tokenizer(self.model)
+        tokens = self._scan("facts", [_chat(*fact) for fact in texts.FACTS]).load()
+        tokenizer = load_tokenizer(self.model)
         which = torch.full((len(tokens),), -1)
         for k, (_, _, end) in enumerate(texts.FACTS):
             rows = (tokens.document == k).nonzero()[:, 0]
@@ -113,15 +117,14 @@ class Study:
                         train_from_files(config)
 
     def measure(self, policy: Policy) -> Measured:
-        opened = self.open.load()
-        log_p, _, fact_T = look(policy, self.base, self.fact_tokens)
-        _, nats, open_T = look(policy, self.base, opened)
+        log_p, _, fact_T = look(policy, self.fact_logits, self.facts)
+        _, nats, open_T = look(policy, self.open_logits, self.open)
         which = self.fact_of
         right = [log_p[which == k].sum().exp() for k in which[which >= 0].unique().tolist()]
         means = {"facts": fact_T[which >= 0], "words": fact_T[which == -1], "open": open_T}
         return Measured(
             1 - torch.stack(right).numpy(),
-            _by_document(nats, opened.document),
+            _by_document(nats, self.open.document),
             {name: float(T.mean()) for name, T in means.items()},
         )
 
@@ -138,18 +141,23 @@ def _by_document(values: torch.Tensor, document: torch.Tensor) -> np.ndarray:
 
 
 @torch.inference_mode()
+def logits_of(base: BaseModel, tokens: ScanTokens) -> torch.Tensor:
+    """`[n, V]` fp32."""
+    return torch.cat([base.logits(h.float()).float() for h in tokens.hidden.split(CHUNK)])
+
+
+@torch.inference_mode()
 def look(
-    policy: Policy, base: BaseModel, tokens: ScanTokens
+    policy: Policy, logits: torch.Tensor, tokens: ScanTokens
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """ln p of each target under a policy, the entropy of what it draws from, and T: `[n]` each."""
     found = []
-    for start in range(0, len(tokens), CHUNK):
-        hidden = tokens.hidden[start : start + CHUNK].float()
-        logits = base.logits(hidden).float()
-        picked = policy.pick(hidden, logits if policy.reads_logits else None)
-        scaled = logits / divisor(picked.temperature)
+    parts = (tokens.hidden.split(CHUNK), tokens.target.split(CHUNK), logits.split(CHUNK))
+    for hidden, target, z in zip(*parts):
+        picked = policy.pick(hidden.float(), z if policy.reads_logits else None)
+        scaled = z / divisor(picked.temperature)
         log_p = masked(scaled, policy.cut(scaled).at(picked.top_p)).log_softmax(-1)
-        target = tokens.target[start : start + CHUNK].long()
+        target = target.long()
         of_target = log_p.gather(1, target[:, None])[:, 0]
         found.append((of_target, torch.special.entr(log_p.exp()).sum(-1), picked.temperature))
     return tuple(torch.cat(some) for some in zip(*found))
