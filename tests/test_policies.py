@@ -137,6 +137,14 @@ def test_a_masked_row_is_what_the_sampler_keeps(cut):
     assert inside.gather(1, out.token[:, None]).all()
 
 
+def test_a_top_p_of_1_masks_nothing():
+    """Even where the sum of the first tokens rounds to 1."""
+    z = torch.arange(0.0, -40.0, -0.01)[None].repeat(2, 1)
+    cut = Cut(top_p=torch.tensor([1.0, 0.999]))
+    assert (masked(z, cut) > -INF).sum(1).tolist()[0] == z.shape[1]
+    assert (masked(z, cut) > -INF).sum(1).tolist()[1] < 1000
+
+
 @pytest.mark.parametrize("policy", [TopNSigma(n=1.5), PLess(), MinK(), PLess(min_p=0.5)], ids=str)
 def test_rules_draw_from_their_kept_set(policy, backend):
     z = rows(70)

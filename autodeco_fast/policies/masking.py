@@ -24,7 +24,8 @@ def masked(scaled: torch.Tensor, cut: Cut) -> torch.Tensor:
         if cut.top_p is not None:
             top_p = torch.as_tensor(cut.top_p, device=z.device).reshape(-1, 1)
             p = down.masked_fill(~inside, -torch.inf).softmax(1)
-            inside &= (p.cumsum(1) - p < top_p) | (rank == 0)
+            # The sums of tails round to 1, and 1 cuts nothing.
+            inside &= (p.cumsum(1) - p < top_p) | (top_p >= 1) | (rank == 0)
         tau = down.gather(1, inside.sum(1, keepdim=True) - 1)
     least = torch.as_tensor(cut.min_p, device=z.device, dtype=torch.float32).log().reshape(-1, 1)
     return z.masked_fill(z < tau.maximum(top + least), -torch.inf)

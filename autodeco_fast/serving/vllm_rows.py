@@ -199,7 +199,7 @@ class Rows:
             T = wanted
         if self.cuts_top_p and self.draws[slots].any():
             draws = temperature > 0
-            top_p = torch.where(draws, picked.top_p, math.inf)  # 1 would cut what rounding leaves
+            top_p = torch.where(draws, picked.top_p, 1.0)
             logits = cut_top_p_(logits, top_p, torch.where(draws, temperature, 1.0))
         if self.cuts[slots].any():
             logits = cut_min_p_(logits, cut[:, None])
