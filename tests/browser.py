@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -27,6 +28,20 @@ def dumped(url: str, folder: Path, width: int) -> tuple[str, str]:
     command = [BROWSER, *flags, "--dump-dom", url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return done.stdout, done.stderr
+
+
+_PROBE = """<script>window.addEventListener("load", () => { document.title = JSON.stringify({
+    figures: [...document.images].map(i => i.naturalWidth),
+    wide: document.documentElement.scrollWidth, screen: window.innerWidth }); });</script>"""
+
+
+def opened(page: str, width: int, folder: Path) -> tuple[dict, str]:
+    """What the page looks like from inside the browser, and what the browser says."""
+    path = folder / "page.html"
+    path.write_text(page.replace("</body>", _PROBE + "</body>"))
+    dom, said = dumped(path.as_uri(), folder, width)
+    title = re.search(r"<title>(.*?)</title>", dom, re.S)[1]
+    return json.loads(title.replace("&quot;", '"')), said
 
 
 class Tab:

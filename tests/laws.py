@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import one_hot
 
-from autodeco_fast import TokenStats, token_stats
+from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.config import TrainConfig
 from autodeco_fast.training.data import Example
 
@@ -23,23 +23,26 @@ LAW = [
 ]
 
 
-class Law:
-    """A base model: what enters the output embedding is the context, one-hot; its id is the token
-    that comes first."""
+def law_weight() -> torch.Tensor:
+    """The LM head that gives each context the gaps of its atoms."""
+    gaps = torch.full((Law.vocabulary, len(LAW)), NEVER * -math.log(MIN_P))
+    for context, (atoms, _) in enumerate(LAW):
+        gaps[: len(atoms), context] = torch.tensor(list(atoms)) * -math.log(MIN_P)
+    return -gaps
+
+
+class Law(BaseModel):
+    """What enters the output embedding is the context, one-hot; its id is the token that comes
+    first."""
 
     vocabulary = 8
 
-    def __init__(self):
-        gaps = torch.full((self.vocabulary, len(LAW)), NEVER * -math.log(MIN_P))
-        for context, (atoms, _) in enumerate(LAW):
-            gaps[: len(atoms), context] = torch.tensor(list(atoms)) * -math.log(MIN_P)
-        self.weight, self.bias, self.logit_scale, self.softcap = -gaps, None, 1.0, None
+    def __init__(self, weight: torch.Tensor | None = None):
+        weight = law_weight() if weight is None else weight
+        super().__init__(torch.nn.Module(), weight, bias=None, logit_scale=1.0, softcap=None)
 
     def hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return one_hot(ids.clamp(max=len(LAW) - 1), len(LAW)).float()
-
-    def stats(self, hidden: torch.Tensor, target: torch.Tensor) -> TokenStats:
-        return token_stats(hidden, self.weight, target)
 
 
 def examples(copies: int = 3) -> list[Example]:

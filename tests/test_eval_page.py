@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.training.eval_page import PROMPTS
 from autodeco_fast.training.shading import colour, token_texts
+from tests.browser import BROWSER, opened
 from tests.evaluations import POLICIES, run, samples_of, write_prompts
-from tests.test_report import BROWSER, opened
 
 SVG = "{http://www.w3.org/2000/svg}"
 

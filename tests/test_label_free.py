@@ -29,9 +29,9 @@ class Model(Law):
     vocabulary = 50
 
     def __init__(self):
-        super().__init__()
         spread = torch.tensor([1.0, 2.0, 4.0, 8.0])
-        self.weight = torch.randn(50, CONTEXTS, generator=torch.Generator().manual_seed(0)) * spread
+        g = torch.Generator().manual_seed(0)
+        super().__init__(torch.randn(50, CONTEXTS, generator=g) * spread)
 
     def nucleus_width(self, mass: float, min_p: float) -> torch.Tensor:
         """Of the mass within reach, from sorted logits."""

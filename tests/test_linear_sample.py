@@ -133,8 +133,8 @@ def test_a_tile_multiplied_again_is_the_same_bit_for_bit(dtype):
 def test_small_logits_are_made_and_large_ones_are_not():
     from autodeco_fast.ops.linear_sample import fused_pays
 
-    assert fused_pays(64, 151_936, "triton")
-    assert not fused_pays(128, 151_936, "triton")
+    assert fused_pays(32, 151_936, "triton")
+    assert not fused_pays(64, 151_936, "triton")
     assert not fused_pays(64, 151_936, "torch")
     assert fused_pays(256, 151_936, "torch")
 

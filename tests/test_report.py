@@ -8,7 +8,7 @@ import pytest
 
 from autodeco_fast.training.report import report_from_files
 from autodeco_fast.training.report_data import CLASSES, classes_of
-from tests.browser import BROWSER, dumped
+from tests.browser import BROWSER, opened
 from tests.scans import link_embedded
 
 FIGURES = ["v-curve", "reliability", "cost", "difficulty", "classes"]
@@ -48,27 +48,13 @@ def test_is_one_page_and_its_figures(report):
         assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-PROBE = """<script>window.addEventListener("load", () => { document.title = JSON.stringify({
-    figures: [...document.images].map(i => i.naturalWidth),
-    wide: document.documentElement.scrollWidth, screen: window.innerWidth }); });</script>"""
-
-
-def seen_in_browser(page: str, width: int, folder: Path) -> tuple[dict, str]:
-    """What the page looks like from inside a headless browser, and what the browser said."""
-    path = folder / "page.html"
-    path.write_text(page.replace("</body>", PROBE + "</body>"))
-    dom, said = dumped(path.as_uri(), folder, width)
-    title = re.search(r"<title>(.*?)</title>", dom, re.S)[1]
-    return json.loads(title.replace("&quot;", '"')), said
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium found")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_opens_in_a_browser(report, width, tmp_path):
     """Every figure is decoded, nothing is wider than the screen but what scrolls, the console is
     silent."""
-    seen, said = seen_in_browser((report / "report.html").read_text(), width, tmp_path)
+    seen, said = opened((report / "report.html").read_text(), width, tmp_path)
     assert len(seen["figures"]) == len(FIGURES)
     assert all(natural > 500 for natural in seen["figures"])
     assert seen["wide"] <= seen["screen"]
@@ -80,7 +66,7 @@ def test_the_browser_would_tell(tmp_path):
     """The control: a broken picture, a wide line, an error."""
     page = "<title></title><body><img src='data:image/png;base64,xx'><p style='width:5000px'>x"
     page += "</p><script>nothing()</script></body>"
-    seen, said = seen_in_browser(page, 1280, tmp_path)
+    seen, said = opened(page, 1280, tmp_path)
     assert seen["figures"] == [0]
     assert seen["wide"] > seen["screen"]
     assert "CONSOLE" in said
