@@ -217,9 +217,9 @@ def draw(found: list[dict], path: Path) -> None:
         for k, (family, some) in enumerate(families.items()):
             some = sorted(some, key=lambda one: one["nats"])
             x, y = ([one[key] for one in some] for key in ("nats", "error"))
-            line = "" if family == "fixed settings" else "-"
+            line = "none" if family == "fixed settings" else "-"
             marker = "os^v"[k // 10]
-            axes.plot(x, y, line, marker=marker, ms=4, lw=1, color=f"C{k % 10}", label=family)
+            axes.plot(x, y, ls=line, marker=marker, ms=4, lw=1, color=f"C{k % 10}", label=family)
         axes.set(xlabel="entropy of open answers, nats a token", ylabel="error on known facts")
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
