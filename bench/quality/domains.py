@@ -14,7 +14,6 @@ A policy is held against the lower edge of the fixed settings at equal nats. Int
 resamples of facts, of answers and of a head's seeds. What the folder has already is not made again.
 """
 
-import argparse
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 
 from autodeco_fast.checkpoint import CONFIG_NAME
-from autodeco_fast.demo import smollm2
 from autodeco_fast.policies import Policy, parse
 from autodeco_fast.policies.masking import masked
 from autodeco_fast.policies.temperature import divisor
@@ -34,6 +32,7 @@ from autodeco_fast.training.run import train_from_files
 from autodeco_fast.training.scan_store import Scan, ScanTokens
 from bench.machine import RESULTS
 from bench.quality import domains_text as texts
+from bench.quality.arguments import parsed
 from bench.quality.figures import figure
 from bench.quality.frontier import compare, print_ranking
 from bench.quality.records_study import RULES, STATIC
@@ -227,12 +226,8 @@ def draw(found: list[dict], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="for answers, scans and heads")
-    parser.add_argument("--model", help="by default SmolLM2 from its package")
-    args = parser.parse_args(arguments)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    study = Study(args.folder, args.model or str(smollm2.folder()))
+    args = parsed(__doc__, "for answers, scans and heads", arguments)
+    study = Study(args.folder, args.model)
     study.train()
     measured: dict[str, list[Measured]] = {}
     fixed = [line for line in STATIC.read_text().splitlines() if line.startswith("static")]

@@ -12,7 +12,6 @@ over the tokens of documents held out from each seed. Beside the heads' stands t
 own minimiser: what a head without limits on its capacity and its data would have.
 """
 
-import argparse
 import json
 import math
 import random
@@ -25,7 +24,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autodeco_fast import TemperatureHead
-from autodeco_fast.demo import smollm2
 from autodeco_fast.files import atomic_write, write_text
 from autodeco_fast.training.config import ScanConfig
 from autodeco_fast.training.loop import learning_rate
@@ -36,6 +34,7 @@ from autodeco_fast.training.run import scan_from_files
 from autodeco_fast.training.scan_store import Scan, ScanTokens, read_manifest
 from autodeco_fast.training.token_uniform import held_out
 from bench.machine import RESULTS
+from bench.quality.arguments import parsed
 from bench.quality.records_study import documents
 from bench.records import write
 
@@ -181,12 +180,8 @@ def measured(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="for the scan and its table")
-    parser.add_argument("--model", help="by default SmolLM2 from its package")
-    args = parser.parse_args(arguments)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    scan = scanned(args.folder, args.model or str(smollm2.folder()))
+    args = parsed(__doc__, "for the scan and its table", arguments)
+    scan = scanned(args.folder, args.model)
     tokens = scan.load()
     mass, nucleus = table(args.folder, scan, tokens)
     hidden, results, drawn = tokens.hidden.float(), [], {}

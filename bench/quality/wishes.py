@@ -16,7 +16,6 @@ nothing but the words differs:
 Control heads are trained on the same scan with one λ for all.
 """
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ import torch
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.checkpoint import CONFIG_NAME
-from autodeco_fast.demo import smollm2
 from autodeco_fast.files import write_text
 from autodeco_fast.training.base_model import load_tokenizer
 from autodeco_fast.training.config import ScanConfig, TrainConfig
@@ -38,6 +36,7 @@ from autodeco_fast.training.scan_store import Scan, ScanTokens
 from autodeco_fast.training.wishes import with_wish
 from bench.machine import RESULTS
 from bench.quality import wishes_text as texts
+from bench.quality.arguments import parsed
 from bench.quality.figures import figure
 from bench.records import write
 
@@ -220,12 +219,8 @@ def draw(shifts: dict[str, dict[str, np.ndarray]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="for answers, scans and heads")
-    parser.add_argument("--model", help="by default SmolLM2 from its package")
-    args = parser.parse_args(arguments)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    learn, measured = scans(args.folder, args.model or str(smollm2.folder()))
+    args = parsed(__doc__, "for answers, scans and heads", arguments)
+    learn, measured = scans(args.folder, args.model)
     test = Answers(measured.load(), len(texts.TEST.all()))
     results, drawn = [{"variant": "probe", **probe(learn, test)}], {}
     temperatures = {
