@@ -37,6 +37,15 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def one_thread():
+    """As in processes that a launcher starts: sums of more threads round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=["torch", "triton"])
 def backend(request) -> str:
     return request.param

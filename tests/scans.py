@@ -42,6 +42,11 @@ def write_examples(path: Path, n: int = 30, seed: int = 0, length: int = 14) -> 
 EVERY = {"all_tokens": True}
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    """Name → bytes of each."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def make_scan(
     tmp_path: Path, name: str = "scan", base=None, tokenizer=None, accelerator=None, **options
 ) -> Path:

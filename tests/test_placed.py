@@ -12,8 +12,7 @@ from autodeco_fast.training.scan_store import Scan
 from tests.commands import assert_refuses, command
 from tests.evaluations import run
 from tests.forked import on_two_processes
-from tests.scans import make_scan, write_examples
-from tests.test_processes import files
+from tests.scans import files, make_scan, write_examples
 from tests.tiny_models import tiny_model
 
 PLACES = {
@@ -24,14 +23,6 @@ PLACES = {
     "model.norm": "disk",
     "lm_head": "disk",
 }
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_dispatched_model_is_scanned_like_a_whole_one(tmp_path):

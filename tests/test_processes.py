@@ -28,26 +28,13 @@ from tests.commands import ROOT, command
 from tests.evaluations import config, without_speeds
 from tests.forked import on_two_processes
 from tests.processes import Killed, Member, together
-from tests.scans import make_scan, write_examples
+from tests.scans import files, make_scan, write_examples
 from tests.tiny_models import tiny_model
 from tests.training_runs import equal, read_lines, train_online
 
 HALF = {"all_tokens": False, "max_rank": 60, "easy_fraction": 0.5}
 SCANS = [{**HALF, "max_bytes": budget} for budget in (0, 9000, 700)]
 LOST = "another process of this run has ended, and so does this one; the same command goes on"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def one_thread():
-    """As in processes that a launcher starts: sums of more threads round otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def scan_together(folder: Path, name: str, world: int, **options) -> list:
