@@ -12,7 +12,7 @@ Needs no GPU.
 `sample`: the maxima, then the draw,
 
     draw = max(issue, chain)       chain = a program's instructions one after the other, two clocks
-                                   each, and a read of the cache before every sub-tile
+                                   each, and its reads of the cache
 
 `token_stats`, streaming: a multiprocessor works on one tile at a time (registers allow no second),
 in waves;
@@ -45,31 +45,25 @@ from autodeco_fast.sampling import SUBTILE
 from bench.linear_sample_tiles import chosen, seconds
 from bench.machine import CARD, RESULTS, ROOT
 from bench.records import markdown, write
-from bench.sass import fast_path, instruction_count, loop_lengths, positions, sass
+from bench.sass import fast_path, instruction_count, loop_lengths, sass
 
 WARPS = 4
 TEMPERATURE, MIN_P = 0.7, 0.1
+# Ways to the cache, one after the other, in a program that draws: for maxima, for the count of its
+# row and back twice (what it wrote must be seen first), for candidates and once more for the best.
+_READS = 5
 
 
 def sample_instructions() -> dict[str, int]:
     """SASS instructions a warp issues: for a tile of bf16 logits in the pass for the maxima; for a
-    sub-tile that draws noise; for a group of sub-tiles that does not; for the rest of that
-    program."""
-    maxima = sass(subtile_maxima.AOT[0], ("z_ptr", "max_ptr", "V", "stride"))
-    text = sass(sample.AOT[0], ("z_ptr", "max_ptr", "V", "stride"))
-    labels, jumps = positions(text)
-    loops = [(labels[t], end) for end, (t, _) in jumps.items() if labels[t] < end]
-    around = max(loops, key=lambda loop: loop[1] - loop[0])
-    inner = max(
-        (loop for loop in loops if around[0] <= loop[0] and loop != around),
-        key=lambda loop: loop[1] - loop[0],
-    )
-    noise, group = inner[1] - inner[0] + 1, around[1] - around[0] + 1
+    sub-tile that draws noise; for the rest of that program, the last of its row, no NaN seen."""
+    pointers = "z_ptr", "max_ptr", "V", "stride"
+    text = sass(sample.AOT[0], pointers)
+    rare, noise = sorted(loop_lengths(text))
     return {
-        "tile": fast_path(maxima),
+        "tile": fast_path(sass(subtile_maxima.AOT[0], pointers)),
         "noise": noise,
-        "group": group - noise,
-        "program": instruction_count(text) - group,
+        "program": instruction_count(text) - noise - rare,
     }
 
 
@@ -142,19 +136,19 @@ def shares(model: str | None) -> dict[str, float]:
 
 
 def predict_sample(B: int, V: int, instructions: dict[str, int], share: float) -> dict:
-    """Three launches; `share` of the sub-tiles draw noise."""
+    """Two launches; `share` of the sub-tiles draw noise."""
     n = -(-V // SUBTILE)
     read, written = 2 * B * V, 4 * B * n
     memory = (read + written) / CARD["bytes_per_second"]
     rate = CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"]
     maxima = B * -(-V // TILE) * WARPS * instructions["tile"] / rate
-    D, depth = sample.parts_of(B, n)
-    fixed = instructions["program"] + depth // sample.GROUP * instructions["group"]
-    drawing = B * (D * fixed + share * n * instructions["noise"]) / rate
-    most = math.ceil(share * n / D)  # sub-tiles of one program, about
-    chain = 2 * (fixed + most * instructions["noise"]) / CARD["clock"]
-    chain += (2 + most) * CARD["cache_latency_seconds"]
-    total = max(memory, maxima) + max(drawing, chain) + 2 * CARD["second_launch_seconds"]
+    D = sample.parts_of(B, n)
+    noise, program = instructions["noise"], instructions["program"]
+    drawing = B * sample.WARPS * (D * program + share * n * noise) / rate
+    most = math.ceil(share * n / D)  # sub-tiles of one program: they are dealt out
+    chain = 2 * (program + most * noise) / CARD["clock"]
+    chain += (_READS + most) * CARD["cache_latency_seconds"]
+    total = max(memory, maxima) + max(drawing, chain) + CARD["second_launch_seconds"]
     return {
         "op": "sample",
         "B": B,

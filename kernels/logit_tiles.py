@@ -49,12 +49,17 @@ def finite(b_z):
 
 
 @triton.jit
+def may_hold(b_top, v):
+    """Whether sub-tiles with these maxima may hold logits ≥ v: also where it is +inf or NaN."""
+    return ((b_top >= v) | (b_top != b_top)) & (b_top != -float("inf"))
+
+
+@triton.jit
 def reaching(max_ptr, row, first, n, v, group: tl.constexpr):
-    """Numbers of a group of a row's n sub-tiles, and which of them may hold logits ≥ v: also those
-    whose maximum is +inf or NaN."""
+    """Numbers of a group of a row's n sub-tiles, and which of them may hold logits ≥ v."""
     o_n = first + tl.arange(0, group)
     b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
-    return o_n, ((b_top >= v) | (b_top != b_top)) & (b_top != -float("inf"))
+    return o_n, may_hold(b_top, v)
 
 
 @triton.jit
@@ -68,15 +73,14 @@ def row_maximum(
     z_ptr, allowed_ptr, max_ptr, row, V, stride, words, n, subtile: tl.constexpr,
     block_n: tl.constexpr,
 ):  # fmt: skip
-    """From the maxima of a row's n sub-tiles, +inf or NaN where one holds NaN or +inf: the same
-    with −inf there `[block_n]`, the maximum of what is finite, and 1 for NaN + 2 for +inf."""
+    """The maxima of a row's n sub-tiles, +inf or NaN where one holds NaN or +inf, `[block_n]`; the
+    maximum of what is finite, and 1 for NaN + 2 for +inf."""
     o_n = tl.arange(0, block_n)
     b_top = tl.load(max_ptr + row * n + o_n, mask=o_n < n, other=-float("inf"))
     m = tl.max(tl.where(b_top < float("inf"), b_top, float("inf")), 0)
     flag = 0
     if m == float("inf"):
-        b_top = finite(b_top)
-        m = tl.max(b_top, 0)
+        m = tl.max(finite(b_top), 0)
         for tile in range(0, n):
             top = tl.load(max_ptr + row * n + tile)
             if (top != top) | (top == float("inf")):

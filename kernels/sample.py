@@ -8,14 +8,14 @@ silences the noise.
     1. _maxima  grid [B, S]  the maximum of every sub-tile of 256 logits, whatever T is, in
                              kernels/subtile_maxima.py; or it is given.
     2. _draw    grid [B, D]  τ from the row's maxima; sub-tiles that reach it, about ten of a row of
-                             150,000 peaked logits, are read again, out of the cache: noise for
-                             their tokens ≥ τ, and the best of them is the program's candidate.
-    3. _finish  grid [B]     the best candidate of the row.
+                             150,000 peaked logits, are dealt out and read again, out of the cache:
+                             noise for their tokens ≥ τ, and the best of them is the program's
+                             candidate. The last of a row's programs takes the best of all.
 
 Noise is drawn where the kept set is and nowhere else, and nothing is looked at twice for it: the
 token is that of the masked Gumbel-max, exactly. Without a cut every sub-tile reaches τ.
 
-With top-k or top-p, kernels/top_k_top_p.py finds `floor` between the first two. NaN and +inf are
+With top-k or top-p, kernels/top_k_top_p.py finds `floor` between the two. NaN and +inf are
 taken out of the row and reported: a sub-tile that holds one has the maximum +inf, and a row with
 such a maximum is looked at again. status: 1 = NaN seen, 2 = +inf seen, 4 = nothing finite or
 allowed (token 0). Where T, p_min, top-k or top-p is NaN or out of range τ is +inf, which keeps
@@ -37,24 +37,22 @@ from autodeco_fast.sampling import (
 )
 
 from .device import on_its_device
-from .logit_tiles import LOWEST, TILE, finite, load_tile, next_reaching, reaching, row_maximum
+from .logit_tiles import LOWEST, TILE, finite, load_tile, may_hold, row_maximum
 from .philox import SAMPLE_DOMAIN, gumbel
 from .row_parameters import (
     GREEDY_BELOW,
     NUMBERS,
     TENSORS,
     row_parameters,
-    row_value,
     stream_and_step,
-    temperature_and_cut,
     tensors_and_numbers,
 )
 from .subtile_maxima import write_maxima
 from .top_k_top_p import top_k_top_p
 
-GROUP = 8  # sub-tiles whose maxima a program of `_draw` looks at together
-# Programs of `_draw`, a warp each, while there are groups for them: sixteen a multiprocessor.
-DRAWING = 2048
+WARPS = 2  # a lane draws the noise of four tokens of a sub-tile, which one Philox serves
+LANES = tl.constexpr(32 * WARPS)
+DRAWING = 1024  # programs of `_draw`: eight a multiprocessor
 MOST_PARTS = 128  # of a row among them
 
 
@@ -72,7 +70,76 @@ def _best_of_tile(b_z, tile, first_id, tau, T, seed, position, stream, block: tl
     return score, first_id + tile * block + at, logit
 
 
-@triton.jit(do_not_specialize=["n", "depth", "first_id", *NUMBERS])
+@triton.jit
+def _turns(b_in, block: tl.constexpr):
+    """1, 2, … where true, 0 elsewhere: first those of a lane, one behind the other, then those of
+    the next, so that sums stay in registers."""
+    b_in = tl.reshape(b_in.to(tl.int32), [block // LANES, LANES])
+    b_count = tl.sum(b_in, 0)
+    b_before = tl.cumsum(b_count, 0) - b_count
+    return tl.reshape((tl.cumsum(b_in, 0) + b_before[None, :]) * b_in, [block])
+
+
+@triton.jit
+def _is_last(done_ptr, row, programs):
+    """Whether all programs of the row but this one have written what they had."""
+    tl.debug_barrier()  # the release is one thread's: the others' stores come before it
+    return tl.atomic_add(done_ptr + row, 1, sem="acq_rel", scope="gpu") == programs - 1
+
+
+@triton.jit
+def _best_candidate(float_ptr, int_ptr, plane, D, block_d: tl.constexpr):
+    """Score, id and logit of the best of a row's candidates; ties go to the lowest id."""
+    o_d = tl.arange(0, block_d)
+    b_score = tl.load(float_ptr + o_d, mask=o_d < D, other=-float("inf"))
+    b_id = tl.load(int_ptr + o_d, mask=o_d < D, other=2147483647)
+    score = tl.max(b_score, 0)
+    winner, at = tl.min(tl.where(b_score == score, b_id, 2147483647), 0, return_indices=True)
+    return score, winner, tl.load(float_ptr + plane + at)
+
+
+@triton.jit
+def _whole_mass(sum_ptr, plane, n, m, divisor, block_n: tl.constexpr):
+    """Σ e^{(z − m)/T} of a row, from those of its sub-tiles."""
+    o_n = tl.arange(0, block_n)
+    b_top = tl.load(sum_ptr + o_n, mask=o_n < n, other=-float("inf"))
+    b_sum = tl.load(sum_ptr + plane + o_n, mask=o_n < n, other=0.0)
+    b_off = tl.where(b_top > -float("inf"), b_top - m, -float("inf"))
+    return tl.sum(b_sum * tl.exp(b_off / divisor), 0)
+
+
+@triton.jit
+def _answer(
+    float_ptr, int_ptr, sum_ptr, token_ptr, status_ptr, logprob_ptr, kept_ptr, full_logprob_ptr,
+    candidate_ptr, row, B, D, n, m, tau, T, flag, block_n: tl.constexpr, block_d: tl.constexpr,
+):  # fmt: skip
+    """Writes what is asked for of a row whose candidates are all there; arguments as in `_draw`."""
+    score, winner, logit = _best_candidate(float_ptr, int_ptr, B * D, D, block_d)
+    divisor = tl.maximum(T, GREEDY_BELOW)
+    alive = m > -float("inf")
+    wrong = tau == float("inf")
+    tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
+    tl.store(status_ptr + row, flag + tl.where(alive, 0, 4) + tl.where(wrong, 8, 0))
+    answered = alive & (tau < float("inf"))
+    sampled = answered & (T > 0)
+    above = tl.where(sampled, logit - m, 0.0) / divisor
+    o_d = tl.arange(0, block_d)
+    if logprob_ptr is not None:
+        mass = tl.sum(tl.load(float_ptr + 2 * B * D + o_d, mask=o_d < D, other=0.0), 0)
+        tl.store(logprob_ptr + row, above - tl.log(tl.where(sampled, mass, 1.0)))
+    if kept_ptr is not None:
+        b_kept = tl.load(int_ptr + B * D + o_d, mask=o_d < D, other=0)
+        tl.store(kept_ptr + row, tl.where(sampled, tl.sum(b_kept, 0), answered.to(tl.int32)))
+    if full_logprob_ptr is not None:
+        whole = _whole_mass(sum_ptr + row * n, B * n, n, m, divisor, block_n)
+        tl.store(full_logprob_ptr + row, above - tl.log(tl.where(sampled, whole, 1.0)))
+    if candidate_ptr is not None:
+        tl.store(candidate_ptr + row, m)
+        tl.store(candidate_ptr + B + row, score)
+        tl.store(candidate_ptr + 2 * B + row, logit)
+
+
+@triton.jit(do_not_specialize=["n", "first_id", *NUMBERS])
 def _draw(
     z_ptr,  # [B, V]
     allowed_ptr,  # [B, words] i32 bits, or None
@@ -84,15 +151,20 @@ def _draw(
     stream_ptr,  # [B] i64
     known_ptr,  # [B] fp32: a lower bound of the whole row's maximum, or None
     max_ptr,  # [B, n] fp32: maxima of sub-tiles; +inf or NaN where one holds NaN or +inf
-    row_ptr,  # [2, B] fp32, written: maximum, τ
-    status_ptr,  # [B] i32, written: 1 NaN, 2 +inf
-    float_ptr,  # [3, B, D] fp32, written: the candidate's score and logit; Σ e^{(z − m)/T}, z ≥ τ
-    int_ptr,  # [2, B, D] i32, written: the candidate's id; how many are ≥ τ
+    sum_ptr,  # [2, B, n] fp32: maxima of what is finite, Σ e^{(z − that)/T}; or None
+    done_ptr,  # [B] i32, zero: how many of a row's programs have finished
+    float_ptr,  # [3, B, D] fp32, written: candidates' score and logit; Σ e^{(z − m)/T} of z ≥ τ
+    int_ptr,  # [2, B, D] i32, written: candidates' id; how many are ≥ τ
+    token_ptr,  # [B] i64, written, as all that follow
+    status_ptr,  # [B] i32
+    logprob_ptr,  # [B] fp32 or None, as the next two
+    kept_ptr,  # [B] i32
+    full_logprob_ptr,  # [B] fp32
+    candidate_ptr,  # [3, B] fp32: maximum, score and logit of the winner; or None
     V,
     stride,
     words,
     n,
-    depth,  # sub-tiles a program, a multiple of `group`
     first_id,  # id of column 0, a multiple of 4
     temperature: tl.float32,
     min_p: tl.float32,
@@ -101,17 +173,17 @@ def _draw(
     stream: tl.int64,
     stream_step,  # stream = stream + row·stream_step
     subtile: tl.constexpr,
-    group: tl.constexpr,
     block_n: tl.constexpr,
-    measured: tl.constexpr,
+    block_d: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
+    B, D = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
     T, c, row_seed, row_position, row_stream = row_parameters(
         temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
         temperature, min_p, seed, position, stream, stream_step, row,
     )  # fmt: skip
-    _tops, m, flag = row_maximum(
+    b_top, m, flag = row_maximum(
         z_ptr, allowed_ptr, max_ptr, row, V, stride, words, n, subtile, block_n
     )
     if known_ptr is not None:
@@ -122,112 +194,45 @@ def _draw(
     if floor_ptr is not None:
         tau = tl.maximum(tau, tl.load(floor_ptr + row))
     divisor = tl.maximum(T, GREEDY_BELOW)
+    measured: tl.constexpr = (logprob_ptr is not None) or (kept_ptr is not None)
     score = -float("inf")
     logit = -float("inf")
     winner = 0
     kept = 0
     mass = 0.0
-    for first in range(part * depth, tl.minimum((part + 1) * depth, n), group):
-        o_n, b_reach = reaching(max_ptr, row, first, n, tau, group)
-        tile = next_reaching(o_n, b_reach, -1, n)
-        while tile < n:
-            b_z = load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, subtile)
-            b_z = finite(b_z)
-            s, i, z = _best_of_tile(
-                b_z, tile, first_id, tau, T, row_seed, row_position, row_stream, subtile
-            )
-            if s > score:
-                score = s
-                winner = i
-                logit = z
-            if measured:
-                b_in = (b_z >= tau) & (b_z > -float("inf"))
-                kept += tl.sum(b_in.to(tl.int32), 0)
-                mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / divisor), 0.0), 0)
-            tile = next_reaching(o_n, b_reach, tile, n)
-    B, D = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
-    o = row * D + part
-    tl.store(float_ptr + o, score)
-    tl.store(float_ptr + B * D + o, logit)
-    tl.store(int_ptr + o, winner)
+    b_turn = _turns(may_hold(b_top, tau), block_n)
+    for turn in range(part + 1, tl.max(b_turn, 0) + 1, D):
+        tile = tl.max(tl.where(b_turn == turn, tl.arange(0, block_n), 0), 0)
+        b_z = finite(load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, subtile))
+        s, i, z = _best_of_tile(
+            b_z, tile, first_id, tau, T, row_seed, row_position, row_stream, subtile
+        )
+        if (s > score) | ((s == score) & (i < winner)):  # turns are not in the order of ids
+            score = s
+            winner = i
+            logit = z
+        if measured:
+            b_in = (b_z >= tau) & (b_z > -float("inf"))
+            kept += tl.sum(b_in.to(tl.int32), 0)
+            mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / divisor), 0.0), 0)
+    float_ptr += row * D
+    int_ptr += row * D
+    tl.store(float_ptr + part, score)
+    tl.store(float_ptr + B * D + part, logit)
+    tl.store(int_ptr + part, winner)
     if measured:
-        tl.store(float_ptr + 2 * B * D + o, mass)
-        tl.store(int_ptr + B * D + o, kept)
-    if part == 0:
-        tl.store(row_ptr + row, m)
-        tl.store(row_ptr + B + row, tau)
-        tl.store(status_ptr + row, flag)
+        tl.store(float_ptr + 2 * B * D + part, mass)
+        tl.store(int_ptr + B * D + part, kept)
+    if _is_last(done_ptr, row, D):
+        _answer(
+            float_ptr, int_ptr, sum_ptr, token_ptr, status_ptr, logprob_ptr, kept_ptr,
+            full_logprob_ptr, candidate_ptr, row, B, D, n, m, tau, T, flag, block_n, block_d,
+        )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n", "D", "temperature", "min_p"])
-def _finish(
-    temperature_ptr,  # [B] fp32 or None, as the next
-    min_p_ptr,
-    row_ptr,  # [2, B] fp32
-    float_ptr,  # [3, B, D] fp32
-    int_ptr,  # [2, B, D] i32
-    sum_ptr,  # [2, B, n] fp32, or None
-    token_ptr,  # [B] i64, written
-    status_ptr,  # [B] i32, added to
-    logprob_ptr,  # [B] fp32, written, or None, as the next two
-    kept_ptr,  # [B] i32
-    full_logprob_ptr,  # [B] fp32
-    candidate_ptr,  # [3, B] fp32, written: maximum, score and logit of the winner; or None
-    n,
-    D,
-    temperature: tl.float32,
-    min_p: tl.float32,
-    block_d: tl.constexpr,
-    block_n: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    B = tl.num_programs(0).to(tl.int64)
-    T, _ = temperature_and_cut(
-        row_value(temperature_ptr, temperature, row, tl.float32),
-        row_value(min_p_ptr, min_p, row, tl.float32),
-    )
-    m = tl.load(row_ptr + row)
-    tau = tl.load(row_ptr + B + row)
-    o_d = tl.arange(0, block_d)
-    m_d = o_d < D
-    p = float_ptr + row * D + o_d
-    score, at = tl.max(tl.load(p, mask=m_d, other=-float("inf")), 0, return_indices=True)
-    logit = tl.load(float_ptr + B * D + row * D + at)
-    winner = tl.load(int_ptr + row * D + at)
-    alive = m > -float("inf")
-    wrong = tau == float("inf")
-    tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
-    status = tl.load(status_ptr + row)
-    tl.store(status_ptr + row, status + tl.where(alive, 0, 4) + tl.where(wrong, 8, 0))
-    answered = alive & (tau < float("inf"))
-    sampled = answered & (T > 0)
-    above = tl.where(sampled, logit - m, 0.0) / tl.maximum(T, GREEDY_BELOW)
-    if logprob_ptr is not None:
-        mass = tl.sum(tl.load(p + 2 * B * D, mask=m_d, other=0.0), 0)
-        tl.store(logprob_ptr + row, above - tl.log(tl.where(sampled, mass, 1.0)))
-    if kept_ptr is not None:
-        b_kept = tl.load(int_ptr + B * D + row * D + o_d, mask=m_d, other=0)
-        tl.store(kept_ptr + row, tl.where(sampled, tl.sum(b_kept, 0), answered.to(tl.int32)))
-    if full_logprob_ptr is not None:
-        o_n = tl.arange(0, block_n)
-        p_n = sum_ptr + row * n + o_n
-        b_top = tl.load(p_n, mask=o_n < n, other=-float("inf"))
-        b_sum = tl.load(p_n + B * n, mask=o_n < n, other=0.0)
-        b_off = tl.where(b_top > -float("inf"), b_top - m, -float("inf"))
-        whole = tl.sum(b_sum * tl.exp(b_off / tl.maximum(T, GREEDY_BELOW)), 0)
-        tl.store(full_logprob_ptr + row, above - tl.log(tl.where(sampled, whole, 1.0)))
-    if candidate_ptr is not None:
-        tl.store(candidate_ptr + row, m)
-        tl.store(candidate_ptr + B + row, score)
-        tl.store(candidate_ptr + 2 * B + row, logit)
-
-
-def parts_of(B: int, n: int) -> tuple[int, int]:
-    """Programs of a row that draw, and sub-tiles of each."""
-    groups = triton.cdiv(n, GROUP)
-    most = min(groups, MOST_PARTS, max(1, DRAWING // B))
-    depth = triton.cdiv(groups, most) * GROUP
-    return triton.cdiv(n, depth), depth
+def parts_of(B: int, n: int) -> int:
+    """Programs of a row that draw."""
+    return min(n, MOST_PARTS, max(1, DRAWING // B))
 
 
 @on_its_device
@@ -243,7 +248,7 @@ def sample(
     tile: int = TILE,
     splits: int | None = None,
 ) -> Sampled:
-    """Launches the three kernels, two where maxima are given, and one more for top-k and top-p.
+    """Launches the two kernels, one where maxima are given, and one more for top-k and top-p.
 
     Args:
         logits: `[B, V]` bf16, fp16 or fp32, unit stride along V.
@@ -274,15 +279,16 @@ def sample(
         return out
     subtile = min(SUBTILE, tile)
     n = triton.cdiv(V, subtile)
-    block_n = max(16, triton.next_power_of_2(n))
-    D, depth = parts_of(B, n)
+    block_n = max(LANES.value, triton.next_power_of_2(n))
+    D = parts_of(B, n)
     p = parameters
     sums = new(2, B, n) if want & FULL_LOGPROB else None
     if maxima is None or sums is not None:
-        maxima = new(B, n)
+        maxima, done = new(B, n), new(B, dtype=torch.int32)
         T = 0.0 if sums is None else p.temperature  # without sums: one variant for any T
-        write_maxima(logits, allowed, maxima, sums, T, tile=tile, splits=splits)
-    rows, floats, ints = new(2, B), new(3, B, D), new(2, B, D, dtype=torch.int32)
+        write_maxima(logits, allowed, maxima, sums, T, done=done, tile=tile, splits=splits)
+    else:
+        done = torch.zeros(B, dtype=torch.int32, device=logits.device)
     stream, stream_step = stream_and_step(p.stream)
     tensors, numbers = tensors_and_numbers(p.temperature, p.min_p, p.seed, p.position, stream)
     sizes = V, logits.stride(0), 0 if allowed is None else allowed.stride(0), n
@@ -290,45 +296,31 @@ def sample(
     if p.truncated:
         floor = top_k_top_p(logits, maxima, p, allowed=allowed, tile=subtile)
     _draw[(B, D)](
-        logits, allowed, floor, *tensors, known_maximum, maxima, rows, out.status, floats, ints,
-        *sizes, depth, first_id, *numbers, stream_step, subtile, GROUP, block_n,
-        measured=bool(want & (LOGPROB | KEPT)), num_warps=1,
-    )  # fmt: skip
-    _finish[(B,)](
-        *tensors[:2], rows, floats, ints, sums, *out, n, D, *numbers[:2], MOST_PARTS, block_n,
-        num_warps=1,
+        logits, allowed, floor, *tensors, known_maximum, maxima, sums, done,
+        new(3, B, D), new(2, B, D, dtype=torch.int32), *out,
+        *sizes, first_id, *numbers, stream_step, subtile, block_n, MOST_PARTS, num_warps=WARPS,
     )  # fmt: skip
     return out
 
 
-_ROW = {"z_ptr": "*bf16", "allowed_ptr": "*i32"}
-_SIZES = dict.fromkeys(("V", "stride", "words", "n", "depth"), "i32")
-_DRAW = {
-    **{**_ROW, "floor_ptr": "*fp32", **TENSORS},
-    **{"known_ptr": "*fp32", "max_ptr": "*fp32", "row_ptr": "*fp32", "status_ptr": "*i32"},
-    **{"float_ptr": "*fp32", "int_ptr": "*i32", **_SIZES, "first_id": "i32", **NUMBERS},
-}
-_FINISH = {
-    **{"temperature_ptr": "*fp32", "min_p_ptr": "*fp32", "row_ptr": "*fp32", "float_ptr": "*fp32"},
-    **{"int_ptr": "*i32", "sum_ptr": "*fp32", "token_ptr": "*i64", "status_ptr": "*i32"},
+_SIGNATURE = {
+    **{"z_ptr": "*bf16", "allowed_ptr": "*i32", "floor_ptr": "*fp32", **TENSORS},
+    **{"known_ptr": "*fp32", "max_ptr": "*fp32", "sum_ptr": "*fp32", "done_ptr": "*i32"},
+    **{"float_ptr": "*fp32", "int_ptr": "*i32", "token_ptr": "*i64", "status_ptr": "*i32"},
     **{"logprob_ptr": "*fp32", "kept_ptr": "*i32", "full_logprob_ptr": "*fp32"},
-    **{"candidate_ptr": "*fp32", "n": "i32", "D": "i32", "temperature": "fp32", "min_p": "fp32"},
+    **{"candidate_ptr": "*fp32", **dict.fromkeys(("V", "stride", "words", "n"), "i32")},
+    **{"first_id": "i32", **NUMBERS},
 }
-
-
-def _plain(kernel, signature: dict, missing: tuple[str, ...], constants: dict, warps: int) -> tuple:
-    """An entry of `AOT` where some pointers are None."""
-    types = {name: dtype for name, dtype in signature.items() if name not in missing}
-    return kernel, types, {**dict.fromkeys(missing), **constants}, warps, 3
-
-
-_DRAWN = {"subtile": SUBTILE, "group": GROUP, "block_n": 1024}
-_FOUND = {"block_d": MOST_PARTS, "block_n": 1024}
 _ASKED = ("sum_ptr", "logprob_ptr", "kept_ptr", "full_logprob_ptr", "candidate_ptr")
-AOT = [  # the plain case, numbers for all rows and the token alone; then everything
-    _plain(_draw, _DRAW, ("allowed_ptr", "floor_ptr", *TENSORS, "known_ptr"),
-           {**_DRAWN, "measured": False}, 1),
-    _plain(_draw, _DRAW, (), {**_DRAWN, "measured": True}, 1),
-    _plain(_finish, _FINISH, ("temperature_ptr", "min_p_ptr", *_ASKED), _FOUND, 1),
-    _plain(_finish, _FINISH, (), _FOUND, 1),
-]  # fmt: skip
+_PLAIN = ("allowed_ptr", "floor_ptr", *TENSORS, "known_ptr", *_ASKED)
+_BLOCKS = {"subtile": SUBTILE, "block_n": 1024, "block_d": MOST_PARTS}
+AOT = [  # numbers for all rows and the token alone; everything
+    (
+        _draw,
+        {name: dtype for name, dtype in _SIGNATURE.items() if name not in _PLAIN},
+        {**dict.fromkeys(_PLAIN), **_BLOCKS},
+        WARPS,
+        3,
+    ),
+    (_draw, _SIGNATURE, _BLOCKS, WARPS, 3),
+]

@@ -46,6 +46,7 @@ def _maxima(
     temperature_ptr,  # [B] fp32 or None; for sum_ptr alone
     max_ptr,  # [B, n] fp32, written: maxima of sub-tiles; +inf where one holds NaN or +inf
     sum_ptr,  # [2, B, n] fp32, written: maxima of what is finite, Σ e^{(z − that)/T}; or None
+    done_ptr,  # [B] i32, written: 0, for the kernel behind to count in; or None
     V,
     stride,
     words,
@@ -60,6 +61,8 @@ def _maxima(
     plane = tl.num_programs(0).to(tl.int64) * n
     T = row_value(temperature_ptr, temperature, row, tl.float32)
     divisor = tl.maximum(T, GREEDY_BELOW)
+    if done_ptr is not None:
+        tl.store(done_ptr + row, 0)
     if sum_ptr is not None:
         sum_ptr += row * n
     max_ptr += row * n
@@ -79,6 +82,7 @@ def write_maxima(
     sums: torch.Tensor | None = None,
     temperature: torch.Tensor | float = 0.0,
     *,
+    done: torch.Tensor | None = None,
     tile: int = TILE,
     splits: int | None = None,
 ) -> None:
@@ -87,7 +91,7 @@ def write_maxima(
     S, depth = splits_of(B, V, tile, splits)
     by_row = isinstance(temperature, torch.Tensor)
     _maxima[(B, S)](
-        logits, allowed, temperature if by_row else None, maxima, sums, V, logits.stride(0),
+        logits, allowed, temperature if by_row else None, maxima, sums, done, V, logits.stride(0),
         0 if allowed is None else allowed.stride(0), maxima.shape[1], depth,
         0.0 if by_row else temperature, tile, min(SUBTILE, tile),
     )  # fmt: skip
@@ -109,12 +113,12 @@ def subtile_maxima(logits: torch.Tensor, *, allowed: torch.Tensor | None = None)
 
 
 _SIGNATURE = {
-    **{"z_ptr": "*bf16", "max_ptr": "*fp32", "temperature": "fp32"},
+    **{"z_ptr": "*bf16", "max_ptr": "*fp32", "done_ptr": "*i32", "temperature": "fp32"},
     **dict.fromkeys(("V", "stride", "words", "n", "depth"), "i32"),
 }
 _ALL = {"allowed_ptr": "*i32", "temperature_ptr": "*fp32", "sum_ptr": "*fp32"}
 _TILE = {"block": TILE, "subtile": SUBTILE}
-AOT = [  # the maxima alone; everything
+AOT = [  # as a draw without cuts needs it; everything
     (_maxima, _SIGNATURE, {**dict.fromkeys(_ALL), **_TILE}, 4, 3),
     (_maxima, {**_SIGNATURE, **_ALL}, _TILE, 4, 3),
 ]

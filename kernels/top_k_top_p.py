@@ -179,7 +179,7 @@ def _threshold(
     if m > -float("inf"):
         high = _key(m)
         if k > 0:
-            b_sorted = tl.sort(b_max, descending=True)
+            b_sorted = tl.sort(finite(b_max), descending=True)
             low = tl.maximum(tl.max(tl.where(o_n == k - 1, b_sorted, LOWEST), 0), LOWEST)
             count, mass = _sum(
                 z_ptr, allowed_ptr, max_ptr, row, low, m, divisor, V, stride, words, n, subtile

@@ -16,11 +16,11 @@ from tests.op_cases import CAPTURABLE, CASES, NUMBERS, tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHES = {
-    "sample": ["_maxima", "_draw", "_finish"],
-    "sample, maxima": ["_draw", "_finish"],
+    "sample": ["_maxima", "_draw"],
+    "sample, maxima": ["_draw"],
     "subtile_maxima": ["_maxima"],
     "linear_sample": ["_tiles", "_settle"],
-    "sample_partial": ["_maxima", "_draw", "_finish"],
+    "sample_partial": ["_maxima", "_draw"],
     "logit_stats": ["_logit_stats"] * 2,
     "logit_stats, cut": ["_logit_stats"] * 2,
     "token_stats, fused=True": ["_target", *["_tiles", "_merge"] * 2],
@@ -30,34 +30,34 @@ LAUNCHES = {
     "token_stats_partial": ["_logit_stats"],
     "prob_stats": ["_prob_stats"],
     "temperature_head": ["_slab", "_join", "_backward"],
-    "min_p_hinge_loss": ["_hinge_fwd", "_hinge_bwd"],
-    "min_p_hinge_loss, rows": ["_hinge_fwd", "_hinge_bwd"],
+    "min_p_hinge_loss": ["_hinge"],
+    "min_p_hinge_loss, rows": ["_hinge"],
     "nucleus_width_loss": ["_nucleus_width"],
     "linear_nucleus_width_loss": ["_nucleus_width"],
 }
 BY_NUMBER = {
-    "sample": ["_maxima", "_draw", "_finish"],
-    "sample, all cuts": ["_maxima", "_threshold", "_draw", "_finish"],
-    "sample, cuts by row": ["_maxima", "_threshold", "_draw", "_finish"],
+    "sample": ["_maxima", "_draw"],
+    "sample, all cuts": ["_maxima", "_threshold", "_draw"],
+    "sample, cuts by row": ["_maxima", "_threshold", "_draw"],
     "linear_sample": ["_tiles", "_settle"],
-    "linear_sample, with logits": ["_maxima", "_draw", "_finish"],
-    "sample_partial": ["_maxima", "_draw", "_finish"],
-    "merge_samples": ["_maxima", "_draw", "_finish"],
+    "linear_sample, with logits": ["_maxima", "_draw"],
+    "sample_partial": ["_maxima", "_draw"],
+    "merge_samples": ["_maxima", "_draw"],
     "token_stats": ["_logit_stats"],
 }
 # kernel → variants that calls of any number of rows take, with integers of any type and size
 VARIANTS = {
-    "sample": {"_maxima": 1, "_draw": 1, "_finish": 1},
-    "sample, all cuts": {"_maxima": 1, "_threshold": 1, "_draw": 1, "_finish": 1},
-    "sample, by row": {"_maxima": 1, "_draw": 1, "_finish": 1},
-    "sample, a seed a row": {"_maxima": 1, "_draw": 1, "_finish": 1},
+    "sample": {"_maxima": 1, "_draw": 1},
+    "sample, all cuts": {"_maxima": 1, "_threshold": 1, "_draw": 1},
+    "sample, by row": {"_maxima": 1, "_draw": 1},
+    "sample, a seed a row": {"_maxima": 1, "_draw": 1},
     "logit_stats": {"_logit_stats": 1},
     "logit_stats, scaled": {"_logit_stats": 1},
     "token_stats": {"_target": 1, "_tiles": 1, "_merge": 1},
     "prob_stats": {"_prob_stats": 1},
     "nucleus_width_loss": {"_nucleus_width": 1},
     "temperature_head": {"_slab": 1, "_join": 1, "_tiles": 1, "_finish": 1},
-    "min_p_hinge_loss": {"_hinge_fwd": 1},
+    "min_p_hinge_loss": {"_hinge": 1},
 }
 
 
@@ -102,7 +102,7 @@ def test_one_variant_for_any_number_of_rows(op, runs):
 
 def test_a_variant_would_be_seen(runs):
     """The control: logits that are not aligned are read by narrower loads."""
-    assert runs["sample, views", "variants"]["variants"] == {"_maxima": 2, "_draw": 2, "_finish": 1}
+    assert runs["sample, views", "variants"]["variants"] == {"_maxima": 2, "_draw": 2}
 
 
 def test_variants_of_linear_sample_are_its_tile_shapes(runs):

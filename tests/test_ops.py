@@ -108,7 +108,7 @@ def cases(dtype: torch.dtype) -> dict:
             lambda: (x(5, 8, grad=True), *heads(), 2.0),
         ),
         "min_p_hinge": (
-            min_p_hinge.min_p_hinge,
+            min_p_hinge._op,
             lambda: (rand(5, grad=True), rand(5), ids(5), rand(5), 0.4, 0.1, 1, 2.0, False),
         ),
         "nucleus_width": (

@@ -88,7 +88,7 @@ def min_p_hinge_loss(
     chosen = resolve(backend, temperature, stats.rank)
     # Triton computes in fp32 whatever comes.
     like = temperature if chosen == "torch" else temperature.float()
-    rows, total, weight_sum = min_p_hinge(
+    rows, _, total, weight_sum = min_p_hinge(
         temperature.to(compute_dtype(like)).contiguous(),
         row_parameter(stats.gap, like),
         stats.rank.contiguous(),

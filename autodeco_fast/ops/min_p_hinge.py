@@ -1,12 +1,15 @@
-"""The Min-P hinge as one op: per-row loss, its sum and the sum of weights, differentiable in T."""
+"""The Min-P hinge as one op: per-row loss, its slope in T, the sums of loss and weight.
+
+The slope is made in the forward."""
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from autodeco_fast.backends import implementation
+from autodeco_fast.ops.checks import tracing
 
 
-@torch.library.custom_op("autodeco_fast::min_p_hinge", mutates_args=())
-def min_p_hinge(
+def _forward(
     temperature: torch.Tensor,
     gap: torch.Tensor,
     rank: torch.Tensor,
@@ -17,51 +20,52 @@ def min_p_hinge(
     max_temperature: float,
     clip: bool,
     backend: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Σ weight is not differentiable; arguments as in `kernels.min_p_hinge.hinge_forward`."""
-    forward = implementation(backend, "hinge_forward", module="min_p_hinge")
-    return forward(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip)
-
-
-@min_p_hinge.register_fake
-def _(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip, backend):
-    return torch.empty_like(temperature), temperature.new_empty(()), temperature.new_empty(())
-
-
-@torch.library.custom_op("autodeco_fast::min_p_hinge_backward", mutates_args=())
-def _backward(
-    grad: torch.Tensor,
-    temperature: torch.Tensor,
-    gap: torch.Tensor,
-    rank: torch.Tensor,
-    weight: torch.Tensor | None,
-    inv: float,
-    gravity: float,
-    power: int,
-    max_temperature: float,
-    clip: bool,
-    backend: str,
-) -> torch.Tensor:
-    backward = implementation(backend, "hinge_backward", module="min_p_hinge")
-    return backward(
-        grad, temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip
-    )
-
-
-@_backward.register_fake
-def _(grad, temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip, backend):
-    return torch.empty_like(temperature)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Differentiable in T by the first and the third; arguments as in `kernels.min_p_hinge`."""
+    run = implementation(backend, "min_p_hinge")
+    return run(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip)
 
 
 def _setup(ctx, inputs, output):
-    temperature, gap, rank, weight, *ctx.settings = inputs
-    ctx.save_for_backward(temperature, gap, rank, weight)
+    _, slope, _, weight_sum = output
+    ctx.save_for_backward(slope)
+    ctx.mark_non_differentiable(slope, weight_sum)
+    ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx, d_rows, d_total, d_mass):
-    temperature, gap, rank, weight = ctx.saved_tensors
-    grad = d_rows + d_total  # each row's loss also enters the total
-    return _backward(grad, temperature, gap, rank, weight, *ctx.settings), *(None,) * 9
+@once_differentiable
+def _backward(ctx, d_rows, d_slope, d_total, d_weight_sum):
+    (slope,) = ctx.saved_tensors
+    if d_rows is None or d_total is None:
+        grad = d_total if d_rows is None else d_rows
+    else:
+        grad = d_rows + d_total  # each row's loss is in the total, too
+    return None if grad is None else grad * slope, *(None,) * 9
 
 
-min_p_hinge.register_autograd(_autograd, setup_context=_setup)
+_op = torch.library.custom_op("autodeco_fast::min_p_hinge", _forward, mutates_args=())
+_op.register_autograd(_backward, setup_context=_setup)
+
+
+@_op.register_fake
+def _(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip, backend):
+    rows, total = torch.empty_like(temperature), temperature.new_empty(())
+    return rows, torch.empty_like(rows), total, torch.empty_like(total)
+
+
+class _Eager(torch.autograd.Function):
+    """The op without the dispatcher, which takes longer than the op."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _forward(*inputs)
+        _setup(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
+def min_p_hinge(temperature: torch.Tensor, *arguments) -> tuple[torch.Tensor, ...]:
+    """Loss `[N]`, its slope `[N]`, Σ loss `[]` and Σ weight `[]`; arguments as in `_forward`."""
+    run = _op if tracing(temperature) else _Eager.apply
+    return run(temperature, *arguments)

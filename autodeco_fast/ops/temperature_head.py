@@ -2,14 +2,14 @@
 hidden states if asked)."""
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from autodeco_fast.backends import implementation, resolve
 from autodeco_fast.numerics import ALL_FLOATS, compute_dtype
 from autodeco_fast.ops.checks import POSITIVE, check_number, check_tensor, tracing
 
 
-@torch.library.custom_op("autodeco_fast::temperature_head", mutates_args=())
-def _head(
+def _forward(
     hidden: torch.Tensor,
     w1: torch.Tensor,
     b1: torch.Tensor,
@@ -24,6 +24,9 @@ def _head(
     return forward(hidden, w1, b1, w2, b2, max_temperature)
 
 
+_head = torch.library.custom_op("autodeco_fast::temperature_head", _forward, mutates_args=())
+
+
 @_head.register_fake
 def _(hidden, w1, b1, w2, b2, max_temperature, backend):
     N, dtype = hidden.shape[0], compute_dtype(hidden)
@@ -32,8 +35,7 @@ def _(hidden, w1, b1, w2, b2, max_temperature, backend):
     return hidden.new_empty(N, dtype=dtype), hidden.new_empty(layer, w1.shape[0], dtype=dtype)
 
 
-@torch.library.custom_op("autodeco_fast::temperature_head_backward", mutates_args=())
-def _head_backward(
+def _gradients(
     grad: torch.Tensor,
     hidden: torch.Tensor,
     w1: torch.Tensor,
@@ -47,6 +49,11 @@ def _head_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     backward = implementation(backend, "head_backward", module="temperature_head")
     return backward(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden)
+
+
+_head_backward = torch.library.custom_op(
+    "autodeco_fast::temperature_head_backward", _gradients, mutates_args=()
+)
 
 
 @_head_backward.register_fake
@@ -69,7 +76,8 @@ def _setup(ctx, inputs, output):
 def _autograd(ctx, grad, _):
     hidden, w1, b1, w2, T, layer = ctx.saved_tensors
     need_hidden = ctx.needs_input_grad[0]
-    dw1, db1, dw2, db2, dh = _head_backward(
+    gradients = _head_backward if tracing(grad) else _gradients
+    dw1, db1, dw2, db2, dh = gradients(
         grad.contiguous(),
         hidden,
         w1,
@@ -94,6 +102,18 @@ def _autograd(ctx, grad, _):
 
 
 _head.register_autograd(_autograd, setup_context=_setup)
+
+
+class _Eager(torch.autograd.Function):
+    """The op without the dispatcher, which takes longer than the op at few rows."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _forward(*inputs)
+        _setup(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(once_differentiable(_autograd))
 
 
 def temperature_head(
@@ -147,11 +167,6 @@ def temperature_head(
     w1, b1, w2 = w1.contiguous(), b1.contiguous(), w2.reshape(-1).contiguous()
     given = rows, w1, b1, w2, b2
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    # Where there is nothing to trace or to differentiate, the dispatcher would cost as much as the
-    # op.
-    if wanted or tracing(hidden):
-        T, _ = _head(*given, largest, chosen)
-    else:
-        forward = implementation(chosen, "head_forward", module="temperature_head")
-        T, _ = forward(*given, largest)
+    run = _head if tracing(hidden) else _Eager.apply if wanted else _forward
+    T, _ = run(*given, largest, chosen)
     return T.view(hidden.shape[:-1])

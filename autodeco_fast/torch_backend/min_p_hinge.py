@@ -3,66 +3,33 @@
 import torch
 
 
-def _required_and_weight(
+def min_p_hinge(
     temperature: torch.Tensor,
     gap: torch.Tensor,
     rank: torch.Tensor,
     weight: torch.Tensor | None,
     inv: float,
+    gravity: float,
+    power: int,
     max_temperature: float,
     clip: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """T* and the weight, 0 for rows that do not count. Both are new tensors."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss `[N]`, its slope `[N]`, Σ loss `[]`, Σ weight `[]`."""
     required = gap * inv
-    kept = rank >= 0
+    out = rank < 0
     if clip:
         required.clamp_(max=max_temperature)
     else:
-        kept &= required <= max_temperature
-    w = kept.to(temperature.dtype)
-    return required, w if weight is None else w.mul_(weight)
-
-
-def _counted(values: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """`w·values` in place, 0 and not NaN where w is 0 and the value infinite."""
-    return values.mul_(w).masked_fill_(w == 0, 0.0)
-
-
-def hinge_forward(
-    temperature: torch.Tensor,
-    gap: torch.Tensor,
-    rank: torch.Tensor,
-    weight: torch.Tensor | None,
-    inv: float,
-    gravity: float,
-    power: int,
-    max_temperature: float,
-    clip: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per-row loss `[N]`, Σ loss `[]`, Σ weight `[]`."""
-    required, w = _required_and_weight(temperature, gap, rank, weight, inv, max_temperature, clip)
+        out |= ~(required <= max_temperature)
+    w = torch.ones_like(temperature) if weight is None else weight.clone()
+    w.masked_fill_(out, 0.0)
     hinge = required.sub_(temperature).relu_()
-    hinge = hinge if power == 1 else hinge.square_()
-    loss = _counted(hinge.add_(temperature, alpha=gravity), w)
-    return loss, loss.sum(), w.sum()
-
-
-def hinge_backward(
-    grad: torch.Tensor,
-    temperature: torch.Tensor,
-    gap: torch.Tensor,
-    rank: torch.Tensor,
-    weight: torch.Tensor | None,
-    inv: float,
-    gravity: float,
-    power: int,
-    max_temperature: float,
-    clip: bool,
-) -> torch.Tensor:
-    """dT `[N]`."""
-    required, w = _required_and_weight(temperature, gap, rank, weight, inv, max_temperature, clip)
     if power == 1:
-        slope = required.gt_(temperature)
+        slope, loss = hinge.sign().neg_(), hinge
     else:
-        slope = required.sub_(temperature).relu_().mul_(2)
-    return _counted(slope.neg_().add_(gravity).mul_(grad), w)
+        slope, loss = hinge.mul(-2), hinge.square_()
+    loss = loss.add_(temperature, alpha=gravity).mul_(w)
+    slope = slope.add_(gravity).mul_(w)
+    ignored = w == 0  # 0 and not NaN where the loss is infinite
+    loss, slope = loss.masked_fill_(ignored, 0.0), slope.masked_fill_(ignored, 0.0)
+    return loss, slope, loss.sum(), w.sum()

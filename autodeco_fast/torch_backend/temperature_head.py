@@ -38,12 +38,15 @@ def head_forward(
     """
     N, dtype = len(hidden), compute_dtype(hidden)
     w1, b1, w2, b2 = (w.to(dtype) for w in (w1, b1, w2, b2))
-    layer = w1.new_empty(N if keeps(N) else 0, len(w1))
-    T = w1.new_empty(N)
-    for rows in _chunks(N):
-        a = _hidden_layer(hidden[rows], w1, b1, layer[rows] if keeps(N) else None)
-        torch.mv(a, w2, out=T[rows])
-    return torch.sigmoid(T.add_(b2)).mul_(max_temperature), layer
+    if N <= CHUNK:
+        layer = _hidden_layer(hidden, w1, b1)
+        score = torch.mv(layer, w2)
+    else:
+        layer, score = w1.new_empty(N if keeps(N) else 0, len(w1)), w1.new_empty(N)
+        for rows in _chunks(N):
+            a = _hidden_layer(hidden[rows], w1, b1, layer[rows] if keeps(N) else None)
+            torch.mv(a, w2, out=score[rows])
+    return score.add_(b2).sigmoid_().mul_(max_temperature), layer
 
 
 def head_backward(

@@ -3,9 +3,10 @@
 
     python -m bench.end_to_end.serving
 
-SmolLM2 where it is installed, and a random two-layer Llama with V = 151,936; prompts of 32 tokens,
-64 new tokens each. Both ways take turns in one engine: off, the model computes logits by itself and
-the batch has none of our processors. Needs vLLM in the environment.
+SmolLM2 where it is installed, and a random two-layer Llama with V = 151,936, in bf16, or in fp32
+where a CPU emulates that; prompts of 32 tokens, 64 new tokens each. Both ways take turns in one
+engine: off, the model computes logits by itself and the batch has none of our processors. Needs
+vLLM in the environment.
 """
 
 import functools
@@ -22,10 +23,11 @@ from autodeco_fast import TemperatureHead
 from autodeco_fast.demo import smollm2
 from bench.clock import quantile, turns
 from bench.end_to_end.generate import Size, wide_vocabulary_model
+from bench.machine import product_dtypes
 from bench.records import options, record
 
 HEAD, MIN_P, PLAIN = "with the head", "vLLM, T = 1, Min-P 0.1", "vLLM, T = 1"
-CONCURRENCY, PROMPT, NEW_TOKENS = (1, 8, 32), 32, 64
+CONCURRENCY, PROMPT, NEW_TOKENS, ROUNDS = (1, 8, 32), 32, 64, 10
 
 
 def _random_head(folder: Path, width: int) -> Path:
@@ -82,6 +84,7 @@ def _measure(model: Path, head: Path, name: str, *, tiny: bool) -> list[dict]:
 
     llm = LLM(
         str(model),
+        dtype=product_dtypes()[0],
         additional_config={"autodeco_head": str(head)},
         generation_config="vllm",
         skip_tokenizer_init=True,
@@ -102,7 +105,7 @@ def _measure(model: Path, head: Path, name: str, *, tiny: bool) -> list[dict]:
             MIN_P: functools.partial(run, on=False, min_p=0.1),
             PLAIN: functools.partial(run, on=False),
         }
-        times = turns(variants, rounds=2 if tiny else 20)
+        times = turns(variants, rounds=2 if tiny else ROUNDS)
         plain = quantile(times[MIN_P], 0.5)
         results += [
             {
@@ -126,7 +129,14 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, model, head in _models(Path(folder), tiny=args.tiny):
             results += _measure(model, head, name, tiny=args.tiny)
-    record("serving", results, output=args.output, prompt=PROMPT, new_tokens=NEW_TOKENS)
+    record(
+        "serving",
+        results,
+        output=args.output,
+        prompt=PROMPT,
+        new_tokens=NEW_TOKENS,
+        dtype=product_dtypes()[0],
+    )
 
 
 if __name__ == "__main__":
