@@ -163,6 +163,18 @@ def test_half_precision_and_ties(backend):
     assert sample(torch.zeros(2, 50), 0.0, seed=0, backend=backend).token.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("programs", [1, 2])
+def test_ties_go_to_the_lowest_id_whoever_looks_at_it(programs, monkeypatch):
+    """Sub-tile 64 is looked at before sub-tile 1, by the same program or by another."""
+    from autodeco_fast.kernels import sample as kernel
+
+    monkeypatch.setattr(kernel, "DRAWING", programs)
+    z = torch.full((1, 65 * 256), -9.0)
+    z[0, 300:302] = z[0, 64 * 256 :] = 0.0
+    out = on_device(kernel.sample)(z, SamplingParameters(0.0))
+    assert out.token.tolist() == [300]
+
+
 def p_value(
     kind: str, T: float, min_p: float, believed_T: float, believed_min_p: float, draws: int = 40_000
 ) -> float:
