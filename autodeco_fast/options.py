@@ -114,6 +114,8 @@ def from_text(option: Field, text: str) -> object:
     option_type, _ = type_of(option)
     if option_type is Path:
         return Path(text)
+    if option_type == Location:
+        return location(text)
     if option_type not in (int, float):
         return text
     try:

@@ -4,10 +4,11 @@ fsspec comes with torch; what speaks to a certain storage (s3fs, gcsfs) is the u
 """
 
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -147,7 +148,8 @@ class Url(str):
                 raise
 
     @property
-    def _answers_many(self) -> bool:
+    def answers_many(self) -> bool:
+        """Whether the storage is asked from several threads for the sake of speed."""
         return self._place[0].async_impl
 
 
@@ -166,10 +168,14 @@ def _renames(storage) -> bool:
     return type(storage).mv is not AbstractFileSystem.mv
 
 
-def of_each(read: Callable[..., _Found], files: Sequence[Location], *others: Sequence) -> list:
-    """`list(map(read, files, *others))`; files of storage that answers many requests at once are
-    read many at a time."""
-    if not any(isinstance(file, Url) and file._answers_many for file in files[:1]):
-        return list(map(read, files, *others))
+def of_each(
+    read: Callable[..., _Found], files: Iterable[Location], *others: Iterable
+) -> Iterator[_Found]:
+    """`map(read, files, *others)`; from storage that answers many requests at once, files are read
+    many at a time."""
+    jobs = zip(files, *others)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(read, files, *others))
+        while some := list(islice(jobs, 8 * _AT_ONCE)):
+            first = some[0][0]
+            together = pool.map if isinstance(first, Url) and first.answers_many else map
+            yield from together(read, *zip(*some))

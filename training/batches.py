@@ -236,7 +236,8 @@ class ScanSource:
         """A group's tokens in the epoch's order; the last one is remembered."""
         if self._held is None or self._held[0] != (epoch, number):
             self._held = None  # freed before the next is read
-            tokens = of_each(self._read, *zip(*((one.path, one.tokens) for one in slices)))
+            paths, indices, _ = zip(*slices)
+            tokens = list(of_each(self._read, paths, indices))
             whole = ScanTokens.cat(tokens) if len(tokens) > 1 else tokens[0]
             del tokens
             order = _order(len(whole), self.config.seed, epoch * 1_000_003 + number)

@@ -273,7 +273,7 @@ class _Shards:
             for path in self.paths:
                 thin(path, self.hidden_size, config=self.config, share=share)
         self.processes.wait_for_writer()
-        self.tokens = sum(tokens for *_, tokens in all_facts(self.paths, self.hidden_size))
+        self.tokens = sum(read_facts(path, self.hidden_size)[2] for path in self.paths)
 
     def _batches(self, number: int, block: list[dict]) -> Iterator[list[tuple[int, Example]]]:
         """The block of this number in batches; examples without a target are left out."""
@@ -341,9 +341,7 @@ def scan(
 
 def _finish(config: ScanConfig, manifest: dict, blocks: int) -> dict:
     """The manifest with the share of all shards, and the sums of their counts."""
-    hidden_size = manifest["hidden_size"]
-    paths = [shard_path(config.output, number) for number in range(blocks)]
-    facts = all_facts(paths, hidden_size)
+    facts = list(all_facts(config.output, blocks, manifest["hidden_size"]))
     share = min((share for _, share, _ in facts), default=1.0)
     tokens = sum(n for *_, n in facts)
     counts = {name: sum(fact[name] for fact, *_ in facts) for name in COUNTS}

@@ -191,8 +191,11 @@ def read_facts(path: Location, hidden_size: int) -> tuple[dict[str, int], float,
     return counts, share, n
 
 
-def all_facts(paths: list[Location], hidden_size: int) -> list[tuple[dict[str, int], float, int]]:
-    """Every shard's; raises as `read_facts`."""
+def all_facts(
+    folder: Location, shards: int, hidden_size: int
+) -> Iterator[tuple[dict[str, int], float, int]]:
+    """Those of the first `shards` shards; raises as `read_facts`."""
+    paths = (shard_path(folder, number) for number in range(shards))
     return of_each(partial(read_facts, hidden_size=hidden_size), paths)
 
 
@@ -301,8 +304,9 @@ class Scan:
                 "continue it"
             )
         self.hidden_size = self.manifest["hidden_size"]
-        self.paths = [shard_path(folder, number) for number in range(self.manifest["shards"])]
-        self.sizes = [tokens for *_, tokens in all_facts(self.paths, self.hidden_size)]
+        shards = self.manifest["shards"]
+        self.sizes = [tokens for *_, tokens in all_facts(folder, shards, self.hidden_size)]
+        self.paths = [shard_path(folder, number) for number in range(shards)]
         if not sum(self.sizes):
             raise ValueError(f"scan {str(folder)!r} holds no token: {why_empty(self.manifest)}")
 
@@ -336,7 +340,7 @@ class Scan:
 
     def load(self) -> ScanTokens:
         """All tokens at once."""
-        return ScanTokens.cat(of_each(read_shard, self.paths))
+        return ScanTokens.cat(list(of_each(read_shard, self.paths)))
 
 
 def why_empty(manifest: dict) -> str:
