@@ -109,7 +109,7 @@ class Url(str):
             return b""  # as a range of HTTP it could not be said
         with foreign(f"cannot read {self}", Unreachable):
             storage, path = self._now()
-            data = storage.cat_file(path, start, end)
+            data = storage.cat_file(path, start=start, end=end)  # s3fs has them elsewhere
         if start is not None and len(data) != end - start:
             raise EOFError(f"{len(data)} bytes of {end - start} are there")
         return data
