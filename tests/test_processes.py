@@ -2,7 +2,6 @@
 a folder that any number of processes finishes to the same bits."""
 
 import copy
-import itertools
 import json
 import os
 import re
@@ -13,7 +12,6 @@ import sys
 import textwrap
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,51 +25,13 @@ from tests import reward_runs
 from tests.commands import ROOT, command
 from tests.evaluations import config, without_speeds
 from tests.forked import on_two_processes
-from tests.processes import Killed, Member, together
-from tests.scans import files, make_scan, write_examples
+from tests.processes import LOST, Killed, Member, assert_all_ended, killed_at, together
+from tests.scans import files, make_scan, scan_together, write_examples
 from tests.tiny_models import tiny_model
 from tests.training_runs import equal, read_lines, train_online
 
 HALF = {"all_tokens": False, "max_rank": 60, "easy_fraction": 0.5}
 SCANS = [{**HALF, "max_bytes": budget} for budget in (0, 9000, 700)]
-LOST = "another process of this run has ended, and so does this one; the same command goes on"
-
-
-def scan_together(folder: Path, name: str, world: int, **options) -> list:
-    data = folder / "examples.jsonl"
-    if not data.exists():
-        write_examples(data)
-    base = base_model.wrap(tiny_model("llama"))
-
-    def work(accelerator: Member):
-        return make_scan(folder, name, base, accelerator=accelerator, data=data, **options)
-
-    return together(world, work)
-
-
-@contextmanager
-def killed_at(n: int, module, name: str, before=lambda *args: None):
-    """Ends the process that makes the n-th call of a function, after `before`."""
-    numbers, call = itertools.count(), getattr(module, name)
-
-    def dying(*args, **options):
-        if next(numbers) == n:
-            before(*args)
-            raise Killed
-        return call(*args, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, name, dying)
-        yield
-
-
-def assert_all_ended(outcomes: list) -> None:
-    """One was killed, the others say that one was."""
-    assert sum(isinstance(outcome, Killed) for outcome in outcomes) == 1, outcomes
-    for outcome in outcomes:
-        if not isinstance(outcome, Killed):
-            assert isinstance(outcome, ValueError), outcome
-            assert str(outcome).startswith(LOST)
 
 
 @pytest.mark.parametrize("options", SCANS)
