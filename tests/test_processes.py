@@ -175,13 +175,17 @@ LAUNCHED = """
     from tests import reward_runs
     from tests.evaluations import QUIET, config
     from tests.scans import make_scan
-    from tests.training_runs import train_online
+    from autodeco_fast.training.loop import train
+    from tests.training_runs import scan_config, source_of, train_online
 
     torch.set_num_threads(1)
     eval_page.draw = lambda points, label: b"<svg/>"
     folder, accelerator = Path({folder!r}), start_accelerator()
     data = folder / "examples.jsonl"
-    make_scan(folder, "by 2", accelerator=accelerator, data=data, **{scan})
+    for name, output in (("a folder", folder / "by 2"), ("a URL", {url!r})):
+        make_scan(folder, output=output, accelerator=accelerator, data=data, **{scan})
+        learned = scan_config(folder, "from " + name, scan=output, batch_tokens=25)
+        train(source_of(learned), learned, accelerator=accelerator)
     settings = config(folder, Path({model!r}), "by 2 too", batch_size=4)
     results = evaluate(settings, console=QUIET, accelerator=accelerator)
     assert results["policies"][0]["tokens_per_second"] > 0
@@ -196,7 +200,8 @@ def launched(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("launched")
     write_examples(folder / "examples.jsonl")
     config(folder, model)  # writes the prompts
-    code = textwrap.dedent(LAUNCHED).format(folder=str(folder), model=str(model), scan=SCANS[1])
+    given = {"folder": str(folder), "url": (folder / "by-2-at-a-url").as_uri()}
+    code = textwrap.dedent(LAUNCHED).format(**given, model=str(model), scan=SCANS[1])
     done = on_two_processes(code)
     assert done.returncode == 0, done.stderr
     return folder
@@ -207,6 +212,14 @@ def launched(model, tmp_path_factory) -> Path:
 def test_two_processes_make_the_same_scan(launched):
     make_scan(launched, "one scan", data=launched / "examples.jsonl", **SCANS[1])
     assert files(launched / "by 2") == files(launched / "one scan")
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_of_a_url(launched):
+    """The same scan, and the same head from it."""
+    assert files(launched / "by-2-at-a-url") == files(launched / "by 2")
+    heads = [launched / f"from {name}/head.safetensors" for name in ("a folder", "a URL")]
+    assert heads[0].read_bytes() == heads[1].read_bytes()
 
 
 @pytest.mark.slow

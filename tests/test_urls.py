@@ -1,7 +1,5 @@
 """Scans at URLs: the bytes of a folder, whatever is killed; what storage refuses is one line."""
 
-import textwrap
-
 import fsspec
 import pytest
 import torch
@@ -14,7 +12,6 @@ from autodeco_fast.training.loop import train
 from autodeco_fast.training.scan_store import TENSORS, Scan, read_shard, shard_path, token_bytes
 from autodeco_fast.urls import Url, location, of_each
 from tests.commands import assert_refuses, command
-from tests.forked import on_two_processes
 from tests.processes import assert_all_ended, killed_at
 from tests.scans import files, make_scan, scan_together, write_examples
 from tests.storage import Refuses, Renames, new_storage, stored
@@ -86,39 +83,6 @@ def test_a_scan_killed_anywhere_goes_on_in_any_number(tmp_path, where, name, at,
     assert stored(url) == whole
 
 
-TWO = """
-    from pathlib import Path
-
-    from autodeco_fast.training.loop import train
-    from autodeco_fast.training.processes import start_accelerator
-    from tests.scans import make_scan
-    from tests.training_runs import scan_config, source_of
-
-    folder, url = Path({folder!r}), {url!r}
-    accelerator, data = start_accelerator(), folder / "examples.jsonl"
-    make_scan(folder, output=url, accelerator=accelerator, data=data, **{options})
-    for name, scan in (("from folder", folder / "one"), ("from url", url)):
-        settings = scan_config(folder, name, scan=scan, batch_tokens=25)
-        train(source_of(settings), settings, accelerator=accelerator)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_two_launched_processes_scan_to_a_url_and_learn_from_it(tmp_path):
-    data = write_examples(tmp_path / "examples.jsonl")
-    url = (tmp_path / "scan at a url").as_uri()
-    one = make_scan(tmp_path, "one", data=data, **THINNED)
-    code = textwrap.dedent(TWO).format(folder=str(tmp_path), url=url, options=THINNED)
-    done = on_two_processes(code)
-    assert done.returncode == 0, done.stderr
-    assert stored(url) == files(one)
-    heads = [
-        (tmp_path / name / "head.safetensors").read_bytes() for name in ("from folder", "from url")
-    ]
-    assert heads[0] == heads[1]
-
-
 @pytest.mark.parametrize("options", [{}, {**LONG, "max_memory": 60_000}])
 def test_learns_the_same_from_a_url(tmp_path, objects, options):
     folder = make_scan(tmp_path)
@@ -159,6 +123,14 @@ def test_only_what_is_asked_for_is_downloaded(tmp_path, objects):
     for name in TENSORS:
         assert torch.equal(getattr(some, name), whole[name][300:310])
     assert len(read_shard(scan.paths[0], slice(5, 5))) == 0
+
+
+def test_a_copy_of_each_shard_can_be_kept(tmp_path, objects):
+    folder = make_scan(tmp_path)
+    scan = Scan(f"simplecache::{upload(folder)}")
+    for _ in range(3):
+        assert torch.equal(scan.load().hidden, Scan(folder).load().hidden)
+    assert objects.downloaded == sum(map(len, files(folder).values()))
 
 
 def test_shards_that_are_broken_or_missing_are_named(tmp_path, objects):
