@@ -73,7 +73,7 @@ def output_folder(folder: Location, name: str = "output") -> Iterator[None]:
         folder.check(name)
         yield
         return
-    if folder.parts[:1] and folder.parts[0].endswith(":"):
+    if str(folder).partition("/")[0].endswith(":"):
         raise ValueError(f"{name} must be a folder of this machine, got {str(folder)!r}, a URL")
     missing = []
     try:

@@ -83,7 +83,7 @@ def test_a_scan_killed_anywhere_goes_on_in_any_number(tmp_path, where, name, at,
     assert stored(url) == whole
 
 
-@pytest.mark.parametrize("options", [{}, {**LONG, "max_memory": 60_000}])
+@pytest.mark.parametrize("options", [{}, {**LONG, "max_memory": 10_000}])
 def test_learns_the_same_from_a_url(tmp_path, objects, options):
     folder = make_scan(tmp_path)
     heads = []

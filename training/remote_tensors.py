@@ -2,12 +2,13 @@
 
 Training reads a scan's shards, or slices of them, in another order every epoch. It downloads them
 as it needs them and keeps none: each of W processes that train for E epochs downloads all the
-scan's bytes E times, W·E times together, and takes no disk. (A copy on every machine's disk would
-be downloaded once, but the scans that need shared storage are those that no such disk holds.)
+scan's bytes E times, W·E times together, and takes no disk. A copy on every machine's disk would be
+downloaded once, but the scans that need shared storage are those that no such disk holds; for the
+others `simplecache::` before a URL is fsspec's copy.
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -18,7 +19,8 @@ _HEADER = 1 << 13  # bytes that are asked for at once: a shard's header has abou
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "I32": torch.int32}
 
 
-class _Slices(NamedTuple):
+@dataclass(frozen=True)
+class _Slices:
     """A tensor in a file, of which slices along the first dimension are downloaded."""
 
     stored: tensor_files.Stored
