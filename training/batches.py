@@ -236,16 +236,16 @@ class ScanSource:
         """A group's tokens in the epoch's order; the last one is remembered."""
         if self._held is None or self._held[0] != (epoch, number):
             self._held = None  # freed before the next is read
-            paths, indices, _ = zip(*slices)
-            tokens = list(of_each(self._read, paths, indices))
+            paths = (one.path for one in slices)
+            tokens = list(of_each(lambda _, one: self._read(one), paths, slices))
             whole = ScanTokens.cat(tokens) if len(tokens) > 1 else tokens[0]
             del tokens
             order = _order(len(whole), self.config.seed, epoch * 1_000_003 + number)
             self._held = (epoch, number), whole[order]
         return self._held[1]
 
-    def _read(self, path: Location, index: slice) -> ScanTokens:
-        tokens = read_shard(path, index)
+    def _read(self, one: ShardSlice) -> ScanTokens:
+        tokens = read_shard(one.path, one.tokens)
         return tokens[self._wanted(tokens.document)] if self.config.eval_fraction else tokens
 
     def batches(self, epoch: int, step: int, rank: int, world: int) -> Iterator[Batch]:
