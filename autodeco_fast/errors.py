@@ -9,9 +9,12 @@ traceback.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:
+    from autodeco_fast.urls import Location
 
 USERS = (ValueError, OSError, SafetensorError)
 _LONGEST = 400  # characters
@@ -26,11 +29,11 @@ def line(error: BaseException) -> str:
 
 
 @contextmanager
-def foreign(complaint: str) -> Iterator[None]:
+def foreign(complaint: str, raises: type[ValueError] = ValueError) -> Iterator[None]:
     """Around a call of a foreign loader or parser: whatever it raises is about the user's file.
 
     Raises:
-        ValueError: the complaint and what was raised.
+        ValueError: of the type `raises`, the complaint and what was raised.
     """
     try:
         yield
@@ -38,7 +41,7 @@ def foreign(complaint: str) -> Iterator[None]:
         said = line(error)
         if len(said) > _LONGEST:
             said = said[:_LONGEST] + "…"
-        raise ValueError(f"{complaint}: {said}") from error
+        raise raises(f"{complaint}: {said}") from error
 
 
 def parse_json(text: str | bytes, where: str) -> object:
@@ -51,7 +54,7 @@ def parse_json(text: str | bytes, where: str) -> object:
         return json.loads(text)
 
 
-def read_json_object(path: Path) -> dict:
+def read_json_object(path: "Location") -> dict:
     """The JSON object in a file.
 
     Raises:

@@ -8,13 +8,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from autodeco_fast.urls import Location, Url
 
 LOCK = ".lock"
 _PROBE = 1 << 20  # bytes that must fit before a run begins
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path in the same folder, then renames it to `path`."""
+def atomic_write(path: Location, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a temporary path, in the same folder but for a URL, then renames it to
+    `path`, or uploads it."""
+    if isinstance(path, Url):
+        with TemporaryDirectory() as folder:
+            draft = Path(folder) / path.name
+            write(draft)
+            path.upload(draft)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,7 +37,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Location, text: str) -> None:
     """Writes UTF-8 text atomically; bytes of a file name that are no text are written escaped."""
     data = text.encode("utf-8", "backslashreplace")
     atomic_write(path, lambda draft: draft.write_bytes(data))
@@ -46,11 +56,12 @@ def append_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def output_folder(folder: Path, name: str = "output") -> Iterator[None]:
+def output_folder(folder: Location, name: str = "output") -> Iterator[None]:
     """Holds a folder for one run, until the end of the block or of the process.
 
     The folder is made if it is missing, and removed again if nothing was written into it. Only one
-    process of a run should call this.
+    process of a run should call this. At a URL nothing can be held: it is asked whether it can be
+    reached.
 
     Args:
         name: of the setting, for complaints.
@@ -58,6 +69,12 @@ def output_folder(folder: Path, name: str = "output") -> Iterator[None]:
     Raises:
         ValueError: if it is no folder, cannot be written, has no room, or another run holds it.
     """
+    if isinstance(folder, Url):
+        folder.check(name)
+        yield
+        return
+    if str(folder).partition("/")[0].endswith(":"):
+        raise ValueError(f"{name} must be a folder of this machine, got {str(folder)!r}, a URL")
     missing = []
     try:
         with _refused(folder, name):

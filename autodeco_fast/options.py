@@ -4,7 +4,9 @@ From it come the check, the documentation, the key in YAML and the command line'
 (`cli/signature.py`). Imports nothing heavy: the command line shows the defaults.
 """
 
+import functools
 import inspect
+import operator
 import sys
 import textwrap
 import types
@@ -14,12 +16,18 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from autodeco_fast.urls import Location, location
 from autodeco_fast.values import SEEDS, finite, require, whole
 
 _LARGEST = 2**63 - 1
 _LARGEST_FLOAT = 1e30  # products with it stay finite in single precision
 _SIZES = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_TYPE_WORDS = {bool: "true or false", str: "text", Path: "a path"}
+_TYPE_WORDS = {
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    Location: "a path or a URL",
+}
 _RANGES: dict[str, Callable[[float], bool]] = {
     "≥ 0": lambda x: x >= 0,
     "at least 1": lambda x: x >= 1,
@@ -78,9 +86,10 @@ def size(text: str) -> int:
 
 
 def type_of(option: Field) -> tuple[type, bool]:
-    """The type of an option, and whether it may be None."""
+    """The type of an option, or of each of a list, and whether it may be None."""
     alternatives = typing.get_args(option.type) or (option.type,)
-    return alternatives[0], types.NoneType in alternatives
+    found = [each for each in alternatives if each not in (types.NoneType, ...)]
+    return functools.reduce(operator.or_, found), types.NoneType in alternatives
 
 
 def is_list(option: Field) -> bool:
@@ -105,6 +114,8 @@ def from_text(option: Field, text: str) -> object:
     option_type, _ = type_of(option)
     if option_type is Path:
         return Path(text)
+    if option_type == Location:
+        return location(text)
     if option_type not in (int, float):
         return text
     try:
@@ -130,7 +141,9 @@ def _typed(option: Field, value: object) -> object:
         value = finite(name, value)
         require(abs(value) <= _LARGEST_FLOAT, name, value, f"at most {_LARGEST_FLOAT:g}")
         return value
-    expected = _TYPE_WORDS.get(option_type, f"a {option_type.__name__}")
+    if option_type == Location and isinstance(value, str):
+        return location(value)
+    expected = _TYPE_WORDS.get(option_type) or f"a {option_type.__name__}"
     require(isinstance(value, option_type), name, value, expected)
     return value
 

@@ -1,9 +1,14 @@
 """Several processes of a run as threads of this one: cheap enough to end any of them anywhere."""
 
+import itertools
 import threading
 from collections.abc import Callable
+from contextlib import contextmanager
 
+import pytest
 import torch
+
+LOST = "another process of this run has ended, and so does this one; the same command goes on"
 
 
 class Killed(BaseException):
@@ -62,3 +67,28 @@ def together(world: int, work: Callable[[Member], object]) -> list:
     for thread in threads:
         thread.join()
     return outcomes
+
+
+@contextmanager
+def killed_at(n: int, module, name: str, before=lambda *args: None):
+    """Ends the process that makes the n-th call of a function, after `before`."""
+    numbers, call = itertools.count(), getattr(module, name)
+
+    def dying(*args, **options):
+        if next(numbers) == n:
+            before(*args)
+            raise Killed
+        return call(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, dying)
+        yield
+
+
+def assert_all_ended(outcomes: list) -> None:
+    """One was killed, the others say that one was."""
+    assert sum(isinstance(outcome, Killed) for outcome in outcomes) == 1, outcomes
+    for outcome in outcomes:
+        if not isinstance(outcome, Killed):
+            assert isinstance(outcome, ValueError), outcome
+            assert str(outcome).startswith(LOST)

@@ -16,6 +16,7 @@ from autodeco_fast.training.config import ScanConfig, TrainConfig
 from autodeco_fast.training.loop import train
 from autodeco_fast.training.scan import scan
 from autodeco_fast.training.scan_store import Scan
+from tests.processes import Member, together
 from tests.tiny_models import VOCAB, tiny_model
 
 
@@ -50,14 +51,27 @@ def files(folder: Path) -> dict[str, bytes]:
 def make_scan(
     tmp_path: Path, name: str = "scan", base=None, tokenizer=None, accelerator=None, **options
 ) -> Path:
-    """Scans, or continues; the folder."""
+    """Scans, or continues; the folder, or the URL that is the option `output`."""
+    output = options.pop("output", tmp_path / name)
     data = options.pop("data", None) or write_examples(tmp_path / "examples.jsonl")
     model = options.pop("model", "tiny")
     settings = {"examples_per_shard": 4, "batch_tokens": 40, **EVERY, **options}
-    config = ScanConfig(model=model, data=str(data), output=tmp_path / name, **settings)
+    config = ScanConfig(model=model, data=str(data), output=output, **settings)
     base = base or base_model.wrap(tiny_model("llama"))
     scan(config, base, tokenizer or Vocabulary(), accelerator=accelerator)
     return config.output
+
+
+def scan_together(folder: Path, name: str, world: int, **options) -> list:
+    data = folder / "examples.jsonl"
+    if not data.exists():
+        write_examples(data)
+    base = base_model.wrap(tiny_model("llama"))
+
+    def work(accelerator: Member):
+        return make_scan(folder, name, base, accelerator=accelerator, data=data, **options)
+
+    return together(world, work)
 
 
 # At 0.1, 22 % of the held-out tokens need more than T = 2 of the small model.

@@ -183,7 +183,7 @@ def test_options_win_over_the_file(scan, tmp_path):
         ("gravity: [1]", "gravity must be a finite number, got [1]"),
         ("gravity: yes", "gravity must be a finite number, got True"),
         ("gravity: many", "gravity must be a finite number, got 'many'"),
-        ("scan: 2024-01-01", "scan must be a path, got datetime.date(2024, 1, 1)"),
+        ("scan: 2024-01-01", "scan must be a path or a URL, got datetime.date(2024, 1, 1)"),
         ("max_steps: 1.5", "max_steps must be an integer in"),
         ("max_steps: 1e3", "max_steps must be an integer in"),
         ("max_memory: 2 G B", "max_memory must be an integer in"),

@@ -2,7 +2,6 @@
 a folder that any number of processes finishes to the same bits."""
 
 import copy
-import itertools
 import json
 import os
 import re
@@ -13,7 +12,6 @@ import sys
 import textwrap
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,51 +25,13 @@ from tests import reward_runs
 from tests.commands import ROOT, command
 from tests.evaluations import config, without_speeds
 from tests.forked import on_two_processes
-from tests.processes import Killed, Member, together
-from tests.scans import files, make_scan, write_examples
+from tests.processes import LOST, Killed, Member, assert_all_ended, killed_at, together
+from tests.scans import files, make_scan, scan_together, write_examples
 from tests.tiny_models import tiny_model
 from tests.training_runs import equal, read_lines, train_online
 
 HALF = {"all_tokens": False, "max_rank": 60, "easy_fraction": 0.5}
 SCANS = [{**HALF, "max_bytes": budget} for budget in (0, 9000, 700)]
-LOST = "another process of this run has ended, and so does this one; the same command goes on"
-
-
-def scan_together(folder: Path, name: str, world: int, **options) -> list:
-    data = folder / "examples.jsonl"
-    if not data.exists():
-        write_examples(data)
-    base = base_model.wrap(tiny_model("llama"))
-
-    def work(accelerator: Member):
-        return make_scan(folder, name, base, accelerator=accelerator, data=data, **options)
-
-    return together(world, work)
-
-
-@contextmanager
-def killed_at(n: int, module, name: str, before=lambda *args: None):
-    """Ends the process that makes the n-th call of a function, after `before`."""
-    numbers, call = itertools.count(), getattr(module, name)
-
-    def dying(*args, **options):
-        if next(numbers) == n:
-            before(*args)
-            raise Killed
-        return call(*args, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, name, dying)
-        yield
-
-
-def assert_all_ended(outcomes: list) -> None:
-    """One was killed, the others say that one was."""
-    assert sum(isinstance(outcome, Killed) for outcome in outcomes) == 1, outcomes
-    for outcome in outcomes:
-        if not isinstance(outcome, Killed):
-            assert isinstance(outcome, ValueError), outcome
-            assert str(outcome).startswith(LOST)
 
 
 @pytest.mark.parametrize("options", SCANS)
@@ -215,13 +175,17 @@ LAUNCHED = """
     from tests import reward_runs
     from tests.evaluations import QUIET, config
     from tests.scans import make_scan
-    from tests.training_runs import train_online
+    from autodeco_fast.training.loop import train
+    from tests.training_runs import scan_config, source_of, train_online
 
     torch.set_num_threads(1)
     eval_page.draw = lambda points, label: b"<svg/>"
     folder, accelerator = Path({folder!r}), start_accelerator()
     data = folder / "examples.jsonl"
-    make_scan(folder, "by 2", accelerator=accelerator, data=data, **{scan})
+    for name, output in (("a folder", folder / "by 2"), ("a URL", {url!r})):
+        make_scan(folder, output=output, accelerator=accelerator, data=data, **{scan})
+        learned = scan_config(folder, "from " + name, scan=output, batch_tokens=25)
+        train(source_of(learned), learned, accelerator=accelerator)
     settings = config(folder, Path({model!r}), "by 2 too", batch_size=4)
     results = evaluate(settings, console=QUIET, accelerator=accelerator)
     assert results["policies"][0]["tokens_per_second"] > 0
@@ -236,7 +200,8 @@ def launched(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("launched")
     write_examples(folder / "examples.jsonl")
     config(folder, model)  # writes the prompts
-    code = textwrap.dedent(LAUNCHED).format(folder=str(folder), model=str(model), scan=SCANS[1])
+    given = {"folder": str(folder), "url": (folder / "by-2-at-a-url").as_uri()}
+    code = textwrap.dedent(LAUNCHED).format(**given, model=str(model), scan=SCANS[1])
     done = on_two_processes(code)
     assert done.returncode == 0, done.stderr
     return folder
@@ -247,6 +212,14 @@ def launched(model, tmp_path_factory) -> Path:
 def test_two_processes_make_the_same_scan(launched):
     make_scan(launched, "one scan", data=launched / "examples.jsonl", **SCANS[1])
     assert files(launched / "by 2") == files(launched / "one scan")
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_of_a_url(launched):
+    """The same scan, and the same head from it."""
+    assert files(launched / "by-2-at-a-url") == files(launched / "by 2")
+    heads = [launched / f"from {name}/head.safetensors" for name in ("a folder", "a URL")]
+    assert heads[0].read_bytes() == heads[1].read_bytes()
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ before.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from autodeco_fast.training.scan import lm_head_fingerprint, pad
 from autodeco_fast.training.scan_store import Scan, ScanTokens, read_fields, read_shard, token_bytes
 from autodeco_fast.training.token_uniform import held_out, scan_uniform, token_uniform
 from autodeco_fast.training.wishes import gravities_of
+from autodeco_fast.urls import Location, of_each
 
 # A group is held as it is read, joined, put in order and taken by a step, and the allocator keeps
 # some of what was freed. With 5, memory grows by less than the limit in bench/end_to_end/scan.py
@@ -128,7 +129,7 @@ class OnlineSource:
 class ShardSlice(NamedTuple):
     """Neighbouring tokens of a shard."""
 
-    path: Path
+    path: Location
     tokens: slice
     size: int  # tokens that are wanted
 
@@ -175,14 +176,13 @@ class ScanSource:
         self.limit = len(scan)
         if config.max_memory:
             self.limit = max(1, config.max_memory // (_COPIES * token_bytes(self.hidden_size)))
-        self.slices = [
-            found for path, n in zip(scan.paths, scan.sizes) for found in self._slices(path, n)
-        ]
+        slices = of_each(self._slices, scan.paths, scan.sizes)
+        self.slices = list(itertools.chain.from_iterable(slices))
         self._held: tuple[tuple[int, int], ScanTokens] | None = None
 
-    def _slices(self, path: Path, n: int) -> Iterator[ShardSlice]:
+    def _slices(self, path: Location, n: int) -> list[ShardSlice]:
         """A shard in slices of which several fit into memory."""
-        size = n if n <= self.limit else max(1, self.limit // 4)
+        found, size = [], n if n <= self.limit else max(1, self.limit // 4)
         wanted = None
         if self.config.eval_fraction:
             (document,) = read_fields(path, ("document",))
@@ -190,7 +190,8 @@ class ScanSource:
         for at in range(0, n, size):
             tokens = slice(at, min(at + size, n))
             count = tokens.stop - at if wanted is None else int(wanted[tokens].sum())
-            yield ShardSlice(path, tokens, count)
+            found.append(ShardSlice(path, tokens, count))
+        return found
 
     def _wanted(self, document: torch.Tensor) -> torch.Tensor:
         example = document // self.scan.variants  # is held out with all its wishes
@@ -235,7 +236,8 @@ class ScanSource:
         """A group's tokens in the epoch's order; the last one is remembered."""
         if self._held is None or self._held[0] != (epoch, number):
             self._held = None  # freed before the next is read
-            tokens = [self._read(one) for one in slices]
+            paths = (one.path for one in slices)
+            tokens = list(of_each(lambda _, one: self._read(one), paths, slices))
             whole = ScanTokens.cat(tokens) if len(tokens) > 1 else tokens[0]
             del tokens
             order = _order(len(whole), self.config.seed, epoch * 1_000_003 + number)

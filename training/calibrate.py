@@ -20,15 +20,16 @@ from autodeco_fast.training.head_folder import (
 )
 from autodeco_fast.training.predictions import predict, required_temperatures
 from autodeco_fast.training.scan_store import Scan
+from autodeco_fast.urls import Location
 
 
 def calibrate_from_files(
     head_folder: Path,
-    scan_folder: Path,
+    scan_folder: Location,
     *,
     alpha: float = 0.05,
     min_p: float | None = None,
-    checks: Sequence[Path] = (),
+    checks: Sequence[Location] = (),
 ) -> None:
     """Calibrates the head in its folder, and says how its promise holds on other scans.
 
@@ -44,11 +45,11 @@ def calibrate_from_files(
 
 def _calibrate(
     head_folder: Path,
-    scan_folder: Path,
+    scan_folder: Location,
     *,
     alpha: float,
     min_p: float | None,
-    checks: Sequence[Path],
+    checks: Sequence[Location],
 ) -> None:
     head, settings = TemperatureHead.from_pretrained(head_folder), training_settings(head_folder)
     scans = [Scan(folder) for folder in (scan_folder, *checks)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from autodeco_fast.errors import foreign
 from autodeco_fast.options import Options, documented, from_text, option, type_of
+from autodeco_fast.urls import Location
 
 EASY_WEIGHTS = ("inverse", "none")
 AUTODECO = ("autodeco_temperature", "autodeco_top_p", "autodeco_joint")
@@ -56,7 +57,10 @@ class ScanConfig(_Selection):
 
     model: str = option(MODEL)
     data: str = option(f"{_EXAMPLES}; or the name of a dataset; or stdlib:head")
-    output: Path = option("folder for the scan; one begun with the same settings is continued")
+    output: Location = option(
+        "folder for the scan, or its URL on storage that fsspec knows, like s3://bucket/scan; one "
+        "begun with the same settings is continued"
+    )
     split: str = option("of a dataset that is named", "train")
     batch_tokens: int = option(
         "tokens of a forward pass, padding included", 8192, must_be="at least 1"
@@ -94,7 +98,9 @@ class TrainConfig(_Selection):
     """
 
     output: Path = option("new folder for the head, metrics.jsonl and checkpoints")
-    scan: Path | None = option("folder of a scan to learn from, instead of model and data", None)
+    scan: Location | None = option(
+        "folder or URL of a scan to learn from, instead of model and data", None
+    )
     model: str | None = option(MODEL, None)
     data: Path | None = option(_EXAMPLES, None)
     objective: str = option(

@@ -12,12 +12,12 @@ import signal
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 
 from autodeco_fast.errors import foreign
 from autodeco_fast.files import output_folder
+from autodeco_fast.urls import Location
 
 _GO_ON = "the same command goes on from what is written (of train: with --resume)"
 _LOST = f"another process of this run has ended, and so does this one; {_GO_ON}"
@@ -53,7 +53,7 @@ class Processes:
         if self._replicas:
             self.wait()
 
-    def hold(self, folder: Path) -> AbstractContextManager[None]:
+    def hold(self, folder: Location) -> AbstractContextManager[None]:
         """An output folder, held by the main process for all of them."""
         return output_folder(folder) if self.is_main else nullcontext()
 

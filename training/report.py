@@ -24,6 +24,7 @@ from autodeco_fast.training.head_folder import (
 )
 from autodeco_fast.training.measures import SAMPLE, scanned_model
 from autodeco_fast.training.scan_store import Scan
+from autodeco_fast.urls import Location, Url
 
 PAGE, NUMBERS = "report.html", "report.json"
 PASSAGES, PASSAGE_TOKENS = 4, 220
@@ -66,7 +67,7 @@ def _summary(domains: list[data.Domain], limit: float) -> str:
 
 def report_from_files(
     head_folder: Path,
-    scans: list[Path],
+    scans: list[Location],
     output: Path,
     *,
     model: str | None = None,
@@ -79,7 +80,7 @@ def report_from_files(
         ValueError: for a head, scans or a model that do not belong together, or an output that
             cannot be written.
     """
-    names = [folder.resolve().name for folder in scans]
+    names = [(at if isinstance(at, Url) else at.resolve()).name for at in scans]
     if len(set(names)) < len(names):
         raise ValueError(
             f"scans are named by their folders, which must differ, got {', '.join(names)}"
@@ -90,7 +91,7 @@ def report_from_files(
 
 def _report(
     head_folder: Path,
-    scans: dict[str, Path],
+    scans: dict[str, Location],
     output: Path,
     *,
     model: str | None,

@@ -24,6 +24,7 @@ from autodeco_fast.training.head_folder import METRICS_NAME, SETTINGS_NAME, SWEE
 from autodeco_fast.training.processes import Processes, start_accelerator
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.wishes import augmented
+from autodeco_fast.urls import Location
 
 
 def scan_from_files(config: ScanConfig) -> None:
@@ -304,7 +305,9 @@ def _tabulate(
     console.print(table)
 
 
-def _measures(console: Console, scan: Path, results: list[tuple[dict, TrainConfig]]) -> list[dict]:
+def _measures(
+    console: Console, scan: Location, results: list[tuple[dict, TrainConfig]]
+) -> list[dict]:
     """Of every head on the scan; none, and a line that says so, if its model is not there."""
     from autodeco_fast import TemperatureHead
     from autodeco_fast.training.measures import measures_of_heads

@@ -26,6 +26,7 @@ from autodeco_fast.training.scan_store import (
     COUNTS,
     MANIFEST,
     ScanTokens,
+    all_facts,
     file_fingerprint,
     fingerprint,
     read_facts,
@@ -38,6 +39,7 @@ from autodeco_fast.training.scan_store import (
 )
 from autodeco_fast.training.token_uniform import scan_uniform
 from autodeco_fast.training.wishes import augmented
+from autodeco_fast.urls import Location
 
 _BUCKETS = {"trivial": TRIVIAL, "middle": MIDDLE, "impossible": IMPOSSIBLE}
 _LIVE_SETTINGS = ("batch_tokens", "output", "device_map")  # may change when a scan is continued
@@ -131,7 +133,7 @@ def scan_batch(
     )
 
 
-def thin(path: Path, hidden_size: int, *, config: ScanConfig, share: float) -> None:
+def thin(path: Location, hidden_size: int, *, config: ScanConfig, share: float) -> None:
     """Keeps a smaller share of a shard's tokens."""
     counts, before, _ = read_facts(path, hidden_size)
     if before <= share:
@@ -283,7 +285,9 @@ class _Shards:
                 examples.append((at, example))
         return batches_by_length(examples, self.config.batch_tokens)
 
-    def _make(self, path: Path, batches: list[list[tuple[int, Example]]], examples: int) -> None:
+    def _make(
+        self, path: Location, batches: list[list[tuple[int, Example]]], examples: int
+    ) -> None:
         counts = dict.fromkeys(COUNTS, 0) | {"examples": examples}
         self.on_examples(examples - sum(map(len, batches)), 0)
         tokens = [ScanTokens.none(self.hidden_size)]
@@ -337,8 +341,7 @@ def scan(
 
 def _finish(config: ScanConfig, manifest: dict, blocks: int) -> dict:
     """The manifest with the share of all shards, and the sums of their counts."""
-    hidden_size = manifest["hidden_size"]
-    facts = [read_facts(shard_path(config.output, number), hidden_size) for number in range(blocks)]
+    facts = list(all_facts(config.output, blocks, manifest["hidden_size"]))
     share = min((share for _, share, _ in facts), default=1.0)
     tokens = sum(n for *_, n in facts)
     counts = {name: sum(fact[name] for fact, *_ in facts) for name in COUNTS}

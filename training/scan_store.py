@@ -1,4 +1,5 @@
-"""A scan on disk: what a frozen model says of every token worth learning from, in safetensors.
+"""A scan in a folder or at a URL: what a frozen model says of every token worth learning from, in
+safetensors.
 
     scan.json                    settings, fingerprints, and once it is finished the counts
     shard-000012.safetensors     examples 12·examples_per_shard … of the data; a file that is there
@@ -15,7 +16,9 @@ What a token weighs follows from what is there: a trivial one 1/easy_fraction, a
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +29,9 @@ from autodeco_fast import TokenStats
 from autodeco_fast.errors import foreign, read_json_object
 from autodeco_fast.files import atomic_write, write_text
 from autodeco_fast.losses.selection import TRIVIAL, bucket_of, easy_token_weight
+from autodeco_fast.training.remote_tensors import RemoteTensors
 from autodeco_fast.training.wishes import VARIANTS
+from autodeco_fast.urls import Location, Unreachable, Url, location, of_each
 from autodeco_fast.values import SEEDS, finite, require, whole
 
 MANIFEST = "scan.json"
@@ -129,11 +134,11 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:_SHORT]
 
 
-def shard_path(folder: Path, number: int) -> Path:
+def shard_path(folder: Location, number: int) -> Location:
     return folder / f"shard-{number:06d}.safetensors"
 
 
-def write_shard(path: Path, tokens: ScanTokens, counts: dict[str, int], share: float) -> None:
+def write_shard(path: Location, tokens: ScanTokens, counts: dict[str, int], share: float) -> None:
     """Writes a whole shard, or none; `share` of the tokens that were selected are in it.
 
     Raises:
@@ -149,17 +154,31 @@ def write_shard(path: Path, tokens: ScanTokens, counts: dict[str, int], share: f
         raise ValueError(f"cannot write {path}: {error}") from None
 
 
-def _unreadable(path: Path) -> str:
+def _unreadable(path: Location) -> str:
     return f"{path} is not a whole shard of a scan, delete it and scan again"
 
 
-def read_facts(path: Path, hidden_size: int) -> tuple[dict[str, int], float, int]:
+@contextmanager
+def _opened(path: Location) -> Iterator[safe_open | RemoteTensors]:
+    """A shard; what is wrong with it is a complaint about it, and what its storage refuses is
+    none."""
+    try:
+        open_ = RemoteTensors if isinstance(path, Url) else partial(safe_open, framework="pt")
+        with foreign(_unreadable(path)), open_(path) as file:
+            yield file
+    except ValueError as error:
+        if isinstance(error.__cause__, Unreachable):
+            raise error.__cause__ from None
+        raise
+
+
+def read_facts(path: Location, hidden_size: int) -> tuple[dict[str, int], float, int]:
     """A shard's counts, share and number of tokens, from its header.
 
     Raises:
         ValueError: naming the file, if it is no such shard.
     """
-    with foreign(_unreadable(path)), safe_open(path, "pt") as file:
+    with _opened(path) as file:
         metadata = file.metadata() or {}
         shapes = {name: file.get_slice(name).get_shape() for name in TENSORS}
         dtypes = [file.get_slice(name).get_dtype() for name in TENSORS]
@@ -172,7 +191,15 @@ def read_facts(path: Path, hidden_size: int) -> tuple[dict[str, int], float, int
     return counts, share, n
 
 
-def read_shard(path: Path, index: slice = slice(None)) -> ScanTokens:
+def all_facts(
+    folder: Location, shards: int, hidden_size: int
+) -> Iterator[tuple[dict[str, int], float, int]]:
+    """Those of the first `shards` shards; raises as `read_facts`."""
+    paths = (shard_path(folder, number) for number in range(shards))
+    return of_each(partial(read_facts, hidden_size=hidden_size), paths)
+
+
+def read_shard(path: Location, index: slice = slice(None)) -> ScanTokens:
     """A shard's tokens, or some of them, of which alone memory is taken.
 
     Raises:
@@ -189,23 +216,25 @@ def read_shard(path: Path, index: slice = slice(None)) -> ScanTokens:
 
 
 def read_fields(
-    path: Path, names: tuple[str, ...], index: slice = slice(None)
+    path: Location, names: tuple[str, ...], index: slice = slice(None)
 ) -> list[torch.Tensor]:
     """Some fields of a shard's tokens; raises as `read_shard`."""
-    with foreign(_unreadable(path)), safe_open(path, "pt") as file:
+    with _opened(path) as file:
         return [file.get_slice(name)[index] for name in names]
 
 
-def write_manifest(folder: Path, manifest: dict) -> None:
+def write_manifest(folder: Location, manifest: dict) -> None:
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Location) -> dict:
     """`scan.json`.
 
     Raises:
-        ValueError: if the folder holds no scan, or its manifest is no scan's.
+        ValueError: if the folder holds no scan or cannot be reached, or its manifest is no scan's.
     """
+    if isinstance(folder, Url):
+        folder.check("scan")
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(f"scan must be a folder with {MANIFEST}, got {str(folder)!r}")
@@ -252,40 +281,37 @@ def _check_manifest(manifest: dict) -> None:
     )
 
 
-def discard(folder: Path, shards: int) -> None:
+def discard(folder: Location, shards: int) -> None:
     """Removes a scan's files."""
     for path in (folder / MANIFEST, *(shard_path(folder, number) for number in range(shards))):
         path.unlink(missing_ok=True)
 
 
 class Scan:
-    """A finished scan, opened: its manifest, its shards and how many tokens each holds.
+    """A finished scan in a folder or at a URL, opened: its manifest, its shards and how many tokens
+    each holds.
 
     Raises:
         ValueError: if it is not finished, a shard is missing or broken, or no token is in it.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.manifest = folder, read_manifest(folder)
+    def __init__(self, folder: str | Location):
+        self.folder = folder = location(folder)
+        self.manifest = read_manifest(folder)
         if "counts" not in self.manifest:
             raise ValueError(
                 f"scan {str(folder)!r} is not finished: run the same `autodeco-fast scan` again to "
                 "continue it"
             )
         self.hidden_size = self.manifest["hidden_size"]
-        self.paths, self.sizes = [], []
-        for number in range(self.manifest["shards"]):
-            self.paths.append(shard_path(folder, number))
-            self.sizes.append(read_facts(self.paths[-1], self.hidden_size)[2])
+        shards = self.manifest["shards"]
+        self.sizes = [tokens for *_, tokens in all_facts(folder, shards, self.hidden_size)]
+        self.paths = [shard_path(folder, number) for number in range(shards)]
         if not sum(self.sizes):
             raise ValueError(f"scan {str(folder)!r} holds no token: {why_empty(self.manifest)}")
 
     def __len__(self) -> int:
         return sum(self.sizes)
-
-    def shards(self) -> Iterator[ScanTokens]:
-        for path in self.paths:
-            yield read_shard(path)
 
     def weight(self, tokens: ScanTokens) -> torch.Tensor:
         """How many tokens of the text each of these tokens of the scan stands for, fp32 `[n]`: one
@@ -314,7 +340,7 @@ class Scan:
 
     def load(self) -> ScanTokens:
         """All tokens at once."""
-        return ScanTokens.cat(list(self.shards()))
+        return ScanTokens.cat(list(of_each(read_shard, self.paths)))
 
 
 def why_empty(manifest: dict) -> str:

@@ -16,8 +16,10 @@ from typing import BinaryIO, NamedTuple
 from safetensors import safe_open
 
 from autodeco_fast.errors import foreign
+from autodeco_fast.urls import Location
 
 BLOCK = 1 << 22  # bytes in memory at a time
+LENGTH = struct.Struct("<Q")  # of the header
 _METADATA = "__metadata__"
 _ALIGNMENT = 8  # of the buffer, as safetensors pads its headers
 
@@ -25,7 +27,7 @@ _ALIGNMENT = 8  # of the buffer, as safetensors pads its headers
 class Stored(NamedTuple):
     """A tensor as it lies in a file."""
 
-    path: Path
+    path: Location
     dtype: str  # as safetensors names it
     shape: tuple[int, ...]
     start: int  # bytes from the beginning of the file
@@ -65,17 +67,22 @@ def read(path: Path) -> TensorFile:
     with foreign(f"{path} is not a safetensors file"), safe_open(path, "numpy") as checked:
         names = set(checked.keys())
     with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    metadata = header.pop(_METADATA, None)
-    found = {}
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        start, end = entry["data_offsets"]
-        place = {"start": 8 + length + start, "size": end - start}
-        found[name] = Stored(path, entry["dtype"], tuple(entry["shape"]), **place)
-    end = 8 + length + sum(stored.size for stored in found.values())
-    if set(found) != names or end != path.stat().st_size:
+        (length,) = LENGTH.unpack(file.read(LENGTH.size))
+        found = parsed(path, file.read(length))
+    if set(found.tensors) != names or LENGTH.size + length + found.size != path.stat().st_size:
         raise ValueError(f"{path} is not a safetensors file: its header is ambiguous")
+    return found
+
+
+def parsed(path: Location, header: bytes) -> TensorFile:
+    """What a file holds, by its header, which is not checked."""
+    entries = json.loads(header)
+    metadata = entries.pop(_METADATA, None)
+    found = {}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        start, end = entry["data_offsets"]
+        place = {"start": LENGTH.size + len(header) + start, "size": end - start}
+        found[name] = Stored(path, entry["dtype"], tuple(entry["shape"]), **place)
     return TensorFile(found, metadata)
 
 
@@ -99,7 +106,7 @@ def write(path: Path, content: TensorFile, wrote: Callable[[int], object]) -> No
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     with path.open("xb") as out:
-        out.write(struct.pack("<Q", len(text)) + text)
+        out.write(LENGTH.pack(len(text)) + text)
         for source, start, size in _runs(content):
             _copy(source, start, size, out, wrote)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from autodeco_fast.options import help_of, is_list, listed, size, type_of
+from autodeco_fast.urls import Location
 
 
 def _parameter(field: Field, required: bool) -> inspect.Parameter:
@@ -18,6 +19,8 @@ def _parameter(field: Field, required: bool) -> inspect.Parameter:
         default, optional = (inspect.Parameter.empty, optional) if required else (None, True)
     if field.metadata["is_size"]:
         option_type, default = str, str(default)
+    if option_type == Location:
+        option_type = str  # a Path would make one slash of a URL's two
     if is_list(field):
         option_type = list[option_type]
     names = [f"--{field.name.replace('_', '-')}"] if option_type is bool else []

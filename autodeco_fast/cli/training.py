@@ -9,6 +9,7 @@ import typer
 from autodeco_fast.cli.signature import takes, with_sizes
 from autodeco_fast.training.config import ScanConfig, TrainConfig, from_yaml
 from autodeco_fast.training.reward_config import RewardConfig
+from autodeco_fast.urls import location
 
 Head = Annotated[Path, typer.Option(help="folder of a temperature head")]
 MinP = Annotated[
@@ -78,27 +79,35 @@ def _settings_of(given: dict) -> TrainConfig | RewardConfig:
 def calibrate(
     head: Head,
     scan: Annotated[
-        Path, typer.Option(help="of documents the head has not seen, made with --all-tokens")
+        str,
+        typer.Option(
+            help="folder or URL of a scan of documents the head has not seen, made with "
+            "--all-tokens"
+        ),
     ],
     alpha: Annotated[
         float, typer.Option(help="share of reference tokens that may fall outside the cut")
     ] = 0.05,
     min_p: MinP = None,
     check: Annotated[
-        list[Path] | None, typer.Option(help="another scan, to see how the promise holds there")
+        list[str] | None, typer.Option(help="another scan, to see how the promise holds there")
     ] = None,
 ) -> None:
     """Shift a head's temperatures: the reference token is in the kept set 1 - alpha of the time."""
     from autodeco_fast.training.calibrate import calibrate_from_files
 
-    calibrate_from_files(head, scan, alpha=alpha, min_p=min_p, checks=check or [])
+    checks = [location(other) for other in check or []]
+    calibrate_from_files(head, location(scan), alpha=alpha, min_p=min_p, checks=checks)
 
 
 def report(
     head: Head,
     scan: Annotated[
-        list[Path],
-        typer.Option(help="of held-out text, made with --all-tokens; give a second to compare"),
+        list[str],
+        typer.Option(
+            help="folder or URL of a scan of held-out text, made with --all-tokens; give a second "
+            "to compare"
+        ),
     ],
     output: Annotated[Path, typer.Option(help="folder for report.html and its figures")],
     model: Annotated[str | None, typer.Option(help="by default the one that was scanned")] = None,
@@ -107,5 +116,5 @@ def report(
     """Draw what a head does: one HTML page that needs nothing else, and its figures."""
     from autodeco_fast.training.report import PAGE, report_from_files
 
-    report_from_files(head, scan, output, model=model, min_p=min_p)
+    report_from_files(head, list(map(location, scan)), output, model=model, min_p=min_p)
     typer.echo(f"written: {output / PAGE}")
