@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from autodeco_fast import logit_stats, sample
+from autodeco_fast import logit_stats, sample, subtile_maxima
 from autodeco_fast.torch_backend import jit, sample_loops, stats_loops
 
 elementwise_exp = numba.vectorize(lambda x: stats_loops._exp(x))
@@ -73,10 +73,13 @@ def test_a_nan_of_either_sign_is_seen(sign, B):
     assert (~stats.logsumexp.isfinite()).tolist() == broken
     assert (~stats.entropy.isfinite()).tolist() == broken
     assert sample(z, 1.0, seed=0, backend="torch").status.tolist() == [int(x) for x in broken]
-    maxima, rows = np.zeros((B, 4), np.float32), np.zeros((5, B), np.float32)
-    maxima.view(np.int32)[B - 1, 2] = NAN[sign]
-    assert not sample_loops.cuts(maxima, np.empty(0, np.float32), *rows, np.empty(B, np.int32))
-    assert np.isnan(rows[2]).tolist() == broken
+    maxima = subtile_maxima(z, backend="torch")
+    maxima.view(torch.int32)[B - 1, 2] = NAN[sign]
+    assert [sample_loops.largest(row.view(np.int32)) < np.inf for row in maxima.numpy()] == [
+        not x for x in broken
+    ]
+    given = sample(z, 1.0, seed=0, maxima=maxima, backend="torch")
+    assert given.status.tolist() == [int(x) for x in broken]
 
 
 def test_maxima_of_all_signs():

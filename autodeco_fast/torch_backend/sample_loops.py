@@ -1,5 +1,5 @@
-"""Philox4x32-10, the Gumbel noise made from it, and the best token of the tiles that can hold it:
-loops for one CPU core.
+"""Philox4x32-10, the Gumbel noise made from it, and the rows that are sampled with it: loops for
+one CPU core.
 
 The integers are those of `kernels/philox.py`.
 """
@@ -8,14 +8,17 @@ import math
 
 import numpy as np
 
+from autodeco_fast.sampling import SUBTILE
+
 from .jit import compiled, elementwise
 
 _M0, _M2, _W0, _W1 = (np.uint64(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85))
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _TINY, _HALF_STEP, _BELOW_ONE = np.float32(2.0**-32), np.float32(0.5), np.float32(1 - 2.0**-24)
 _LN2 = np.float32(0.69315)  # rounded up
-_MAGNITUDE, _SIGN, _INFINITY = np.int32(0x7FFFFFFF), np.int32(31), np.int32(0x7F800000)
+_LEAST, _MOST, _MINUS_INFINITY = np.int32(-(2**31)), np.int32(2**31 - 1), np.uint32(0xFF800000)
 _BLOCK = 64  # logits compared with τ at once
+_STREAMS = 4  # places of a row that are read by turns: a core fetches ahead at each of them
 GREEDY_BELOW = np.float32(1e-3)
 HIGHEST_TEMPERATURE = np.float32(1e29)  # z + T·g of a finite z stays finite
 LOWEST = np.finfo(np.float32).min  # `z ≥ max(τ, lowest)` also says that z is not −inf
@@ -64,77 +67,40 @@ def exponent_of(u):
 
 
 @compiled()
-def maxima_of(bits, width, out):
-    """Writes the maxima of a row's tiles, from fp32 as int32; returns whether a NaN is there.
+def largest(words):
+    """The maximum of fp32 numbers, from their bits as int32; NaN where one is.
 
-    Integers have the order of the floats when bits of negative ones are turned over, but for the
-    sign. Only a NaN's magnitude is above infinity's.
+    Integers have the order of the floats, or the opposite one among negative floats: the maximum is
+    the largest integer, or the smallest if all are negative. A positive NaN is larger than any
+    float; a negative one is above −inf when both are read without a sign.
     """
-    magnitude = np.int32(0)
-    for t in range(len(out)):
-        words = bits[t * width : min((t + 1) * width, len(bits))]
-        top = np.int32(-(2**31))
-        for j in range(len(words)):
-            top = max(top, np.int32(words[j] ^ ((words[j] >> _SIGN) & _MAGNITUDE)))
-            magnitude = max(magnitude, np.int32(words[j] & _MAGNITUDE))
-        out[t] = np.int32(top ^ ((top >> _SIGN) & _MAGNITUDE)).view(np.float32)
-    return magnitude > _INFINITY
+    high, low, beyond = _LEAST, _MOST, np.uint32(0)
+    for j in range(len(words)):
+        high, low = max(high, words[j]), min(low, words[j])
+        beyond = max(beyond, np.uint32(words[j]))
+    if beyond > _MINUS_INFINITY:
+        return np.float32(np.nan)
+    return np.int32(high if high >= 0 else low).view(np.float32)
 
 
 @compiled()
-def cuts(
-    maxima,  # [B, tiles] fp32
-    known,  # [B] fp32 lower bounds of the rows' maxima; or [0]
-    temperature,  # [B] fp32
-    min_p,  # [B] fp32
-    top,  # [B] fp32, written: maximum
-    T,  # [B] fp32, written: 0 in greedy rows
-    # [B] fp32, written: top + T·ln min_p; +inf, which no token reaches, where one of them is NaN or
-    # out of range
-    tau,
-    status,  # [B] int32, written: 8 there, 0 elsewhere
-):
-    """Returns whether no row has NaN or +inf; a row that has a NaN gets it as its maximum."""
-    well, m = True, np.empty(1, np.float32)
-    for b in range(len(maxima)):
-        if maxima_of(maxima[b].view(np.int32), maxima.shape[1], m):
-            m[0] = np.nan
-        well = well and m[0] < np.inf
-        top[b] = m[0]
-        if len(known) and not known[b] <= m[0]:
-            top[b] = known[b] if known[b] < np.inf else np.inf
-        T[b], tau[b], status[b] = np.float32(0), top[b], 0
-        usable = 0 <= temperature[b] <= HIGHEST_TEMPERATURE and 0 <= min_p[b] <= 1
-        if not (usable and top[b] != np.inf):
-            tau[b], status[b] = np.inf, 8
-        elif temperature[b] >= GREEDY_BELOW:
-            T[b] = temperature[b]
-            tau[b] = top[b] + T[b] * np.float32(math.log(min_p[b]))
-    return well
+def _cut(m, temperature, min_p, known):
+    """Of a row whose largest logit is m, or a known one: its maximum, T, 0 if greedy, and τ, which
+    is +inf, and T 0, where one of them is NaN or out of range."""
+    top = m
+    if not known <= m:
+        top = known if known < np.inf else np.float32(np.inf)
+    usable = 0 <= temperature <= HIGHEST_TEMPERATURE and 0 <= min_p <= 1
+    if not (usable and top < np.inf):
+        return top, np.float32(0), np.float32(np.inf)
+    if temperature < GREEDY_BELOW:
+        return top, np.float32(0), top
+    return top, temperature, top + temperature * np.float32(math.log(min_p))
 
 
 @compiled()
-def candidate_tiles(maxima, tau):
-    """The tiles that reach τ, ascending: row · tiles + tile of the row; of `maxima [B, tiles]`."""
-    n, tiles = 0, maxima.shape[1]
-    for b in range(len(maxima)):
-        lowest = max(tau[b], LOWEST)
-        for t in range(tiles):
-            n += maxima[b, t] >= lowest
-    found = np.empty(n, np.int64)
-    n = 0
-    for b in range(len(maxima)):
-        lowest = max(tau[b], LOWEST)
-        for t in range(tiles):
-            if maxima[b, t] >= lowest:
-                found[n] = b * tiles + t
-                n += 1
-    return found
-
-
-@compiled()
-def _best_of_tile(values, first_id, tau, T, top, seed, position, stream, measure, found):
-    """The best of a tile's tokens ≥ τ and of what was found before.
+def _best_of_tile(values, first_id, lowest, T, top, seed, position, stream, measure, found):
+    """The best of a tile's tokens ≥ `lowest` and of what was found before.
 
     `found` and the result: (score, logit, token, kept, mass).
 
@@ -142,7 +108,6 @@ def _best_of_tile(values, first_id, tau, T, top, seed, position, stream, measure
     exponent and no logarithm.
     """
     best, z, token, kept, mass = found
-    lowest = max(tau, LOWEST)
     for start in range(0, len(values), _BLOCK):
         block = values[start : start + _BLOCK]
         hits = 0
@@ -174,32 +139,54 @@ def _best_of_tile(values, first_id, tau, T, top, seed, position, stream, measure
 
 
 @compiled()
-def best_tokens(
-    z,  # [B, V] fp32; or the tiles alone, [n, width]
-    tile,  # [n] int64, ascending: row · tiles + tile of the row
-    tiles,  # in a row
-    width,  # of a tile
+def sample_rows(
+    memory,  # [n] fp32: the logits; row b begins at b · stride
+    stride,
     V,
+    first,  # the first row of this call
+    last,  # the row after its last one
     first_id,  # id of column 0
-    top,  # [B] fp32: the row's maximum
-    tau,  # [B] fp32: tokens below do not take part
-    T,  # [B] fp32, 0 in greedy rows
-    noise,  # [3, B] int64: seed, position, stream
     measure,  # whether Σ e^{(z − top)/T} is wanted
+    given,  # whether maxima are read; else they are written
+    maxima,  # [B, ⌈V/256⌉] fp32 of a row's tiles, NaN or +inf where one is
+    asked,  # [4, B] fp32: temperature, Min-P, lower bounds of the row's maximum and of τ
+    noise,  # [3, B] int64: seed, position, stream
+    found,  # [5, B] fp32, written: maximum, T, 0 if greedy, τ of Min-P, the best z + T·g, its z
     token,  # [B] int64, written: where the best score is
-    best,  # [2, B] fp32, written over −inf: the best z + T·g, and its z
-    kept,  # [B] int64, added to: tokens ≥ τ
-    mass,  # [B] fp64, added to: Σ e^{(z − top)/T} of these
+    kept,  # [B] int64, written: tokens ≥ τ
+    mass,  # [B] fp64, written: Σ e^{(z − top)/T} of these, if wanted
+    status,  # [B] int32, written: 4 and 8 of `SampleOutput`
 ):
-    """Gumbel-max over the tokens ≥ τ of some tiles, whose values are finite or −inf."""
-    alone = z.shape[1] == width and tiles > 1
-    for n in range(len(tile)):
-        b, start = tile[n] // tiles, tile[n] % tiles * width
-        length = min(width, V - start)
-        values = z[n][:length] if alone else z[b][start : start + length]
-        found = best[0, b], best[1, b], token[b], kept[b], mass[b]
-        found = _best_of_tile(
-            values, first_id + start, tau[b], T[b], top[b], noise[0, b], noise[1, b], noise[2, b],
-            measure, found,
-        )  # fmt: skip
-        best[0, b], best[1, b], token[b], kept[b], mass[b] = found
+    """Gumbel-max over the tokens ≥ τ of each row: the maxima of its tiles, the cut, and the tiles
+    that reach it, while the row is in the caches.
+
+    Returns whether no row has NaN or +inf; of one that has only maxima are written.
+    """
+    well, nothing = True, np.float32(-np.inf)
+    for b in range(first, last):
+        row, tops = memory[b * stride : b * stride + V], maxima[b]
+        if not given:
+            words, turns = row.view(np.int32), -(-len(tops) // _STREAMS)
+            for turn in range(turns):
+                for t in range(turn, len(tops), turns):
+                    tops[t] = largest(words[t * SUBTILE : min((t + 1) * SUBTILE, V)])
+        m = largest(tops.view(np.int32))
+        if not m < np.inf:
+            found[0, b], well = m, False
+            continue
+        top, T, tau = _cut(m, asked[0, b], asked[1, b], asked[2, b])
+        lowest = max(max(tau, asked[3, b]), LOWEST)
+        if lowest == np.inf:
+            T = np.float32(0)
+        status[b] = (4 if top == -np.inf else 0) + (8 if lowest == np.inf else 0)
+        best = nothing, nothing, np.int64(0), np.int64(0), 0.0
+        for t in range(len(tops)):
+            if tops[t] >= lowest:
+                start = t * SUBTILE
+                best = _best_of_tile(
+                    row[start : min(start + SUBTILE, V)], first_id + start, lowest, T, top,
+                    noise[0, b], noise[1, b], noise[2, b], measure, best,
+                )  # fmt: skip
+        found[0, b], found[1, b], found[2, b] = top, T, tau
+        found[3, b], found[4, b], token[b], kept[b], mass[b] = best
+    return well
