@@ -90,3 +90,14 @@ _FLOATS, _INTEGERS = ("temperature", "min_p", "top_p"), ("top_k", "seed", "posit
 
 def _is_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor)
+
+
+def tensors_and_numbers(*values: torch.Tensor | float) -> tuple[list, list]:
+    """Parameters as backends take them: tensors, None for numbers; and numbers, 0 for tensors."""
+    tensors = [value if _is_tensor(value) else None for value in values]
+    return tensors, [0 if _is_tensor(value) else value for value in values]
+
+
+def stream_and_step(stream: torch.Tensor | int | None) -> tuple[torch.Tensor | int, int]:
+    """`stream` and `stream_step` of `stream + row·stream_step`: None is the row index."""
+    return (0, 1) if stream is None else (stream, 0)

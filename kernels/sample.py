@@ -34,6 +34,8 @@ from autodeco_fast.sampling import (
     SUBTILE,
     Sampled,
     SamplingParameters,
+    stream_and_step,
+    tensors_and_numbers,
 )
 
 from .device import on_its_device
@@ -45,9 +47,7 @@ from .row_parameters import (
     TENSORS,
     row_parameters,
     row_value,
-    stream_and_step,
     temperature_and_cut,
-    tensors_and_numbers,
 )
 from .subtile_maxima import write_maxima
 from .top_k_top_p import top_k_top_p

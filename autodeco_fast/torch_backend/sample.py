@@ -5,8 +5,6 @@ All of that is one call of a compiled loop over rows (`sample_loops.py`), which 
 host. Of other tensors the maxima are taken where they are, and the tiles that reach τ are copied.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
@@ -18,78 +16,18 @@ from autodeco_fast.sampling import (
     SUBTILE,
     Sampled,
     SamplingParameters,
+    stream_and_step,
+    tensors_and_numbers,
 )
 
 from .jit import in_threads
-from .sample_loops import sample_rows
+from .sample_loops import BROKEN, sample_rows
 from .subtile_maxima import maxima_of_subtiles
 from .top_k_top_p import allow, top_k_top_p
 
+_INFINITY = float("inf")
 _CHUNK = 1024  # tiles copied at a time, in the caches
-_WORTH_A_THREAD = 1 << 19  # logits for each thread that is woken
-
-
-class _Rows(NamedTuple):
-    """What is asked for each of B rows, and what is found: the last arguments of `sample_rows`."""
-
-    maxima: np.ndarray  # [B, tiles] fp32: of the tiles, NaN or +inf where one is
-    asked: np.ndarray  # [4, B] fp32: temperature, Min-P, lower bounds of the maximum and of τ
-    noise: np.ndarray  # [3, B] int64: seed, position, stream
-    found: np.ndarray  # [5, B] fp32: maximum, T (0 if greedy), τ, score and logit of the token
-    token: np.ndarray  # [B] int64
-    kept: np.ndarray  # [B] int64: tokens of the kept set
-    mass: np.ndarray  # [B] fp64: Σ e^{(z − top)/T} over the kept set, if wanted
-    status: np.ndarray  # [B] int32
-
-
-def _rows_of(
-    parameters: SamplingParameters, B: int, V: int, known_maximum: torch.Tensor | None
-) -> _Rows:
-    p, asked, noise = parameters, np.empty((4, B), np.float32), np.empty((3, B), np.int64)
-    asked[2:] = -np.inf
-    wanted = [(asked[0], p.temperature), (asked[1], p.min_p), (noise[0], p.seed)]
-    wanted += [(noise[1], p.position), (noise[2], np.arange(B) if p.stream is None else p.stream)]
-    if known_maximum is not None:
-        wanted.append((asked[2], known_maximum))
-    for row, value in wanted:
-        row[:] = value.cpu().numpy() if isinstance(value, torch.Tensor) else value
-    return _Rows(
-        maxima=np.empty((B, -(-V // SUBTILE)), np.float32),
-        asked=asked,
-        noise=noise,
-        found=np.empty((5, B), np.float32),
-        token=np.empty(B, np.int64),
-        kept=np.empty(B, np.int64),
-        mass=np.empty(B),
-        status=np.empty(B, np.int32),
-    )
-
-
-def _draw(
-    z: torch.Tensor, maxima: torch.Tensor | None, rows: _Rows, first_id: int, measure: bool
-) -> bool:
-    """Fills the rows from fp32 logits on the host; returns whether none has NaN or +inf."""
-    (B, V), stride, well = z.shape, z.stride(0), []
-    memory = z.as_strided(((B - 1) * stride + V if B else 0,), (1,)).numpy()
-    if maxima is not None:
-        rows.maxima[:] = maxima.float().cpu()
-
-    def work(some: slice) -> None:
-        which = some.start, some.stop, first_id, measure, maxima is not None
-        well.append(sample_rows(memory, stride, V, *which, *rows))
-
-    in_threads(work, B, B * V // _WORTH_A_THREAD)
-    return all(well)
-
-
-def _copy_reaching(z: torch.Tensor, rows: _Rows, copy: torch.Tensor) -> None:
-    """Writes the tiles that reach τ, and no others."""
-    width = min(SUBTILE, z.shape[1])
-    row, tile = (rows.maxima >= np.maximum(rows.found[2], rows.asked[3])[:, None]).nonzero()
-    start = np.minimum(tile * SUBTILE, z.shape[1] - width)  # a ragged tile ends where the row does
-    for some in range(0, len(row), _CHUNK):
-        at = tuple(torch.from_numpy(x[some : some + _CHUNK]) for x in (row, start))
-        copy.unfold(1, width, 1)[at] = z.unfold(1, width, 1)[at].float().cpu()
+_WORTH_A_THREAD = 1 << 20  # logits for each thread that is woken
 
 
 def sample(
@@ -105,68 +43,104 @@ def sample(
     """Same arguments, results and tokens as `kernels.sample.sample`."""
     if allowed is not None:
         logits = allow(logits, allowed)
-    here = logits.dtype == torch.float32 and logits.device.type == "cpu"
+    (B, V), p, measure = logits.shape, parameters, want & LOGPROB > 0
+    stream, step = stream_and_step(p.stream)
+    tensors, numbers = tensors_and_numbers(p.temperature, p.min_p, p.seed, p.position, stream)
+    T, min_p, *integers = numbers
+    token, status = torch.empty(B, dtype=torch.int64), torch.empty(B, dtype=torch.int32)
+    found = torch.empty(7, B, dtype=torch.float64)
 
-    def draw(maxima: torch.Tensor | None) -> bool:
-        if maxima is None and not here:
-            maxima = maxima_of_subtiles(logits)
-        values = logits if here else copy
-        return _draw(values, maxima, rows, first_id, bool(want & LOGPROB))
+    def draw(
+        z: torch.Tensor, maxima: torch.Tensor | None, floor: torch.Tensor | None, lowest: float
+    ) -> bool:
+        """Whether no row of these fp32 logits holds NaN or +inf."""
+        sides = [x if x is None else x.cpu() for x in (maxima, known_maximum, floor, *tensors)]
+        call = [z.data_ptr(), z.stride(0), B, V, first_id]
+        call += [0 if x is None else x.data_ptr() for x in sides]
+        call += [float(T), float(min_p), *integers, step, lowest, measure]
+        call += [token.data_ptr(), status.data_ptr(), found.data_ptr()]
+        well = []
+        in_threads(
+            lambda rows: well.append(sample_rows(rows.start, rows.stop, *call)),
+            B,
+            B * V // _WORTH_A_THREAD,
+        )
+        return all(well)
 
-    rows, seen = _rows_of(parameters, *logits.shape, known_maximum), 0
-    copy = None if here else torch.empty(logits.shape)
-    waits = parameters.truncated or not here
+    here = logits.is_cpu and logits.dtype is torch.float32
+    values = logits if here else torch.empty(B, V)
+    waits = not here or p.truncated
+    lowest = _INFINITY if waits else -_INFINITY  # nothing reaches τ before all of it is known
+    if not here and maxima is None:
+        maxima = maxima_of_subtiles(logits).float()
+    seen = None
+    if not draw(values, maxima, None, lowest):
+        logits, seen = _without_broken(logits, status == BROKEN)
+        values = logits if here else values
+        maxima = None if here else maxima_of_subtiles(logits).float()
+        draw(values, maxima, None, lowest)
     if waits:
-        rows.asked[3] = np.inf  # which no token reaches
-    if not draw(maxima):
-        logits, seen = _without_broken(logits, rows.maxima)
-        draw(None)
-    if waits:
-        tops = torch.from_numpy(rows.maxima)
-        cuts = parameters.truncated
-        rows.asked[3] = top_k_top_p(logits, tops, parameters).cpu() if cuts else -np.inf
+        tops = found[0, :, None].float()
+        floor = (
+            top_k_top_p(logits, tops, p).cpu() if p.truncated else tops.new_full((B,), -_INFINITY)
+        )
         if not here:
-            _copy_reaching(logits, rows, copy)
-        draw(tops)
-    return _results(logits, rows, seen, first_id, want)
+            reached = maxima.cpu() >= torch.maximum(found[2].float(), floor)[:, None]
+            _copy_tiles(logits, reached, values)
+        draw(values, maxima, floor, -_INFINITY)
+    return _results(logits, token, status if seen is None else status + seen, found, first_id, want)
+
+
+def _without_broken(
+    logits: torch.Tensor, broken: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits with −inf for NaN and +inf, which `broken [B]` rows hold; and what was seen in each
+    row, 1 for NaN and 2 for +inf, `[B]` int32 on the host."""
+    seen, rows = torch.zeros(len(logits), dtype=torch.int32), broken.to(logits.device)
+    z, logits = logits[rows], logits.clone()
+    seen[broken] = (z.isnan().any(-1).int() + 2 * z.isposinf().any(-1).int()).cpu()
+    logits[rows] = z.masked_fill(~(z < _INFINITY), -_INFINITY)
+    return logits, seen
+
+
+def _copy_tiles(z: torch.Tensor, which: torch.Tensor, copy: torch.Tensor) -> None:
+    """Writes to `copy [B, V]`, fp32 on the host, these tiles, `[B, tiles]` bool, and no others."""
+    width = min(SUBTILE, z.shape[1])
+    row, tile = which.nonzero(as_tuple=True)
+    start = (tile * SUBTILE).clamp(max=z.shape[1] - width)  # a ragged tile ends where the row does
+    for at in zip(row.split(_CHUNK), start.split(_CHUNK)):
+        copy.unfold(1, width, 1)[at] = z.unfold(1, width, 1)[at].float().cpu()
 
 
 def _results(
-    logits: torch.Tensor, rows: _Rows, seen: np.ndarray | int, first_id: int, want: int
+    logits: torch.Tensor,
+    token: torch.Tensor,
+    status: torch.Tensor,
+    found: torch.Tensor,
+    first_id: int,
+    want: int,
 ) -> Sampled:
     """What is wanted of the rows, on the device of the logits."""
-
-    def there(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(logits.device)
-
-    top, T, _, score, logit = rows.found
-    token, logprob, kept, full_logprob, candidate = there(rows.token), None, None, None, None
+    logprob, kept, full_logprob, candidate = None, None, None, None
+    if want:
+        top, T, _, _, logit = found[:5].float().numpy()
+        count, mass = found[5:].numpy()
     if want & LOGPROB:
-        values = np.zeros(len(T), np.float32)
-        on = (T > 0) & (rows.kept > 0)
-        values[on] = (logit[on] - top[on]) / T[on] - np.log(rows.mass[on])
-        logprob = there(values)
+        logprob = np.zeros(len(T), np.float32)
+        on = (T > 0) & (count > 0)
+        logprob[on] = (logit[on] - top[on]) / T[on] - np.log(mass[on])
+        logprob = torch.from_numpy(logprob)
     if want & KEPT:
-        greedy = np.minimum(rows.kept, 1)
-        kept = there(np.where(T > 0, rows.kept, greedy).astype(np.int32))
+        kept = torch.from_numpy(np.where(T > 0, count, np.minimum(count, 1)).astype(np.int32))
     if want & FULL_LOGPROB:
-        full_logprob = _full_logprob(logits, there(T), token - first_id)
+        here = torch.from_numpy(T).to(logits.device), token.to(logits.device) - first_id
+        full_logprob = _full_logprob(logits, *here)
     if want & CANDIDATE:
-        candidate = there(np.stack([top, score, logit]))
-    return Sampled(token, there(rows.status + seen), logprob, kept, full_logprob, candidate)
-
-
-def _without_broken(logits: torch.Tensor, maxima: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-    """Logits with −inf for NaN and +inf; and what was seen in each row, 1 for NaN and 2 for +inf,
-    `[B]` int32."""
-    broken = ~(maxima < np.inf).all(1)
-    seen = np.zeros(len(logits), np.int32)
-    odd = torch.from_numpy(broken).to(logits.device)
-    z = logits[odd]
-    seen[broken] = (z.isnan().any(-1).int() + 2 * z.isposinf().any(-1).int()).cpu().numpy()
-    logits = logits.clone()
-    logits[odd] = z.masked_fill(~(z < float("inf")), -float("inf"))
-    return logits, seen
+        candidate = found[[0, 3, 4]].float()
+    out = token, status, logprob, kept, full_logprob, candidate
+    return Sampled(
+        *out if logits.is_cpu else (x if x is None else x.to(logits.device) for x in out)
+    )
 
 
 def _full_logprob(logits: torch.Tensor, T: torch.Tensor, token: torch.Tensor) -> torch.Tensor:

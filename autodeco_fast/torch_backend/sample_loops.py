@@ -1,12 +1,17 @@
 """Philox4x32-10, the Gumbel noise made from it, and the rows that are sampled with it: loops for
 one CPU core.
 
-The integers are those of `kernels/philox.py`.
+The integers are those of `kernels/philox.py`. As a kernel does, `sample_rows` takes addresses of
+tensors: after a model's step, when a call finds its own code in no cache, each array that is made
+for numpy or looked at by numba would cost as much as a read of the logits.
 """
 
 import math
 
+import numba
 import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
 
 from autodeco_fast.sampling import SUBTILE
 
@@ -21,6 +26,7 @@ _BLOCK = 64  # logits compared with τ at once
 _STREAMS = 4  # places of a row that are read by turns: a core fetches ahead at each of them
 GREEDY_BELOW = np.float32(1e-3)
 HIGHEST_TEMPERATURE = np.float32(1e29)  # z + T·g of a finite z stays finite
+BROKEN = -1  # status of a row that holds NaN or +inf
 LOWEST = np.finfo(np.float32).min  # `z ≥ max(τ, lowest)` also says that z is not −inf
 
 
@@ -99,7 +105,7 @@ def _cut(m, temperature, min_p, known):
 
 
 @compiled()
-def _best_of_tile(values, first_id, lowest, T, top, seed, position, stream, measure, found):
+def _best_of_tile(values, first_id, lowest, T, top, noise, measure, found):
     """The best of a tile's tokens ≥ `lowest` and of what was found before.
 
     `found` and the result: (score, logit, token, kept, mass).
@@ -107,7 +113,7 @@ def _best_of_tile(values, first_id, lowest, T, top, seed, position, stream, meas
     A score is looked at only if it can be the best: g ≤ −ln u ≤ −⌊log₂ u⌋ ln 2, which needs u's
     exponent and no logarithm.
     """
-    best, z, token, kept, mass = found
+    (seed, position, stream), (best, z, token, kept, mass) = noise, found
     for start in range(0, len(values), _BLOCK):
         block = values[start : start + _BLOCK]
         hits = 0
@@ -138,55 +144,106 @@ def _best_of_tile(values, first_id, lowest, T, top, seed, position, stream, meas
     return best, z, token, kept, mass
 
 
+@intrinsic
+def _pointer(typing, address):
+    """An address as a pointer."""
+
+    def code(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), code
+
+
+@compiled()
+def _float(address, number, b):
+    """Row b's value of a [B] fp32 tensor, or, of the address 0, the number that all rows share."""
+    return numba.carray(_pointer(address), b + 1, np.float32)[b] if address else np.float32(number)
+
+
+@compiled()
+def _integer(address, number, b):
+    """The same of int64."""
+    return numba.carray(_pointer(address), b + 1, np.int64)[b] if address else np.int64(number)
+
+
+@compiled()
+def _tile_maxima(words, tops):
+    """Writes the maxima of a row's tiles, from its bits."""
+    turns = -(-len(tops) // _STREAMS)
+    for turn in range(turns):
+        for t in range(turn, len(tops), turns):
+            tops[t] = largest(words[t * SUBTILE : min((t + 1) * SUBTILE, len(words))])
+
+
 @compiled()
 def sample_rows(
-    memory,  # [n] fp32: the logits; row b begins at b · stride
-    stride,
+    first,  # row of the B that this call begins with
+    last,  # row before which it ends
+    z,  # fp32 logits
+    stride,  # of a row
+    B,
     V,
-    first,  # the first row of this call
-    last,  # the row after its last one
     first_id,  # id of column 0
+    maxima,  # [B, ⌈V/256⌉] fp32 of the rows' tiles, NaN or +inf where one is; or 0: taken here
+    known,  # [B] fp32 lower bounds of the rows' maxima, or 0
+    floor,  # [B] fp32 lower bounds of τ, or 0
+    temperature_ptr,  # [B] fp32, or 0, as the next four
+    min_p_ptr,  # [B] fp32
+    seed_ptr,  # [B] int64
+    position_ptr,  # [B] int64
+    stream_ptr,  # [B] int64
+    temperature,
+    min_p,
+    seed,
+    position,
+    stream,
+    stream_step,  # stream = stream + row · stream_step
+    lowest_floor,  # of all rows
     measure,  # whether Σ e^{(z − top)/T} is wanted
-    given,  # whether maxima are read; else they are written
-    maxima,  # [B, ⌈V/256⌉] fp32 of a row's tiles, NaN or +inf where one is
-    asked,  # [4, B] fp32: temperature, Min-P, lower bounds of the row's maximum and of τ
-    noise,  # [3, B] int64: seed, position, stream
-    found,  # [5, B] fp32, written: maximum, T, 0 if greedy, τ of Min-P, the best z + T·g, its z
     token,  # [B] int64, written: where the best score is
-    kept,  # [B] int64, written: tokens ≥ τ
-    mass,  # [B] fp64, written: Σ e^{(z − top)/T} of these, if wanted
-    status,  # [B] int32, written: 4 and 8 of `SampleOutput`
+    status,  # [B] int32, written: 4 and 8 of `SampleOutput`, or BROKEN
+    # [7, B] fp64, written: maximum, T (0 if greedy), τ of Min-P, the best z + T·g, its z, tokens of
+    # the kept set, Σ e^{(z − top)/T} of these
+    found,
 ):
     """Gumbel-max over the tokens ≥ τ of each row: the maxima of its tiles, the cut, and the tiles
     that reach it, while the row is in the caches.
 
-    Returns whether no row has NaN or +inf; of one that has only maxima are written.
+    Returns whether no row has NaN or +inf; of one that has only maximum and status are written.
     """
-    well, nothing = True, np.float32(-np.inf)
+    well, nothing, tiles = True, np.float32(-np.inf), -(-V // SUBTILE)
+    tokens = numba.carray(_pointer(token), B, np.int64)
+    statuses = numba.carray(_pointer(status), B, np.int32)
+    of_rows = numba.carray(_pointer(found), (7, B), np.float64)
+    tops = np.empty(tiles, np.float32)
     for b in range(first, last):
-        row, tops = memory[b * stride : b * stride + V], maxima[b]
-        if not given:
-            words, turns = row.view(np.int32), -(-len(tops) // _STREAMS)
-            for turn in range(turns):
-                for t in range(turn, len(tops), turns):
-                    tops[t] = largest(words[t * SUBTILE : min((t + 1) * SUBTILE, V)])
+        row = numba.carray(_pointer(z + 4 * b * stride), V, np.float32)
+        if maxima:
+            tops = numba.carray(_pointer(maxima + 4 * b * tiles), tiles, np.float32)
+        else:
+            _tile_maxima(row.view(np.int32), tops)
         m = largest(tops.view(np.int32))
         if not m < np.inf:
-            found[0, b], well = m, False
+            of_rows[0, b], statuses[b], well = m, BROKEN, False
             continue
-        top, T, tau = _cut(m, asked[0, b], asked[1, b], asked[2, b])
-        lowest = max(max(tau, asked[3, b]), LOWEST)
+        top, T, tau = _cut(
+            m, _float(temperature_ptr, temperature, b), _float(min_p_ptr, min_p, b),
+            _float(known, -np.inf, b),
+        )  # fmt: skip
+        lowest = max(max(tau, _float(floor, lowest_floor, b)), LOWEST)
         if lowest == np.inf:
             T = np.float32(0)
-        status[b] = (4 if top == -np.inf else 0) + (8 if lowest == np.inf else 0)
+        statuses[b] = (4 if top == -np.inf else 0) + (8 if lowest == np.inf else 0)
+        noise = (
+            _integer(seed_ptr, seed, b), _integer(position_ptr, position, b),
+            _integer(stream_ptr, stream + b * stream_step, b),
+        )  # fmt: skip
         best = nothing, nothing, np.int64(0), np.int64(0), 0.0
-        for t in range(len(tops)):
+        for t in range(tiles):
             if tops[t] >= lowest:
                 start = t * SUBTILE
-                best = _best_of_tile(
-                    row[start : min(start + SUBTILE, V)], first_id + start, lowest, T, top,
-                    noise[0, b], noise[1, b], noise[2, b], measure, best,
-                )  # fmt: skip
-        found[0, b], found[1, b], found[2, b] = top, T, tau
-        found[3, b], found[4, b], token[b], kept[b], mass[b] = best
+                values = row[start : min(start + SUBTILE, V)]
+                best = _best_of_tile(values, first_id + start, lowest, T, top, noise, measure, best)
+        of_rows[0, b], of_rows[1, b], of_rows[2, b] = top, T, tau
+        of_rows[3, b], of_rows[4, b], tokens[b], of_rows[5, b], of_rows[6, b] = best
     return well
