@@ -47,28 +47,29 @@ def sample(
     stream, step = stream_and_step(p.stream)
     tensors, numbers = tensors_and_numbers(p.temperature, p.min_p, p.seed, p.position, stream)
     T, min_p, *integers = numbers
-    token, status = torch.empty(B, dtype=torch.int64), torch.empty(B, dtype=torch.int32)
-    found = torch.empty(7, B, dtype=torch.float64)
+    token = torch.empty(B, dtype=torch.int64, device="cpu")
+    status = torch.empty(B, dtype=torch.int32, device="cpu")
+    found = torch.empty(7, B, dtype=torch.float64, device="cpu")
 
     def draw(
         z: torch.Tensor, maxima: torch.Tensor | None, floor: torch.Tensor | None, lowest: float
     ) -> bool:
         """Whether no row of these fp32 logits holds NaN or +inf."""
         sides = [x if x is None else x.cpu() for x in (maxima, known_maximum, floor, *tensors)]
-        call = [z.data_ptr(), z.stride(0), B, V, first_id]
+        call = [z.data_ptr(), z.stride(0), B, V, SUBTILE, first_id]
         call += [0 if x is None else x.data_ptr() for x in sides]
         call += [float(T), float(min_p), *integers, step, lowest, measure]
         call += [token.data_ptr(), status.data_ptr(), found.data_ptr()]
         well = []
-        in_threads(
-            lambda rows: well.append(sample_rows(rows.start, rows.stop, *call)),
-            B,
-            B * V // _WORTH_A_THREAD,
-        )
+
+        def work(rows: slice) -> None:
+            well.append(sample_rows(rows.start, rows.stop, *call))
+
+        in_threads(work, B, B * V // _WORTH_A_THREAD)
         return all(well)
 
     here = logits.is_cpu and logits.dtype is torch.float32
-    values = logits if here else torch.empty(B, V)
+    values = logits if here else torch.empty(B, V, device="cpu")
     waits = not here or p.truncated
     lowest = _INFINITY if waits else -_INFINITY  # nothing reaches τ before all of it is known
     if not here and maxima is None:
@@ -80,12 +81,12 @@ def sample(
         maxima = None if here else maxima_of_subtiles(logits).float()
         draw(values, maxima, None, lowest)
     if waits:
-        tops = found[0, :, None].float()
-        floor = (
-            top_k_top_p(logits, tops, p).cpu() if p.truncated else tops.new_full((B,), -_INFINITY)
-        )
+        top, _, tau = found[:3].float()
+        floor = torch.full_like(top, -_INFINITY)
+        if p.truncated:
+            floor = top_k_top_p(logits, top[:, None], p).cpu()
         if not here:
-            reached = maxima.cpu() >= torch.maximum(found[2].float(), floor)[:, None]
+            reached = maxima.cpu() >= torch.maximum(tau, floor)[:, None]
             _copy_tiles(logits, reached, values)
         draw(values, maxima, floor, -_INFINITY)
     return _results(logits, token, status if seen is None else status + seen, found, first_id, want)
@@ -96,7 +97,7 @@ def _without_broken(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits with −inf for NaN and +inf, which `broken [B]` rows hold; and what was seen in each
     row, 1 for NaN and 2 for +inf, `[B]` int32 on the host."""
-    seen, rows = torch.zeros(len(logits), dtype=torch.int32), broken.to(logits.device)
+    seen, rows = torch.zeros_like(broken, dtype=torch.int32), broken.to(logits.device)
     z, logits = logits[rows], logits.clone()
     seen[broken] = (z.isnan().any(-1).int() + 2 * z.isposinf().any(-1).int()).cpu()
     logits[rows] = z.masked_fill(~(z < _INFINITY), -_INFINITY)

@@ -2,8 +2,8 @@
 one CPU core.
 
 The integers are those of `kernels/philox.py`. As a kernel does, `sample_rows` takes addresses of
-tensors: after a model's step, when a call finds its own code in no cache, each array that is made
-for numpy or looked at by numba would cost as much as a read of the logits.
+tensors: after a model's step, when a call finds its code and objects in no cache, making arrays for
+it and looking at them takes longer than reading a row of logits.
 """
 
 import math
@@ -12,8 +12,6 @@ import numba
 import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
-
-from autodeco_fast.sampling import SUBTILE
 
 from .jit import compiled, elementwise
 
@@ -167,12 +165,12 @@ def _integer(address, number, b):
 
 
 @compiled()
-def _tile_maxima(words, tops):
+def _tile_maxima(words, width, tops):
     """Writes the maxima of a row's tiles, from its bits."""
     turns = -(-len(tops) // _STREAMS)
     for turn in range(turns):
         for t in range(turn, len(tops), turns):
-            tops[t] = largest(words[t * SUBTILE : min((t + 1) * SUBTILE, len(words))])
+            tops[t] = largest(words[t * width : min((t + 1) * width, len(words))])
 
 
 @compiled()
@@ -183,8 +181,9 @@ def sample_rows(
     stride,  # of a row
     B,
     V,
+    width,  # of a tile
     first_id,  # id of column 0
-    maxima,  # [B, ⌈V/256⌉] fp32 of the rows' tiles, NaN or +inf where one is; or 0: taken here
+    maxima,  # [B, ⌈V/width⌉] fp32 of the rows' tiles, NaN or +inf where one is; or 0: taken here
     known,  # [B] fp32 lower bounds of the rows' maxima, or 0
     floor,  # [B] fp32 lower bounds of τ, or 0
     temperature_ptr,  # [B] fp32, or 0, as the next four
@@ -211,7 +210,7 @@ def sample_rows(
 
     Returns whether no row has NaN or +inf; of one that has only maximum and status are written.
     """
-    well, nothing, tiles = True, np.float32(-np.inf), -(-V // SUBTILE)
+    well, nothing, tiles = True, np.float32(-np.inf), -(-V // width)
     tokens = numba.carray(_pointer(token), B, np.int64)
     statuses = numba.carray(_pointer(status), B, np.int32)
     of_rows = numba.carray(_pointer(found), (7, B), np.float64)
@@ -221,7 +220,7 @@ def sample_rows(
         if maxima:
             tops = numba.carray(_pointer(maxima + 4 * b * tiles), tiles, np.float32)
         else:
-            _tile_maxima(row.view(np.int32), tops)
+            _tile_maxima(row.view(np.int32), width, tops)
         m = largest(tops.view(np.int32))
         if not m < np.inf:
             of_rows[0, b], statuses[b], well = m, BROKEN, False
@@ -241,8 +240,8 @@ def sample_rows(
         best = nothing, nothing, np.int64(0), np.int64(0), 0.0
         for t in range(tiles):
             if tops[t] >= lowest:
-                start = t * SUBTILE
-                values = row[start : min(start + SUBTILE, V)]
+                start = t * width
+                values = row[start : min(start + width, V)]
                 best = _best_of_tile(values, first_id + start, lowest, T, top, noise, measure, best)
         of_rows[0, b], of_rows[1, b], of_rows[2, b] = top, T, tau
         of_rows[3, b], of_rows[4, b], tokens[b], of_rows[5, b], of_rows[6, b] = best
