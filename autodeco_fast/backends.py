@@ -29,7 +29,10 @@ def interpreting() -> bool:
 def supported(*tensors: torch.Tensor) -> bool:
     """Whether the Triton kernels can run on these tensors: an installed Triton, a CUDA or ROCm
     device, no fp64."""
-    return triton_available() and all(t.is_cuda and _taken(t) for t in tensors)
+    for tensor in tensors:
+        if not (tensor.is_cuda and _taken(tensor)):
+            return False
+    return triton_available()
 
 
 def _taken(tensor: torch.Tensor) -> bool:

@@ -1,6 +1,5 @@
 """What a sampler is asked and what it answers: the words that ops and both backends share."""
 
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -39,8 +38,7 @@ class Sampled(NamedTuple):
     candidate: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class SamplingParameters:
+class SamplingParameters(NamedTuple):
     """How B rows are sampled: each field a number that all rows share, or a contiguous `[B]` tensor
     on the device of the logits, fp32 or int64."""
 
@@ -60,33 +58,32 @@ class SamplingParameters:
 
     def of_rows(self, rows: torch.Tensor | slice) -> "SamplingParameters":
         """Those of some rows; the stream must not be None."""
-        picked = {name: value[rows] for name, value in vars(self).items() if _is_tensor(value)}
-        return replace(self, **picked)
+        return SamplingParameters(*(x[rows] if isinstance(x, torch.Tensor) else x for x in self))
 
     def packed(self) -> tuple[list[torch.Tensor | None], list[float], list[int]]:
         """As an op's schema takes them: tensors, None where a number serves; the numbers."""
-        # By name: torch 2.11 cannot trace `vars` of a frozen dataclass.
-        values = {name: getattr(self, name) for name in _NAMES}
-        tensors = [value if _is_tensor(value) else None for value in values.values()]
-        numbers = {name: 0 if _is_tensor(value) else value for name, value in values.items()}
-        numbers["stream"] = -1 if self.stream is None else numbers["stream"]
-        floats = [float(numbers[name]) for name in _FLOATS]
-        return tensors, floats, [numbers[name] for name in _INTEGERS]
+        tensors, numbers = tensors_and_numbers(*self)
+        temperature, min_p, top_k, top_p, seed, position, stream = numbers
+        floats = [float(temperature), float(min_p), float(top_p)]
+        return tensors, floats, [top_k, seed, position, -1 if stream is None else stream]
 
     @classmethod
     def unpacked(
         cls, tensors: list[torch.Tensor | None], floats: list[float], integers: list[int]
     ) -> "SamplingParameters":
         """The inverse of `packed`."""
-        numbers = {**dict(zip(_FLOATS, floats)), **dict(zip(_INTEGERS, integers))}
-        numbers["stream"] = None if numbers["stream"] == -1 else numbers["stream"]
-        given = zip(_NAMES, tensors)
-        return cls(**{name: numbers[name] if x is None else x for name, x in given})
+        (temperature, min_p, top_p), (top_k, seed, position, stream) = floats, integers
+        stream = None if stream == -1 else stream
+        numbers = temperature, min_p, top_k, top_p, seed, position, stream
+        return cls(*(number if x is None else x for number, x in zip(numbers, tensors)))
 
 
-_NAMES = ("temperature", "min_p", "top_k", "top_p", "seed", "position", "stream")
-_FLOATS, _INTEGERS = ("temperature", "min_p", "top_p"), ("top_k", "seed", "position", "stream")
+def tensors_and_numbers(*values: torch.Tensor | float) -> tuple[list, list]:
+    """Parameters as backends take them: tensors, None for numbers; and numbers, 0 for tensors."""
+    tensors = [x if isinstance(x, torch.Tensor) else None for x in values]
+    return tensors, [0 if isinstance(x, torch.Tensor) else x for x in values]
 
 
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
+def stream_and_step(stream: torch.Tensor | int | None) -> tuple[torch.Tensor | int, int]:
+    """`stream` and `stream_step` of `stream + row·stream_step`: None is the row index."""
+    return (0, 1) if stream is None else (stream, 0)

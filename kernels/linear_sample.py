@@ -20,7 +20,13 @@ import torch
 import triton
 import triton.language as tl
 
-from autodeco_fast.sampling import FULL_LOGPROB, Sampled, SamplingParameters
+from autodeco_fast.sampling import (
+    FULL_LOGPROB,
+    Sampled,
+    SamplingParameters,
+    stream_and_step,
+    tensors_and_numbers,
+)
 
 from .candidates import best_candidate, best_of_rows, next_open, whole_logprob
 from .device import on_its_device
@@ -32,8 +38,6 @@ from .row_parameters import (
     NUMBERS,
     TENSORS,
     row_parameters,
-    stream_and_step,
-    tensors_and_numbers,
 )
 
 # x is read again for every tile, out of the second level: narrower ones would wait for that.

@@ -1,6 +1,5 @@
 """A row's sampling parameters inside a kernel: from a `[B]` tensor, or a number all rows share."""
 
-import torch
 import triton
 import triton.language as tl
 
@@ -46,17 +45,6 @@ def row_parameters(
     row_position = row_value(position_ptr, position, row, tl.int64)
     row_stream = row_value(stream_ptr, stream + row * stream_step, row, tl.int64)
     return T, c, row_seed, row_position, row_stream
-
-
-def tensors_and_numbers(*values: torch.Tensor | float) -> tuple[list, list]:
-    """Parameters as kernels take them: tensors, None for numbers; and numbers, 0 for tensors."""
-    tensors = [value if isinstance(value, torch.Tensor) else None for value in values]
-    return tensors, [0 if isinstance(value, torch.Tensor) else value for value in values]
-
-
-def stream_and_step(stream: torch.Tensor | int | None) -> tuple[torch.Tensor | int, int]:
-    """`stream` and `stream_step` of `stream + row·stream_step`: None is the row index."""
-    return (0, 1) if stream is None else (stream, 0)
 
 
 TENSORS = {  # of a kernel's ahead-of-time signature, as the next

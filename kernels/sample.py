@@ -34,6 +34,8 @@ from autodeco_fast.sampling import (
     SUBTILE,
     Sampled,
     SamplingParameters,
+    stream_and_step,
+    tensors_and_numbers,
 )
 
 from .device import on_its_device
@@ -44,8 +46,6 @@ from .row_parameters import (
     NUMBERS,
     TENSORS,
     row_parameters,
-    stream_and_step,
-    tensors_and_numbers,
 )
 from .subtile_maxima import write_maxima
 from .top_k_top_p import top_k_top_p

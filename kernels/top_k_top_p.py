@@ -23,11 +23,11 @@ import torch
 import triton
 import triton.language as tl
 
-from autodeco_fast.sampling import SUBTILE, SamplingParameters
+from autodeco_fast.sampling import SUBTILE, SamplingParameters, tensors_and_numbers
 
 from .device import on_its_device
 from .logit_tiles import LOWEST, finite, load_tile, next_reaching, reaching, row_maximum
-from .row_parameters import GREEDY_BELOW, row_value, tensors_and_numbers
+from .row_parameters import GREEDY_BELOW, row_value
 
 MOST = tl.constexpr(2147483647)
 TINY = tl.constexpr(1.1754943508222875e-38)

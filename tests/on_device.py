@@ -8,12 +8,9 @@ gradients included.
 import functools
 
 import torch
-from torch.utils._pytree import register_dataclass, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 import autodeco_fast
-from autodeco_fast.sampling import SamplingParameters
-
-register_dataclass(SamplingParameters)  # so that its tensors are moved, too
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from autodeco_fast import logit_stats, sample
+from autodeco_fast import logit_stats, sample, subtile_maxima
 from autodeco_fast.torch_backend import jit, sample_loops, stats_loops
 
 elementwise_exp = numba.vectorize(lambda x: stats_loops._exp(x))
@@ -73,10 +73,13 @@ def test_a_nan_of_either_sign_is_seen(sign, B):
     assert (~stats.logsumexp.isfinite()).tolist() == broken
     assert (~stats.entropy.isfinite()).tolist() == broken
     assert sample(z, 1.0, seed=0, backend="torch").status.tolist() == [int(x) for x in broken]
-    maxima, rows = np.zeros((B, 4), np.float32), np.zeros((5, B), np.float32)
-    maxima.view(np.int32)[B - 1, 2] = NAN[sign]
-    assert not sample_loops.cuts(maxima, np.empty(0, np.float32), *rows, np.empty(B, np.int32))
-    assert np.isnan(rows[2]).tolist() == broken
+    maxima = subtile_maxima(z, backend="torch")
+    maxima.view(torch.int32)[B - 1, 2] = NAN[sign]
+    assert [sample_loops.largest(row.view(np.int32)) < np.inf for row in maxima.numpy()] == [
+        not x for x in broken
+    ]
+    given = sample(z, 1.0, seed=0, maxima=maxima, backend="torch")
+    assert given.status.tolist() == [int(x) for x in broken]
 
 
 def test_maxima_of_all_signs():
@@ -92,6 +95,8 @@ def test_maxima_of_all_signs():
     z = torch.tensor(rows)
     stats = logit_stats(z, torch.zeros(5, dtype=torch.int64), backend="torch")
     assert torch.equal(stats.max_logit, z.amax(-1))
+    tops = torch.tensor([sample_loops.largest(row.view(np.int32)) for row in z.numpy()])
+    assert torch.equal(tops, z.amax(-1))
     assert (
         stats.max_logit[torch.arange(5)].tolist()
         == z.gather(1, stats.argmax[:, None])[:, 0].tolist()
@@ -108,6 +113,17 @@ def test_bf16_is_read_as_it_is():
     brief, wide = (logit_stats(x, y, temperature=T, backend="torch") for x in (z, z.float()))
     for a, b in zip(brief, wide):
         assert a is b is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loops_write_to_the_host_whatever_the_default_device_is(dtype):
+    z = torch.randn(3, 700).to(dtype)
+    z[1, 5] = torch.nan
+    want = sample(z, 0.7, min_p=0.1, top_k=9, seed=3, return_logprob=True, backend="torch")
+    with torch.device("meta"):
+        ours = sample(z, 0.7, min_p=0.1, top_k=9, seed=3, return_logprob=True, backend="torch")
+    assert all(torch.equal(a, b) for a, b in zip(ours, want) if a is not None)
+    assert want.status.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

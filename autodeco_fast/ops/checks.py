@@ -120,7 +120,7 @@ def check_tensor(name: str, value: torch.Tensor) -> None:
 
 def unit_stride(x: torch.Tensor) -> torch.Tensor:
     """`[N, V]` detached, with neighbouring columns side by side, as kernels read it."""
-    x = x.detach()
+    x = x.detach() if x.requires_grad else x
     return x if x.stride(1) == 1 else x.contiguous()
 
 

@@ -7,8 +7,9 @@ from the cache would round differently.
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numba
@@ -31,14 +32,23 @@ compiled = partial(_cached, numba.njit, nogil=True, error_model="numpy")
 elementwise = partial(_cached, numba.vectorize)
 
 
+def _serve(jobs: SimpleQueue) -> None:
+    while True:
+        jobs.get()()
+
+
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="autodeco_fast")
+def _jobs(threads: int) -> SimpleQueue:
+    """What is put here, one of so many threads calls."""
+    jobs = SimpleQueue()
+    for _ in range(threads):
+        Thread(target=_serve, args=(jobs,), name="autodeco_fast", daemon=True).start()
+    return jobs
 
 
 if hasattr(os, "register_at_fork"):
-    # A forked process has the pool, but not its threads.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    # A forked process has the queue, but not its threads.
+    os.register_at_fork(after_in_child=_jobs.cache_clear)
 
 
 def in_threads(work: Callable[[slice], None], rows: int, parts: int) -> None:
@@ -49,18 +59,26 @@ def in_threads(work: Callable[[slice], None], rows: int, parts: int) -> None:
     begun is not waited for. `work` must let go of the interpreter for most of its time, as compiled
     loops and numpy's do.
     """
-    threads = min(parts, rows, torch.get_num_threads())
+    threads = 1 if parts <= 1 else min(parts, rows, torch.get_num_threads())
     if threads <= 1:
         return work(slice(0, rows))
     pieces = min(rows, 4 * threads)
     left = iter([slice(i * rows // pieces, (i + 1) * rows // pieces) for i in range(pieces)])
+    ended = SimpleQueue()
 
     def take() -> None:
         for piece in left:
-            work(piece)
+            error = None
+            try:
+                work(piece)
+            except BaseException as raised:  # of whichever thread, it is the caller's
+                error = raised
+            ended.put(error)
 
-    others = [_pool(torch.get_num_threads()).submit(take) for _ in range(threads - 1)]
+    jobs = _jobs(torch.get_num_threads())
+    for _ in range(threads - 1):
+        jobs.put(take)
     take()
-    for other in others:
-        if not other.cancel():
-            other.result()
+    for error in [ended.get() for _ in range(pieces)]:
+        if error is not None:
+            raise error

@@ -1,8 +1,6 @@
 """Hidden states to tokens on CPUs: the product a chunk of the vocabulary at a time, each chunk
 sampled as it comes."""
 
-from dataclasses import replace
-
 import torch
 
 from autodeco_fast.lm_head import multiply, transform_
@@ -37,7 +35,7 @@ def linear_sample(
     columns = min(V, max(COLUMNS, CHUNK // max(B, 1)))
     buffer = torch.empty(B * columns, dtype=hidden.dtype, device=hidden.device)
     if parameters.stream is None:
-        parameters = replace(parameters, stream=torch.arange(B, device=hidden.device))
+        parameters = parameters._replace(stream=torch.arange(B, device=hidden.device))
 
     def sampled_chunk(
         start: int, rows: slice | torch.Tensor, known: torch.Tensor | None

@@ -1,12 +1,17 @@
-"""Philox4x32-10, the Gumbel noise made from it, and the best token of the tiles that can hold it:
-loops for one CPU core.
+"""Philox4x32-10, the Gumbel noise made from it, and the rows that are sampled with it: loops for
+one CPU core.
 
-The integers are those of `kernels/philox.py`.
+The integers are those of `kernels/philox.py`. As a kernel does, `sample_rows` takes addresses of
+tensors: after a model's step, when a call finds its code and objects in no cache, making arrays for
+it and looking at them takes longer than reading a row of logits.
 """
 
 import math
 
+import numba
 import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
 
 from .jit import compiled, elementwise
 
@@ -14,10 +19,12 @@ _M0, _M2, _W0, _W1 = (np.uint64(x) for x in (0xD2511F53, 0xCD9E8D57, 0x9E3779B9,
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _TINY, _HALF_STEP, _BELOW_ONE = np.float32(2.0**-32), np.float32(0.5), np.float32(1 - 2.0**-24)
 _LN2 = np.float32(0.69315)  # rounded up
-_MAGNITUDE, _SIGN, _INFINITY = np.int32(0x7FFFFFFF), np.int32(31), np.int32(0x7F800000)
+_LEAST, _MOST, _MINUS_INFINITY = np.int32(-(2**31)), np.int32(2**31 - 1), np.uint32(0xFF800000)
 _BLOCK = 64  # logits compared with τ at once
+_STREAMS = 4  # places of a row that are read by turns: a core fetches ahead at each of them
 GREEDY_BELOW = np.float32(1e-3)
 HIGHEST_TEMPERATURE = np.float32(1e29)  # z + T·g of a finite z stays finite
+BROKEN = -1  # status of a row that holds NaN or +inf
 LOWEST = np.finfo(np.float32).min  # `z ≥ max(τ, lowest)` also says that z is not −inf
 
 
@@ -64,85 +71,47 @@ def exponent_of(u):
 
 
 @compiled()
-def maxima_of(bits, width, out):
-    """Writes the maxima of a row's tiles, from fp32 as int32; returns whether a NaN is there.
+def largest(words):
+    """The maximum of fp32 numbers, from their bits as int32; NaN where one is.
 
-    Integers have the order of the floats when bits of negative ones are turned over, but for the
-    sign. Only a NaN's magnitude is above infinity's.
+    Integers have the order of the floats, or the opposite one among negative floats: the maximum is
+    the largest integer, or the smallest if all are negative. A positive NaN is larger than any
+    float; a negative one is above −inf when both are read without a sign.
     """
-    magnitude = np.int32(0)
-    for t in range(len(out)):
-        words = bits[t * width : min((t + 1) * width, len(bits))]
-        top = np.int32(-(2**31))
-        for j in range(len(words)):
-            top = max(top, np.int32(words[j] ^ ((words[j] >> _SIGN) & _MAGNITUDE)))
-            magnitude = max(magnitude, np.int32(words[j] & _MAGNITUDE))
-        out[t] = np.int32(top ^ ((top >> _SIGN) & _MAGNITUDE)).view(np.float32)
-    return magnitude > _INFINITY
+    high, low, beyond = _LEAST, _MOST, np.uint32(0)
+    for j in range(len(words)):
+        high, low = max(high, words[j]), min(low, words[j])
+        beyond = max(beyond, np.uint32(words[j]))
+    if beyond > _MINUS_INFINITY:
+        return np.float32(np.nan)
+    return np.int32(high if high >= 0 else low).view(np.float32)
 
 
 @compiled()
-def cuts(
-    maxima,  # [B, tiles] fp32
-    known,  # [B] fp32 lower bounds of the rows' maxima; or [0]
-    temperature,  # [B] fp32
-    min_p,  # [B] fp32
-    top,  # [B] fp32, written: maximum
-    T,  # [B] fp32, written: 0 in greedy rows
-    # [B] fp32, written: top + T·ln min_p; +inf, which no token reaches, where one of them is NaN or
-    # out of range
-    tau,
-    status,  # [B] int32, written: 8 there, 0 elsewhere
-):
-    """Returns whether no row has NaN or +inf; a row that has a NaN gets it as its maximum."""
-    well, m = True, np.empty(1, np.float32)
-    for b in range(len(maxima)):
-        if maxima_of(maxima[b].view(np.int32), maxima.shape[1], m):
-            m[0] = np.nan
-        well = well and m[0] < np.inf
-        top[b] = m[0]
-        if len(known) and not known[b] <= m[0]:
-            top[b] = known[b] if known[b] < np.inf else np.inf
-        T[b], tau[b], status[b] = np.float32(0), top[b], 0
-        usable = 0 <= temperature[b] <= HIGHEST_TEMPERATURE and 0 <= min_p[b] <= 1
-        if not (usable and top[b] != np.inf):
-            tau[b], status[b] = np.inf, 8
-        elif temperature[b] >= GREEDY_BELOW:
-            T[b] = temperature[b]
-            tau[b] = top[b] + T[b] * np.float32(math.log(min_p[b]))
-    return well
+def _cut(m, temperature, min_p, known):
+    """Of a row whose largest logit is m, or a known one: its maximum, T, 0 if greedy, and τ, which
+    is +inf, and T 0, where one of them is NaN or out of range."""
+    top = m
+    if not known <= m:
+        top = known if known < np.inf else np.float32(np.inf)
+    usable = 0 <= temperature <= HIGHEST_TEMPERATURE and 0 <= min_p <= 1
+    if not (usable and top < np.inf):
+        return top, np.float32(0), np.float32(np.inf)
+    if temperature < GREEDY_BELOW:
+        return top, np.float32(0), top
+    return top, temperature, top + temperature * np.float32(math.log(min_p))
 
 
 @compiled()
-def candidate_tiles(maxima, tau):
-    """The tiles that reach τ, ascending: row · tiles + tile of the row; of `maxima [B, tiles]`."""
-    n, tiles = 0, maxima.shape[1]
-    for b in range(len(maxima)):
-        lowest = max(tau[b], LOWEST)
-        for t in range(tiles):
-            n += maxima[b, t] >= lowest
-    found = np.empty(n, np.int64)
-    n = 0
-    for b in range(len(maxima)):
-        lowest = max(tau[b], LOWEST)
-        for t in range(tiles):
-            if maxima[b, t] >= lowest:
-                found[n] = b * tiles + t
-                n += 1
-    return found
-
-
-@compiled()
-def _best_of_tile(values, first_id, tau, T, top, seed, position, stream, measure, found):
-    """The best of a tile's tokens ≥ τ and of what was found before.
+def _best_of_tile(values, first_id, lowest, T, top, noise, measure, found):
+    """The best of a tile's tokens ≥ `lowest` and of what was found before.
 
     `found` and the result: (score, logit, token, kept, mass).
 
     A score is looked at only if it can be the best: g ≤ −ln u ≤ −⌊log₂ u⌋ ln 2, which needs u's
     exponent and no logarithm.
     """
-    best, z, token, kept, mass = found
-    lowest = max(tau, LOWEST)
+    (seed, position, stream), (best, z, token, kept, mass) = noise, found
     for start in range(0, len(values), _BLOCK):
         block = values[start : start + _BLOCK]
         hits = 0
@@ -173,33 +142,107 @@ def _best_of_tile(values, first_id, tau, T, top, seed, position, stream, measure
     return best, z, token, kept, mass
 
 
+@intrinsic
+def _pointer(typing, address):
+    """An address as a pointer."""
+
+    def code(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), code
+
+
 @compiled()
-def best_tokens(
-    z,  # [B, V] fp32; or the tiles alone, [n, width]
-    tile,  # [n] int64, ascending: row · tiles + tile of the row
-    tiles,  # in a row
-    width,  # of a tile
+def _float(address, number, b):
+    """Row b's value of a [B] fp32 tensor, or, of the address 0, the number that all rows share."""
+    return numba.carray(_pointer(address), b + 1, np.float32)[b] if address else np.float32(number)
+
+
+@compiled()
+def _integer(address, number, b):
+    """The same of int64."""
+    return numba.carray(_pointer(address), b + 1, np.int64)[b] if address else np.int64(number)
+
+
+@compiled()
+def _tile_maxima(words, width, tops):
+    """Writes the maxima of a row's tiles, from its bits."""
+    turns = -(-len(tops) // _STREAMS)
+    for turn in range(turns):
+        for t in range(turn, len(tops), turns):
+            tops[t] = largest(words[t * width : min((t + 1) * width, len(words))])
+
+
+@compiled()
+def sample_rows(
+    first,  # row of the B that this call begins with
+    last,  # row before which it ends
+    z,  # fp32 logits
+    stride,  # of a row
+    B,
     V,
+    width,  # of a tile
     first_id,  # id of column 0
-    top,  # [B] fp32: the row's maximum
-    tau,  # [B] fp32: tokens below do not take part
-    T,  # [B] fp32, 0 in greedy rows
-    noise,  # [3, B] int64: seed, position, stream
+    maxima,  # [B, ⌈V/width⌉] fp32 of the rows' tiles, NaN or +inf where one is; or 0: taken here
+    known,  # [B] fp32 lower bounds of the rows' maxima, or 0
+    floor,  # [B] fp32 lower bounds of τ, or 0
+    temperature_ptr,  # [B] fp32, or 0, as the next four
+    min_p_ptr,  # [B] fp32
+    seed_ptr,  # [B] int64
+    position_ptr,  # [B] int64
+    stream_ptr,  # [B] int64
+    temperature,
+    min_p,
+    seed,
+    position,
+    stream,
+    stream_step,  # stream = stream + row · stream_step
+    lowest_floor,  # of all rows
     measure,  # whether Σ e^{(z − top)/T} is wanted
     token,  # [B] int64, written: where the best score is
-    best,  # [2, B] fp32, written over −inf: the best z + T·g, and its z
-    kept,  # [B] int64, added to: tokens ≥ τ
-    mass,  # [B] fp64, added to: Σ e^{(z − top)/T} of these
+    status,  # [B] int32, written: 4 and 8 of `SampleOutput`, or BROKEN
+    # [7, B] fp64, written: maximum, T (0 if greedy), τ of Min-P, the best z + T·g, its z, tokens of
+    # the kept set, Σ e^{(z − top)/T} of these
+    found,
 ):
-    """Gumbel-max over the tokens ≥ τ of some tiles, whose values are finite or −inf."""
-    alone = z.shape[1] == width and tiles > 1
-    for n in range(len(tile)):
-        b, start = tile[n] // tiles, tile[n] % tiles * width
-        length = min(width, V - start)
-        values = z[n][:length] if alone else z[b][start : start + length]
-        found = best[0, b], best[1, b], token[b], kept[b], mass[b]
-        found = _best_of_tile(
-            values, first_id + start, tau[b], T[b], top[b], noise[0, b], noise[1, b], noise[2, b],
-            measure, found,
+    """Gumbel-max over the tokens ≥ τ of each row: the maxima of its tiles, the cut, and the tiles
+    that reach it, while the row is in the caches.
+
+    Returns whether no row has NaN or +inf; of one that has only maximum and status are written.
+    """
+    well, nothing, tiles = True, np.float32(-np.inf), -(-V // width)
+    tokens = numba.carray(_pointer(token), B, np.int64)
+    statuses = numba.carray(_pointer(status), B, np.int32)
+    of_rows = numba.carray(_pointer(found), (7, B), np.float64)
+    tops = np.empty(tiles, np.float32)
+    for b in range(first, last):
+        row = numba.carray(_pointer(z + 4 * b * stride), V, np.float32)
+        if maxima:
+            tops = numba.carray(_pointer(maxima + 4 * b * tiles), tiles, np.float32)
+        else:
+            _tile_maxima(row.view(np.int32), width, tops)
+        m = largest(tops.view(np.int32))
+        if not m < np.inf:
+            of_rows[0, b], statuses[b], well = m, BROKEN, False
+            continue
+        top, T, tau = _cut(
+            m, _float(temperature_ptr, temperature, b), _float(min_p_ptr, min_p, b),
+            _float(known, -np.inf, b),
         )  # fmt: skip
-        best[0, b], best[1, b], token[b], kept[b], mass[b] = found
+        lowest = max(max(tau, _float(floor, lowest_floor, b)), LOWEST)
+        if lowest == np.inf:
+            T = np.float32(0)
+        statuses[b] = (4 if top == -np.inf else 0) + (8 if lowest == np.inf else 0)
+        noise = (
+            _integer(seed_ptr, seed, b), _integer(position_ptr, position, b),
+            _integer(stream_ptr, stream + b * stream_step, b),
+        )  # fmt: skip
+        best = nothing, nothing, np.int64(0), np.int64(0), 0.0
+        for t in range(tiles):
+            if tops[t] >= lowest:
+                start = t * width
+                values = row[start : min(start + width, V)]
+                best = _best_of_tile(values, first_id + start, lowest, T, top, noise, measure, best)
+        of_rows[0, b], of_rows[1, b], of_rows[2, b] = top, T, tau
+        of_rows[3, b], of_rows[4, b], tokens[b], of_rows[5, b], of_rows[6, b] = best
+    return well
