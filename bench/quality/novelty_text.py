@@ -66,46 +66,7 @@ def _books() -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(f"Harry Potter and the {form}" for form in title) for title in titles)
 
 
-def _presidents() -> tuple[tuple[str, ...], ...]:
-    """Full names, and last names that one alone had."""
-    names = (
-        "George Washington, John Adams, Thomas Jefferson, James Madison, James Monroe, "
-        "John Quincy Adams, Andrew Jackson, Martin Van Buren, William Henry Harrison, John Tyler, "
-        "James K. Polk, Zachary Taylor, Millard Fillmore, Franklin Pierce, James Buchanan, "
-        "Abraham Lincoln, Andrew Johnson, Ulysses S. Grant, Rutherford B. Hayes, "
-        "James A. Garfield, Chester A. Arthur, Grover Cleveland, Benjamin Harrison, "
-        "William McKinley, Theodore Roosevelt, William Howard Taft, Woodrow Wilson, "
-        "Warren G. Harding, Calvin Coolidge, Herbert Hoover, Franklin D. Roosevelt, "
-        "Harry S. Truman, Dwight D. Eisenhower, John F. Kennedy, Lyndon B. Johnson, "
-        "Richard Nixon, Gerald Ford, Jimmy Carter, Ronald Reagan, George H. W. Bush, "
-        "Bill Clinton, George W. Bush, Barack Obama, Donald Trump, Joe Biden"
-    ).split(", ")
-    last = [name.rsplit(" ", 1)[1] for name in names]
-    return tuple((n, s) if last.count(s) == 1 else (n,) for n, s in zip(names, last))
-
-
-_ELEMENTS = _listed(
-    "Hydrogen, Helium, Lithium, Beryllium, Boron, Carbon, Nitrogen, Oxygen, Fluorine, Neon, "
-    "Sodium, Magnesium, Aluminum = Aluminium, Silicon, Phosphorus, Sulfur = Sulphur, Chlorine, "
-    "Argon, Potassium, Calcium, Scandium, Titanium, Vanadium, Chromium, Manganese, Iron, Cobalt, "
-    "Nickel, Copper, Zinc, Gallium, Germanium, Arsenic, Selenium, Bromine, Krypton, Rubidium, "
-    "Strontium, Yttrium, Zirconium, Niobium, Molybdenum, Technetium, Ruthenium, Rhodium, "
-    "Palladium, Silver, Cadmium, Indium, Tin, Antimony, Tellurium, Iodine, Xenon, "
-    "Cesium = Caesium, Barium, Lanthanum, Cerium, Praseodymium, Neodymium, Promethium, Samarium, "
-    "Europium, Gadolinium, Terbium, Dysprosium, Holmium, Erbium, Thulium, Ytterbium, Lutetium, "
-    "Hafnium, Tantalum, Tungsten, Rhenium, Osmium, Iridium, Platinum, Gold, Mercury, Thallium, "
-    "Lead, Bismuth, Polonium, Astatine, Radon, Francium, Radium, Actinium, Thorium, Protactinium, "
-    "Uranium, Neptunium, Plutonium, Americium, Curium, Berkelium, Californium, Einsteinium, "
-    "Fermium, Mendelevium, Nobelium, Lawrencium, Rutherfordium, Dubnium, Seaborgium, Bohrium, "
-    "Hassium, Meitnerium, Darmstadtium, Roentgenium, Copernicium, Nihonium, Flerovium, Moscovium, "
-    "Livermorium, Tennessine, Oganesson"
-)
-_LISTS = {
-    "CARDS": _cards(),
-    "BOOKS": _books(),
-    "PRESIDENTS": _presidents(),
-    "ELEMENTS": _ELEMENTS,
-}
+_LISTS = {"CARDS": _cards(), "BOOKS": _books()}
 
 
 def _numbers(text: str) -> tuple[tuple[str], ...]:
@@ -193,8 +154,8 @@ BENCHMARK = _questions(
 _OWN = _questions(
     """
     state | Name a US state at random. | Alabama, Alaska, Arizona, Arkansas, California, Colorado, Connecticut, Delaware, Florida, Georgia, Hawaii, Idaho, Illinois, Indiana, Iowa, Kansas, Kentucky, Louisiana, Maine, Maryland, Massachusetts, Michigan, Minnesota, Mississippi, Missouri, Montana, Nebraska, Nevada, New Hampshire, New Jersey, New Mexico, New York, North Carolina, North Dakota, Ohio, Oklahoma, Oregon, Pennsylvania, Rhode Island, South Carolina, South Dakota, Tennessee, Texas, Utah, Vermont, Virginia, Washington, West Virginia, Wisconsin, Wyoming
-    element | Name a random chemical element. | ELEMENTS
-    president | Name a president of the United States. | PRESIDENTS
+    gas | Name a noble gas. | Helium, Neon, Argon, Krypton, Xenon, Radon, Oganesson
+    hand | Rock, paper or scissors? Pick one. | Rock, Paper, Scissors
     digits | Pick a random two-digit number. | 10-99
     square | Name a square number that is not above 100. | 1, 4, 9, 16, 25, 36, 49, 64, 81, 100
     taste | Name one of the basic tastes. | Sweet = Sweetness, Sour = Sourness, Salty = Salt = Saltiness, Bitter = Bitterness, Umami
