@@ -87,7 +87,7 @@ def test_greedy_gives_one_answer_or_none(tree):
 
 
 def test_measures_of_chances():
-    p = [np.array([0.5, 0.0]), np.full(4, 0.25), np.zeros(3)]
+    p = [[0.5, 0.0], [0.25] * 4, [0.0] * 3]
     found = novelty.measured(p, {"begins": 1.0, "ends": 0.5})
     np.testing.assert_allclose(found.valid, [0.5, 1, 0])
     np.testing.assert_allclose(found.diversity, [0, 1, 0], atol=1e-9)

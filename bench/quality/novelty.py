@@ -144,8 +144,9 @@ class Measured:
         return {"distinct": float(self.distinct.mean()), **T}
 
 
-def measured(p: list[np.ndarray], temperature: dict[str, float]) -> Measured:
-    """Of the probabilities of each question's answers."""
+def measured(answers: list[list[float]], temperature: dict[str, float]) -> Measured:
+    """Of the chances of each question's answers."""
+    p = [np.array(one) for one in answers]
     valid = np.array([one.sum() for one in p])
     shares = [one / max(one.sum(), 1e-30) for one in p]
     entropy = [-np.sum(q * np.log(q.clip(1e-30))) / np.log(len(q)) for q in shares]
@@ -164,16 +165,25 @@ def distinct(p: np.ndarray) -> float:
 Found = dict[str, list[Measured]]  # setting → seeds
 
 
-def measure(model: str, part: str, settings: dict[str, list[str]]) -> Found:
+def chances(work: Path, model: str, part: str, policies: list[str]) -> dict[str, dict]:
+    """Policy → the `answers`' chances, a list a question, and where T is what, on a part."""
+    path = work / f"novelty-{part}-chances.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    missing = {text: parse(text) for text in policies if text not in known}
+    if missing:
+        base = base_model.load(model, torch.float32)
+        tree = AnswerTree(texts.PARTS[part], base, base_model.load_tokenizer(model))
+        for text, (p, begins, ends) in tree.chances(missing).items():
+            T = {"begins": float(begins.mean()), "ends": float(ends.mean())}
+            known[text] = {"answers": [one.tolist() for one in p], "temperature": T}
+        write_text(path, json.dumps(known) + "\n")
+    return known
+
+
+def measure(work: Path, model: str, part: str, settings: dict[str, list[str]]) -> Found:
     """Settings, each given by its policies, one a seed, on the questions of a part."""
-    base = base_model.load(model, torch.float32)
-    tree = AnswerTree(texts.PARTS[part], base, base_model.load_tokenizer(model))
-    policies = {text: parse(text) for some in settings.values() for text in some}
-    found = {
-        text: measured(p, {"begins": float(begins.mean()), "ends": float(ends.mean())})
-        for text, (p, begins, ends) in tree.chances(policies).items()
-    }
-    return {name: [found[text] for text in some] for name, some in settings.items()}
+    found = chances(work, model, part, [text for some in settings.values() for text in some])
+    return {name: [measured(**found[text]) for text in some] for name, some in settings.items()}
 
 
 def mean_distinct(seeds: list[Measured]) -> float:
@@ -249,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     train(args.folder, args.model)
     tried = families(args.folder)
     settings = {name: some for family in tried.values() for name, some in family.items()}
-    validation = measure(args.model, "validation", settings)
+    validation = measure(args.folder, args.model, "validation", settings)
     chosen = {
         family: max(some, key=lambda name: mean_distinct(validation[name]))
         for family, some in tried.items()
@@ -257,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("chosen on validation:", chosen, flush=True)
     fixed = unbeaten({name: validation[name] for name in tried["static"]})
     wanted = {name: settings[name] for name in (*fixed, *chosen.values(), *REWARDS)}
-    test = measure(args.model, "test", {"greedy": ["greedy"], **wanted})
+    test = measure(args.folder, args.model, "test", {"greedy": ["greedy"], **wanted})
     found = against(test, chosen)
     facts = {f"{part}_questions": len(some) for part, some in texts.PARTS.items()}
     write(FOLDER / "novelty.json", "novelty", found, **facts)
