@@ -1,5 +1,7 @@
 """The study of listed answers: which answer a text is, and how likely each is under a policy."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,15 @@ def test_measures_of_chances():
     assert found.means() == {
         "distinct": pytest.approx(0.5), "temperature_begins": 1.0, "temperature_ends": 0.5,
     }  # fmt: skip
+
+
+def test_chances_that_are_known_are_not_computed_again(tmp_path):
+    known = {"greedy": {"answers": [[1.0, 0.0]], "temperature": {"begins": 0.0, "ends": 0.0}}}
+    (tmp_path / "novelty-test-chances.json").write_text(json.dumps(known))
+    found = novelty.measure(tmp_path, "no model", "test", {"greedy": ["greedy"]})
+    assert found["greedy"][0].valid.tolist() == [1.0]
+    with pytest.raises(ValueError, match="no model"):
+        novelty.measure(tmp_path, "no model", "test", {"static T=1": ["static T=1"]})
 
 
 def test_what_was_chosen_is_held_against_the_fixed_setting(tmp_path):
