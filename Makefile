@@ -51,13 +51,14 @@ bench: $(STAMP) ## every benchmark on this machine, records in bench/results (ta
 	$(BIN)/python -m bench.roofline
 	$(BIN)/python -m bench.report
 
-quality: $(STAMP) ## what heads learn and buy: the sums language, SmolLM2 writing records, nuclei, wishes, facts (long; a GPU helps)
+quality: $(STAMP) ## what heads learn and buy: the sums language, SmolLM2 writing records, nuclei, wishes, facts, choices (long; a GPU helps)
 	$(BIN)/python -m bench.quality.sums_study quality-results/sums
 	$(BIN)/python -m bench.quality.stability quality-results/sums
 	$(BIN)/python -m bench.quality.records_study quality-results/records
 	$(BIN)/python -m bench.quality.v_curve quality-results/v_curve
 	$(BIN)/python -m bench.quality.wishes quality-results/wishes
 	$(BIN)/python -m bench.quality.domains quality-results/domains
+	$(BIN)/python -m bench.quality.novelty quality-results/domains
 
 gpu: $(STAMP) ## on a machine with a GPU: the kernels' tests on the device, then every benchmark; copies in gpu-results
 	$(BIN)/python -m bench.gpu --output gpu-results

@@ -23,8 +23,6 @@ import torch
 
 from autodeco_fast.checkpoint import CONFIG_NAME
 from autodeco_fast.policies import Policy, parse
-from autodeco_fast.policies.masking import masked
-from autodeco_fast.policies.temperature import divisor
 from autodeco_fast.training.base_model import BaseModel, load_tokenizer
 from autodeco_fast.training.config import TrainConfig
 from autodeco_fast.training.measures import scanned_model
@@ -33,14 +31,15 @@ from autodeco_fast.training.scan_store import Scan, ScanTokens
 from bench.machine import RESULTS
 from bench.quality import domains_text as texts
 from bench.quality.arguments import parsed
+from bench.quality.exact import law, results
 from bench.quality.figures import figure
-from bench.quality.frontier import compare, print_ranking
+from bench.quality.frontier import print_ranking
 from bench.quality.records_study import RULES, STATIC
 from bench.quality.wishes import answers, scanned
 from bench.records import write
 
 FOLDER = RESULTS / "quality"
-SEEDS, RESAMPLES, CHUNK = (0, 1, 2), 1000, 256
+SEEDS, CHUNK = (0, 1, 2), 256
 OBJECTIVES = {  # name → options
     "hinge": {"objective": "min_p_hinge", "gravity": 0.1, "min_p": 0.1},
     "label_free": {"objective": "label_free", "gravity": 0.1, "min_p": 0.1},
@@ -58,8 +57,49 @@ class Measured:
     nats: np.ndarray  # of each open answer
     temperature: dict[str, float]  # mean T of `facts`, of the `words` before them, of `open`
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return len(self.error), len(self.nats)
+
+    def means(self) -> dict[str, float]:
+        return {f"temperature_{key}": value for key, value in self.temperature.items()}
+
     def point(self, facts: np.ndarray, opened: np.ndarray) -> tuple[float, float]:
         return float(self.error[facts].mean()), float(self.nats[opened].mean())
+
+
+def _scan(work: Path, name: str, model: str, examples: list[dict]) -> Scan:
+    return scanned(work, name, model, examples, wishes=False)
+
+
+def head(work: Path, domain: str, objective: str, seed: int) -> Path:
+    """Its folder."""
+    return work / "heads" / f"{objective}-{domain}-seed{seed}"
+
+
+def train(work: Path, model: str) -> None:
+    """The heads that are not there yet, of every domain by every objective."""
+    for domain, prompts in DOMAINS.items():
+        missing = [
+            (objective, seed)
+            for objective in OBJECTIVES
+            for seed in SEEDS
+            if not (head(work, domain, objective, seed) / CONFIG_NAME).exists()
+        ]
+        if not missing:
+            continue
+        scan = _scan(work, domain, model, answers(work, domain, model, prompts))
+        for objective, seed in missing:
+            train_from_files(
+                TrainConfig(
+                    scan=scan.folder,
+                    output=head(work, domain, objective, seed),
+                    seed=seed,
+                    num_train_epochs=6,
+                    batch_tokens=512,
+                    **OBJECTIVES[objective],
+                )
+            )
 
 
 class Study:
@@ -67,7 +107,7 @@ class Study:
 
     def __init__(self, work: Path, model: str):
         self.work, self.model = work, model
-        opened = self._scan("open", answers(work, "open", model, texts.OPEN))
+        opened = _scan(work, "open", model, answers(work, "open", model, texts.OPEN))
         base = scanned_model(opened)
         self.open = opened.load()
         self.facts, self.fact_of = self._facts()
@@ -75,13 +115,11 @@ class Study:
             logits_of(base, tokens) for tokens in (self.open, self.facts)
         )
 
-    def _scan(self, name: str, examples: list[dict]) -> Scan:
-        return scanned(self.work, name, self.model, examples, wishes=False)
-
     def _facts(self) -> tuple[ScanTokens, torch.Tensor]:
         """The scanned facts, and of each of their tokens: which fact it ends, −1 for the words
         before its end, −2 in a fact that the model does not know."""
-        tokens = self._scan("facts", [_chat(*fact) for fact in texts.FACTS]).load()
+        facts = [_chat(*fact) for fact in texts.FACTS]
+        tokens = _scan(self.work, "facts", self.model, facts).load()
         tokenizer = load_tokenizer(self.model)
         which = torch.full((len(tokens),), -1)
         for k, (_, _, end) in enumerate(texts.FACTS):
@@ -95,25 +133,6 @@ class Study:
             else:
                 which[last] = k
         return tokens, which
-
-    def head(self, domain: str, objective: str, seed: int) -> Path:
-        return self.work / "heads" / f"{objective}-{domain}-seed{seed}"
-
-    def train(self) -> None:
-        for domain, prompts in DOMAINS.items():
-            scan = self._scan(domain, answers(self.work, domain, self.model, prompts))
-            for objective, options in OBJECTIVES.items():
-                for seed in SEEDS:
-                    config = TrainConfig(
-                        scan=scan.folder,
-                        output=self.head(domain, objective, seed),
-                        seed=seed,
-                        num_train_epochs=6,
-                        batch_tokens=512,
-                        **options,
-                    )
-                    if not (config.output / CONFIG_NAME).exists():
-                        train_from_files(config)
 
     def measure(self, policy: Policy) -> Measured:
         log_p, _, fact_T = look(policy, self.fact_logits, self.facts)
@@ -153,57 +172,10 @@ def look(
     found = []
     parts = (tokens.hidden.split(CHUNK), tokens.target.split(CHUNK), logits.split(CHUNK))
     for hidden, target, z in zip(*parts):
-        picked = policy.pick(hidden.float(), z if policy.reads_logits else None)
-        scaled = z / divisor(picked.temperature)
-        log_p = masked(scaled, policy.cut(scaled).at(picked.top_p)).log_softmax(-1)
-        target = target.long()
-        of_target = log_p.gather(1, target[:, None])[:, 0]
-        found.append((of_target, torch.special.entr(log_p.exp()).sum(-1), picked.temperature))
+        log_p, T = law(policy, hidden, z)
+        of_target = log_p.gather(1, target.long()[:, None])[:, 0]
+        found.append((of_target, torch.special.entr(log_p.exp()).sum(-1), T))
     return tuple(torch.cat(some) for some in zip(*found))
-
-
-def points(seeds: list[Measured], picks: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """`[resamples + 1, 2]` error and nats, means over seeds; the first is of all there is."""
-    rng = np.random.default_rng(1)
-    every = np.arange(len(seeds[0].error)), np.arange(len(seeds[0].nats))
-    found = [np.mean([one.point(*every) for one in seeds], 0)]
-    for pick in picks:
-        some = rng.integers(len(seeds), size=len(seeds))
-        found.append(np.mean([seeds[i].point(*pick) for i in some], 0))
-    return np.array(found)
-
-
-def results(measured: dict[str, list[Measured]]) -> list[dict]:
-    """A result a policy, those with a head and the rules beside fixed settings."""
-    first = next(iter(measured.values()))[0]
-    rng = np.random.default_rng(0)
-    picks = [
-        (rng.integers(len(first.error), size=len(first.error)),
-         rng.integers(len(first.nats), size=len(first.nats)))
-        for _ in range(RESAMPLES)
-    ]  # fmt: skip
-    found = {name: points(seeds, picks) for name, seeds in measured.items()}
-    static = [p for name, p in found.items() if name.startswith(("static", "greedy"))]
-    out = []
-    for name, p in found.items():
-        low, high = np.quantile(p[1:], (0.025, 0.975), axis=0)
-        T = {
-            key: float(np.mean([one.temperature[key] for one in measured[name]]))
-            for key in measured[name][0].temperature
-        }
-        result = {
-            "variant": name,
-            "error": float(p[0, 0]),
-            "error_95": [float(low[0]), float(high[0])],
-            "nats": float(p[0, 1]),
-            "nats_95": [float(low[1]), float(high[1])],
-            **{f"temperature_{key}": value for key, value in T.items()},
-            "seeds": len(measured[name]),
-        }
-        if not name.startswith(("static", "greedy")):
-            result |= compare(p, static)
-        out.append(result)
-    return out
 
 
 def draw(found: list[dict], path: Path) -> None:
@@ -228,7 +200,7 @@ def draw(found: list[dict], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     args = parsed(__doc__, "for answers, scans and heads", arguments)
     study = Study(args.folder, args.model)
-    study.train()
+    train(args.folder, args.model)
     measured: dict[str, list[Measured]] = {}
     fixed = [line for line in STATIC.read_text().splitlines() if line.startswith("static")]
     for text in ("greedy", "static T=1", *fixed, *RULES):
@@ -236,11 +208,11 @@ def main(arguments: list[str] | None = None) -> None:
     for domain in DOMAINS:
         for objective in OBJECTIVES:
             for scale in SCALES:
-                policies = [f"head={study.head(domain, objective, s)}{scale}" for s in SEEDS]
+                policies = [f"head={head(args.folder, domain, objective, s)}{scale}" for s in SEEDS]
                 name = f"{objective}-{domain}{scale}"
                 measured[name] = [study.measure(parse(text)) for text in policies]
                 print(name, flush=True)
-    found = results(measured)
+    found = results(measured, "nats")
     known = int((study.fact_of >= 0).sum() and study.fact_of[study.fact_of >= 0].unique().numel())
     facts = {"facts": len(texts.FACTS), "known_facts": known, "open_answers": len(texts.OPEN)}
     write(FOLDER / "domains.json", "domains", found, **facts)
