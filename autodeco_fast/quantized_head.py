@@ -53,7 +53,8 @@ class QuantizedLMHead:
     """An output embedding with an 8-bit copy, which `linear_sample` takes in place of the weight.
 
     Args:
-        weight: `[V, H]` fp32 or bf16; kept, not copied. It must not change afterwards.
+        weight: `[V, H]` fp32 or bf16; kept, not copied if its rows are contiguous. It must not
+            change afterwards.
 
     Attributes:
         weight: as given.
@@ -72,7 +73,7 @@ class QuantizedLMHead:
                 "weight must be [V, H] float32 or bfloat16, "
                 f"got shape {tuple(weight.shape)} {weight.dtype}"
             )
-        self.weight = weight.detach()
+        self.weight = weight.detach() if weight.stride(1) == 1 else weight.detach().contiguous()
         self.codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         self.scale, self.radius, self.length = torch.empty(3, len(weight), device=weight.device)
         for start in range(0, len(weight), _ROWS):

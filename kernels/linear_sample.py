@@ -40,6 +40,7 @@ from .row_parameters import (
 BLOCK = 128
 DEPTH_H = 64  # a step along H in 16-bit operands, half of it in fp32
 PROGRAMS = 264  # two for each multiprocessor of an H100
+LISTED_WARPS = 8  # noise of ids that are no neighbours takes more registers
 
 
 @triton.jit
@@ -304,6 +305,7 @@ def draw(
         (S, depth), n = splits_of(B, V, splits), triton.cdiv(V, BLOCK)
     else:
         S, depth, n = len(listed) // BLOCK, 1, len(listed) // BLOCK
+        warps = LISTED_WARPS
     step = 2 * DEPTH_H // hidden.element_size()
     block_n = max(16, triton.next_power_of_2(n))
     floats, codes = new(6, B, n), new(B, n, dtype=torch.int32)
@@ -351,9 +353,17 @@ def _tiles_of(B: int) -> tuple:
     return (_tiles, _DATA, {**fixed, "whole_mass": False}, warps, stages)
 
 
+def _listed(entry: tuple) -> tuple:
+    """The same on listed tokens."""
+    kernel, data, fixed, _, stages = entry
+    fixed = {name: value for name, value in fixed.items() if name != "list_ptr"}
+    return kernel, {**data, "list_ptr": "*i32"}, fixed, LISTED_WARPS, stages
+
+
 def _settle_of(B: int) -> tuple:
     fixed, warps, stages = _fixed(B)
     return (_settle, _DATA, {**fixed, "full_logprob_ptr": None, "block_n": 2048}, warps, stages)
 
 
 AOT = [_tiles_of(1), _tiles_of(64), _settle_of(64)]
+AOT += [_listed(_tiles_of(1)), _listed(_settle_of(1))]

@@ -20,6 +20,7 @@ LAUNCHES = {
     "sample, maxima": ["_draw", "_finish"],
     "subtile_maxima": ["_maxima"],
     "linear_sample": ["_tiles", "_settle"],
+    "linear_sample, quantized": ["_parts", "_screen", "_list", "_tiles", "_settle"],
     "sample_partial": ["_maxima", "_draw", "_finish"],
     "logit_stats": ["_logit_stats"] * 2,
     "logit_stats, cut": ["_logit_stats"] * 2,
@@ -40,6 +41,8 @@ BY_NUMBER = {
     "sample, all cuts": ["_maxima", "_threshold", "_draw", "_finish"],
     "sample, cuts by row": ["_maxima", "_threshold", "_draw", "_finish"],
     "linear_sample": ["_tiles", "_settle"],
+    "linear_sample, quantized": ["_parts", "_screen", "_list", "_tiles", "_settle"],
+    "linear_sample, quantized, no cut": ["_tiles", "_settle"],
     "linear_sample, with logits": ["_maxima", "_draw", "_finish"],
     "sample_partial": ["_maxima", "_draw", "_finish"],
     "merge_samples": ["_maxima", "_draw", "_finish"],
@@ -51,6 +54,9 @@ VARIANTS = {
     "sample, all cuts": {"_maxima": 1, "_threshold": 1, "_draw": 1, "_finish": 1},
     "sample, by row": {"_maxima": 1, "_draw": 1, "_finish": 1},
     "sample, a seed a row": {"_maxima": 1, "_draw": 1, "_finish": 1},
+    "linear_sample, quantized": {
+        **{"_parts": 1, "_screen": 1, "_list": 1, "_tiles": 1, "_settle": 1}
+    },
     "logit_stats": {"_logit_stats": 1},
     "logit_stats, scaled": {"_logit_stats": 1},
     "token_stats": {"_target": 1, "_tiles": 1, "_merge": 1},

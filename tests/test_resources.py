@@ -16,7 +16,8 @@ from autodeco_fast.kernels.token_stats import COMPILES_SPECIALIZED
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {
     *("linear_sample", "logit_stats", "min_p_hinge", "nucleus_width", "sample"),
-    *("prob_stats", "subtile_maxima", "temperature_head", "token_stats", "top_k_top_p"),
+    *("prob_stats", "quantized_head", "subtile_maxima", "temperature_head", "token_stats"),
+    "top_k_top_p",
 }
 # kernel, target → why it may spill. With Triton 3.7 none does.
 EXCUSED: dict[tuple[str, str], str] = {}

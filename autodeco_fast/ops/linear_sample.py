@@ -52,15 +52,13 @@ def quantized_pays(
     """Triton: whether the 8-bit copy is read first.
 
     Up to as many rows as the fused product is chosen for, unless the host sees that nothing can be
-    ruled out: Min-P 0 and no greedy T. Its kernels take a weight with unit stride along H, and H of
-    which sums of products of codes fit 32 bits. Predicted by `bench/quantized_head_tiles.py`, not
-    measured on a GPU.
+    ruled out: Min-P 0 and no greedy T. H of which sums of products of codes fit 32 bits. Predicted
+    by `bench/quantized_head_tiles.py`, not measured on a GPU.
     """
     T, min_p = parameters.temperature, parameters.min_p
     cut = isinstance(min_p, torch.Tensor) or min_p > 0
     greedy = not isinstance(T, torch.Tensor) and T < GREEDY_BELOW
-    fits = head.weight.stride(1) == 1 and hidden.shape[1] <= QUANTIZED_WIDTH
-    return len(hidden) <= FUSED_ROWS and (cut or greedy) and fits
+    return len(hidden) <= FUSED_ROWS and (cut or greedy) and hidden.shape[1] <= QUANTIZED_WIDTH
 
 
 @torch.library.custom_op("autodeco_fast::linear_sample", mutates_args=())
