@@ -30,13 +30,12 @@ from autodeco_fast.quantized_head import QuantizedLMHead
 from autodeco_fast.sampling import Sampled, SamplingParameters
 
 from .device import on_its_device
-from .linear_sample import BLOCK, draw
+from .linear_sample import draw
 from .logit_tiles import finite
 from .row_parameters import row_value, temperature_and_cut, tensors_and_numbers
 
 GROUP = 8  # neighbouring tokens that share an upper bound
 CHUNK = 1024  # tokens that are listed together
-STEP = 128  # along H, in codes
 PROGRAMS = 264  # two for each multiprocessor of an H100
 _UP = tl.constexpr(1 + 1e-6)  # more than the roundings of a bound
 
@@ -212,9 +211,15 @@ def _list(
     tl.store(list_ptr + first + o_v, V + tl.zeros_like(o_v), mask=o_v >= tl.sum(b_flag, 0))
 
 
-def tile_shape(B: int) -> tuple[int, int, int]:
-    """Rows of a tile, warps and stages of `_screen`."""
-    return min(32, max(16, triton.next_power_of_2(B))), 4, 3
+def tile_shape(B: int) -> tuple[dict[str, int], int, int]:
+    """A tile of `_screen`; warps and stages.
+
+    p and s are read again for every tile, out of the second level: at 32 rows narrow ones would
+    wait for that. Longer steps or more stages are more shared memory than a gfx942 has.
+    """
+    if B <= 16:
+        return {"rows": 16, "block": 128, "step": 128}, 4, 3
+    return {"rows": 32, "block": 256, "step": 64}, 8, 4
 
 
 def possible_tokens(
@@ -235,12 +240,12 @@ def possible_tokens(
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=hidden.device)
 
-    rows, warps, stages = tile_shape(B)
-    blocks, n, groups = triton.cdiv(B, rows), triton.cdiv(V, BLOCK), triton.cdiv(V, GROUP)
+    tile, warps, stages = tile_shape(B)
+    blocks, n = triton.cdiv(B, tile["rows"]), triton.cdiv(V, tile["block"])
+    groups, chunks = triton.cdiv(V, GROUP), triton.cdiv(V, CHUNK)
     S = min(n, splits or max(8, PROGRAMS // blocks))
     parts, of_rows = new(2, B, H, dtype=torch.int8), new(3, B)
     high, low, bits = new(B, groups), new(B, S), new(blocks, groups, dtype=torch.int32)
-    chunks = triton.cdiv(V, CHUNK)
     listed = new(chunks * CHUNK, dtype=torch.int32)
     tensors, numbers = tensors_and_numbers(parameters.temperature, parameters.min_p)
     up = 1 + (H + 16) * 2.0**-23
@@ -249,12 +254,12 @@ def possible_tokens(
     )
     _screen[(blocks, S)](
         parts, of_rows, head.codes, head.scale, head.radius, head.length, *tensors,
-        high, low, bits, B, V, H, n, groups, S, *numbers, rows, BLOCK, STEP, GROUP,
+        high, low, bits, B, V, H, n, groups, S, *numbers, group=GROUP, **tile,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     _list[(chunks,)](
         *tensors, high, low, bits, listed, B, V, groups, S, *numbers,
-        rows, CHUNK, GROUP, max(16, triton.next_power_of_2(S)), num_warps=8,
+        tile["rows"], CHUNK, GROUP, max(16, triton.next_power_of_2(S)), num_warps=8,
     )  # fmt: skip
     return listed
 
@@ -292,9 +297,8 @@ _DATA = {
 
 
 def _screen_of(B: int) -> tuple:
-    rows, warps, stages = tile_shape(B)
-    shape = {"rows": rows, "block": BLOCK, "step": STEP, "group": GROUP}
-    return _screen, _DATA, shape, warps, stages
+    tile, warps, stages = tile_shape(B)
+    return _screen, _DATA, {**tile, "group": GROUP}, warps, stages
 
 
 AOT = [

@@ -146,8 +146,11 @@ def _linear_sample(t: dict, **options) -> af.SampleOutput:
 
 
 def _quantized(t: dict, **options) -> af.SampleOutput:
-    head = af.QuantizedLMHead(t["weight"])
-    return af.linear_sample(t["hidden"], head, **_picked(t, _SAMPLER), **options)
+    given = _picked(t, ("hidden", "weight"))
+    if t["weight"].dtype == torch.float16:  # which a head refuses
+        given = {name: x.bfloat16() for name, x in given.items()}
+    head = af.QuantizedLMHead(given["weight"])
+    return af.linear_sample(given["hidden"], head, **_picked(t, _SAMPLER), **options)
 
 
 def _logit_stats(t: dict, **options) -> af.TokenStats:

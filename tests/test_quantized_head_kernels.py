@@ -145,7 +145,8 @@ def test_lists_what_the_reference_lists():
     h, w = case(3, 64, 1800)
     head = QuantizedLMHead(w)
     for splits in (2, 5):
-        want = listed(h, head, 0.7, 0.1, splits).nonzero()[:, 0].tolist()
+        want = listed(*bounds(h, head), 0.7 * math.log(0.1), 128, splits)
+        want = want.nonzero()[:, 0].tolist()
         assert on_device(left)(h, head, splits=splits) == want
         assert 0 < len(want) < 400
 

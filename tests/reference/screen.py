@@ -6,7 +6,7 @@ import torch
 
 from autodeco_fast import QuantizedLMHead
 
-GROUP, BLOCK = 8, 128
+GROUP = 8
 
 
 def parts_of(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -28,18 +28,16 @@ def bounds(h: torch.Tensor, head: QuantizedLMHead) -> tuple[torch.Tensor, torch.
 
 
 def listed(
-    h: torch.Tensor, head: QuantizedLMHead, T: float | torch.Tensor, min_p: float, programs: int
+    low: torch.Tensor, high: torch.Tensor, c: float, block: int, programs: int
 ) -> torch.Tensor:
-    """`[V]` bool: tokens of rows that are drawn together whose exact logits are needed."""
-    low, high = bounds(h, head)
-    B, V = low.shape
-    n = -(-V // BLOCK)
-    programs = min(n, programs)
-    c = torch.as_tensor(T, dtype=torch.float64).expand(B)[:, None] * math.log(min_p)
+    """`[V]` bool: tokens of rows that are drawn together whose exact logits are needed, from bounds
+    of these; by so many programs, in tiles of `block`."""
+    V = low.shape[1]
+    programs = min(-(-V // block), programs)
     # Tile t is the one of program t % programs, after t - programs, …
-    tiles = torch.nn.functional.pad(low, (0, -V % (BLOCK * programs)), value=-math.inf)
-    tiles = tiles.unflatten(1, (-1, programs, BLOCK)).amax(3).cummax(1)[0].flatten(1)
-    known = tiles.repeat_interleave(BLOCK, 1)[:, :V]
+    tiles = torch.nn.functional.pad(low, (0, -V % (block * programs)), value=-math.inf)
+    tiles = tiles.unflatten(1, (-1, programs, block)).amax(3).cummax(1)[0].flatten(1)
+    known = tiles.repeat_interleave(block, 1)[:, :V]
     open_here = (high >= known + c).any(0)
     groups = torch.nn.functional.pad(high, (0, -V % GROUP), value=-math.inf)
     groups = groups.unflatten(1, (-1, GROUP)).amax(2) >= low.amax(1, keepdim=True) + c
