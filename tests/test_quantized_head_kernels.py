@@ -41,11 +41,14 @@ def assert_same(h, w, T, **options) -> None:
     assert got.status.tolist() == want.status.tolist()
 
 
-def left(h, head, T=0.7, min_p=0.1, splits=None) -> list[int]:
-    """The tokens that the kernels list."""
+@on_device
+def left(h, w, T=0.7, min_p=0.1, splits=None, bound=1.0) -> list[int]:
+    """The tokens that the kernels list; with bounds so many times as large."""
+    head = QuantizedLMHead(w)
+    head.radius, head.length = head.radius * bound, head.length * bound
     parameters = SamplingParameters(temperature=T, min_p=min_p)
     found = module.possible_tokens(h, head, parameters, splits=splits)
-    return [v for v in found.tolist() if v < len(head.codes)]
+    return [v for v in found.tolist() if v < len(w)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -70,7 +73,7 @@ def test_ties_go_to_the_lowest_id():
 def test_rows_without_a_cut_survive_whole():
     h, w = case(3, 16, 300)
     assert_same(h, w, 1.0, min_p=torch.tensor([0.0, 0.5, 0.0]), seed=2)
-    assert left(h, QuantizedLMHead(w), min_p=torch.zeros(3)) == list(range(300))
+    assert left(h, w, min_p=torch.zeros(3)) == list(range(300))
 
 
 def test_what_the_host_sees_is_drawn_from_the_weight(monkeypatch):
@@ -128,9 +131,11 @@ def test_parts_add_up(dtype):
     h *= torch.tensor([1e-20, 1e-3, 1.0, 1.0, 1e4, 1e18, 0.0])[:, None]
     h[3, 5] = 1e4  # an outlier
     h = h.to(dtype)
-    parts, rows = torch.empty(2, 7, 200, dtype=torch.int8), torch.empty(3, 7)
+    parts = torch.empty(2, 7, 200, dtype=torch.int8, device=DEVICE)
+    rows = torch.empty(3, 7, device=DEVICE)
     up = 1 + (200 + 16) * 2.0**-23
     module._parts[(7,)](h.to(DEVICE), parts, rows, 200, 200, up, 256)
+    parts, rows = parts.cpu(), rows.cpu()
     k, p, s, f = parts_of(h[:6].double())
     assert torch.equal(rows[0, :6, None].double(), k)
     assert torch.equal(parts[:, :6].double(), torch.stack((p, s)))
@@ -143,11 +148,10 @@ def test_parts_add_up(dtype):
 def test_lists_what_the_reference_lists():
     """Through several tiles of a program, in rising order."""
     h, w = case(3, 64, 1800)
-    head = QuantizedLMHead(w)
     for splits in (2, 5):
-        want = listed(*bounds(h, head), 0.7 * math.log(0.1), 128, splits)
+        want = listed(*bounds(h, QuantizedLMHead(w)), 0.7 * math.log(0.1), 128, splits)
         want = want.nonzero()[:, 0].tolist()
-        assert on_device(left)(h, head, splits=splits) == want
+        assert left(h, w, splits=splits) == want
         assert 0 < len(want) < 400
 
 
@@ -190,7 +194,7 @@ def test_no_token_of_the_kept_set_is_left_out(seed, size, kind, dtype):
     assert ((low <= z) & (z <= high)).all()
     T = float(z.std())
     kept = (z >= z.amax(1, keepdim=True) + T * math.log(0.2)).any(0)
-    assert set(kept.nonzero()[:, 0].tolist()) <= set(on_device(left)(h, head, T, 0.2))
+    assert set(kept.nonzero()[:, 0].tolist()) <= set(left(h, head.weight, T, 0.2))
 
 
 def test_a_bound_that_is_too_small_is_caught():
@@ -199,12 +203,9 @@ def test_a_bound_that_is_too_small_is_caught():
         g = torch.Generator().manual_seed(seed)
         h, first = torch.randn(2, 64, generator=g), torch.randn(1, 64, generator=g)
         w = first + 1e-3 * torch.randn(100, 64, generator=g)
-        head = QuantizedLMHead(w)
-        z = h.double() @ w.double().T
-        kept = set(z.argmax(1).tolist())
-        assert kept <= set(on_device(left)(h, head, 0.0))
-        head.radius, head.length = head.radius * 1e-3, head.length * 1e-3
-        if not kept <= set(on_device(left)(h, head, 0.0)):
+        kept = set((h.double() @ w.double().T).argmax(1).tolist())
+        assert kept <= set(left(h, w, 0.0))
+        if not kept <= set(left(h, w, 0.0, bound=1e-3)):
             return
     pytest.fail("nothing was left out")
 
