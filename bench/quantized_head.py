@@ -44,9 +44,8 @@ def random_case(rows: int, H: int, V: int) -> tuple[torch.Tensor, torch.Tensor]:
     return hidden, torch.randn(V, H, generator=generator) * (3.0 / H**0.5)
 
 
-def kernel_shares(hidden: torch.Tensor, head: QuantizedLMHead, c: float) -> dict[str, float]:
+def kernel_shares(low: torch.Tensor, high: torch.Tensor, c: float) -> dict[str, float]:
     """What the kernels list of the vocabulary, and of its tiles."""
-    low, high = bounds(hidden, head)
     shares = {}
     for n in TOGETHER[:3]:
         block = quantized_head.tile_shape(n)[0]["block"]
@@ -68,7 +67,7 @@ def counted(name: str, hidden: torch.Tensor, weight: torch.Tensor) -> list[dict]
     """A result for every setting, over all hidden states."""
     head, V, H = QuantizedLMHead(weight), *weight.shape
     z, found = hidden @ weight.T, []
-    reach = hidden.norm(dim=1)[:, None] * head.radius
+    reach, ends = hidden.norm(dim=1)[:, None] * head.radius, bounds(hidden, head)
     for T, min_p in SETTINGS:
         kept = z >= z.amax(1, keepdim=True) + T * math.log(min_p)
         left = head.possible(hidden, T, min_p)
@@ -92,7 +91,7 @@ def counted(name: str, hidden: torch.Tensor, weight: torch.Tensor) -> list[dict]
                 "error": (z - hidden @ (head.scale[:, None] * head.codes).T).abs().mean().item(),
                 "kept": kept.double().mean().item(),
                 **{f"left_{n}": share for n, share in shares.items()},
-                **kernel_shares(hidden, head, T * math.log(min_p)),
+                **kernel_shares(*ends, T * math.log(min_p)),
                 **{f"bytes_{n}": (H + 8 + x * 2 * H) / (2 * H) for n, x in shares.items()},
                 "same_tokens": same.double().mean().item(),
             }

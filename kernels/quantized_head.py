@@ -8,7 +8,7 @@ instead of it, and of the weight itself only the tokens that the copy cannot rul
 
     1. _parts   grid [B]            p, s, k and the norms of a row; f is exact
     2. _screen  grid [⌈B/rows⌉, S]  ẑ in tiles [rows, block] through every S-th tile of V. Kept are
-                                    the highest that 8 neighbouring logits can be; the lowest that
+                                    the highest that 4 neighbouring logits can be; the lowest that
                                     the highest of a program is; and a bit for each token that some
                                     row of the program could not yet rule out by its own tiles
     3. _list    grid [V / 1,024]    with the lowest that a row's maximum can be, + c: the tokens
@@ -19,7 +19,7 @@ Those tiles have the shape and the order along H of all others, and a column of 
 depend on its neighbours: a logit is the one of the plain call, bit for bit. So are its noise, the
 order of ids and the maximum, which is never ruled out; so is the token.
 
-Reads V·H bytes of codes and 2·H or 4·H a token that is left. Writes V/2 bytes a row.
+Reads V·H bytes of codes and 2·H or 4·H a token that is left. Writes V bytes a row.
 """
 
 import torch
@@ -34,7 +34,7 @@ from .linear_sample import draw
 from .logit_tiles import finite
 from .row_parameters import row_value, temperature_and_cut, tensors_and_numbers
 
-GROUP = 8  # neighbouring tokens that share an upper bound
+GROUP = 4  # neighbouring tokens that share an upper bound
 CHUNK = 1024  # tokens that are listed together
 PROGRAMS = 264  # two for each multiprocessor of an H100
 _UP = tl.constexpr(1 + 1e-6)  # more than the roundings of a bound

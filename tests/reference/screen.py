@@ -6,7 +6,7 @@ import torch
 
 from autodeco_fast import QuantizedLMHead
 
-GROUP = 8
+GROUP = 4
 
 
 def parts_of(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
