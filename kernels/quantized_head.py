@@ -259,7 +259,7 @@ def possible_tokens(
     )  # fmt: skip
     _list[(chunks,)](
         *tensors, high, low, bits, listed, B, V, groups, S, *numbers,
-        tile["rows"], CHUNK, GROUP, max(16, triton.next_power_of_2(S)), num_warps=8,
+        tile["rows"], CHUNK, GROUP, max(16, triton.next_power_of_2(S)), num_warps=16,
     )  # fmt: skip
     return listed
 
@@ -305,5 +305,5 @@ AOT = [
     (_parts, _DATA, {"block_h": 4096}, 8, 3),
     _screen_of(1),
     _screen_of(32),
-    (_list, _DATA, {"rows": 32, "chunk": CHUNK, "group": GROUP, "block_s": 512}, 8, 3),
+    (_list, _DATA, {"rows": 32, "chunk": CHUNK, "group": GROUP, "block_s": 512}, 16, 3),
 ]
