@@ -12,9 +12,9 @@ Sums round. One of H products s_j·t_j in fp32, in any order, fused or not, is o
 Algorithms*, §3.1, and Cauchy–Schwarz for Σ |s_j·t_j|). A matrix unit takes k ≥ 4 exact products and
 the sum so far at once, shifts all to the exponent of the largest, drops what is below its 23rd
 fraction bit, adds, and truncates (Fasi et al., *Numerical behavior of NVIDIA tensor cores*, PeerJ
-CS 2021; more bits are kept since Ampere): at most k + 2 times 2⁻²³·Σ |s_j·t_j| for k products,
-1.5·2⁻²³ a product. γ' with u' = 2⁻²² covers both, so that the logit z, wherever it is made, is off
-from h·w by at most γ'·‖h‖·‖w‖, and with
+CS 2021; an A100 keeps one bit more, an H100 two: arXiv 2512.07004). That is off by at most k + 2
+times 2⁻²³·Σ |s_j·t_j|, 1.5·2⁻²³ a product. γ' with u' = 2⁻²² covers both, so that the logit z,
+wherever it is made, is off from h·w by at most γ'·‖h‖·‖w‖, and with
 
     r = ‖e‖ + γ'·‖w‖ + 32u·a·‖q‖,    |z − a·(h·q)| ≤ ‖h‖·r
 
