@@ -40,7 +40,8 @@ from .row_parameters import (
 BLOCK = 128
 DEPTH_H = 64  # a step along H in 16-bit operands, half of it in fp32
 PROGRAMS = 264  # two for each multiprocessor of an H100
-LISTED_WARPS = 8  # noise of ids that are no neighbours takes more registers
+# Noise of ids that are no neighbours takes more registers. Warps share columns, none shares a sum.
+LISTED_WARPS = 8
 
 
 @triton.jit

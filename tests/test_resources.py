@@ -102,6 +102,26 @@ def test_fused_products_use_the_matrix_unit(kernel, config, compiled):
     }
 
 
+def test_listed_tokens_are_multiplied_as_all_are(compiled):
+    """With the same instructions: a logit must not depend on the tile it is in."""
+    tiles = [
+        (r["target"], r["products"], r["warps"])
+        for r in compiled
+        if r["kernel"] == "linear_sample.tiles" and "rows=16" in r["config"]
+    ]
+    assert len(tiles) == 8
+    assert len({warps for *_, warps in tiles}) == 2
+    assert len({(target, products) for target, products, _ in tiles}) == 4
+
+
+def test_codes_are_multiplied_as_they_are(compiled):
+    """Products of 8-bit integers with 32-bit sums."""
+    screen = {(r["target"], r["products"]) for r in compiled if r["kernel"].endswith(".screen")}
+    nvidia = "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32"
+    assert screen >= {(target, nvidia) for target in ("sm_80", "sm_90", "sm_100")}
+    assert all("i32" in products for target, products in screen if target == "gfx942")
+
+
 def test_variants_of_the_streaming_statistics(compiled):
     """Hopper's and Blackwell's fetch tiles by bulk copies (TMA), Blackwell's in warps of their
     own."""

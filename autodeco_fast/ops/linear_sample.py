@@ -28,7 +28,7 @@ from autodeco_fast.quantized_head import QuantizedLMHead
 from autodeco_fast.sampling import SampleOutput, SamplingParameters
 
 FUSED_ROWS = 32  # Triton: rows up to which the kernel is chosen
-QUANTIZED_WIDTH = 1 << 17  # Triton: H of which H·127² fits 32 bits
+QUANTIZED_WIDTH = 1 << 15  # Triton: a program holds a row of hidden states; H·127² fits 32 bits
 FUSED_BYTES = 1 << 26  # torch: logits from which they are made in chunks
 
 
@@ -52,8 +52,8 @@ def quantized_pays(
     """Triton: whether the 8-bit copy is read first.
 
     Up to as many rows as the fused product is chosen for, unless the host sees that nothing can be
-    ruled out: Min-P 0 and no greedy T. H of which sums of products of codes fit 32 bits. Predicted
-    by `bench/quantized_head_tiles.py`, not measured on a GPU.
+    ruled out: Min-P 0 and no greedy T. Predicted by `bench/quantized_head_tiles.py` for logits like
+    a language model's, not measured on a GPU.
     """
     T, min_p = parameters.temperature, parameters.min_p
     cut = isinstance(min_p, torch.Tensor) or min_p > 0
