@@ -216,5 +216,5 @@ def test_holds_far_less_than_the_logits():
     head = QuantizedLMHead(w)
     with LargestAllocation() as seen:
         autodeco_fast.linear_sample(h, head, 0.5, min_p=0.1, seed=0, backend="triton")
-    weight = 4 * 3000 * 4 if DEVICE == "cpu" else 0  # bytes, which the interpreter copies
-    assert 0 < seen.numel <= max(32 * 3000 / GROUP, weight)
+    size = 4 if DEVICE == "cpu" else 1  # the interpreter copies bytes
+    assert 0 < seen.numel <= size * 32 * 3000 / GROUP
