@@ -7,16 +7,25 @@ For a row h of hidden states, in exact arithmetic,
 
     h·w = a·(h·q) + h·e,      |h·e| ≤ ‖h‖·‖e‖                (Cauchy–Schwarz)
 
-In fp32 a sum of H products s_j·t_j, in any order, fused or not, is off by at most γ·‖s‖·‖t‖ with
-γ = H·u / (1 − H·u), u = 2⁻²⁴ (Higham, *Accuracy and Stability of Numerical Algorithms*, §3.1, and
-Cauchy–Schwarz for Σ |s_j·t_j|). So ẑ = fl(a·fl(h·q)) is off from a·(h·q) by at most
-(γ + u + γ·u)·a·‖h‖·‖q‖, the logit z that a product with fp32 sums leaves is off from h·w by at most
-γ·‖h‖·‖w‖, and
+Sums round. One of H products s_j·t_j in fp32, in any order, fused or not, is off by at most
+γ·‖s‖·‖t‖ with γ = H·u / (1 − H·u), u = 2⁻²⁴ (Higham, *Accuracy and Stability of Numerical
+Algorithms*, §3.1, and Cauchy–Schwarz for Σ |s_j·t_j|). A matrix unit takes k ≥ 4 exact products and
+the sum so far at once, shifts all to the exponent of the largest, drops what is below its 23rd
+fraction bit, adds, and truncates (Fasi et al., *Numerical behavior of NVIDIA tensor cores*, PeerJ
+CS 2021; an A100 keeps one bit more, an H100 two: arXiv 2512.07004). That is off by at most k + 2
+times 2⁻²³·Σ |s_j·t_j|, 1.5·2⁻²³ a product. γ' with u' = 2⁻²² covers both, so that the logit z,
+wherever it is made, is off from h·w by at most γ'·‖h‖·‖w‖, and with
 
-    |z − ẑ| ≤ ‖h‖·r,    r = ‖e‖ + γ·‖w‖ + (γ + u + γ·u)·a·‖q‖ + 3u·(a·‖q‖ + ‖e‖)
+    r = ‖e‖ + γ'·‖w‖ + 32u·a·‖q‖,    |z − a·(h·q)| ≤ ‖h‖·r
 
-The last term pays for the roundings of ẑ ± ‖h‖·r itself. Norms are fp64 sums rounded up;
-`_UNDERFLOW` is more than what underflows.
+of which the last term pays for roundings of what is compared. Norms are fp64 sums rounded up;
+`_UNDERFLOW` is more than what underflows. To this comes what ẑ is off from a·(h·q):
+
+- here, ẑ = fl(a·fl(h·q)) in fp32: γ·a·‖h‖·‖q‖.
+- in `kernels/quantized_head.py` h is split in two parts of 8 bits and a rest f, products are exact
+  in int32, and ẑ is off by ‖f‖·a·‖q‖. With h = k·p + k/256·s + f, |k·p_j| ≤ 2·|h_j| and
+  |k/256·s_j| ≤ 2·|h_j|, so that the four roundings of ẑ, and that of ẑ ± reach, stay below
+  (4·4 + 5)·u·a·‖h‖·‖q‖.
 
 A token is in the kept set if z ≥ max z + c. Then ẑ + ‖h‖·r ≥ max (ẑ − ‖h‖·r) + c, and the
 rounding of logits to the weight's dtype keeps that order. So whatever fails the test is ruled out,
@@ -29,22 +38,30 @@ from autodeco_fast.numerics import GREEDY_BELOW
 
 _CODES = 127
 _UNIT = 2.0**-24
+_MATRIX_UNIT = 2.0**-22
 _UNDERFLOW = 1e-30  # of H products below 2⁻¹²⁶ and of their sum
 _UP = 1 + 1e-6  # more than the roundings of a norm in fp64 and of its cast to fp32
 _ROWS = 4096  # of the weight, quantised at once
+
+
+def _gamma(H: int, u: float) -> float:
+    """Of a sum of H products whose steps are off by u."""
+    return H * u / (1 - H * u)
 
 
 class QuantizedLMHead:
     """An output embedding with an 8-bit copy, which `linear_sample` takes in place of the weight.
 
     Args:
-        weight: `[V, H]` fp32 or bf16; kept, not copied. It must not change afterwards.
+        weight: `[V, H]` fp32 or bf16; kept, not copied if its rows are contiguous. It must not
+            change afterwards.
 
     Attributes:
         weight: as given.
         codes: `[V, H]` int8.
         scale: `[V]` fp32, a.
-        radius: `[V]` fp32, r: `|z − ẑ| ≤ ‖h‖·r`. Infinite where the weight is not finite.
+        radius: `[V]` fp32, r: `|z − a·(h·q)| ≤ ‖h‖·r`. Infinite where the weight is not finite.
+        length: `[V]` fp32, a·‖q‖.
 
     Raises:
         ValueError: for another dtype or number of dimensions.
@@ -56,9 +73,9 @@ class QuantizedLMHead:
                 "weight must be [V, H] float32 or bfloat16, "
                 f"got shape {tuple(weight.shape)} {weight.dtype}"
             )
-        self.weight = weight.detach()
+        self.weight = weight.detach() if weight.stride(1) == 1 else weight.detach().contiguous()
         self.codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        self.scale, self.radius = torch.empty(2, len(weight), device=weight.device)
+        self.scale, self.radius, self.length = torch.empty(3, len(weight), device=weight.device)
         for start in range(0, len(weight), _ROWS):
             self._quantize(slice(start, start + _ROWS))
 
@@ -71,11 +88,10 @@ class QuantizedLMHead:
         q = (w / torch.where(usable, a, 1.0)[:, None]).round().clamp(-_CODES, _CODES)
         q = torch.where(usable[:, None], q, 0.0)
         e, norm, size = (x.norm(dim=1) for x in (w - a[:, None] * q, w, a[:, None] * q))
-        gamma = H * _UNIT / (1 - H * _UNIT)
-        summed = gamma + _UNIT + gamma * _UNIT
-        r = e + gamma * norm + summed * size + 3 * _UNIT * (size + e)
+        r = e + _gamma(H, _MATRIX_UNIT) * norm + 32 * _UNIT * size
         self.codes[rows], self.scale[rows] = q.to(torch.int8), a.float()
-        self.radius[rows] = (r * _UP).nan_to_num(nan=torch.inf).float()
+        self.radius[rows] = (r * _UP + _UNDERFLOW).nan_to_num(nan=torch.inf).float()
+        self.length[rows] = (size * _UP).nan_to_num(nan=torch.inf).float()
 
     def bounds(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The lowest and the highest that each logit can be, before it is rounded to a dtype.
@@ -93,7 +109,7 @@ class QuantizedLMHead:
             rows = slice(start, start + _ROWS)
             torch.mm(h, self.codes[rows].float().T, out=middle[:, rows])
         middle *= self.scale
-        reach = size * self.radius + _UNDERFLOW
+        reach = size * (self.radius + _gamma(h.shape[1], _UNIT) * self.length) + _UNDERFLOW
         return middle - reach, middle + reach
 
     def possible(

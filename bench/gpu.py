@@ -21,7 +21,7 @@ from bench.run import GRACE, MICROBENCHMARKS, NAMES, has_plugin, parse_names, ru
 TESTS, REPORT = "tests", "report"
 KERNEL_TESTS = (
     *("ops", "logit_stats", "token_stats", "autodeco", "temperature_head", "losses"),
-    *("sample", "sample_cuts", "linear_sample", "sample_partial"),
+    *("sample", "sample_cuts", "linear_sample", "quantized_head_kernels", "sample_partial"),
 )
 OTHERS = {
     TESTS: ["-m", "pytest", *(f"tests/test_{name}.py" for name in KERNEL_TESTS)],

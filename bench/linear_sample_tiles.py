@@ -25,7 +25,7 @@ from bench.resources import compile_one
 from bench.sass import loop_lengths, sass
 
 H, V = 4096, 151_936
-_ALIGNED = ("x_ptr", "w_ptr", "float_ptr", "code_ptr", "V", "H", "x_stride", "w_stride")
+ALIGNED = ("x_ptr", "w_ptr", "float_ptr", "code_ptr", "V", "H", "x_stride", "w_stride")
 # Rows, columns, step along H, warps, stages; programs in all.
 OTHERS = (
     *((16, 64, 64, 4, 4, 264), (16, 128, 128, 4, 3, 264), (16, 128, 64, 4, 4, 528)),
@@ -51,9 +51,9 @@ class Tile(NamedTuple):
     epilogue_instructions: int  # a warp, for the rest of a tile
 
 
-def compiled(entry: tuple) -> Tile:
+def compiled(entry: tuple, aligned: tuple[str, ...] = ALIGNED) -> Tile:
     """What the compiler makes of an entry of the kernel's `AOT`."""
-    facts, loops = compile_one(entry, "sm_90"), sorted(loop_lengths(sass(entry, _ALIGNED)))
+    facts, loops = compile_one(entry, "sm_90"), sorted(loop_lengths(sass(entry, aligned)))
     constants, warps, stages = entry[2:5]
     return Tile(
         *(constants[name] for name in ("rows", "block", "step")),

@@ -28,6 +28,7 @@ TARGETS = {
 }
 _SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}  # bytes of a multiprocessor
 _COPIES = {"bulk": "cp.async.bulk.tensor", "asynchronous": "cp.async"}
+_PRODUCTS = re.compile(r"(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma)[\w.]*")
 _DIVISIBLE = re.compile(r"\*|^i32$")
 
 
@@ -43,6 +44,11 @@ def kernels() -> list[tuple]:
             )
         ]
     return entries
+
+
+def _products(assembly: str) -> str:
+    """The instructions of the matrix unit."""
+    return ", ".join(sorted(set(_PRODUCTS.findall(assembly)))) or "-"
 
 
 def _nvidia(cubin: bytes, ptx: str) -> dict:
@@ -64,6 +70,7 @@ def _nvidia(cubin: bytes, ptx: str) -> dict:
         "registers": usage["REG"],
         "spills": usage["STACK"] + usage["LOCAL"],
         "matrix": matrix,
+        "products": _products(ptx),
         "widest_load_bits": widest,
         "copies": copies + (", own warps" if "setmaxnreg" in ptx else ""),
     }
@@ -82,6 +89,7 @@ def _amd(assembly: str) -> dict:
         "registers": find("vgpr_count"),
         "spills": find("private_segment_fixed_size"),
         "matrix": matrix,
+        "products": _products(assembly),
         "widest_load_bits": 32 * max(loads, default=1),
         "copies": "-",
     }
@@ -133,7 +141,7 @@ def survey() -> list[dict]:
         config = ", ".join(f"{key}={entry[2][key]}" for key in keys if entry[2].get(key))
         name = f"{file}.{entry[0].__name__.lstrip('_')}"
         for target in entry[5:] or TARGETS:
-            facts = {"kernel": name, "config": config, "target": target}
+            facts = {"kernel": name, "config": config, "target": target, "warps": entry[3]}
             results.append({**facts, **compile_one(entry, target)})
     return results
 

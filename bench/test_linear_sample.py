@@ -1,14 +1,15 @@
 """`linear_sample` against the LM head's product followed by a sampler; the limit is the product.
 
 Random hidden states and weights; T = 0.7, Min-P 0.1. Logits have a standard deviation of 3: few
-tokens survive; on a GPU also of 2, where many tiles hold a candidate. At few rows the product is
-one read of the weight, at many the matrix unit.
+tokens survive; on a GPU also of 2, where many tiles hold a candidate, and from an 8-bit copy of the
+weight. At few rows the product is one read of the weight, at many the matrix unit.
 """
 
 import pytest
 import torch
 
-from autodeco_fast import linear_sample, sample
+from autodeco_fast import QuantizedLMHead, linear_sample, sample
+from autodeco_fast.ops.linear_sample import FUSED_ROWS
 from bench.machine import device, product_dtypes
 from tests.reference.peers import transformers_sample
 
@@ -32,9 +33,14 @@ def test_linear_sample(dtype, deviation, H, V, B, take_turns, tiny):
     def transformers() -> torch.Tensor:
         return transformers_sample((hidden @ weight.T).float(), T, min_p=MIN_P)
 
+    variants = {}
+    if ON_GPU and B <= FUSED_ROWS:
+        lm_head = QuantizedLMHead(weight)
+        variants["8-bit copy"] = lambda: linear_sample(hidden, lm_head, T, **how)
     take_turns(
         {
             "linear_sample": lambda: linear_sample(hidden, weight, T, **how, fused=True),
+            **variants,
             "product, sample": lambda: sample(hidden @ weight.T, T, **how),
             "product, transformers": transformers,
             "product alone": lambda: hidden @ weight.T,

@@ -30,9 +30,9 @@ from autodeco_fast.sampling import (
 
 from .candidates import best_candidate, best_of_rows, next_open, whole_logprob
 from .device import on_its_device
-from .lm_head_tiles import product_tile
+from .lm_head_tiles import product_tile, token_ids
 from .logit_tiles import LOWEST, finite
-from .philox import SAMPLE_DOMAIN, gumbel
+from .philox import SAMPLE_DOMAIN, gumbel, gumbel_of_ids
 from .row_parameters import (
     GREEDY_BELOW,
     NUMBERS,
@@ -44,15 +44,23 @@ from .row_parameters import (
 BLOCK = 128
 DEPTH_H = 64  # a step along H in 16-bit operands, half of it in fp32
 PROGRAMS = 264  # two for each multiprocessor of an H100
+# Noise of ids that are no neighbours takes more registers. Warps share columns, none shares a sum.
+LISTED_WARPS = 8
 
 
 @triton.jit
-def _scores(b_z, b_least, T, seed, position, stream, tile, rows: tl.constexpr, block: tl.constexpr):
+def _scores(
+    b_z, b_least, T, seed, position, stream, list_ptr, tile, rows: tl.constexpr, block: tl.constexpr
+):
     """z + T·g of a tile's tokens ≥ least, as are T … stream of a row; −inf elsewhere."""
-    o_g = tile * (block // 4) + tl.arange(0, block // 4)
-    o_g = o_g[None, :] + tl.zeros((rows, 1), tl.int32)
-    shape: tl.constexpr = [rows, block]
-    b_g = gumbel(seed[:, None], position[:, None], stream[:, None], o_g, shape, SAMPLE_DOMAIN)
+    seed, position, stream = seed[:, None], position[:, None], stream[:, None]
+    if list_ptr is None:
+        o_g = tile * (block // 4) + tl.arange(0, block // 4)
+        o_g = o_g[None, :] + tl.zeros((rows, 1), tl.int32)
+        b_g = gumbel(seed, position, stream, o_g, [rows, block], SAMPLE_DOMAIN)
+    else:
+        o_v = token_ids(list_ptr, tile, block)[None, :] + tl.zeros((rows, 1), tl.int32)
+        b_g = gumbel_of_ids(seed, position, stream, o_v, SAMPLE_DOMAIN)
     m_kept = (b_z >= b_least[:, None]) & (b_z > -float("inf"))
     return tl.where(m_kept, b_z + T[:, None] * b_g, -float("inf"))
 
@@ -79,12 +87,13 @@ def _tiles(
     stream_ptr,  # [B] i64
     float_ptr,  # [6, B, n] fp32, written, as the next: kernels/candidates.py
     code_ptr,  # [B, n] i32
+    list_ptr,  # [n·block] i32: tiles' tokens, in rising order, V for none; or None for all
     B,
     V,
     H,
     x_stride,
     w_stride,
-    n,  # tiles of V
+    n,  # tiles of V, or of the list
     depth,  # tiles a split
     scale,
     softcap,
@@ -120,7 +129,7 @@ def _tiles(
     for tile in range(first, tl.minimum(first + depth, n)):
         b_z = product_tile(
             x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
-            rows, block, step, upcast,
+            rows, block, step, upcast, list_ptr,
         )  # fmt: skip
         b_code = tl.max((b_z != b_z).to(tl.int32), 1) << 16
         b_code |= tl.max((b_z == float("inf")).to(tl.int32), 1) << 17
@@ -131,7 +140,9 @@ def _tiles(
         m_live = m_b & (b_top >= b_least) & (b_top > -float("inf"))
         b_s1, b_z1, b_s2, b_z2 = none, none, none, none
         if _maximum(m_live.to(tl.int32), rows) > 0:
-            b_s = _scores(b_z, b_least, T, row_seed, row_position, row_stream, tile, rows, block)
+            b_s = _scores(
+                b_z, b_least, T, row_seed, row_position, row_stream, list_ptr, tile, rows, block
+            )
             b_s1, b_z1, b_at1 = best_of_rows(b_s, b_z, block)
             b_s = tl.where(b_z > b_z1[:, None], b_s, -float("inf"))
             b_s2, b_z2, b_at2 = best_of_rows(b_s, b_z, block)
@@ -160,6 +171,7 @@ def _settle(
     stream_ptr,
     float_ptr,  # [6, B, n] fp32
     code_ptr,  # [B, n] i32
+    list_ptr,  # [n·block] i32 or None
     token_ptr,  # [B] i64, written
     status_ptr,  # [B] i32, written
     full_logprob_ptr,  # [B] fp32, written, or None
@@ -198,11 +210,11 @@ def _settle(
     while (claim >= score) & (claim > -float("inf")):
         b_z = product_tile(
             x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
-            rows, block, step, upcast,
+            rows, block, step, upcast, list_ptr,
         )  # fmt: skip
         b_z = tl.max(tl.where(m_row[:, None], finite(b_z), -float("inf")), 0)
-        o_g = tile * (block // 4) + tl.arange(0, block // 4)
-        b_g = gumbel(row_seed, row_position, row_stream, o_g, [block], SAMPLE_DOMAIN)
+        o_v = token_ids(list_ptr, tile, block)
+        b_g = gumbel_of_ids(row_seed, row_position, row_stream, o_v, SAMPLE_DOMAIN)
         m_kept = (b_z >= tau) & (b_z > -float("inf"))
         b_s = tl.where(m_kept, b_z + T * b_g, -float("inf"))
         s, o_v = _maximum(b_s, block), tile * block + tl.arange(0, block)
@@ -212,6 +224,8 @@ def _settle(
             logit = _maximum(tl.where(o_v == at, b_z, -float("inf")), block)
         claim, tile = next_open(float_ptr, row, n, tau, claim, tile, block_n)
     alive = m > -float("inf")
+    if list_ptr is not None:  # places so far, which rise as ids do
+        winner = tl.load(list_ptr + winner, mask=score > -float("inf"), other=0)
     tl.store(token_ptr + row, tl.where(alive, winner, 0).to(tl.int64))
     wrong = tau == float("inf")
     tl.store(status_ptr + row, flag + tl.where(alive, 0, 4) + tl.where(wrong, 8, 0))
@@ -259,6 +273,27 @@ def linear_sample(
         want: FULL_LOGPROB, or 0.
         splits: of V, at most; None chooses. The result does not depend on it.
     """
+    lm_head = weight, bias, logit_scale, softcap
+    return draw(hidden, lm_head, parameters, want=want, splits=splits)
+
+
+def draw(
+    hidden: torch.Tensor,
+    lm_head: tuple[torch.Tensor, torch.Tensor | None, float, float | None],
+    parameters: SamplingParameters,
+    *,
+    want: int = 0,
+    splits: int | None = None,
+    listed: torch.Tensor | None = None,
+) -> Sampled:
+    """The same on the current device, with arguments as in `linear_sample`.
+
+    Args:
+        lm_head: weight, bias, scale and softcap.
+        listed: `[n·BLOCK]` int32, the only tokens that count, in rising order within which V stands
+            for none.
+    """
+    weight, bias, logit_scale, softcap = lm_head
     B, H = hidden.shape
     V = weight.shape[0]
 
@@ -271,14 +306,18 @@ def linear_sample(
     if B == 0:
         return out
     rows, warps, stages = tile_shape(B)
-    (S, depth), n = splits_of(B, V, splits), triton.cdiv(V, BLOCK)
+    if listed is None:
+        (S, depth), n = splits_of(B, V, splits), triton.cdiv(V, BLOCK)
+    else:
+        S, depth, n = len(listed) // BLOCK, 1, len(listed) // BLOCK
+        warps = LISTED_WARPS
     step = 2 * DEPTH_H // hidden.element_size()
     block_n = max(16, triton.next_power_of_2(n))
     floats, codes = new(6, B, n), new(B, n, dtype=torch.int32)
     p = parameters
     stream, stream_step = stream_and_step(p.stream)
     tensors, numbers = tensors_and_numbers(p.temperature, p.min_p, p.seed, p.position, stream)
-    data = hidden, weight, bias, *tensors, floats, codes
+    data = hidden, weight, bias, *tensors, floats, codes, listed
     scalars = (
         B, V, H, hidden.stride(0), weight.stride(0), n, depth, logit_scale, softcap,
         *numbers, stream_step,
@@ -307,7 +346,10 @@ _DATA = {
 def _fixed(B: int) -> tuple[dict, int, int]:
     """Constants, warps and stages of a call with B rows."""
     rows, warps, stages = tile_shape(B)
-    fixed = {"bias_ptr": None, "softcap": None, "step": DEPTH_H, "upcast": False}
+    fixed = {
+        **dict.fromkeys(("bias_ptr", "list_ptr", "softcap")),
+        **{"step": DEPTH_H, "upcast": False},
+    }
     return {**fixed, "rows": rows, "block": BLOCK}, warps, stages
 
 
@@ -316,9 +358,17 @@ def _tiles_of(B: int) -> tuple:
     return (_tiles, _DATA, {**fixed, "whole_mass": False}, warps, stages)
 
 
+def _listed(entry: tuple) -> tuple:
+    """The same on listed tokens."""
+    kernel, data, fixed, _, stages = entry
+    fixed = {name: value for name, value in fixed.items() if name != "list_ptr"}
+    return kernel, {**data, "list_ptr": "*i32"}, fixed, LISTED_WARPS, stages
+
+
 def _settle_of(B: int) -> tuple:
     fixed, warps, stages = _fixed(B)
     return (_settle, _DATA, {**fixed, "full_logprob_ptr": None, "block_n": 2048}, warps, stages)
 
 
 AOT = [_tiles_of(1), _tiles_of(64), _settle_of(64)]
+AOT += [_listed(_tiles_of(1)), _listed(_settle_of(1))]

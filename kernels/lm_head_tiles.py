@@ -36,28 +36,46 @@ def transform(b_x, scale, softcap):
 def product_tile(
     x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
     rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, upcast: tl.constexpr,
+    list_ptr=None,
 ):  # fmt: skip
     """fp32 logits `[rows, block]` of a tile; −inf beyond V.
 
-    Always the same tile shape and order along H.
+    Always the same tile shape and order along H, also where the tile is of listed tokens: those of
+    the places `tile·block …` in `list_ptr`, V and beyond for none. A tile without any reads no
+    weight.
     """
-    o_v = tile * block + tl.arange(0, block)
+    o_v = token_ids(list_ptr, tile, block)
     o_h = tl.arange(0, step)
     # Rows beyond the last are read as the last one and masked at the end; offsets inside a tile fit
     # 32 bits.
     o_row = tl.minimum(row0 + tl.arange(0, rows), B - 1) - row0
-    o_column = tl.minimum(o_v, V - 1) - tile * block
     p_x = x_ptr + tl.cast(row0, tl.int64) * x_stride + o_row[:, None] * x_stride
-    p_w = w_ptr + tl.cast(tile * block, tl.int64) * w_stride + o_column[None, :] * w_stride
+    if list_ptr is None:
+        width = H
+        o_column = tl.minimum(o_v, V - 1) - tile * block
+        p_w = w_ptr + tl.cast(tile * block, tl.int64) * w_stride + o_column[None, :] * w_stride
+    else:
+        width = tl.where(tl.load(list_ptr + tile * block) < V, H, 0)
+        p_w = w_ptr + o_v.to(tl.int64)[None, :] * w_stride
     b_z = tl.zeros((rows, block), tl.float32)
-    for h in range(0, H, step):
+    for h in range(0, width, step):
         m_h = h + o_h < H
         b_x = tl.load(p_x + (h + o_h)[None, :], mask=m_h[None, :], other=0.0)
-        b_w = tl.load(p_w + (h + o_h)[:, None], mask=m_h[:, None], other=0.0)
+        m_w = m_h[:, None] if list_ptr is None else m_h[:, None] & (o_v < V)[None, :]
+        b_w = tl.load(p_w + (h + o_h)[:, None], mask=m_w, other=0.0)
         if upcast:  # Triton's interpreter would multiply the bit patterns of bf16
             b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
         b_z = tl.dot(b_x, b_w, b_z, input_precision="ieee")
     return logits_of(b_z, bias_ptr, o_v, V, scale, softcap)
+
+
+@triton.jit
+def token_ids(list_ptr, tile, block: tl.constexpr):
+    """Of a tile's columns: neighbours, or those that are listed."""
+    o_v = tile * block + tl.arange(0, block)
+    if list_ptr is not None:
+        o_v = tl.load(list_ptr + o_v)
+    return o_v
 
 
 @triton.jit

@@ -38,6 +38,22 @@ def gumbel(seed, position, stream, o_g, shape: tl.constexpr, domain: tl.constexp
         seed, o_g, zero + position.to(tl.int32), zero + stream.to(tl.int32), zero + domain
     )  # join puts its arguments last: [[r0, r1], [r2, r3]] reads 0, 1, 2, 3
     b_r = tl.reshape(tl.join(tl.join(r0, r2), tl.join(r1, r3)), shape)
+    return _gumbel_of_bits(b_r)
+
+
+@triton.jit
+def gumbel_of_ids(seed, position, stream, o_v, domain: tl.constexpr):
+    """The same of any token ids o_v (i32), a Philox each."""
+    zero = tl.zeros_like(o_v)
+    r0, r1, r2, r3 = tl.philox(
+        seed, o_v // 4, zero + position.to(tl.int32), zero + stream.to(tl.int32), zero + domain
+    )
+    b_r = tl.where(o_v % 2 == 0, tl.where(o_v % 4 == 0, r0, r2), tl.where(o_v % 4 == 1, r1, r3))
+    return _gumbel_of_bits(b_r)
+
+
+@triton.jit
+def _gumbel_of_bits(b_r):
     b_u = (b_r.to(tl.uint32, bitcast=True).to(tl.float32) + 0.5) * 2.3283064365386963e-10
     b_u = tl.minimum(b_u, 0.99999994)
     return -tl.log(exponential(b_u))

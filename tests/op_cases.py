@@ -145,6 +145,14 @@ def _linear_sample(t: dict, **options) -> af.SampleOutput:
     return af.linear_sample(t["hidden"], t["weight"], **given, **asked, **options)
 
 
+def _quantized(t: dict, **options) -> af.SampleOutput:
+    given = _picked(t, ("hidden", "weight"))
+    if t["weight"].dtype == torch.float16:  # which a head refuses
+        given = {name: x.bfloat16() for name, x in given.items()}
+    head = af.QuantizedLMHead(given["weight"])
+    return af.linear_sample(given["hidden"], head, **_picked(t, _SAMPLER), **options)
+
+
 def _logit_stats(t: dict, **options) -> af.TokenStats:
     given = {"temperature": t["temperature"], "min_p": 0.1, "softcap": 20.0}
     return af.logit_stats(t["logits"], t["target"], **given, **options)
@@ -170,6 +178,7 @@ CASES: dict[str, tuple[tuple[str, ...], Callable]] = {
     "sample, maxima": (("logits", "temperature"), _sample_from_maxima),
     "subtile_maxima": (("logits", "token_bitmask"), _subtile_maxima),
     "linear_sample": (("hidden", "weight", "bias", *_SAMPLER), _linear_sample),
+    "linear_sample, quantized": (("hidden", "weight", *_SAMPLER), _quantized),
     "sample_partial": (("logits", *_SAMPLER, "token_bitmask", "maximum"), _partial),
     "logit_stats": (("logits", "target", "temperature"), _logit_stats),
     "logit_stats, cut": (
@@ -273,6 +282,12 @@ NUMBERS: dict[str, Callable] = {
     "linear_sample": lambda t: af.linear_sample(
         t["hidden"], t["weight"], 0.7, min_p=0.1, softcap=20.0, seed=3, fused=True
     ),
+    "linear_sample, quantized": lambda t: af.linear_sample(
+        t["hidden"], af.QuantizedLMHead(t["weight"]), 0.7, min_p=0.1, seed=3
+    ),
+    "linear_sample, quantized, no cut": lambda t: af.linear_sample(
+        t["hidden"], af.QuantizedLMHead(t["weight"]), 0.7, seed=3
+    ),
     "linear_sample, with logits": lambda t: af.linear_sample(
         t["hidden"], t["weight"], 0.7, softcap=20.0, seed=3, fused=False
     ),
@@ -290,6 +305,7 @@ def series() -> dict[str, list[Callable]]:
     integers' types and sizes, values of numbers. Large tensors, whose values are never read."""
     vocab, width = 50_000, 256
     weight = torch.empty(vocab, width, dtype=torch.bfloat16)
+    quantized = af.QuantizedLMHead(weight[:5000])
     head = torch.empty(F, width), torch.empty(F), torch.empty(1, F), torch.empty(1)
     numbers = [
         {"temperature": T, "min_p": min_p, "seed": seed, "position": position}
@@ -307,6 +323,9 @@ def series() -> dict[str, list[Callable]]:
             add("sample", af.sample, logits, **given)
             add("sample, all cuts", af.sample, logits, top_k=5, top_p=0.9, **given, **_ALL)
         add("linear_sample", af.linear_sample, hidden, weight, fused=True, **numbers[0])
+        if B <= 32:
+            name = "linear_sample, quantized"
+            add(name, af.linear_sample, hidden, quantized, **numbers[0])
         for first in (0, 1):  # the second is not aligned
             view = torch.empty(B, vocab + 16, dtype=torch.bfloat16)[:, first : vocab + first]
             add("sample, views", af.sample, view, **numbers[0])

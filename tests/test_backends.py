@@ -58,7 +58,7 @@ def test_what_is_compared():
     """The rule sees every family; soft top-p has no kernel: it sorts."""
     assert set(kernel_files()) == {
         *("sample", "linear_sample", "top_k_top_p", "logit_stats", "token_stats", "prob_stats"),
-        *("temperature_head", "min_p_hinge", "nucleus_width", "subtile_maxima"),
+        *("temperature_head", "min_p_hinge", "nucleus_width", "subtile_maxima", "quantized_head"),
     }
 
 

@@ -11,9 +11,19 @@ import pytest
 import torch
 
 from autodeco_fast.kernels import token_stats
-from bench import clock, gpu, memory, records, report, roofline
+from bench import (
+    clock,
+    gpu,
+    linear_sample_tiles,
+    memory,
+    quantized_head_tiles,
+    records,
+    report,
+    roofline,
+)
 from bench import run as bench_run
 from bench.conftest import run_once
+from bench.linear_sample_tiles import Tile
 from bench.machine import RESULTS, ROOT, device
 
 OURS = {
@@ -241,6 +251,20 @@ def test_predictions_are_bounded_by_memory():
     linear = roofline.predict_linear_sample(1, 4096, 151_936, 2.9e-4, (COUNTS, 0.01))
     assert linear["memory_us"] < linear["predicted_us"] == pytest.approx(290)
     assert linear["predicted_us"] < linear["product_and_sample_us"]
+
+
+def test_predictions_of_the_screen_and_of_listed_tiles():
+    """Half the weight's bytes; more tokens take longer, up to the whole weight."""
+    tile = Tile(16, 128, 128, 4, 3, 200, 0, 40_960, 2, 100, 600)
+    plain = linear_sample_tiles.bounds(tile, (8, 4096, 151_936), 264)
+    screen = quantized_head_tiles.screen_bounds(tile, 8)
+    assert screen["memory"] / plain["memory"] == pytest.approx(0.5, rel=0.01)
+    assert screen["cache"] < plain["cache"]
+    few, more, all_of_them = (
+        quantized_head_tiles.tile_seconds(tile, share, share) for share in (0.01, 0.5, 1)
+    )
+    assert 0 < few < more < all_of_them
+    assert all_of_them >= plain["memory"]
 
 
 def test_predictions_of_the_head_and_of_statistics():

@@ -122,6 +122,17 @@ def test_broken_values_are_reported_as_ever():
     assert got.token.tolist() == want.token.tolist()
 
 
+def test_a_compiled_call_draws_from_the_weight():
+    """In one graph, without a look at what is left."""
+    h, w = (dyadic(x, 5) for x in case(3, 8, 100))
+    head = QuantizedLMHead(w)
+
+    def call(h):
+        return linear_sample(h, head, 0.7, min_p=0.1, seed=4).token
+
+    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(h), call(h))
+
+
 def test_less_precise_products_rule_nothing_out():
     h, w = case(2, 16, 100)
     precision = torch.get_float32_matmul_precision()

@@ -16,7 +16,8 @@ from autodeco_fast.kernels.token_stats import COMPILES_SPECIALIZED
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = {
     *("linear_sample", "logit_stats", "min_p_hinge", "nucleus_width", "sample"),
-    *("prob_stats", "subtile_maxima", "temperature_head", "token_stats", "top_k_top_p"),
+    *("prob_stats", "quantized_head", "subtile_maxima", "temperature_head", "token_stats"),
+    "top_k_top_p",
 }
 # kernel, target → why it may spill. With Triton 3.7 none does.
 EXCUSED: dict[tuple[str, str], str] = {}
@@ -99,6 +100,26 @@ def test_fused_products_use_the_matrix_unit(kernel, config, compiled):
         ("sm_100", "tcgen05"),
         ("gfx942", "mfma"),
     }
+
+
+def test_listed_tokens_are_multiplied_as_all_are(compiled):
+    """With the same instructions: a logit must not depend on the tile it is in."""
+    tiles = [
+        (r["target"], r["products"], r["warps"])
+        for r in compiled
+        if r["kernel"] == "linear_sample.tiles" and "rows=16" in r["config"]
+    ]
+    assert len(tiles) == 8
+    assert len({warps for *_, warps in tiles}) == 2
+    assert len({(target, products) for target, products, _ in tiles}) == 4
+
+
+def test_codes_are_multiplied_as_they_are(compiled):
+    """Products of 8-bit integers with 32-bit sums."""
+    screen = {(r["target"], r["products"]) for r in compiled if r["kernel"].endswith(".screen")}
+    nvidia = "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32"
+    assert screen >= {(target, nvidia) for target in ("sm_80", "sm_90", "sm_100")}
+    assert all("i32" in products for target, products in screen if target == "gfx942")
 
 
 def test_variants_of_the_streaming_statistics(compiled):

@@ -6,6 +6,7 @@ import torch
 
 from autodeco_fast.backends import implementation, resolve
 from autodeco_fast.lm_head import transform_
+from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.ops.checks import (
     FINITE,
     check_number,
@@ -27,6 +28,7 @@ from autodeco_fast.quantized_head import QuantizedLMHead
 from autodeco_fast.sampling import SampleOutput, SamplingParameters
 
 FUSED_ROWS = 32  # Triton: rows up to which the kernel is chosen
+QUANTIZED_WIDTH = 1 << 15  # Triton: a program holds a row of hidden states; H·127² fits 32 bits
 FUSED_BYTES = 1 << 26  # torch: logits from which they are made in chunks
 
 
@@ -42,6 +44,21 @@ def fused_pays(rows: int, vocabulary: int, backend: str) -> bool:
     where the logits take 64 MB.
     """
     return rows <= FUSED_ROWS if backend == "triton" else 4 * rows * vocabulary > FUSED_BYTES
+
+
+def quantized_pays(
+    hidden: torch.Tensor, head: QuantizedLMHead, parameters: SamplingParameters
+) -> bool:
+    """Triton: whether the 8-bit copy is read first.
+
+    Up to as many rows as the fused product is chosen for, unless the host sees that nothing can be
+    ruled out: Min-P 0 and no greedy T. Predicted by `bench/quantized_head_tiles.py` for logits like
+    a language model's, not measured on a GPU.
+    """
+    T, min_p = parameters.temperature, parameters.min_p
+    cut = isinstance(min_p, torch.Tensor) or min_p > 0
+    greedy = not isinstance(T, torch.Tensor) and T < GREEDY_BELOW
+    return len(hidden) <= FUSED_ROWS and (cut or greedy) and hidden.shape[1] <= QUANTIZED_WIDTH
 
 
 @torch.library.custom_op("autodeco_fast::linear_sample", mutates_args=())
@@ -127,6 +144,7 @@ def linear_sample(
             "return_kept"
         )
     chosen = resolve(backend, hidden, weight)
+    how = dict(temperature=temperature, min_p=min_p, seed=seed, position=position, stream=stream)
     if quantized is not None:
         others = dict(
             bias=bias,
@@ -143,14 +161,18 @@ def linear_sample(
                 raise ValueError(
                     f"{name} must be left out with a QuantizedLMHead, got {shown(value)}"
                 )
-        fused = False
+        parameters = checked_parameters(len(hidden), hidden.device, **how)
+        pays = chosen == "torch" or (
+            not needs_logits and quantized_pays(hidden, quantized, parameters)
+        )
+        if pays and not tracing(hidden):  # else drawn from the weight, with the same token
+            run = implementation(chosen, "quantized_linear_sample", module="quantized_head")
+            want = wanted(return_logprob, return_kept, False)
+            return output_of(run(unit_stride(hidden), quantized, parameters, want=want), want)
     if fused is None:
         fused = not needs_logits and fused_pays(len(hidden), len(weight), chosen)
     if not fused:
-        if quantized is None:
-            z = torch.nn.functional.linear(hidden, weight, bias)
-        else:
-            z = quantized.kept_logits(hidden, temperature, 0.0 if min_p is None else min_p)
+        z = torch.nn.functional.linear(hidden, weight, bias)
         if scale != 1.0 or softcap is not None:
             z = transform_(z, scale, softcap)
         asked = dict(
@@ -158,26 +180,9 @@ def linear_sample(
             return_kept=return_kept,
             return_full_logprob=return_full_logprob,
         )
-        cuts = dict(min_p=min_p, top_k=top_k, top_p=top_p, token_bitmask=token_bitmask)
-        return sample(
-            z,
-            temperature,
-            **cuts,
-            seed=seed,
-            position=position,
-            stream=stream,
-            **asked,
-            backend=backend,
-        )
-    parameters = checked_parameters(
-        len(hidden),
-        hidden.device,
-        temperature=temperature,
-        min_p=min_p,
-        seed=seed,
-        position=position,
-        stream=stream,
-    )
+        cuts = dict(top_k=top_k, top_p=top_p, token_bitmask=token_bitmask)
+        return sample(z, **how, **cuts, **asked, backend=backend)
+    parameters = checked_parameters(len(hidden), hidden.device, **how)
     want = wanted(False, False, return_full_logprob)
     bias = None if bias is None else bias.contiguous()
     lm_head = unit_stride(hidden), unit_stride(weight), bias, scale, softcap
