@@ -98,9 +98,7 @@ def tile_seconds(tile: Tile, left: float, tiles: float) -> float:
 def predict(B: int, name: str, left: float, tiles: float) -> dict:
     """A call with B rows, beside the plain one."""
     screen, side = screen_bounds(chosen(B), B), side_seconds()
-    kernel, signature, fixed, warps, _ = linear_sample.AOT[3]
-    rows, _, stages = linear_sample.tile_shape(B)
-    listed = kernel, signature, {**fixed, "rows": rows}, warps, stages
+    listed = linear_sample.aot_entry(linear_sample._tiles, B, listed=True)
     listed = linear_sample_tiles.compiled(listed, (*linear_sample_tiles.ALIGNED, "list_ptr"))
     exact = tile_seconds(listed, left, tiles)
     total = max(screen.values()) + sum(side.values()) + exact + 4 * CARD["second_launch_seconds"]

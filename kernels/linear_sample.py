@@ -44,8 +44,7 @@ from .row_parameters import (
 BLOCK = 128
 DEPTH_H = 64  # a step along H in 16-bit operands, half of it in fp32
 PROGRAMS = 264  # two for each multiprocessor of an H100
-# Noise of ids that are no neighbours takes more registers. Warps share columns, none shares a sum.
-LISTED_WARPS = 8
+AMD = torch.version.hip is not None
 
 
 @triton.jit
@@ -234,13 +233,17 @@ def _settle(
         tl.store(full_logprob_ptr + row, whole_logprob(float_ptr, row, n, m, T, logit, block_n))
 
 
-def tile_shape(B: int) -> tuple[int, int, int]:
+def tile_shape(B: int, *, listed: bool = False, amd: bool = AMD) -> tuple[int, int, int]:
     """Rows of a tile, 16 at least for the matrix unit and 64 at most; warps; stages.
 
-    Four stages of 64 rows are more shared memory than a gfx942 has.
+    Noise of ids that are no neighbours, of listed tokens, takes more registers. Warps share
+    columns, none shares a sum, so a logit does not depend on their number. A gfx942's have 64
+    lanes: at 32 rows eight of them spill. Four stages of 64 rows are more shared memory than it
+    has.
     """
     rows = min(64, max(16, triton.next_power_of_2(B)))
-    return rows, 4 if rows == 16 else 8, 3 if rows == 64 else 4
+    few = rows < 64 if amd else rows == 16 and not listed
+    return rows, 4 if few else 8, 3 if rows == 64 else 4
 
 
 def splits_of(B: int, V: int, splits: int | None = None) -> tuple[int, int]:
@@ -305,12 +308,11 @@ def draw(
     out = Sampled(token, status, full_logprob=full_logprob)
     if B == 0:
         return out
-    rows, warps, stages = tile_shape(B)
+    rows, warps, stages = tile_shape(B, listed=listed is not None)
     if listed is None:
         (S, depth), n = splits_of(B, V, splits), triton.cdiv(V, BLOCK)
     else:
         S, depth, n = len(listed) // BLOCK, 1, len(listed) // BLOCK
-        warps = LISTED_WARPS
     step = 2 * DEPTH_H // hidden.element_size()
     block_n = max(16, triton.next_power_of_2(n))
     floats, codes = new(6, B, n), new(B, n, dtype=torch.int32)
@@ -343,32 +345,25 @@ _DATA = {
 }
 
 
-def _fixed(B: int) -> tuple[dict, int, int]:
-    """Constants, warps and stages of a call with B rows."""
-    rows, warps, stages = tile_shape(B)
-    fixed = {
-        **dict.fromkeys(("bias_ptr", "list_ptr", "softcap")),
-        **{"step": DEPTH_H, "upcast": False},
-    }
-    return {**fixed, "rows": rows, "block": BLOCK}, warps, stages
+_FIXED = {"bias_ptr": None, "softcap": None, "block": BLOCK, "step": DEPTH_H, "upcast": False}
+_NVIDIA = "sm_80", "sm_90", "sm_100"
 
 
-def _tiles_of(B: int) -> tuple:
-    fixed, warps, stages = _fixed(B)
-    return (_tiles, _DATA, {**fixed, "whole_mass": False}, warps, stages)
+def aot_entry(kernel, B: int, *targets: str, listed: bool = False) -> tuple:
+    """That of a call with B rows, which only have a temperature and Min-P."""
+    rows, warps, stages = tile_shape(B, listed=listed, amd="gfx942" in targets)
+    data = {**_DATA, "list_ptr": "*i32"} if listed else _DATA
+    own = {"whole_mass": False} if kernel is _tiles else {"full_logprob_ptr": None, "block_n": 2048}
+    fixed = {**_FIXED, **own, "rows": rows} | ({} if listed else {"list_ptr": None})
+    return kernel, data, fixed, warps, stages, *targets
 
 
-def _listed(entry: tuple) -> tuple:
-    """The same on listed tokens."""
-    kernel, data, fixed, _, stages = entry
-    fixed = {name: value for name, value in fixed.items() if name != "list_ptr"}
-    return kernel, {**data, "list_ptr": "*i32"}, fixed, LISTED_WARPS, stages
-
-
-def _settle_of(B: int) -> tuple:
-    fixed, warps, stages = _fixed(B)
-    return (_settle, _DATA, {**fixed, "full_logprob_ptr": None, "block_n": 2048}, warps, stages)
-
-
-AOT = [_tiles_of(1), _tiles_of(64), _settle_of(64)]
-AOT += [_listed(_tiles_of(1)), _listed(_settle_of(1))]
+AOT = [
+    aot_entry(kernel, B, *targets, listed=listed)
+    for kernel, listed, rows in (
+        *((_tiles, False, (1, 32, 64)), (_tiles, True, (1, 32))),
+        *((_settle, False, (32, 64)), (_settle, True, (1, 32))),
+    )
+    for B in rows
+    for targets in (_NVIDIA, ("gfx942",))
+]

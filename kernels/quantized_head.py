@@ -27,12 +27,12 @@ import triton
 import triton.language as tl
 
 from autodeco_fast.quantized_head import QuantizedLMHead
-from autodeco_fast.sampling import Sampled, SamplingParameters
+from autodeco_fast.sampling import Sampled, SamplingParameters, tensors_and_numbers
 
 from .device import on_its_device
 from .linear_sample import draw
 from .logit_tiles import finite
-from .row_parameters import row_value, temperature_and_cut, tensors_and_numbers
+from .row_parameters import row_value, temperature_and_cut
 
 GROUP = 4  # neighbouring tokens that share an upper bound
 CHUNK = 1024  # tokens that are listed together
