@@ -13,9 +13,9 @@ settings.load_profile("fixed")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     if find_spec("triton"):
-        from tests.interpreter import replace_once_a_launch
+        from tests import interpreter
 
-        replace_once_a_launch()
+        interpreter.quicken()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -2,10 +2,12 @@
 
 It replaces the functions of `triton.language` not only before a launch but again in every call of a
 jitted function inside the kernel, `tl.sum` and `tl.zeros` among them: almost half of the time of a
-small kernel. Here it does so once a launch.
+small kernel. Here it does so once a launch. It also computes whether an integer overflows, and
+drops the answer.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -22,24 +24,27 @@ def _languages(function: Callable) -> frozenset:
     return frozenset(m for m in (tl, tl.core) if any(value is m for value in found))
 
 
-def replace_once_a_launch() -> None:
+def quicken() -> None:
     """From here on, in this process."""
-    launch, replace = interpreter.GridExecutor.__call__, interpreter._patch_lang
+    launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
 
     def launch_anew(self, *args, **options):
         _patched.clear()
         return launch(self, *args, **options)
 
-    def replace_new(function: Callable):
+    def patch_new(function: Callable):
         languages = _languages(function)
         if languages and languages <= _patched:  # in a call inside the kernel, which undoes nothing
             return None
         _patched.update(languages)
-        return replace(function)
+        return patch(function)
 
     interpreter.GridExecutor.__call__ = launch_anew
-    interpreter._patch_lang = replace_new
+    interpreter._patch_lang = patch_new
     interpreter._get_np_dtype = _remembered(interpreter._get_np_dtype)
+    builder = interpreter.interpreter_builder
+    if not builder.options.debug:  # overflows are looked for, and only then reported
+        builder.options = replace(builder.options, sanitize_overflow=False)
 
 
 def _remembered(numpy_type: Callable[[tl.dtype], np.dtype]) -> Callable[[tl.dtype], np.dtype]:
