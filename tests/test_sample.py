@@ -218,6 +218,7 @@ def far_tail_hits_of(largest_noise, draws: int, generator: np.random.Generator) 
     return int((largest_noise(generator.random(draws)) - 17.5 > head).sum())
 
 
+@pytest.mark.slow
 def test_far_tail_and_its_controls():
     """The tail holds 200000·e^−17.5 / (1 + 200000·e^−17.5) = 0.004997 of the mass: of 12,000 draws
     60.0, and 5 σ is 39."""
