@@ -2,6 +2,7 @@
 shows up as NaN."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if find_spec("triton"):
+        from tests import interpreter
+
+        interpreter.quicken()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

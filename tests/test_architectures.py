@@ -54,9 +54,9 @@ def head(model):
     return spread_head(model)
 
 
-def generate(name, model, **kwargs) -> torch.Tensor:
+def generate(name, model, new: int = NEW, **kwargs) -> torch.Tensor:
     ids = prompts()
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "seed": SEED}
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new, "seed": SEED}
     return model.generate(ids, **options, **UNCACHED.get(name, {}), **kwargs)
 
 
@@ -67,13 +67,16 @@ def logits_and_temperature(model, head, ids) -> tuple[torch.Tensor, torch.Tensor
     return z[:, -1].float(), head(h[:, -1])
 
 
-def sampled_by_hand(model, head) -> torch.Tensor:
-    ids = prompts()
+def sampled_by_hand(model, head) -> tuple[torch.Tensor, bool]:
+    """The tokens, and whether T = 1 would have given others."""
+    ids, others = prompts(), False
     for _ in range(NEW):
         z, T = logits_and_temperature(model, head, ids)
-        token = sample(z, T, min_p=MIN_P, seed=SEED, position=ids.shape[1]).token
+        options = {"min_p": MIN_P, "seed": SEED, "position": ids.shape[1]}
+        token = sample(z, T, **options).token
+        others |= not torch.equal(token, sample(z, 1.0, **options).token)
         ids = torch.cat([ids, token[:, None]], dim=1)
-    return ids
+    return ids, others
 
 
 def test_tokens_are_those_of_a_loop_by_hand(name, model, head):
@@ -81,9 +84,9 @@ def test_tokens_are_those_of_a_loop_by_hand(name, model, head):
     assert T.max() > 1.5 * T.min()
     with attach(model, head, min_p=MIN_P):
         got = generate(name, model)
-    assert torch.equal(got, sampled_by_hand(model, head))
-    constant = sampled_by_hand(model, lambda h: torch.ones(len(h)))
-    assert not torch.equal(got, constant)  # the test can tell
+    want, others = sampled_by_hand(model, head)
+    assert torch.equal(got, want)
+    assert others  # the test can tell
 
 
 def test_processors_see_the_logits_over_the_temperature(name, model, head):
@@ -150,7 +153,7 @@ def test_detaching_restores_the_model(name, model, head, fused):
     _, z = seen(model, prompts())
     with attach(model, head, fused=fused):
         assert state(model) != before
-        generate(name, model)
+        generate(name, model, new=2)  # the prompt, and a step from the cache
     assert state(model) == before
     after = model.state_dict()
     assert after.keys() == weights.keys()

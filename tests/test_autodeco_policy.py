@@ -16,6 +16,7 @@ from tests.reference.sampling import assert_same_tokens, kept_set, reference
 from tests.tiny_models import (
     NAMES,
     hidden_and_logits,
+    of_one_layer,
     prompts,
     tiny_head,
     tiny_model,
@@ -324,7 +325,7 @@ def test_heads_in_bfloat16():
 @pytest.mark.slow
 def test_a_compiled_forward_follows_both_heads():
     torch._dynamo.reset()
-    model, ids = tiny_model("llama"), prompts()
+    model, ids = of_one_layer("llama"), prompts()
     policy = policy_of(model)
     hidden, z = hidden_and_logits(model, ids)
     T, P = by_hand(policy, hidden, z)

@@ -86,6 +86,7 @@ def taken(tmp_path_factory) -> tuple[str, dict]:
     return printed, json.loads(path.read_text()) | {"path": str(path)}
 
 
+@pytest.mark.slow
 def test_every_microbenchmark_runs(taken):
     """Grouped by shape, beside its peers, with what a record needs."""
     printed, record = taken
@@ -110,6 +111,7 @@ def test_every_microbenchmark_runs(taken):
     assert "min_p_hinge" in report.tables({"all": record})
 
 
+@pytest.mark.slow
 def test_a_later_run_is_compared_with_an_earlier_one(taken):
     """Variant by variant; and grouped as asked."""
     _, record = taken
@@ -121,6 +123,7 @@ def test_a_later_run_is_compared_with_an_earlier_one(taken):
         assert block.count(name) == 3  # the title, then, and now
 
 
+@pytest.mark.slow
 def test_disabled_benchmarks_run_once():
     """Beside tests of the same file name."""
     pytest.importorskip("pytest_benchmark")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from autodeco_fast import TemperatureHead, __version__
 from autodeco_fast.demo import EMBEDDED_MODEL
 from tests.commands import ROOT, Done, assert_refuses, command, listing
+from tests.forked import on_two_processes
 from tests.scans import write_examples
 
 
@@ -238,11 +239,8 @@ def test_two_runs_into_one_folder_cannot_both_go_on(scan, tmp_path):
 @pytest.mark.slow
 def test_the_processes_of_one_run_share_its_folder(scan, tmp_path):
     """Only the first holds it."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += ["--nproc-per-node", "2", "-m", "autodeco_fast"]
-    command = [*launch, "train", "--scan", str(scan), "--output", str(tmp_path / "out")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    words = ["train", "--scan", str(scan), "--output", str(tmp_path / "out")]
+    done = on_two_processes(f"from autodeco_fast.cli import run\nraise SystemExit(run({words!r}))")
     assert done.returncode == 0, done.stderr
     TemperatureHead.from_pretrained(tmp_path / "out")
     assert not (tmp_path / "out/.lock").exists()

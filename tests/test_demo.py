@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from autodeco_fast.demo import EMBEDDED_MODEL, run_demo
+from autodeco_fast.training import report_figures
 from tests.commands import save_tiny
 
 FILES = ("demo.json", "head", "report", "samples.html", "scans", "texts")
@@ -20,7 +21,7 @@ def texts(tmp_path_factory):
     for k in range(4):
         path = folder / f"{k}.txt"
         path.write_text(
-            "".join(f"def f{i}(x, y={k}):\n    return x * {i} + y\n\n\n" for i in range(60))
+            "".join(f"def f{i}(x, y={k}):\n    return x * {i} + y\n\n\n" for i in range(30))
         )
         paths.append(path)
     return paths
@@ -34,10 +35,11 @@ def run(texts, output, **options) -> dict:
 
 
 @pytest.mark.slow
-def test_same_seed_same_numbers(texts, tmp_path):
+def test_same_seed_same_numbers(texts, tmp_path, monkeypatch):
     """Also in the folder of an earlier demo, which is replaced."""
-    first, second = run(texts, tmp_path / "a"), run(texts, tmp_path / "b")
-    assert first == second
+    first = run(texts, tmp_path / "a")
+    monkeypatch.setattr(report_figures, "_png", lambda figure: b"")  # drawn once; it takes longest
+    assert run(texts, tmp_path / "b") == first
     assert run(texts, tmp_path / "b", seed=4) != first
     assert {"fixed 0.1", "fixed 2", "head +0", "oracle"} <= set(first["measures"])
     assert set(first["comparisons"]) == {"mean temperature", "kept-set size"}

@@ -13,6 +13,7 @@ from tests.tiny_models import (
     first_tokens,
     logits_and_temperature,
     min_p_distribution,
+    of_one_layer,
     prompts,
     tiny_head,
     tiny_model,
@@ -55,7 +56,7 @@ def test_static_cache(name, fused):
 def test_compiled_forward(name):
     """The forward, hooks and gate included, is one graph that reads the gate on every call."""
     torch._dynamo.reset()
-    model, ids = tiny_model(name), prompts()
+    model, ids = of_one_layer(name), prompts()
     head = tiny_head(model)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     plain = compiled(ids, use_cache=False).logits

@@ -12,6 +12,7 @@ from tests.tiny_models import (
     hidden_and_logits,
     logits_and_temperature,
     min_p_distribution,
+    of_one_layer,
     prompts,
     tiny_head,
     tiny_model,
@@ -247,7 +248,7 @@ def test_left_padding_and_seeds_a_prompt_hold_for_policies():
 @pytest.mark.parametrize("text", ["static T=0.5", "entropy a=0.4", "edt t0=1 theta=0.3"])
 def test_a_compiled_forward_follows_the_policy(text):
     torch._dynamo.reset()
-    model, ids = tiny_model("llama"), prompts()
+    model, ids = of_one_layer("llama"), prompts()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     plain = compiled(ids, use_cache=False).logits
     with attach(model, parse(text)) as attached:

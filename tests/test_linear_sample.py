@@ -38,6 +38,8 @@ def exact(h, w, b=None, scale=1.0, softcap=None):
 )
 @pytest.mark.parametrize("min_p", [0.0, 0.1, 0.6])
 def test_token_for_token(B, H, V, transform, min_p, backend):
+    if backend == "triton" and DEVICE == "cpu":
+        B = min(B, 130)  # three tiles of rows: the interpreter runs a program a row
     h, w, b = case(B, H, V)
     b = b if transform else None
     T = torch.linspace(0, 2, B) if B > 1 else torch.tensor([1.3])

@@ -262,7 +262,7 @@ def environment(**more: object) -> dict[str, str]:
 @pytest.mark.usefixtures("one_thread")
 def test_a_process_whose_partner_was_killed_says_so_and_ends(model, tmp_path):
     """A scan, a real SIGKILL and no launcher that would end the other."""
-    rows = write_examples(tmp_path / "rows.jsonl", 1500)
+    rows = write_examples(tmp_path / "rows.jsonl", 600)
     words = ["scan", "--model", model, "--data", rows, "--examples-per-shard", 3, "--output"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

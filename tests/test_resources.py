@@ -44,6 +44,7 @@ def compiled(tmp_path_factory) -> list[dict]:
     return [one["extra_info"] for one in json.loads(path.read_text())["benchmarks"]]
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_for_every_target_without_spills(compiled):
     assert {r["target"] for r in compiled} == {"sm_80", "sm_90", "sm_100", "gfx942"}
     assert {r["kernel"].split(".")[0] for r in compiled} == FAMILIES

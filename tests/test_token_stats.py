@@ -32,7 +32,7 @@ def case(N, H, V, dtype=torch.float32, seed=0):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("N, H, V", [(5, 24, 301), (150, 16, 130), (3, 7, 3000), (1, 8, 1)])
+@pytest.mark.parametrize("N, H, V", [(5, 24, 301), (130, 16, 130), (3, 7, 3000), (1, 8, 1)])
 def test_matches_fp64(N, H, V, softcap, bias, fused, backend):
     h, w, b, y = case(N, H, V)
     b = b if bias else None
@@ -94,7 +94,7 @@ def test_splits_only_change_rounding():
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(
     "N, H, V, dtype",
-    [(5, 64, 300, torch.bfloat16), (300, 72, 130, torch.float16), (40, 200, 700, torch.bfloat16)],
+    [(5, 64, 300, torch.bfloat16), (260, 72, 130, torch.float16), (40, 200, 700, torch.bfloat16)],
 )
 @pytest.mark.parametrize("name, capability", [("HOPPER", 9), ("BLACKWELL", 10)])
 def test_variants_of_the_kernel(name, capability, N, H, V, dtype, scaled):
@@ -118,6 +118,8 @@ def test_variants_of_the_kernel(name, capability, N, H, V, dtype, scaled):
     expected, expected_ints = kernel.token_stats(h, w, *rest, variant=kernel.POINTERS)
     assert torch.equal(ints, expected_ints)
     torch.testing.assert_close(floats, expected, rtol=2e-5, atol=2e-5)
+    h, column = h[:5], column[:5]
+    rest = (column, rest[1][:5], None if inverse is None else inverse[:5], *rest[3:])
     odd, odd_ints = kernel.token_stats(h[:, 3:], w[:, 3:], *rest, variant=variant)
     assert not kernel._describable(h[:, 3:])
     plain, plain_ints = kernel.token_stats(h[:, 3:], w[:, 3:], *rest)

@@ -155,8 +155,8 @@ def test_learns_the_quantile(tmp_path):
         _, metrics = train_online(
             tmp_path,
             f"g{gravity}",
-            examples=make_examples(256),
-            per_device_train_batch_size=256,
+            examples=make_examples(128),
+            per_device_train_batch_size=128,
             **options,
         )
         assert abs(metrics[-1]["coverage"] - (1 - gravity)) < 0.08

@@ -98,6 +98,15 @@ def tiny_model(name: str) -> PreTrainedModel:
     return model
 
 
+def of_one_layer(name: str) -> PreTrainedModel:
+    """A tiny model for tests that compile it, whose time is that of tracing its layers."""
+    model = tiny_model(name)
+    decoder = model.base_model
+    del (decoder.h if name == "gpt2" else decoder.layers)[1:]
+    model.config.num_hidden_layers = 1
+    return model
+
+
 def tiny_head(model: PreTrainedModel, seed: int = 0) -> TemperatureHead:
     """A random head whose temperatures spread over most of (0, 2)."""
     torch.manual_seed(seed)
