@@ -1,5 +1,5 @@
-"""A memory checker for kernels in Triton's interpreter: every element that a kernel reads or writes
-must be one of a tensor that its launch was given. The padding between rows of a strided view is
+"""A memory checker for kernels in Triton's interpreter: every element that a kernel reads, writes
+or updates must be one of a tensor that its launch was given. The padding between rows of a strided view is
 none, nor is what lies behind the last row.
 
 The sanitizer of triton-viz 3.0 reasons about all addresses at once, and stops at these kernels
@@ -59,7 +59,11 @@ def guarded() -> Iterator[SimpleNamespace]:
         check("writes", pointers, mask)
         return own.store(pointers, value, mask)
 
-    interpreter._interpreter = SimpleNamespace(load=load, store=store)
+    def atomic_rmw(operation, pointers, value, mask, sem):
+        check("updates", pointers, mask)
+        return own.atomic_rmw(operation, pointers, value, mask, sem)
+
+    interpreter._interpreter = SimpleNamespace(load=load, store=store, atomic_rmw=atomic_rmw)
     interpreter.GridExecutor._init_args_hst = register
     try:
         yield seen

@@ -44,11 +44,18 @@ def _writes_beyond(x_ptr, y_ptr, n, block: tl.constexpr):
     tl.store(y_ptr + o, tl.load(x_ptr + o, mask=o < n), mask=o <= n)
 
 
+@triton.jit
+def _updates_beyond(x_ptr, y_ptr, n, block: tl.constexpr):
+    o = tl.arange(0, block)
+    tl.atomic_add(y_ptr + o, tl.load(x_ptr + o, mask=o < n), mask=o <= n)
+
+
 def test_the_checker_sees_one_element_too_many():
     """The control; the padding between rows is outside, too."""
     x, y = torch.ones(5), torch.zeros(8)[:5]
-    for kernel, words in ((_reads_beyond, "reads 1"), (_writes_beyond, "writes 1")):
-        with guarded(), pytest.raises(InterpreterError, match=f"{words} elements outside"):
+    kernels = {_reads_beyond: "reads", _writes_beyond: "writes", _updates_beyond: "updates"}
+    for kernel, words in kernels.items():
+        with guarded(), pytest.raises(InterpreterError, match=f"{words} 1 elements outside"):
             kernel[(1,)](x, y, 5, 8)
     with guarded() as seen:
         _reads_beyond[(1,)](x, y, 4, 8)
