@@ -1,6 +1,6 @@
 """A memory checker for kernels in Triton's interpreter: every element that a kernel reads, writes
-or updates must be one of a tensor that its launch was given. The padding between rows of a strided view is
-none, nor is what lies behind the last row.
+or updates must be one of a tensor that its launch was given. The padding between rows of a strided
+view is none, nor is what lies behind the last row.
 
 The sanitizer of triton-viz 3.0 reasons about all addresses at once, and stops at these kernels
 (`Concretize for op idiv is not implemented`: a loop that ends at V // block)."""

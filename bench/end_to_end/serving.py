@@ -27,7 +27,7 @@ from bench.machine import product_dtypes
 from bench.records import options, record
 
 HEAD, MIN_P, PLAIN = "with the head", "vLLM, T = 1, Min-P 0.1", "vLLM, T = 1"
-CONCURRENCY, PROMPT, NEW_TOKENS, ROUNDS = (1, 8, 32), 32, 64, 10
+CONCURRENCY, PROMPT, NEW_TOKENS, ROUNDS = (1, 8, 32), 32, 64, 5
 
 
 def _random_head(folder: Path, width: int) -> Path:
@@ -105,7 +105,7 @@ def _measure(model: Path, head: Path, name: str, *, tiny: bool) -> list[dict]:
             MIN_P: functools.partial(run, on=False, min_p=0.1),
             PLAIN: functools.partial(run, on=False),
         }
-        times = turns(variants, rounds=2 if tiny else ROUNDS)
+        times = turns(variants, rounds=2 if tiny else ROUNDS, warmup=1)
         plain = quantile(times[MIN_P], 0.5)
         results += [
             {
