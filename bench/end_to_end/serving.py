@@ -10,9 +10,11 @@ vLLM in the environment.
 """
 
 import functools
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +130,10 @@ def main(arguments: list[str] | None = None) -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for name, model, head in _models(Path(folder), tiny=args.tiny):
-            results += _measure(model, head, name, tiny=args.tiny)
+            # An engine's memory is free once its process has ended.
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=spawn) as process:
+                results += process.submit(_measure, model, head, name, tiny=args.tiny).result()
     record(
         "serving",
         results,
