@@ -88,6 +88,15 @@ def test_gradcheck():
         )
 
 
+def test_a_second_derivative_is_refused(backend):
+    T = torch.full((3,), 0.5, requires_grad=True)
+    loss = min_p_hinge_loss(T, stats_of(torch.tensor([1.0, 2.0, 3.0])), power=2, backend=backend)
+    (slope,) = torch.autograd.grad(loss, T, create_graph=True)
+    assert not slope.requires_grad
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        slope.sum().backward()
+
+
 def test_compiles_without_a_break():
     stats = stats_of(torch.rand(8))
     T = torch.rand(8, requires_grad=True)

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from autodeco_fast.backends import implementation
 from autodeco_fast.ops.checks import tracing
+from autodeco_fast.ops.eager import eager
 
 
 def _forward(
@@ -43,6 +44,7 @@ def _backward(ctx, d_rows, d_slope, d_total, d_weight_sum):
     return None if grad is None else grad * slope, *(None,) * 9
 
 
+_eager = eager(_forward, _setup, _backward)
 _op = torch.library.custom_op("autodeco_fast::min_p_hinge", _forward, mutates_args=())
 _op.register_autograd(_backward, setup_context=_setup)
 
@@ -53,19 +55,7 @@ def _(temperature, gap, rank, weight, inv, gravity, power, max_temperature, clip
     return rows, torch.empty_like(rows), total, torch.empty_like(total)
 
 
-class _Eager(torch.autograd.Function):
-    """The op without the dispatcher, which takes longer than the op."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = _forward(*inputs)
-        _setup(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
 def min_p_hinge(temperature: torch.Tensor, *arguments) -> tuple[torch.Tensor, ...]:
     """Loss `[N]`, its slope `[N]`, Σ loss `[]` and Σ weight `[]`; arguments as in `_forward`."""
-    run = _op if tracing(temperature) else _Eager.apply
+    run = _op if tracing(temperature) else _eager
     return run(temperature, *arguments)

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 from autodeco_fast.backends import implementation, resolve
 from autodeco_fast.numerics import ALL_FLOATS, compute_dtype
 from autodeco_fast.ops.checks import POSITIVE, check_number, check_tensor, tracing
+from autodeco_fast.ops.eager import eager
 
 
 def _forward(
@@ -73,6 +74,7 @@ def _setup(ctx, inputs, output):
     ctx.b2_dtype = b2.dtype
 
 
+@once_differentiable
 def _autograd(ctx, grad, _):
     hidden, w1, b1, w2, T, layer = ctx.saved_tensors
     need_hidden = ctx.needs_input_grad[0]
@@ -102,18 +104,7 @@ def _autograd(ctx, grad, _):
 
 
 _head.register_autograd(_autograd, setup_context=_setup)
-
-
-class _Eager(torch.autograd.Function):
-    """The op without the dispatcher, which takes longer than the op at few rows."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = _forward(*inputs)
-        _setup(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(once_differentiable(_autograd))
+_eager = eager(_forward, _setup, _autograd)
 
 
 def temperature_head(
@@ -167,6 +158,6 @@ def temperature_head(
     w1, b1, w2 = w1.contiguous(), b1.contiguous(), w2.reshape(-1).contiguous()
     given = rows, w1, b1, w2, b2
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    run = _head if tracing(hidden) else _Eager.apply if wanted else _forward
+    run = _head if tracing(hidden) else _eager if wanted else _forward
     T, _ = run(*given, largest, chosen)
     return T.view(hidden.shape[:-1])
