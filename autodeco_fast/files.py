@@ -73,8 +73,7 @@ def output_folder(folder: Location, name: str = "output") -> Iterator[None]:
         folder.check(name)
         yield
         return
-    if str(folder).partition("/")[0].endswith(":"):
-        raise ValueError(f"{name} must be a folder of this machine, got {str(folder)!r}, a URL")
+    _refuse_url(folder, name)
     missing = []
     try:
         with _refused(folder, name):
@@ -92,6 +91,12 @@ def output_folder(folder: Location, name: str = "output") -> Iterator[None]:
                 path.rmdir()
 
 
+def _refuse_url(folder: Path, name: str) -> None:
+    """A Path made of a URL has lost one of its slashes and would be a folder named `s3:`."""
+    if str(folder).partition("/")[0].endswith(":"):
+        raise ValueError(f"{name} must be a folder of this machine, got {str(folder)!r}, a URL")
+
+
 @contextmanager
 def new_folder(folder: Path, name: str = "output", *, size: int = 0) -> Iterator[Path]:
     """Yields a draft folder that becomes `folder` at the end of the block; an exception leaves
@@ -104,9 +109,10 @@ def new_folder(folder: Path, name: str = "output", *, size: int = 0) -> Iterator
         size: bytes that will be written.
 
     Raises:
-        ValueError: if `folder` holds something, cannot be made, another run makes it, or the disk
-            has less room than `size`.
+        ValueError: if `folder` holds something, is a URL, cannot be made, another run makes it, or
+            the disk has less room than `size`.
     """
+    _refuse_url(folder, name)
     given, folder = str(folder), Path(os.path.abspath(folder))
     taken = f"{name} must name a new folder, got {given!r}"
     if os.path.lexists(folder) and not _is_empty(folder):

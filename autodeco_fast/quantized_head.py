@@ -136,10 +136,11 @@ class QuantizedLMHead:
         """`hidden @ weight.T`, `[B, V]`, in the columns of tokens that Min-P may keep in some row;
         −inf in the others.
 
-        Arguments as in `possible`. All columns where fp32 products may be rounded further
-        (`torch.set_float32_matmul_precision`).
+        Arguments as in `possible`. All columns where products may be rounded further
+        (`torch.set_float32_matmul_precision`, autocast).
         """
-        if torch.get_float32_matmul_precision() != "highest":
+        exact = torch.get_float32_matmul_precision() == "highest"
+        if not exact or torch.is_autocast_enabled(hidden.device.type):
             return hidden @ self.weight.T
         ids = self.possible(hidden, temperature, min_p).any(0).nonzero()[:, 0]
         if 2 * len(ids) > len(self.weight):

@@ -33,12 +33,7 @@ from .device import on_its_device
 from .lm_head_tiles import product_tile, token_ids
 from .logit_tiles import LOWEST, finite
 from .philox import SAMPLE_DOMAIN, gumbel, gumbel_of_ids
-from .row_parameters import (
-    GREEDY_BELOW,
-    NUMBERS,
-    TENSORS,
-    row_parameters,
-)
+from .row_parameters import GREEDY_BELOW, NUMBERS, TENSORS, row_parameters
 
 # x is read again for every tile, out of the second level: narrower ones would wait for that.
 BLOCK = 128

@@ -41,12 +41,7 @@ from autodeco_fast.sampling import (
 from .device import on_its_device
 from .logit_tiles import LOWEST, TILE, finite, load_tile, may_hold, row_maximum
 from .philox import SAMPLE_DOMAIN, gumbel
-from .row_parameters import (
-    GREEDY_BELOW,
-    NUMBERS,
-    TENSORS,
-    row_parameters,
-)
+from .row_parameters import GREEDY_BELOW, NUMBERS, TENSORS, row_parameters
 from .subtile_maxima import write_maxima
 from .top_k_top_p import top_k_top_p
 

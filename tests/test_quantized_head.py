@@ -141,6 +141,9 @@ def test_less_precise_products_rule_nothing_out():
         assert QuantizedLMHead(w).kept_logits(h, 0.5, 0.5).isfinite().all()
     finally:
         torch.set_float32_matmul_precision(precision)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert QuantizedLMHead(w).kept_logits(h, 0.5, 0.5).isfinite().all()
+    assert not QuantizedLMHead(w).kept_logits(h, 0.5, 0.5).isfinite().all()
 
 
 def test_says_what_is_wrong():

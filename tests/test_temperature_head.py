@@ -76,6 +76,22 @@ def test_rows_too_many_to_keep_the_hidden_layer(dtype):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("N", [3, torch_backend.CHUNK + 1])
+def test_autocast_changes_nothing(N):
+    """Forward and backward inside it, to the bit; without a gradient too."""
+    values = []
+    for enabled in (False, True):
+        args = [a.requires_grad_() for a in make(N, 8, 16)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            T = op.temperature_head(*args, backend="torch")
+            T.sum().backward()
+            with torch.no_grad():
+                values.append([op.temperature_head(*args), T, *(a.grad for a in args)])
+    for plain, inside in zip(*values):
+        assert plain.dtype == torch.float32
+        assert torch.equal(plain, inside)
+
+
 def test_expanded_gradient(backend):
     args = [a.requires_grad_() for a in make(6, 8, 16)]
     temperature_head(

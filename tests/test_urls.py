@@ -250,11 +250,12 @@ def test_credentials_that_expire_do_not_make_a_shard_a_broken_one(tmp_path, obje
         scan.load()
 
 
-def test_heads_and_reports_stay_on_this_machine(scan, head, tmp_path, monkeypatch):
+def test_heads_and_reports_stay_on_this_machine(model, scan, head, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words in (
         ("train", "--scan", scan, "--output", URL),
         ("report", "--head", head, "--scan", scan, "--output", URL),
+        ("construct", "--base", model, "--output", URL),
     ):
         assert_refuses(command(*words), "output must be a folder of this machine, got 'own:/")
     assert list(tmp_path.iterdir()) == [head]

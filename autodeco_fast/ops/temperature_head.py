@@ -5,7 +5,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from autodeco_fast.backends import implementation, resolve
-from autodeco_fast.numerics import ALL_FLOATS, compute_dtype
+from autodeco_fast.numerics import ALL_FLOATS, compute_dtype, without_autocast
 from autodeco_fast.ops.checks import POSITIVE, check_number, check_tensor, tracing
 from autodeco_fast.ops.eager import eager
 
@@ -22,7 +22,8 @@ def _forward(
     """T `[N]`, and the hidden layer if the torch backend keeps it for the backward, else
     nothing."""
     forward = implementation(backend, "head_forward", module="temperature_head")
-    return forward(hidden, w1, b1, w2, b2, max_temperature)
+    with without_autocast(hidden):
+        return forward(hidden, w1, b1, w2, b2, max_temperature)
 
 
 _head = torch.library.custom_op("autodeco_fast::temperature_head", _forward, mutates_args=())
@@ -49,7 +50,8 @@ def _gradients(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     backward = implementation(backend, "head_backward", module="temperature_head")
-    return backward(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden)
+    with without_autocast(hidden):
+        return backward(grad, hidden, w1, b1, w2, T, layer, max_temperature, need_hidden)
 
 
 _head_backward = torch.library.custom_op(
