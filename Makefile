@@ -49,6 +49,7 @@ bench: $(STAMP) ## every benchmark on this machine, records in bench/results (ta
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.resources --output bench/results/resources.json
 	$(BIN)/python -m bench.roofline
+	$(BIN)/python -m bench.quantized_head_tiles
 	$(BIN)/python -m bench.report
 
 quality: $(STAMP) ## what heads learn and buy: the sums language, SmolLM2 writing records, nuclei, wishes, facts, choices (long; a GPU helps)

@@ -142,7 +142,7 @@ def predict_sample(B: int, V: int, instructions: dict[str, int], share: float) -
     memory = (read + written) / CARD["bytes_per_second"]
     rate = CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["clock"]
     maxima = B * -(-V // TILE) * WARPS * instructions["tile"] / rate
-    D = sample.parts_of(B, n)
+    D = sample.programs_of(B, n)
     noise, program = instructions["noise"], instructions["program"]
     drawing = B * sample.WARPS * (D * program + share * n * noise) / rate
     most = math.ceil(share * n / D)  # sub-tiles of one program: they are dealt out

@@ -48,7 +48,7 @@ from .top_k_top_p import top_k_top_p
 WARPS = 2  # a lane draws the noise of four tokens of a sub-tile, which one Philox serves
 LANES = tl.constexpr(32 * WARPS)
 DRAWING = 1024  # programs of `_draw`: eight a multiprocessor
-MOST_PARTS = 128  # of a row among them
+ROW_PROGRAMS = 128  # at most, of these, for a row
 
 
 @triton.jit
@@ -172,7 +172,7 @@ def _draw(
     block_d: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
+    program = tl.program_id(1)
     B, D = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
     T, c, row_seed, row_position, row_stream = row_parameters(
         temperature_ptr, min_p_ptr, seed_ptr, position_ptr, stream_ptr,
@@ -196,7 +196,7 @@ def _draw(
     kept = 0
     mass = 0.0
     b_turn = _turns(may_hold(b_top, tau), block_n)
-    for turn in range(part + 1, tl.max(b_turn, 0) + 1, D):
+    for turn in range(program + 1, tl.max(b_turn, 0) + 1, D):
         tile = tl.max(tl.where(b_turn == turn, tl.arange(0, block_n), 0), 0)
         b_z = finite(load_tile(z_ptr, allowed_ptr, row, tile, V, stride, words, subtile))
         s, i, z = _best_of_tile(
@@ -212,12 +212,12 @@ def _draw(
             mass += tl.sum(tl.where(b_in, tl.exp((b_z - m) / divisor), 0.0), 0)
     float_ptr += row * D
     int_ptr += row * D
-    tl.store(float_ptr + part, score)
-    tl.store(float_ptr + B * D + part, logit)
-    tl.store(int_ptr + part, winner)
+    tl.store(float_ptr + program, score)
+    tl.store(float_ptr + B * D + program, logit)
+    tl.store(int_ptr + program, winner)
     if measured:
-        tl.store(float_ptr + 2 * B * D + part, mass)
-        tl.store(int_ptr + B * D + part, kept)
+        tl.store(float_ptr + 2 * B * D + program, mass)
+        tl.store(int_ptr + B * D + program, kept)
     if _is_last(done_ptr, row, D):
         _answer(
             float_ptr, int_ptr, sum_ptr, token_ptr, status_ptr, logprob_ptr, kept_ptr,
@@ -225,9 +225,9 @@ def _draw(
         )  # fmt: skip
 
 
-def parts_of(B: int, n: int) -> int:
+def programs_of(B: int, n: int) -> int:
     """Programs of a row that draw."""
-    return min(n, MOST_PARTS, max(1, DRAWING // B))
+    return min(n, ROW_PROGRAMS, max(1, DRAWING // B))
 
 
 @on_its_device
@@ -275,7 +275,7 @@ def sample(
     subtile = min(SUBTILE, tile)
     n = triton.cdiv(V, subtile)
     block_n = max(LANES.value, triton.next_power_of_2(n))
-    D = parts_of(B, n)
+    D = programs_of(B, n)
     p = parameters
     sums = new(2, B, n) if want & FULL_LOGPROB else None
     if maxima is None or sums is not None:
@@ -293,7 +293,7 @@ def sample(
     _draw[(B, D)](
         logits, allowed, floor, *tensors, known_maximum, maxima, sums, done,
         new(3, B, D), new(2, B, D, dtype=torch.int32), *out,
-        *sizes, first_id, *numbers, stream_step, subtile, block_n, MOST_PARTS, num_warps=WARPS,
+        *sizes, first_id, *numbers, stream_step, subtile, block_n, ROW_PROGRAMS, num_warps=WARPS,
     )  # fmt: skip
     return out
 
@@ -308,7 +308,7 @@ _SIGNATURE = {
 }
 _ASKED = ("sum_ptr", "logprob_ptr", "kept_ptr", "full_logprob_ptr", "candidate_ptr")
 _PLAIN = ("allowed_ptr", "floor_ptr", *TENSORS, "known_ptr", *_ASKED)
-_BLOCKS = {"subtile": SUBTILE, "block_n": 1024, "block_d": MOST_PARTS}
+_BLOCKS = {"subtile": SUBTILE, "block_n": 1024, "block_d": ROW_PROGRAMS}
 AOT = [  # numbers for all rows and the token alone; everything
     (
         _draw,
