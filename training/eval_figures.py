@@ -9,7 +9,7 @@ _COLOURS = (
     "#475569", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#1d4ed8", "#be185d", "#4d7c0f",
 )  # fmt: skip
 _MARKERS = "oDs^vPX*"
-_NAMED_UP_TO = 12  # points that carry their name
+_NAMED_UP_TO = 12  # points that are numbered and named beside the axes
 _PARENTS = re.compile(r"(?<==)\S*/(?=[^/\s])")  # of a head's folder
 
 
@@ -52,8 +52,10 @@ def draw(points: Sequence[Point], label: str) -> bytes:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    named = len(points) <= _NAMED_UP_TO
+    figure = Figure(figsize=(8.8 if named else 6.4, 4.6), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
     axes.grid(alpha=0.25)
@@ -77,17 +79,23 @@ def draw(points: Sequence[Point], label: str) -> bytes:
                 elinewidth=0.6,
                 alpha=0.8,
             )
-            if len(points) <= _NAMED_UP_TO:
+            if named:
                 axes.annotate(
-                    short(point.policy)[-32:], (x, y), xytext=(5, 5), textcoords="offset points",
-                    fontsize=7, color=colour,
+                    points.index(point) + 1, (x, y), xytext=(4, 4), textcoords="offset points",
+                    fontsize=8, color=colour,
                 )  # fmt: skip
         axes.plot(
             *zip(*(point.at for point in frontier(members))),
             color=colour, lw=1.5, marker=marker, ms=5, label=family,
         )  # fmt: skip
     axes.set(xlabel=label, ylabel="score")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower left")  # falling curves leave it free
+    if named:
+        names = [f"{number}  {short(point.policy)}" for number, point in enumerate(points, 1)]
+        figure.legend(
+            [Line2D([], [], ls="")] * len(names), names, loc="outside right upper", handlelength=0,
+            frameon=False, fontsize=8,
+        )  # fmt: skip
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "autodeco_fast"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
