@@ -36,7 +36,7 @@ from bench.quality.figures import figure
 from bench.records import markdown, write
 
 FOLDER = RESULTS / "quality"
-SEEDS, RATES, NEW = (0, 1, 2), (1e-4, 1e-3, 1e-2, 1e-1, 1.0), 1e-12
+SEEDS, RATES, NEW = (0, 1, 2, 3, 4), (1e-4, 1e-3, 1e-2, 1e-1, 1.0), 1e-12
 EPOCHS, HELD_OUT, LOOKED_AT = 1, 0.2, 4096
 CLOSE = 0.1  # of what there is to gain: a run has arrived
 TEMPERATURE = "autodeco_temperature"

@@ -28,9 +28,9 @@ from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.run import scan_from_files, train_from_files
 from bench.quality import frontier, sums, sums_model
 
-SEEDS, TEXTS, CALIBRATION_TEXTS = (0, 1, 2), 4000, 2000
+SEEDS, TEXTS, CALIBRATION_TEXTS = (0, 1, 2, 3, 4), 4000, 2000
 DIVERSE = 0.97
-SAMPLES = {"validation": (600, 200), "test": (2000, 700)}  # texts a policy; of each seed of a head
+SAMPLES = {"validation": (600, 120), "test": (2000, 400)}  # texts a policy; of each seed of a head
 NOISE = {"validation": 1, "test": 2}
 GRAVITIES, ENTROPY_WEIGHTS = (0.1, 0.05), (0.02, 0.03, 0.05)
 WITH_CUT = (0.03, 0.05)  # β of heads with Min-P 0.1: new ones, and begun as a hinge head of 0.05
