@@ -50,8 +50,8 @@ from bench.sass import fast_path, instruction_count, loop_lengths, sass
 WARPS = 4
 TEMPERATURE, MIN_P = 0.7, 0.1
 # Ways to the cache, one after the other, in a program that draws: for maxima, for the count of its
-# row and back twice (what it wrote must be seen first), for candidates and once more for the best.
-_READS = 5
+# row twice (what it wrote must be seen first), for candidates.
+_READS = 4
 
 
 def sample_instructions() -> dict[str, int]:
