@@ -3,7 +3,7 @@
     python -m bench.quality.domains FOLDER [--model FOLDER]
 
 SmolLM2's own answers to maths questions and to open ones are what heads learn from, by three
-objectives and for three seeds. They are measured on facts that the model knows and on its answers
+objectives and for five seeds. They are measured on facts that the model knows and on its answers
 to other open questions, beside fixed settings and rules. Nothing is drawn for that: logits tell
 
     error  the chance that the end of "The capital of France is Paris" comes out otherwise, mean
@@ -39,7 +39,7 @@ from bench.quality.wishes import answers, scanned
 from bench.records import write
 
 FOLDER = RESULTS / "quality"
-SEEDS, CHUNK = (0, 1, 2), 256
+SEEDS, CHUNK = (0, 1, 2, 3, 4), 256
 OBJECTIVES = {  # name → options
     "hinge": {"objective": "min_p_hinge", "gravity": 0.1, "min_p": 0.1},
     "label_free": {"objective": "label_free", "gravity": 0.1, "min_p": 0.1},

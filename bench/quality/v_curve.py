@@ -2,7 +2,7 @@
 
     python -m bench.quality.v_curve FOLDER [--model FOLDER]
 
-scans a part of Python's reference manual, trains heads for three seeds at two Min-P and writes the
+scans a part of Python's reference manual, trains heads for five seeds at two Min-P and writes the
 record and the figure `v_curve`. What the folder has already is not made again.
 
 All that the label-free loss sees of a row is the mass of its kept set at each T. The LM head runs
@@ -39,7 +39,7 @@ from bench.quality.records_study import documents
 from bench.records import write
 
 FOLDER = RESULTS / "quality"
-SEEDS, GRAVITY, DOCUMENTS, HELD_OUT = (0, 1, 2), 0.1, 90, 0.2
+SEEDS, GRAVITY, DOCUMENTS, HELD_OUT = (0, 1, 2, 3, 4), 0.1, 90, 0.2
 # The second reaches 2·3.9 nats below the maximum.
 MIN_PS = (0.1, 0.02)
 EPOCHS, BATCH, RATE, WARMUP = 3, 256, 2e-3, 0.05

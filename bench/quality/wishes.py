@@ -2,7 +2,7 @@
 
     python -m bench.quality.wishes FOLDER [--model FOLDER]
 
-takes the model's own answers to simple prompts, scans them with wishes, trains heads for three
+takes the model's own answers to simple prompts, scans them with wishes, trains heads for five
 seeds and writes the record and the figure `wishes`. What the folder has already is not made again.
 
 Measured are other prompts with other wordings, on the same answers with and without a wish, so that
@@ -41,7 +41,7 @@ from bench.quality.figures import figure
 from bench.records import write
 
 FOLDER = RESULTS / "quality"
-SEEDS, GRAVITY, SHIFT, MIN_P = (0, 1, 2), 0.2, 0.95, 0.1
+SEEDS, GRAVITY, SHIFT, MIN_P = (0, 1, 2, 3, 4), 0.2, 0.95, 0.1
 ANSWER_TOKENS, ANSWER_MIN_P = 24, 0.02  # drawn at T = 1
 HELD_OUT = {"none": ("",), "less": texts.LESS, "more": texts.MORE, "other": texts.OTHER}
 KINDS = [kind for kind, wordings in HELD_OUT.items() for _ in wordings]
