@@ -7,7 +7,6 @@ completion, are functions of seed, round and prompt, so a run that was killed an
 the same.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from autodeco_fast.training.drawing import Ends, StopStrings, prefilled
 from autodeco_fast.training.prompts import Prompt, encode_prompt
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.reward_function import Completion, rewards_of
+from autodeco_fast.training.token_uniform import mixed
 
 
 class Rollout(NamedTuple):
@@ -63,12 +63,6 @@ def advantages(rewards: list[float], scale: bool) -> list[float]:
     off = [reward - mean for reward in rewards]
     deviation = math.sqrt(math.fsum(x * x for x in off) / len(off))
     return [x / deviation for x in off] if scale and deviation > 0 else off
-
-
-def mixed(*parts: object) -> int:
-    """63 bits that depend on all the parts."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def chosen(n: int, round: int, *, count: int, seed: int) -> Iterator[tuple[int, int]]:

@@ -90,9 +90,9 @@ def _refuse_empty(config: ScanConfig, manifest: dict, length: int, *, accelerato
 def _check_head(config: TrainConfig, hidden_size: int) -> None:
     """Refuses a head to start from, before a model is loaded."""
     if config.head is not None:
-        from autodeco_fast.training.loop import new_head
+        from autodeco_fast.training.loop import new_head, with_min_p
 
-        new_head(config, hidden_size)
+        new_head(with_min_p(config), hidden_size)
 
 
 class _Sources:
