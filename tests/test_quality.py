@@ -95,6 +95,22 @@ def test_a_policy_is_compared_at_its_own_diversity():
     assert found["ratio_95"] == pytest.approx([0.5, 0.5])
 
 
+def test_no_error_has_no_interval(tmp_path, capsys):
+    """Resamples of no errors have no width, which would look like certainty."""
+    none, some = np.tile([0.0, 0.5], (50, 1)), np.tile([0.2, 0.5], (50, 1))
+    assert frontier.over(none, some) == {"ratio": 0.0, "ratio_95": None}
+    assert frontier.over(some, none) == {"ratio": None, "ratio_95": None}
+    assert frontier.compare(none, [some])["ratio_95"] is None
+    samples = {"static T=1": [" 1}", " 2}", "x"] * 4, "min_k": [" 1}", " 2}"] * 6, "edt": ["x"] * 3}
+    found = frontier.results(frontier.read([evaluation(tmp_path / "e", samples)]))
+    by_name = {result["variant"]: result for result in found}
+    assert by_name["min_k"]["error_95"] is by_name["min_k"]["ratio_95"] is None
+    assert len(by_name["static T=1"]["error_95"]) == len(by_name["edt"]["ratio_95"]) == 2
+    frontier.draw(found, tmp_path / "figure.png")
+    frontier.print_ranking(found, "diversity")
+    assert re.search(r"min_k  ratio 0\.00$", capsys.readouterr().out, re.MULTILINE)
+
+
 def evaluation(folder, samples: dict[str, list[str]]):
     """A folder as `autodeco-fast eval` leaves it, of one prompt."""
     folder.mkdir()
