@@ -2,12 +2,18 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from autodeco_fast.demo import EMBEDDED_MODEL
+from autodeco_fast.training.base_model import facts
 from autodeco_fast.training.data import IGNORED, encode, encode_all, read_examples
+from autodeco_fast.training.head_folder import METRICS_NAME
+from autodeco_fast.training.scan_store import Scan
+from tests.commands import command
+from tests.training_runs import read_lines
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}\n{% endfor %}"
@@ -125,6 +131,29 @@ def test_earlier_answers_are_learned_from_where_the_last_one_is_written_otherwis
     otherwise = THINKS.replace("<|im_end|>", end)
     found = chat_targets(otherwise, {"messages": chat})
     assert found == ["x <b>eight</b>.\n", "seven", "<think>\n\n</think>\n\nseven<|im_end|>"]
+
+
+def test_the_commands_know_the_ends_of_the_model(model, tmp_path):
+    """Here w9, which is no end to the tokenizer: a chat's targets are two words and it."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}w3 {{ m.content }} w9 w4 {% endfor %}"
+        "{% if add_generation_prompt %}w3 {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(eos_token_id=[8, 9]).save_pretrained(folder)
+    assert facts(str(folder)).ends == [8, 9]
+    ask, said = ({"role": r, "content": c} for r, c in (("user", "w5"), ("assistant", "w6 w7")))
+    data, scanned, head = (tmp_path / name for name in ("rows.jsonl", "scan", "head"))
+    data.write_text(json.dumps({"messages": [ask, said, ask, said]}) + "\n")
+    options = ("--model", folder, "--data", data, "--output")
+    done = command("scan", *options, scanned, "--all-tokens")
+    assert done.returncode == 0, done.stderr
+    assert Scan(scanned).load().target.tolist() == [6, 7, 9] * 2
+    done = command("train", *options, head, "--objective", "label_free")
+    assert done.returncode == 0, done.stderr
+    assert read_lines(head / METRICS_NAME)[0]["target_tokens"] == 6
 
 
 def test_calls_of_tools_are_learned_from():

@@ -48,6 +48,11 @@ class BaseModel:
         """How many ids the model takes."""
         return self.model.get_input_embeddings().weight.shape[0]
 
+    @property
+    def ends(self) -> list[int]:
+        """Ids after which a text of it ends; none where it leaves that to the tokenizer."""
+        return _listed(getattr(self.model.generation_config, "eos_token_id", None))
+
     def example_length(self, wanted: int) -> int:
         """Tokens of an example at most where `wanted` are asked for: the model has positions."""
         return example_length(wanted, positions(self.model.config))
@@ -261,7 +266,7 @@ class Facts:
 
     vocabulary: int | None
     positions: int | None  # tokens of a sequence at most
-    ends: list[int]  # ids after which a text of it ends; none where it leaves that to the tokenizer
+    ends: list[int]  # those of BaseModel
 
 
 def _config(name: str):

@@ -200,7 +200,7 @@ def _said(tokenizer, messages: list[dict], i: int, ids: list[int]) -> tuple[int,
 
 
 def _turn(
-    tokenizer, messages: list[dict], i: int, ids: list[int], ends: Collection[int]
+    tokenizer, messages: list[dict], i: int, ids: list[int], ends: set[int]
 ) -> tuple[int, int]:
     """Where message i is in the chat's ids, up to the id that ends it.
 
@@ -212,7 +212,7 @@ def _turn(
     until = ids if i + 1 == len(messages) else _template(tokenizer, messages[: i + 1])
     end = _common_prefix(ids, until)
     start = _turn_start(tokenizer, messages[:i], ids)
-    if start is None or not set(until[end:]) <= {*ends}:
+    if start is None or not ends.issuperset(until[end:]):
         start, said = _said(tokenizer, messages, i, ids)
         _, behind = _said(tokenizer, messages[: i + 1], i, until)
         end = said + _common_prefix(ids[said:], until[behind:])
@@ -240,7 +240,7 @@ def _chat_example(
 ) -> Example:
     """The messages numbered `learned` are targets; of the last one nothing behind its content if it
     is truncated."""
-    ids = _template(tokenizer, messages)
+    ids, ends = _template(tokenizer, messages), {*ends, tokenizer.eos_token_id}
     labels = [IGNORED] * len(ids)
     for i in learned:
         start, end = _turn(tokenizer, messages, i, ids, ends)
@@ -294,13 +294,13 @@ def encode(
 
     Args:
         vocabulary: of the model; not looked at if None.
-        ends: ids that end a text of the model, beside the tokenizer's end-of-sequence token.
+        ends: ids that end a text of the model; the tokenizer's end-of-sequence token is one.
 
     Raises:
         ValueError: for a chat without a chat template, one that the template does not take, or a
             tokenizer whose ids are not the model's.
     """
-    ids, labels = _encoded(tokenizer, example, {*ends, tokenizer.eos_token_id})
+    ids, labels = _encoded(tokenizer, example, ends)
     ids, labels = list(ids[:max_length]), [IGNORED, *labels[1:max_length]]
     if vocabulary is not None and ids and max(ids) >= vocabulary:
         raise ValueError(

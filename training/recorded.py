@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from autodeco_fast.errors import parse_json
-from autodeco_fast.training.base_model import BaseModel, end_ids
+from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.data import complaint_of, encode
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.rollouts import Rollout, advantages, chosen
@@ -74,8 +74,7 @@ def group_rollouts(
     for line in lines:
         key = json.dumps(line["group"] if "group" in line else line["prompt"], sort_keys=True)
         groups.setdefault(key, []).append(line)
-    longest = base.example_length(2**31)
-    ends, found = end_ids(base.model, tokenizer), []
+    longest, found = base.example_length(2**31), []
     for members in groups.values():
         gained = advantages([float(line["reward"]) for line in members], config.scale_rewards)
         rollouts = []
@@ -83,7 +82,7 @@ def group_rollouts(
             truncated = bool(line.get("truncated", False))
             said = {name: line[name] for name in ("prompt", "completion")}
             said["truncated"] = truncated
-            example = encode(tokenizer, said, longest, base.vocabulary, ends=ends)
+            example = encode(tokenizer, said, longest, base.vocabulary, ends=base.ends)
             if example is None:
                 continue
             rollouts.append(Rollout(example, float(line["reward"]), advantage, truncated))

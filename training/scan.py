@@ -18,7 +18,7 @@ import torch
 from autodeco_fast import TokenStats
 from autodeco_fast.losses import IMPOSSIBLE, MIDDLE, TRIVIAL, difficulty
 from autodeco_fast.losses.selection import bucket_of
-from autodeco_fast.training.base_model import BaseModel, end_ids
+from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.config import ScanConfig
 from autodeco_fast.training.data import IGNORED, Example, encode, stream_examples
 from autodeco_fast.training.processes import Processes
@@ -279,11 +279,9 @@ class _Shards:
         """The block of this number in batches; examples without a target are left out."""
         length = self.base.example_length(self.config.max_length)
         first, examples = number * self.config.examples_per_shard, []
-        ends = end_ids(self.base.model, self.tokenizer)
+        options = {"vocabulary": self.base.vocabulary, "ends": self.base.ends}
         for at, raw in enumerate(block, first):
-            example = encode(
-                self.tokenizer, raw, length, vocabulary=self.base.vocabulary, ends=ends
-            )
+            example = encode(self.tokenizer, raw, length, **options)
             if example is not None:
                 examples.append((at, example))
         return batches_by_length(examples, self.config.batch_tokens)
