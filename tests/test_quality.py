@@ -9,7 +9,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-
 from transformers import AutoTokenizer
 
 from autodeco_fast import nucleus_width_loss
