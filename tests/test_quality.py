@@ -4,13 +4,16 @@ import json
 import math
 import random
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from autodeco_fast import nucleus_width_loss
 from autodeco_fast.training import wishes as package_wishes
+from autodeco_fast.training.data import encode
 from autodeco_fast.training.measures import _gap_of_mass
 from autodeco_fast.training.scan_store import ScanTokens
 from bench.quality import frontier, records_study, sums, sums_model, sums_study, v_curve, wishes
@@ -181,6 +184,25 @@ def test_heads_of_the_v_curve_descend_the_label_free_loss():
     )
     assert (at <= above + 2e-3).all()
     assert (at <= below + 2e-3).all()
+
+
+def test_answers_that_were_cut_off_have_no_end(model, tmp_path):
+    """Whose data are the tokens that were drawn, ended or not."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}w3 {{ m.content }} <s> w4 {% endfor %}"
+        "{% if add_generation_prompt %}w3 {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    found = wishes.answers(tmp_path, "a", str(folder), [f"w{k}" for k in range(5, 45)])
+    assert {example["truncated"] for example in found} == {True, False}
+    lines = (tmp_path / "a-drawn.jsonl").read_text().splitlines()
+    for example, line in zip(found, map(json.loads, lines), strict=True):
+        drawn = [y for y in line["labels"] if y not in (-100, 0)]  # <unk> is no text
+        targets = [y for y in encode(tokenizer, example, 1000).labels if y != -100]
+        assert targets == drawn
+        assert example["truncated"] == (drawn[-1] != 1)
 
 
 def test_what_wordings_do_to_answers():

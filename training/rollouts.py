@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from autodeco_fast import attach
 from autodeco_fast.training.base_model import BaseModel, end_ids, left_padded, positions
 from autodeco_fast.training.data import IGNORED, Example
-from autodeco_fast.training.drawing import Ends, StopStrings, prefilled
+from autodeco_fast.training.drawing import Ends, StopStrings, completion_text, prefilled
 from autodeco_fast.training.prompts import Prompt, encode_prompt
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.reward_function import Completion, rewards_of
@@ -221,8 +221,7 @@ class OnPolicy:
 
     def _shown(self, prompt: EncodedPrompt, ids: list[int]) -> Completion:
         """A completion as the reward function gets it."""
-        ids = ids[:-1] if ids[-1] in self.end else ids
-        said = self.tokenizer.decode(ids, skip_special_tokens=True)
+        said = completion_text(self.tokenizer, ids, ends=self.end, stop=self.strings.stop)
         if isinstance(prompt.given, str):
             return said
         return [{"role": "assistant", "content": said}]

@@ -127,7 +127,9 @@ class _Sources:
             _check_head(config, base_model.width(config.model))
         length = base_model.example_length(config.max_length, found.positions)
         tokenizer = base_model.load_tokenizer(config.model)
-        self.examples = encode_all(tokenizer, raw, length, vocabulary=found.vocabulary)
+        self.examples = encode_all(
+            tokenizer, raw, length, vocabulary=found.vocabulary, ends=found.ends
+        )
         dtype = base_model.frozen_dtype(self.device)
         self.base = base_model.load(config.model, dtype, self.device)
         self.base.verify(torch.tensor([self.examples[0].input_ids], device=self.device))

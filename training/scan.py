@@ -285,8 +285,9 @@ class _Shards:
         """The block of this number in batches; examples without a target are left out."""
         length = self.base.example_length(self.config.max_length)
         first, examples = number * self.config.examples_per_shard, []
+        options = {"vocabulary": self.base.vocabulary, "ends": self.base.ends}
         for at, raw in enumerate(block, first):
-            example = encode(self.tokenizer, raw, length, vocabulary=self.base.vocabulary)
+            example = encode(self.tokenizer, raw, length, **options)
             if example is not None:
                 examples.append((at, example))
         return batches_by_length(examples, self.config.batch_tokens)
