@@ -63,6 +63,14 @@ def test_a_brief_temperature_is_the_number_it_stands_for(dtype, backend):
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
+def test_a_temperature_that_is_none_gives_nan(backend):
+    x, y = make(3, 50)
+    T = torch.tensor([torch.inf, torch.nan, 0.5])
+    stats = logit_stats(x, y, temperature=T, backend=backend)
+    for field in (*stats[7:9], stats.scaled_log_mass, stats.scaled_log_prob):
+        assert field.isnan().tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("T", [0.01, 0.05, 0.7])
 def test_at_a_low_temperature_nothing_cancels(T, backend):
     """Entropy and log-probability: as far off as torch's in fp32 at most twice."""
