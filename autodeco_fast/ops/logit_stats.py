@@ -59,7 +59,7 @@ def inverse_of(temperature: torch.Tensor) -> torch.Tensor:
     """1/T `[N]` fp64, of T raised to the lowest, NaN of inf: backends round it once, to their
     compute dtype."""
     T = temperature.clamp(min=LOWEST_TEMPERATURE).double()
-    return 1.0 / torch.where(T < torch.inf, T, torch.nan)
+    return 1.0 / T.masked_fill(T.isinf(), torch.nan)
 
 
 def _below_cut(top: torch.Tensor, temperature: torch.Tensor, min_p: float) -> torch.Tensor:
