@@ -42,7 +42,7 @@ def streaming_pays(backend: str, hidden: torch.Tensor, *, scaled: bool) -> bool:
         return True
     on_hopper = implementation(backend, "on_hopper", module="device")
     measured = on_hopper(hidden) and hidden.element_size() == 2 and not scaled
-    return measured and (len(hidden) <= 4096 or hidden.shape[1] <= 1024)
+    return measured and (hidden.shape[0] <= 4096 or hidden.shape[1] <= 1024)
 
 
 @torch.library.custom_op("autodeco_fast::token_stats", mutates_args=())
@@ -206,8 +206,8 @@ def token_stats(
     """
     check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
-    check_target(target, len(hidden), len(weight), ignore_index)
-    min_p = check_temperature(temperature, min_p, len(hidden), cut)
+    check_target(target, hidden.shape[0], weight.shape[0], ignore_index)
+    min_p = check_temperature(temperature, min_p, hidden.shape[0], cut)
 
     def sums_of(column, threshold, inverse_temperature, cut):
         return row_sums_of_product(

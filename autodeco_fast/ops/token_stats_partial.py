@@ -17,11 +17,12 @@ from autodeco_fast.ops.checks import (
     check_row,
     check_softcap,
     check_target,
+    row_parameter,
     unit_stride,
 )
 from autodeco_fast.ops.logit_stats import (
-    LOWEST_TEMPERATURE,
     check_temperature,
+    inverse_of,
     statistics,
 )
 from autodeco_fast.ops.token_stats import CHUNK_BYTES, row_sums_of_product
@@ -64,9 +65,9 @@ def target_logits(
     check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
     first_id = check_integer("first_id", first_id, COUNT)
-    check_target(target, len(hidden), None, ignore_index)
+    check_target(target, hidden.shape[0], None, ignore_index)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
-    column = _columns(target, first_id, len(weight), ignore_index)
+    column = _columns(target, first_id, weight.shape[0], ignore_index)
     bias = None if bias is None else bias.contiguous()
     run = implementation(chosen, "target_logit", module="token_stats")
     return run(unit_stride(hidden), unit_stride(weight), column, bias, scale, softcap)
@@ -107,11 +108,11 @@ def token_stats_partial(
     check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
     first_id = check_integer("first_id", first_id, COUNT)
-    check_target(target, len(hidden), None, ignore_index)
-    check_row("target_logit", target_logit, len(hidden))
-    check_temperature(temperature, None, len(hidden))
-    column = _columns(target, first_id, len(weight), ignore_index)
-    inverse = None if temperature is None else 1.0 / temperature.clamp(min=LOWEST_TEMPERATURE)
+    check_target(target, hidden.shape[0], None, ignore_index)
+    check_row("target_logit", target_logit, hidden.shape[0])
+    check_temperature(temperature, None, hidden.shape[0])
+    column = _columns(target, first_id, weight.shape[0], ignore_index)
+    inverse = None if temperature is None else inverse_of(temperature)
     floats, ints = row_sums_of_product(
         hidden,
         weight,
@@ -159,6 +160,6 @@ def merge_token_stats(
         raise ValueError("temperature must be None: the partials were taken without one")
 
     def sums_of(column, threshold, inverse_temperature, cut):
-        return merge_row_sums(pairs, inverse_temperature)
+        return merge_row_sums(pairs, row_parameter(inverse_temperature, pairs[0][0]))
 
     return statistics(sums_of, target, temperature, None, ignore_index)
