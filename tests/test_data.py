@@ -98,6 +98,14 @@ def test_reads_every_format(tmp_path):
     assert read_examples(path) == examples
 
 
+def test_other_columns_are_left_out(tmp_path):
+    """Those that no format has, and those of a format that is not all there."""
+    path, odd = tmp_path / "examples.jsonl", {"id": 3, "source": "\ud800", "prompt": "c"}
+    examples = [{"text": "a"}, {"messages": [USER]}]
+    path.write_text("\n".join(json.dumps({**odd, **example}) for example in examples))
+    assert read_examples(path) == examples
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -108,7 +116,15 @@ def test_reads_every_format(tmp_path):
             '{"question": "a", "answer": "b"}',
             r"line 2: unknown keys \['answer', 'question'\].*prompt\+completion",
         ),
-        ('{"text": "a", "id": 3}', r"line 2: unknown keys \['id', 'text'\]"),
+        ('{"txt": "a", "id": 3}', r"line 2: unknown keys \['id', 'txt'\].* \| text \| "),
+        ('{"prompt": "a", "task": "b"}', "line 2: completion is missing beside prompt$"),
+        ('{"prompt": "a", "complete": "b"}', "line 2: completion is missing beside prompt$"),
+        ('{"input_ids": [1], "label": [1]}', "line 2: labels is missing beside input_ids$"),
+        (
+            '{"text": "a", "messages": [], "id": 3}',
+            "line 2: an example must have the keys of one format, got those of messages and text$",
+        ),
+        ('{"text": 3, "id": 3}', "line 2: text must be a string, got int"),
         ('{"text": 3}', "line 2: text must be a string, got int"),
         ('{"messages": []}', "line 2: messages must be"),
         ('{"messages": [{"role": "user"}]}', "line 2: messages must be"),
