@@ -43,6 +43,17 @@ def test_the_quantile_is_the_one_of_the_definition():
         offset_of(s, np.arange(9), 0.1)
 
 
+@pytest.mark.parametrize(("tokens", "unreachable"), [(80, 0), (81, 2), (9, 2), (999, 123), (6, 1)])
+def test_the_alpha_that_a_refusal_names_is_accepted(tokens, unreachable):
+    s = np.r_[np.zeros(tokens - unreachable), np.full(unreachable, np.inf)]
+    with pytest.raises(ValueError, match=r"alpha must be at least") as refused:
+        offset_of(s, np.arange(tokens), 1e-4)
+    least = str(refused.value).rpartition(" ")[2]
+    assert offset_of(s, np.arange(tokens), float(least), samples=2).offset == 0.0
+    with pytest.raises(ValueError, match=f"at least {least}"):
+        offset_of(s, np.arange(tokens), float(least) - 1e-4)
+
+
 def test_covered_is_what_the_score_says():
     required, predicted, _ = documents(50, np.random.default_rng(0))
     s = scores(required, predicted, LIMIT)

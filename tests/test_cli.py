@@ -11,10 +11,14 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from autodeco_fast import TemperatureHead, __version__
 from autodeco_fast.demo import EMBEDDED_MODEL
+from autodeco_fast.training import base_model
+from autodeco_fast.training.scan import lm_head_fingerprint
 from tests.commands import ROOT, Done, assert_refuses, command, listing
 from tests.forked import on_two_processes
 from tests.scans import write_examples
@@ -135,6 +139,27 @@ def test_generate_takes_the_heads_min_p(model, tmp_path):
 def test_generate_refuses_in_one_line(model, head, options, words):
     given = {"--model": model, "--head": head, "--prompt": "w5", **options}
     assert_refuses(command("generate", *chain(*given.items())), words)
+
+
+def test_generate_refuses_a_head_of_another_model(model, head):
+    """As `eval` does: its width says nothing."""
+    settings = head / "training.json"
+    options = ("generate", "--model", model, "--head", head, "--prompt", "w5")
+    settings.write_text('{"lm_head": "another"}')
+    assert_refuses(command(*options), str(head), "was trained for another model")
+    own = lm_head_fingerprint(base_model.load(str(model), torch.bfloat16))
+    settings.write_text(json.dumps({"lm_head": own}))
+    assert command(*options, "--max-new-tokens", 2).returncode == 0
+
+
+def test_generate_runs_on_the_gpu_that_is_there(model, head, monkeypatch):
+    moved = []
+    monkeypatch.setattr(PreTrainedModel, "to", lambda self, device: moved.append(device))
+    options = ("--model", model, "--head", head, "--prompt", "w5", "--max-new-tokens", 2)
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert command("generate", *options).returncode == 0
+    assert moved == ["cpu", "cuda"]
 
 
 def commands_that_write(model, scan, head, rows, output) -> dict[str, tuple]:

@@ -190,7 +190,25 @@ def test_measures_of_a_prompt():
     assert means["tokens"] == 2.5
     assert means["truncated"] == 0.25
     few = of_prompt(prompt, outcomes, load_scorer("json"), success=1.0, records=4)
-    assert summarised([few], Bootstrap(1))["entropy"] == Interval(None)
+    few = summarised([few], Bootstrap(1))
+    assert few["entropy"].mean == pytest.approx(plug_in_entropy("112") / 2)
+    assert (measured["few_records"].mean, few["few_records"].mean) == (0.0, 1.0)
+
+
+def test_every_prompt_counts_in_every_diversity():
+    """Of fewer right samples than asked for the entropy is lower, of none it is 0."""
+    prompt = Prompt(1, {"prompt": "p", "keys": ["a"]})
+    found = []
+    for right in range(5):
+        texts = [f'{{"a": {i}}}' for i in range(right)] + ["no"] * (4 - right)
+        outcomes = [outcome(text, float(text != "no")) for text in texts]
+        one = of_prompt(prompt, outcomes, load_scorer("json"), success=1.0, records=3)
+        found.append(one.pairs["entropy"])
+        assert one.pairs["entropy"] == one.pairs["entropy:a"]
+        assert one.pairs["distinct_2"] == (float(right > 0), 1)
+    expected = [0.0, 0.0, math.log(2), math.log(3), math.log(3)]
+    assert [value for value, _ in found] == pytest.approx(expected)
+    assert {count for _, count in found} == {1}
 
 
 def test_a_sample_is_right_from_the_score_that_is_asked_for():

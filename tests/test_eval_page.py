@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from autodeco_fast.demo import EMBEDDED_MODEL
-from autodeco_fast.training.eval_page import PROMPTS
+from autodeco_fast.training.eval_page import PROMPTS, tables
 from autodeco_fast.training.shading import colour, token_texts
 from tests.browser import BROWSER, opened
 from tests.evaluations import POLICIES, run, samples_of, write_prompts
@@ -77,6 +77,19 @@ def test_samples_are_shaded_token_by_token(page, output, model):
 def test_every_policy_and_task_is_in_a_table(page):
     for name in (*POLICIES, "entropy of &lt;b&gt;", "Measures: &lt;i&gt;", "pass@3"):
         assert name in page
+
+
+def test_prompts_with_few_right_records_are_told_of(page, output):
+    """Nothing is valid here; where all prompts have enough, there is no such column."""
+    assert "<th>few records</th>" in page
+    results = json.loads((output / "results.json").read_text())
+    table = tables(results)[0]
+    assert "few records: prompts whose entropy is of fewer right ones" in table.caption
+    (column,) = (c for c in table.columns if c.header == "few records")
+    assert set(column.cells) == {"100%"}
+    for policy in results["policies"]:
+        policy["tasks"]["all"]["few_records"]["mean"] = 0.0
+    assert "few records" not in [c.header for c in tables(results)[0].columns]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium found")

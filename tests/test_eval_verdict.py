@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from autodeco_fast.training.eval_measures import Interval, Measured
+from autodeco_fast.training.eval_measures import Interval, Measured, of_prompt
+from autodeco_fast.training.eval_store import Outcome
 from autodeco_fast.training.eval_verdict import frontier_score, over_fixed
 from autodeco_fast.training.prompts import Prompt
+from autodeco_fast.training.scorers import load_scorer
 
 
 def test_the_frontier_between_its_points_and_beyond():
@@ -65,3 +67,27 @@ def test_nothing_is_said_beyond_the_fixed_settings():
     assert some.mean == pytest.approx(0.1, abs=0.03)  # over the best score there is
     one = over_fixed([f[:1] for f in fixed(1)], [less[:1]], "distinct")[0]
     assert one.low is None
+
+
+def of_records(wide: tuple[int, int], narrow: tuple[int, int]) -> list[Measured]:
+    """Of 20 wide prompts and 20 narrow ones, each (right samples of 20, values that they take)."""
+    found = []
+    for line, (right, values) in enumerate([wide, narrow] * 20):
+        texts = [f'{{"a": {i % values}}}' for i in range(right)] + ["no"] * (20 - right)
+        facts = {"truncated": False, "tokens": 1, "temperature": 1.0, "kept": 1.0}
+        outcomes = [Outcome(text=text, score=float(text != "no"), **facts) for text in texts]
+        prompt = Prompt(line + 1, {"prompt": "p", "keys": ["a"]})
+        found.append(of_prompt(prompt, outcomes, load_scorer("json"), success=1.0, records=10))
+    return found
+
+
+def test_a_policy_does_not_gain_by_failing_on_narrow_prompts():
+    """It is worse in score and entropy on every prompt, and fails on half of those with little to
+    vary: without them it would look more diverse than the fixed setting."""
+    better, worse = of_records((20, 20), (12, 2)), of_records((20, 12), (9, 2))
+    (interval,) = over_fixed([better], [worse], "entropy")
+    assert interval.mean == pytest.approx(0.725 - 0.8)
+    assert interval.high < 0
+    right = [m for m in worse if m.pairs["few_records"] == (0.0, 1)]  # the control
+    mean = sum(m.pairs["entropy"][0] for m in right) / len(right)
+    assert mean > sum(m.pairs["entropy"][0] for m in better) / len(better)

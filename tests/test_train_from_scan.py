@@ -18,8 +18,9 @@ from autodeco_fast.training.config import from_yaml, sweep
 from autodeco_fast.training.head_folder import DIAGNOSTICS_NAME, METRICS_NAME
 from autodeco_fast.training.loop import train
 from autodeco_fast.training.objectives import MinPHinge
+from autodeco_fast.training.predictions import predict
 from autodeco_fast.training.run import train_from_files
-from autodeco_fast.training.scan_store import Scan
+from autodeco_fast.training.scan_store import Scan, ScanTokens
 from tests.forked import forked, on_two_processes
 from tests.scans import make_scan
 from tests.tiny_models import tiny_model
@@ -32,6 +33,7 @@ from tests.training_runs import (
     scan_config,
     source_of,
     train_from_scan,
+    train_online,
 )
 
 
@@ -297,6 +299,41 @@ def test_metrics_are_reported(tmp_path, monkeypatch):
     metrics = read_lines(tmp_path / "out" / METRICS_NAME)
     assert [step for step, _ in Remembers.records] == [m["step"] for m in metrics]
     assert [values["loss"] for _, values in Remembers.records] == [m["loss"] for m in metrics]
+
+
+def test_a_sweep_shows_the_head_that_was_written(tmp_path):
+    """The best one's losses, and its measures on the documents that it never saw."""
+    folder = tmp_path / "model"
+    tiny_model("llama").bfloat16().save_pretrained(folder)
+    made = make_scan(tmp_path, base=base_model.load(str(folder), torch.bfloat16), model=str(folder))
+    options = {"num_train_epochs": 20, "learning_rate": 0.3, "eval_fraction": 0.3, "eval_steps": 1}
+    settings = scan_config(tmp_path, early_stopping_patience=2, **options)
+    train_from_files(settings, ["gravity=0.05,0.5"])
+    table = json.loads((tmp_path / "out/sweep.json").read_text())
+    scan, differs = Scan(made), 0
+    for line in table:
+        output = tmp_path / f"out/gravity={line['gravity']:g}"
+        metrics = read_lines(output / METRICS_NAME)
+        best = min(metrics, key=lambda m: m["eval_loss"])
+        assert (line["loss"], line["eval_loss"]) == (best["loss"], best["eval_loss"])
+        differs += line["eval_loss"] < metrics[-1]["eval_loss"]
+        _, measure_on = source_of(settings).split()
+        tokens = ScanTokens.cat([measure_on._read(one) for one in measure_on.slices])
+        assert 0 < len(tokens) < len(scan)
+        T = torch.from_numpy(predict(TemperatureHead.from_pretrained(output), tokens))
+        assert line["temperature"] == pytest.approx(T.double().mean().item())
+    assert differs  # the last head is not the best
+
+
+def test_diagnostics_are_so_many_tokens_of_a_step(tmp_path):
+    """However many batches it is of."""
+    options = {"per_device_train_batch_size": 1, "num_train_epochs": 1, "diagnostics": 12}
+    for name, batches in (("one", 1), ("four", 4)):
+        train_online(tmp_path, name, gradient_accumulation_steps=batches, **options)
+    steps = [line["step"] for line in read_lines(tmp_path / "four" / DIAGNOSTICS_NAME)]
+    assert steps == [step for step in (1, 2, 3, 4) for _ in range(12)]
+    every = [read_lines(tmp_path / name / METRICS_NAME) for name in ("one", "four")]
+    assert max(m["target_tokens"] for m in every[0]) < 12  # so that a step takes two batches
 
 
 def test_a_sweep_tabulates_every_point(tmp_path, capsys):

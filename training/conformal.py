@@ -11,6 +11,7 @@ conformal prediction). Tokens of one document resemble each other, so documents,
 resampled for intervals.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +78,7 @@ def calibrate(
         raise ValueError(
             f"alpha {alpha:g} is out of reach: {(s == np.inf).mean():.1%} of the {len(s):,} tokens "
             f"need more than temperature {max_temperature:g}; alpha must be at least "
-            f"{reachable:.4f}"
+            f"{math.ceil(reachable * 1e4 - 1e-10) / 1e4:.4f}"
         )
     offsets, coverages = _bootstrap(s, document[order], alpha=alpha, seed=seed, samples=samples)
     low, high = (float(np.clip(q, -max_temperature, max_temperature)) for q in _interval(offsets))

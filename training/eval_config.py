@@ -42,7 +42,8 @@ class EvalConfig(Options):
     )
     success: float = option("the score from which a sample is right", 1.0, must_be="positive")
     entropy_records: int = option(
-        "valid records of a prompt that a field's entropy is of; 0: half of the samples",
+        "valid records of a prompt that a field's entropy is of, or all if fewer; 0: half of the "
+        "samples",
         0,
         must_be="≥ 0",
     )

@@ -12,6 +12,10 @@ Of n samples of a prompt, c right ones, k of them drawn without replacement:
                                                                     samples do not look more diverse
     distinct-n           different n-grams of words / all, over a prompt's samples
 
+Every policy's diversity is of all prompts, so that none gains by failing on some: of fewer than m
+right samples the entropy is that of all there are, which is lower, and 0 of none; distinct-n is 0
+where there are no n-grams.
+
 Each measure is a ratio of sums over prompts; its 95 % interval is the bootstrap's over prompts. The
 same resamples serve every policy.
 """
@@ -152,7 +156,7 @@ def of_prompt(
 
     Args:
         success: the score from which a sample is right.
-        records: right samples that the entropies are of; a prompt with fewer has none.
+        records: right samples that the entropies are of, or all where there are fewer.
     """
     n, right = len(outcomes), [o for o in outcomes if o.score >= success]
     every = Counter(scorer.canonical(o.text, prompt.fields) for o in outcomes)
@@ -165,7 +169,8 @@ def of_prompt(
     if scorer.record is not None:
         pairs |= _entropies(prompt, right, scorer, records)
     for size in NGRAMS:
-        pairs[f"distinct_{size}"] = distinct_ngrams((o.text for o in outcomes), size)
+        different, all_grams = distinct_ngrams((o.text for o in outcomes), size)
+        pairs[f"distinct_{size}"] = (different / max(all_grams, 1), 1)
     for name in ("temperature", "top_p", "kept"):
         known = [o for o in outcomes if getattr(o, name) is not None]
         if known or name != "top_p":
@@ -181,13 +186,12 @@ def _entropies(
 ) -> dict[str, tuple[float, float]]:
     found = [scorer.record(o.text, prompt.fields) for o in right]
     found = [record for record in found if record is not None]
-    enough = len(found) >= records
-    pairs = {}
+    m, pairs = min(records, len(found)), {}
     for key in prompt.fields["keys"]:
         counts = list(Counter(record[key] for record in found).values())
-        pairs[f"entropy:{key}"] = (entropy_at(counts, records) if enough else 0.0, float(enough))
+        pairs[f"entropy:{key}"] = (entropy_at(counts, m), 1)
     mean = sum(e for e, _ in pairs.values()) / len(pairs)
-    return {"entropy": (mean, float(enough)), **pairs}
+    return {"entropy": (mean, 1), **pairs, "few_records": (float(len(found) < records), 1)}
 
 
 def summarised(measured: Sequence[Measured], bootstrap: Bootstrap) -> dict[str, Interval]:

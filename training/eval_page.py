@@ -19,6 +19,7 @@ DIVERSITY = {
     "distinct": "share of a prompt's samples that differ",
     "distinct_2": "share of a prompt's word pairs that differ",
 }
+_FEW = "few records"
 _SHOWN_TOKENS = 400  # of a sample
 _Cell = Callable[[dict, dict], str]  # of a policy and its measures
 
@@ -64,6 +65,8 @@ def _columns(task: str, measures: dict, *, short: bool) -> dict[str, _Cell]:
         columns["entropy"] = _of("entropy")
     if not short:
         columns |= {f"entropy of {name.partition(':')[2]}": _of(name) for name in entropies}
+    if entropies:
+        columns[_FEW] = _mean("few_records", ".0%")
     columns["distinct"] = show("distinct")
     columns["distinct-2"] = show("distinct_2")
     kinds = diversities(bool(entropies))
@@ -91,6 +94,8 @@ def _cells(policies: Sequence[dict], task: str, *, short: bool) -> tuple[list[st
         columns = {name: cell for name, cell in columns.items() if "over fixed" not in name}
     if not any("top_p" in p["tasks"][task] for p in policies):
         del columns["top-p"]
+    if not any(p["tasks"][task].get("few_records", {}).get("mean") for p in policies):
+        columns.pop(_FEW, None)
     lines = [
         [p["policy"], *(cell(p, p["tasks"][task]) for cell in columns.values())] for p in policies
     ]
@@ -103,9 +108,13 @@ def tables(results: dict) -> list[Table]:
     for task in policies[0]["tasks"]:
         head, lines = _cells(policies, task, short=True)
         table = Table(title=f"{task} (95 % intervals over prompts)", box=SIMPLE_HEAD)
+        captions = []
         if "over fixed" in head:
             kind, _ = diversities("entropy" in policies[0]["tasks"][task])
-            table.caption = f"over fixed: score less that of fixed settings at equal {kind}"
+            captions.append(f"over fixed: score less that of fixed settings at equal {kind}")
+        if _FEW in head:
+            captions.append(f"{_FEW}: prompts whose entropy is of fewer right ones than asked for")
+        table.caption = "\n".join(captions) or None
         for number, name in enumerate(head):
             table.add_column(name, justify="right" if number else "left", no_wrap=True)
         for policy, *cells in lines:
@@ -131,8 +140,10 @@ def page(
 _WORDS = (
     "Intervals are 95 % bootstrap intervals over prompts. Pass@k: at least one of k samples is "
     "right, unbiased. Distinct and valid@k: different right samples among k, over k. Entropy: of "
-    "the values in equally many valid records of a prompt; prompts with fewer are left out. "
-    "Distinct: different samples over all; distinct-2: different word pairs over all. Over fixed: "
+    "the values in equally many valid records of a prompt; of all there are where there are fewer "
+    "(few records: in this share of the prompts), 0 where there is none. "
+    "Distinct: different samples over all; distinct-2: different word pairs over all; means over "
+    "prompts. Over fixed: "
     "the score less that of the best fixed settings (static, greedy) at the policy's diversity, "
     "neighbours on their frontier joined by lines; none where no fixed setting is as diverse. "
     "T, top-p (where a policy predicts it) and kept: means over tokens. Truncated: samples that "
@@ -159,7 +170,7 @@ def _frontiers(policies: Sequence[dict], task: str) -> list[str]:
             for p in policies
             if p["tasks"][task][kind]["mean"] is not None
         ]
-        if points:
+        if any(point.diversity["mean"] for point in points):
             figures.append(
                 html.image(
                     f"{task}-{kind}".replace(" ", "-"),

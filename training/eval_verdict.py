@@ -3,8 +3,9 @@
 Fixed settings are those of `static` and `greedy`. Of them count only those that no other beats in
 both measures, two neighbours joined by a line: the frontier of the figure. It is found again in
 every resample of the prompts, on the very samples that are compared, which favours the fixed
-settings. A policy that is less diverse than all of them is held against the best score there is;
-for one that is more diverse nothing is said.
+settings. Score and diversity are of the same prompts under every policy. A policy that is less
+diverse than all fixed settings is held against the best score there is; for one that is more
+diverse nothing is said.
 """
 
 from collections.abc import Sequence

@@ -10,15 +10,18 @@ what depends on the last bits of a gap, as the oracle does, takes it from the lo
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training.base_model import BaseModel, frozen_dtype, load
+from autodeco_fast.training.config import TrainConfig
 from autodeco_fast.training.head_folder import min_p_of
 from autodeco_fast.training.predictions import predict
 from autodeco_fast.training.scan import lm_head_fingerprint
 from autodeco_fast.training.scan_store import Scan, ScanTokens
+from autodeco_fast.training.token_uniform import held_out
 
 CHUNK_LOGITS = 1 << 20  # are held at a time: more would leave the caches
 SAMPLE = 4096  # tokens of a scan that are looked at
@@ -187,27 +190,34 @@ def compare(
     return difference[0].item(), low, high
 
 
-def measures_of_heads(scan: Scan, heads: list[TemperatureHead]) -> list[dict[str, float]]:
+def measures_of_heads(
+    scan: Scan, runs: Sequence[tuple[TemperatureHead, TrainConfig]]
+) -> list[dict[str, float]]:
     """The four measures of heads, each at its Min-P, and the oracle's kept-set size.
 
-    Tokens are weighted, so that they speak for the trivial ones that the scan left out.
+    Tokens are those of the documents that a run held out, of all where it held out none. They are
+    weighted, so that they speak for the trivial ones that the scan left out.
+
+    Args:
+        runs: heads, each with the settings that it was trained by on this scan.
 
     Raises:
         ValueError: if the scanned model is not there any more.
     """
-    base, tokens = scanned_model(scan), scan.load()
-    tokens = tokens[sample_of(tokens)]
-    weight, found = scan.weight(tokens), []
-    for head in heads:
-        min_p = min_p_of(head)
-        policies = {"head": torch.from_numpy(predict(head, tokens)), "oracle": None}
+    base, every, found = scanned_model(scan), scan.load(), []
+    for head, config in runs:
+        tokens = every
+        if config.eval_fraction:
+            example = every.document // scan.variants
+            tokens = every[held_out(config.seed, example, config.eval_fraction)]
+        tokens = tokens[sample_of(tokens)]
         sums = sums_by_document(
             tokens,
             base,
-            policies,
-            min_p=min_p,
+            {"head": torch.from_numpy(predict(head, tokens)), "oracle": None},
+            min_p=min_p_of(head),
             max_temperature=head.max_temperature,
-            weight=weight,
+            weight=scan.weight(tokens),
         )
         found.append(
             {**means(sums["head"]), "oracle_kept_set_size": means(sums["oracle"])["kept_set_size"]}

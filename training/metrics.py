@@ -81,6 +81,7 @@ class Log:
         self.started = time.perf_counter()
         self.metrics = config.output / METRICS_NAME
         self.diagnostics = config.output / DIAGNOSTICS_NAME
+        self._diagnosed = (0, 0)  # a step, and how many of its tokens are in there
         settings = {
             name: str(value) if isinstance(value, Path) else value
             for name, value in asdict(config).items()
@@ -95,14 +96,17 @@ class Log:
         _append(self.metrics, [metrics])
 
     def diagnose(self, step: int, seen: Seen, config: TrainConfig) -> None:
-        """T, T* and whether the cut held, of the first few tokens of a batch."""
-        n = config.diagnostics
+        """T, T* and whether the cut held, of the first few tokens of a step, batch by batch."""
+        if step != self._diagnosed[0]:
+            self._diagnosed = (step, 0)
+        n = config.diagnostics - self._diagnosed[1]
         required = required_temperature(seen.stats, config.min_p)[:n]
         T, selected = seen.temperature[:n], seen.selected[:n]
         names = ("temperature", "required_temperature", "covered", "selected")
         columns = (T.tolist(), required.tolist(), (required <= T).tolist(), selected.tolist())
         records = [{"step": step, **dict(zip(names, values))} for values in zip(*columns)]
         _append(self.diagnostics, records)
+        self._diagnosed = (step, self._diagnosed[1] + len(records))
 
 
 def _lines_until(path: Path, done: int) -> list[str]:

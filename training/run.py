@@ -1,6 +1,7 @@
 """Scans and training runs from files to files: what `autodeco-fast scan` and `train` do."""
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -289,12 +290,12 @@ def _show_step(move, accelerator, metrics: dict) -> None:
 def _tabulate(
     console: Console, config: TrainConfig, results: list[tuple[dict, TrainConfig]]
 ) -> None:
-    """A line a point: the last step's loss, and from a scan the measures of the finished head."""
+    """A line a point: the losses of the head that was written, and from a scan its measures, on
+    held-out documents where there are some."""
     lines = []
     for point, settings in results:
-        metrics = (settings.output / METRICS_NAME).read_text(encoding="utf-8")
-        last = json.loads(metrics.splitlines()[-1])
-        lines.append({**point, **{m: last[m] for m in ("loss", "eval_loss") if m in last}})
+        written = _written(settings)
+        lines.append({**point, **{m: written[m] for m in ("loss", "eval_loss") if m in written}})
     if config.scan is not None:
         for line, measured in zip(lines, _measures(console, config.scan, results)):
             line.update(measured)
@@ -305,6 +306,18 @@ def _tabulate(
     console.print(table)
 
 
+def _written(config: TrainConfig) -> dict:
+    """The metrics of the step whose head was written: of the last, or of the best if the run stops
+    early."""
+    text = (config.output / METRICS_NAME).read_text(encoding="utf-8")
+    metrics = [json.loads(line) for line in text.splitlines()]
+    if config.early_stopping_patience:
+        best = min(metrics, key=lambda m: m.get("eval_loss", math.inf))
+        if math.isfinite(best.get("eval_loss", math.inf)):
+            return best
+    return metrics[-1]
+
+
 def _measures(
     console: Console, scan: Location, results: list[tuple[dict, TrainConfig]]
 ) -> list[dict]:
@@ -313,9 +326,9 @@ def _measures(
     from autodeco_fast.training.measures import measures_of_heads
     from autodeco_fast.training.scan_store import Scan
 
-    heads = [TemperatureHead.from_pretrained(settings.output) for _, settings in results]
+    runs = [(TemperatureHead.from_pretrained(one.output), one) for _, one in results]
     try:
-        return measures_of_heads(Scan(scan), heads)
+        return measures_of_heads(Scan(scan), runs)
     except ValueError as error:  # the heads are trained and written: their losses are worth showing
         console.print(
             f"no coverage and kept-set size, which need the scanned model: {error}", soft_wrap=True

@@ -49,16 +49,22 @@ def generate(
 
     loaded = TemperatureHead.from_pretrained(head)
     tokenizer, inputs = _inputs(model, loaded.hidden_size, prompt, max_new_tokens)
+    import torch
     from transformers import TextStreamer
 
     from autodeco_fast import attach
-    from autodeco_fast.training.base_model import load_causal_lm
+    from autodeco_fast.training.base_model import load_causal_lm, wrap
+    from autodeco_fast.training.head_folder import check_model, training_settings
+    from autodeco_fast.training.scan import lm_head_fingerprint
 
     base = load_causal_lm(model).eval()
+    if training_settings(Path(head)):
+        check_model(Path(head), lm_head_fingerprint(wrap(base)))
+    base.to("cuda" if torch.cuda.is_available() else "cpu")
     with attach(base, loaded, min_p=min_p):
         base.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_ids=inputs["input_ids"].to(base.device),
+            attention_mask=inputs["attention_mask"].to(base.device),
             max_new_tokens=max_new_tokens,
             streamer=TextStreamer(tokenizer),
             seed=seed,
