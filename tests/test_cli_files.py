@@ -237,6 +237,13 @@ def test_odd_sweeps_are_one_line(scan, tmp_path, grid, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sweep_into_the_folder_of_a_head_is_refused(scan, head):
+    before = listing(head)
+    done = command("train", "--scan", scan, "--output", head, "--sweep", "gravity=0.1,0.2")
+    assert_refuses(done, "holds a head already; name another folder")
+    assert listing(head) == before
+
+
 def test_near_points_of_a_sweep_have_folders_of_their_own(scan, tmp_path):
     done = command(
         "train", "--scan", scan, "--output", tmp_path / "out", "--sweep", "seed=12345678,12345679"

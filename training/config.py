@@ -118,7 +118,7 @@ class TrainConfig(_Selection):
         "λ, the share of the reachable reference tokens that may fall outside the cut; for "
         "label_free, of the model's own probability",
         0.1,
-        must_be="≥ 0",
+        must_be="in [0, 1)",
     )
     wish_shift: float = option(
         "of a scan with wishes: λ is 1 + this times as large behind a wish for less randomness, "

@@ -175,6 +175,8 @@ def _train(points: list[tuple[dict, TrainConfig]], config: TrainConfig, accelera
     from autodeco_fast.training.loop import check_output
 
     swept, console = bool(points[0][0]), console_of(accelerator)
+    if swept:
+        check_output(config)
     left = [
         settings
         for _, settings in points
