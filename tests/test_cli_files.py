@@ -191,6 +191,7 @@ def test_options_win_over_the_file(scan, tmp_path):
         ("objective: 3", "objective must be text, got 3"),
         ("seed: 99999999999999999999", "seed must be an integer in"),
         ("2: 3\na: 4", "must map names of settings to values, got 'a', 2"),
+        ("gravty: 0.2", "run.yaml: unknown setting gravty; did you mean gravity?"),
         ("- a", "must map names of settings to values, got list"),
         ("a: [", "is not YAML"),
         ("when: 2024-13-45", "is not YAML"),

@@ -1,6 +1,7 @@
 """Examples: what is learned from, and what is refused with file and line."""
 
 import json
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
@@ -156,6 +157,8 @@ def test_bad_examples_are_named_by_file_and_line(tmp_path, line, words):
 def test_missing_and_empty_files(tmp_path):
     with pytest.raises(ValueError, match=r"data must be a JSONL file, got .*which is no file"):
         read_examples(tmp_path / "no.jsonl")
+    with pytest.raises(ValueError, match=r"'stdlib:head', which is no file; `autodeco-fast scan`"):
+        read_examples(Path("stdlib:head"))
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="data must have at least one example"):
         read_examples(tmp_path / "empty.jsonl")

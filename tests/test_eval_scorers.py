@@ -268,7 +268,7 @@ def test_the_line_of_a_users_file_that_failed_is_named(tmp_path):
     for name, line in {"boom": 4, "late": 11, "scores": 15}.items():
         with pytest.raises(ValueError, match=rf" \(sc\.py, line {line}\)$"):
             load_scorer(f"{tmp_path / 'sc.py'}:{name}").scores(prompts, ["["])
-    with pytest.raises(ValueError, match="positional argument: 'obj'$"):  # before its first line
+    with pytest.raises(ValueError, match=r"positional argument: 'obj'$"):  # before its first line
         of_function(json.dumps, "m:f").scores(prompts, ["["])
 
 

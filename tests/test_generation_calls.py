@@ -101,6 +101,13 @@ def test_wrong_seeds_and_streams_are_refused(noise, fused):
         model.generate(ids, max_new_tokens=2, **noise)
 
 
+def test_seeds_are_one_a_prompt_whatever_it_returns():
+    model, ids = tiny_model("llama"), prompts(1)
+    words = r"a list of 1, one a prompt, which its returned sequences share; got shape \(3,\)$"
+    with attach(model, tiny_head(model)), pytest.raises(ValueError, match=words):
+        model.generate(ids, max_new_tokens=2, num_return_sequences=3, seed=[0, 1, 2])
+
+
 @pytest.mark.parametrize(
     "asked", [{"output_scores": True, "return_dict_in_generate": True}, {"top_k": 5}]
 )

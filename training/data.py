@@ -119,7 +119,8 @@ def iter_examples(path: Path, vocabulary: int | None = None) -> Iterator[dict]:
         ValueError: naming the file and line, if it is missing, not JSON or not one of the formats.
     """
     if not path.is_file():
-        raise ValueError(f"data must be a JSONL file, got {str(path)!r}, which is no file")
+        advice = "; `autodeco-fast scan` takes that" if str(path) in BUILT_IN else ""
+        raise ValueError(f"data must be a JSONL file, got {str(path)!r}, which is no file{advice}")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

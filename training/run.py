@@ -12,7 +12,7 @@ from rich.table import Table
 from autodeco_fast.checkpoint import CONFIG_NAME
 from autodeco_fast.files import write_text
 from autodeco_fast.training.config import ScanConfig, TrainConfig, sweep
-from autodeco_fast.training.console import Speed, console_of, progress_bar, say_scanned
+from autodeco_fast.training.console import Speed, console_of, counted, progress_bar, say_scanned
 from autodeco_fast.training.data import (
     encode_all,
     is_local,
@@ -74,7 +74,8 @@ def _scan(config: ScanConfig, accelerator) -> None:
         length = base.example_length(config.max_length)
         _refuse_empty(config, manifest, length, accelerator=accelerator)
     say_scanned(console, manifest)
-    console.print(f"written to {config.output}: {manifest['shards']} shards", soft_wrap=True)
+    shards = counted(manifest["shards"], "shard")
+    console.print(f"written to {config.output}: {shards}", soft_wrap=True)
 
 
 def _refuse_empty(config: ScanConfig, manifest: dict, length: int, *, accelerator) -> None:
@@ -132,7 +133,8 @@ class _Sources:
         self.base = base_model.load(config.model, dtype, self.device)
         self.base.verify(torch.tensor([self.examples[0].input_ids], device=self.device))
         console.print(
-            f"{len(self.examples):,} examples of {len(raw):,} have a target; "
+            f"{counted(len(self.examples), 'example')} of {len(raw):,} "
+            f"{'has' if len(self.examples) == 1 else 'have'} a target; "
             f"{accelerator.num_processes} × {self.device}"
         )
 

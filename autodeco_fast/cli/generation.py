@@ -63,7 +63,6 @@ def generate(
         require(0 < min_p <= 1, "min_p", min_p, "in (0, 1]")
     check_text("prompt", prompt)
     from autodeco_fast import TemperatureHead
-
     from autodeco_fast.policies import HeadPolicy
 
     loaded = TemperatureHead.from_pretrained(head)
@@ -100,9 +99,7 @@ def sample_text(**values: object) -> None:
     sample_text.sample_text(config)
 
 
-def _inputs(
-    model: str, head_width: int, prompt: str, max_new_tokens: int, *, chat: bool
-) -> tuple:
+def _inputs(model: str, head_width: int, prompt: str, max_new_tokens: int, *, chat: bool) -> tuple:
     """The model's tokenizer and the prompt's ids, through the chat template if it is a message.
 
     Raises:

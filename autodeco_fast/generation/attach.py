@@ -21,6 +21,15 @@ def _inside(model: nn.Module) -> nn.Module:
     return inside() if callable(inside) else model
 
 
+def _advice(model: object) -> str:
+    """What to attach to instead of something that holds a model that generates."""
+    if isinstance(getattr(model, "_orig_mod", None), GenerationMixin):
+        return ": attach to the model before compiling it"
+    if isinstance(getattr(model, "model", None), GenerationMixin):
+        return ": attach to its model, like pipe.model"
+    return ""
+
+
 def _policy(
     head_or_policy: nn.Module | Policy,
     top_p_head: nn.Module | None,
@@ -113,6 +122,7 @@ def attach(
     if not isinstance(model, GenerationMixin):
         raise TypeError(
             f"attach() needs a transformers model that generates, got {type(model).__name__}"
+            f"{_advice(model)}"
         )
     if model.config.model_type == MODEL_TYPE:
         raise ValueError(

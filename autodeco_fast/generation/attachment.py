@@ -171,6 +171,10 @@ class Attachment:
             self.detach()
             raise
 
+    def __repr__(self) -> str:
+        name = f"{self._base.__name__}, '{self.policy}'"
+        return f"Attachment({name}{'' if self.attached else ', detached'})"
+
     @property
     def min_p(self) -> float:
         """The policy's Min-P cut."""
