@@ -321,6 +321,8 @@ def test_train_writes_a_head_that_generates(tmp_path):
     done = command("train", *options, "--num-train-epochs", 2, "--min-p", 0.05)
     assert done.returncode == 0, done.stderr
     assert "8 examples of 8 have a target" in done.stderr
+    few = "only 4 steps: raise --num-train-epochs, or lower --per-device-train-batch-size\n"
+    assert few in done.stderr
     assert len((tmp_path / "head/metrics.jsonl").read_text().splitlines()) == 4
     assert TemperatureHead.from_pretrained(tmp_path / "head").min_p == 0.05
     prompt = ("--prompt", "x = 1", "--max-new-tokens", 4)

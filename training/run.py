@@ -27,6 +27,8 @@ from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.wishes import augmented
 from autodeco_fast.urls import Location
 
+_FEW_STEPS = 20  # of the optimizer: a head that took fewer has hardly learned
+
 
 def scan_from_files(config: ScanConfig) -> None:
     """Checks the data, loads the model, scans, says what was selected.
@@ -268,9 +270,12 @@ def _train_one(sources: _Sources, config: TrainConfig, *, accelerator, console: 
     from autodeco_fast.training.loop import train
 
     source, measure_on = sources.open(config)
+    planned = 0
     with progress_bar(console) as move:
 
         def start(steps: int, done: int) -> None:
+            nonlocal planned
+            planned = steps
             move(total=steps, completed=done)
 
         on_step = partial(_show_step, move, accelerator)
@@ -282,6 +287,15 @@ def _train_one(sources: _Sources, config: TrainConfig, *, accelerator, console: 
             on_start=start,
             on_step=on_step,
         )
+    if planned < _FEW_STEPS:
+        console.print(f"only {counted(planned, 'step')}: {_for_more_steps(config)}", soft_wrap=True)
+
+
+def _for_more_steps(config: TrainConfig) -> str:
+    if config.max_steps and config.max_steps < _FEW_STEPS:
+        return "raise --max-steps"
+    a_step = "batch-tokens" if config.scan is not None else "per-device-train-batch-size"
+    return f"raise --num-train-epochs, or lower --{a_step}"
 
 
 def _show_step(move, accelerator, metrics: dict) -> None:
