@@ -105,9 +105,10 @@ def attach(
         t_min, t_max: ends of T, in place of the policy's.
         scale: factor on the policy's T, before it is held between them.
         fused: False leaves transformers' sampling step in place throughout.
-        record: whether to keep T, the kept set's size and a predicted top-p of every row and step
-            of a call, in `Attachment.records`: entry i is of the i-th new token. Rows that have
-            ended go on being recorded. Makes the logits to count.
+        record: whether to keep T (times a temperature of the call), the kept set's size and a
+            predicted top-p of every row and step of a call, in `Attachment.records`: entry i is of
+            the i-th new token. Rows that have ended go on being recorded. Makes the logits to
+            count.
 
     Returns:
         An `Attachment`: a context manager with `.detach()`, and `.records`.

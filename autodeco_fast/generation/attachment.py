@@ -325,7 +325,9 @@ class Attachment:
             )
         if p.fused and seed is None:
             seed = int(torch.randint(0, 2**63 - 1, ()))
-        return Call(fused=p.fused, policy=p.policy, seed=seed, stream=stream)
+        return Call(
+            fused=p.fused, policy=p.policy, seed=seed, stream=stream, temperature=p.temperature
+        )
 
     @contextmanager
     def _torch_seeded(self, seed: int) -> Iterator[None]:
