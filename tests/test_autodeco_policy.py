@@ -367,6 +367,8 @@ def test_what_is_refused():
          lambda: attach(model, parse("static T=1"), top_p_head=top_p_head)),
         ("top_p_head must be a Module, got 'x'",
          lambda: attach(model, head, top_p_head="x")),
+        ("top_p_head must be a TopPHead, got a TemperatureHead",
+         lambda: attach(model, head, top_p_head=head)),
         ("top_p_head reads hidden states of width 8, the temperature head of 32",
          lambda: attach(model, head, top_p_head=TopPHead(8))),
         ("reads hidden states of width 8, the model's have 32",

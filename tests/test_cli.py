@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from autodeco_fast import TemperatureHead, __version__
 from autodeco_fast.demo import EMBEDDED_MODEL
@@ -91,6 +92,16 @@ def test_usage_errors_are_one_line():
     assert_refuses(command("generate", "--seed", 2**64), "Invalid value for '--seed'")
 
 
+def test_help_is_short_where_ranges_and_lines_are_long(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # wider than a paragraph of the source
+    assert "before any model is loaded. Options may be written with" in command("--help").stdout
+    assert "again. For several devices: `accel" in command("eval", "--help").stdout
+    for name in ("demo", "generate", "construct"):
+        shown = command(name, "--help").stdout
+        assert "--seed" in shown
+        assert str(2**63) not in shown
+
+
 def test_generate_continues_the_prompt(tmp_path):
     TemperatureHead(256).save_pretrained(tmp_path / "head")
     options = ("--model", EMBEDDED_MODEL, "--head", tmp_path / "head")
@@ -134,11 +145,38 @@ def test_generate_takes_the_heads_min_p(model, tmp_path):
             "the model has 256 positions, got 1 tokens of the prompt and max_new_tokens 1000000000",
         ),
         ({"--max-new-tokens": 0}, "Invalid value for '--max-new-tokens'"),
+        ({"--scale": 0}, "scale must be positive, got 0.0"),
+        ({"--t-min": 2, "--t-max": 1}, "t_max must be ≥ t_min 2.0, got 1.0"),
+        ({"--chat": None}, "chat needs a chat template, which the model's tokenizer has not"),
     ],
 )
 def test_generate_refuses_in_one_line(model, head, options, words):
     given = {"--model": model, "--head": head, "--prompt": "w5", **options}
-    assert_refuses(command("generate", *chain(*given.items())), words)
+    arguments = [each for each in chain(*given.items()) if each is not None]
+    assert_refuses(command("generate", *arguments), words)
+
+
+def test_generate_answers_a_message_without_special_tokens(model, head, tmp_path):
+    """At a temperature of 0 what is printed is the model's greedy answer to the chat's ids."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}w7 {{ m.content }} <s> {% endfor %}"
+        "{% if add_generation_prompt %}w8{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    ids = torch.tensor([tokenizer("w7 w5 <s> w8").input_ids])
+    greedy = base.generate(ids, do_sample=False, max_new_tokens=8)[0]
+    options = ("--model", folder, "--head", head, "--prompt", "w5", "--max-new-tokens", 8)
+    asked = command("generate", *options, "--chat", "--t-max", 0)
+    assert asked.returncode == 0, asked.stderr
+    answer = tokenizer.decode(greedy[ids.shape[1] :], skip_special_tokens=True)
+    assert asked.stdout.split() == answer.split()
+    scaled = command("generate", *options, "--chat", "--scale", 1e-9)  # T < 1e-3 is greedy, too
+    assert scaled.stdout == asked.stdout
+    prompt = ("--prompt", "w7 w5 <s> w8", "--t-max", 0)
+    assert "<s>" not in command("generate", *options[:4], *prompt).stdout
 
 
 def test_generate_refuses_a_head_of_another_model(model, head):
@@ -283,6 +321,8 @@ def test_train_writes_a_head_that_generates(tmp_path):
     done = command("train", *options, "--num-train-epochs", 2, "--min-p", 0.05)
     assert done.returncode == 0, done.stderr
     assert "8 examples of 8 have a target" in done.stderr
+    few = "only 4 steps: raise --num-train-epochs, or lower --per-device-train-batch-size\n"
+    assert few in done.stderr
     assert len((tmp_path / "head/metrics.jsonl").read_text().splitlines()) == 4
     assert TemperatureHead.from_pretrained(tmp_path / "head").min_p == 0.05
     prompt = ("--prompt", "x = 1", "--max-new-tokens", 4)

@@ -191,6 +191,7 @@ def test_options_win_over_the_file(scan, tmp_path):
         ("objective: 3", "objective must be text, got 3"),
         ("seed: 99999999999999999999", "seed must be an integer in"),
         ("2: 3\na: 4", "must map names of settings to values, got 'a', 2"),
+        ("gravty: 0.2", "run.yaml: unknown setting gravty; did you mean gravity?"),
         ("- a", "must map names of settings to values, got list"),
         ("a: [", "is not YAML"),
         ("when: 2024-13-45", "is not YAML"),
@@ -235,6 +236,13 @@ def test_odd_sweeps_are_one_line(scan, tmp_path, grid, words):
         command("train", "--scan", scan, "--output", tmp_path / "out", "--sweep", grid), words
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_into_the_folder_of_a_head_is_refused(scan, head):
+    before = listing(head)
+    done = command("train", "--scan", scan, "--output", head, "--sweep", "gravity=0.1,0.2")
+    assert_refuses(done, "holds a head already; name another folder")
+    assert listing(head) == before
 
 
 def test_near_points_of_a_sweep_have_folders_of_their_own(scan, tmp_path):

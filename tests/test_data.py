@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
@@ -236,6 +237,14 @@ def test_reads_every_format(tmp_path):
     assert read_examples(path) == examples
 
 
+def test_other_columns_are_left_out(tmp_path):
+    """Those that no format has, and those of a format that is not all there."""
+    path, odd = tmp_path / "examples.jsonl", {"id": 3, "source": "\ud800", "prompt": "c"}
+    examples = [{"text": "a"}, {"messages": [USER]}]
+    path.write_text("\n".join(json.dumps({**odd, **example}) for example in examples))
+    assert read_examples(path) == examples
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -246,7 +255,15 @@ def test_reads_every_format(tmp_path):
             '{"question": "a", "answer": "b"}',
             r"line 2: unknown keys \['answer', 'question'\].*prompt\+completion",
         ),
-        ('{"text": "a", "id": 3}', r"line 2: unknown keys \['id', 'text'\]"),
+        ('{"txt": "a", "id": 3}', r"line 2: unknown keys \['id', 'txt'\].* \| text \| "),
+        ('{"prompt": "a", "task": "b"}', "line 2: completion is missing beside prompt$"),
+        ('{"prompt": "a", "complete": "b"}', "line 2: completion is missing beside prompt$"),
+        ('{"input_ids": [1], "label": [1]}', "line 2: labels is missing beside input_ids$"),
+        (
+            '{"text": "a", "messages": [], "id": 3}',
+            "line 2: an example must have the keys of one format, got those of messages and text$",
+        ),
+        ('{"text": 3, "id": 3}', "line 2: text must be a string, got int"),
         ('{"text": 3}', "line 2: text must be a string, got int"),
         ('{"messages": []}', "line 2: messages must be"),
         ('{"messages": [{"role": "user"}]}', "line 2: messages must be"),
@@ -282,6 +299,8 @@ def test_bad_examples_are_named_by_file_and_line(tmp_path, line, words):
 def test_missing_and_empty_files(tmp_path):
     with pytest.raises(ValueError, match=r"data must be a JSONL file, got .*which is no file"):
         read_examples(tmp_path / "no.jsonl")
+    with pytest.raises(ValueError, match=r"'stdlib:head', which is no file; `autodeco-fast scan`"):
+        read_examples(Path("stdlib:head"))
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="data must have at least one example"):
         read_examples(tmp_path / "empty.jsonl")

@@ -3,14 +3,16 @@
 import base64
 import json
 import re
+from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 from transformers import AutoTokenizer
 
 from autodeco_fast.demo import EMBEDDED_MODEL
-from autodeco_fast.training.eval_page import PROMPTS, tables
+from autodeco_fast.training.eval_page import PROMPTS, show_tables, tables
 from autodeco_fast.training.shading import colour, token_texts
 from tests.browser import BROWSER, opened
 from tests.evaluations import POLICIES, run, samples_of, write_prompts
@@ -77,6 +79,23 @@ def test_samples_are_shaded_token_by_token(page, output, model):
 def test_every_policy_and_task_is_in_a_table(page):
     for name in (*POLICIES, "entropy of &lt;b&gt;", "Measures: &lt;i&gt;", "pass@3"):
         assert name in page
+
+
+def test_tables_fit_a_narrow_terminal(output):
+    """Its main columns in it; whole where there is room, and in a file."""
+    results = json.loads((output / "results.json").read_text())
+    over = {"entropy": {"mean": -0.125, "low": -0.25, "high": 0.0625}}
+    results["policies"][-1]["over_fixed"] = dict.fromkeys(results["policies"][0]["tasks"], over)
+    for terminal, width, whole in ((True, 60, False), (True, 300, True), (False, 80, True)):
+        console = Console(file=StringIO(), force_terminal=terminal, width=width, markup=False)
+        assert show_tables(console, results) == whole
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
+        assert "policy" in shown
+        assert ("truncated" in shown) == ("distinct valid@" in shown) == whole
+        assert "score" in shown
+        assert "over fixed" in shown
+        assert "t_max=1.987654321" in shown.replace("\n", "") or not whole
+        assert (max(map(len, shown.splitlines())) <= width) == (terminal or not whole)
 
 
 def test_prompts_with_few_right_records_are_told_of(page, output):

@@ -260,7 +260,12 @@ def test_a_chat_is_given_as_messages():
         (lambda completions: [1.0, float("nan")], "must return finite numbers, got nan for line 2"),
         (lambda completions: [1.0, None], "must return finite numbers, got None for line 2"),
         (lambda completions: ["x", "y"], "must return finite numbers, got 'x' for line 1"),
-        (lambda completions: None, "scorer 'm:f' failed"),
+        (
+            lambda completions: None,
+            "scorer 'm:f' must return a list of numbers, one a completion, got None",
+        ),
+        (lambda completions: "12", "must return a list of numbers, one a completion, got '12'"),
+        (lambda completions: 1.0, "must return a list of numbers, one a completion, got 1.0"),
         (lambda completions, gold: [1, 1], "line 1: gold is missing (scorer m:f)"),
     ],
 )
@@ -269,6 +274,23 @@ def test_a_function_that_fails_is_one_line(function, words):
         user(function)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_line_of_a_users_file_that_failed_is_named(tmp_path):
+    """The last that is in it: of what it calls, not of json's; of a generator's body, too."""
+    (tmp_path / "sc.py").write_text(
+        "import json\n\ndef read(text):\n    return json.loads(text)\n\n"
+        "def boom(completions):\n    return [read(c) for c in completions]\n\n"
+        "def late(completions):\n    yield 1.0\n    raise KeyError('k')\n\n"
+        "class Scores:\n    def __call__(self, completions):\n        return 1 / 0\n\n"
+        "scores = Scores()\n"
+    )
+    prompts = [Prompt(1, {"prompt": "p"})]
+    for name, line in {"boom": 4, "late": 11, "scores": 15}.items():
+        with pytest.raises(ValueError, match=rf" \(sc\.py, line {line}\)$"):
+            load_scorer(f"{tmp_path / 'sc.py'}:{name}").scores(prompts, ["["])
+    with pytest.raises(ValueError, match=r"positional argument: 'obj'$"):  # before its first line
+        of_function(json.dumps, "m:f").scores(prompts, ["["])
 
 
 def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """`attach` on five ways to make logits: the tokens, what is refused, and what detaching leaves."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -218,6 +219,14 @@ def test_attaching_checks():
         attach(model, tiny_head(model), min_p=1.5)
     with pytest.raises(TypeError, match="Linear"):
         attach(torch.nn.Linear(2, 2), TemperatureHead(2))
+    with pytest.raises(TypeError, match=r"attach to its model, like pipe\.model$"):
+        attach(SimpleNamespace(model=model), tiny_head(model))
+    with pytest.raises(TypeError, match=r"attach to the model before compiling it$"):
+        attach(torch.compile(model, backend="eager"), tiny_head(model))
+    attached = attach(model, tiny_head(model))
+    assert repr(attached) == "Attachment(GPT2LMHeadModel, 'head='<in memory>' min_p=0.1')"
+    attached.detach()
+    assert repr(attached).endswith(", detached)")
     with attach(model, tiny_head(model)), pytest.raises(ValueError, match="already"):
         attach(model, tiny_head(model))
 

@@ -101,6 +101,27 @@ def test_wrong_seeds_and_streams_are_refused(noise, fused):
         model.generate(ids, max_new_tokens=2, **noise)
 
 
+@both_paths
+def test_records_are_of_the_temperature_that_was_used(fused):
+    """The policy's times that of the call."""
+    model, ids = tiny_model("llama"), prompts(2)
+    with attach(model, tiny_head(model), fused=fused, record=True) as attached:
+        model.generate(ids, max_new_tokens=1, seed=3)
+        (own,) = attached.records
+        model.generate(ids, max_new_tokens=1, seed=3, temperature=0.5)
+        (halved,) = attached.records
+        assert torch.equal(halved.temperature, 0.5 * own.temperature)
+        model.generate(ids, max_new_tokens=1, generation_config=GenerationConfig(temperature=2.0))
+        assert torch.equal(attached.records[0].temperature, 2.0 * own.temperature)
+
+
+def test_seeds_are_one_a_prompt_whatever_it_returns():
+    model, ids = tiny_model("llama"), prompts(1)
+    words = r"a list of 1, one a prompt, which its returned sequences share; got shape \(3,\)$"
+    with attach(model, tiny_head(model)), pytest.raises(ValueError, match=words):
+        model.generate(ids, max_new_tokens=2, num_return_sequences=3, seed=[0, 1, 2])
+
+
 @pytest.mark.parametrize(
     "asked", [{"output_scores": True, "return_dict_in_generate": True}, {"top_k": 5}]
 )

@@ -192,7 +192,7 @@ def test_what_cannot_be_continued_is_refused(tmp_path):
         ({"base": base_model.wrap(tiny_model("granite"))}, "holds a scan of another lm_head"),
         (
             {"data": write_examples(tmp_path / "others.jsonl", seed=1)},
-            "holds a scan (of another data|with data)",
+            "holds a scan (of other data: .*|with data .*); name another folder$",
         ),
     ):
         with pytest.raises(ValueError, match=words):

@@ -210,7 +210,8 @@ def test_learning_rate_warms_up_and_ends():
     ("options", "words"),
     [
         ({"min_p": 1.0}, r"min_p must be in \(0, 1\), got 1.0"),
-        ({"gravity": -1}, "gravity must be ≥ 0, got -1"),
+        ({"gravity": -1}, r"gravity must be in \[0, 1\), got -1"),
+        ({"gravity": 1.0}, r"gravity must be in \[0, 1\), got 1.0"),
         (
             {"per_device_train_batch_size": 0},
             "per_device_train_batch_size must be at least 1, got 0",

@@ -1,6 +1,7 @@
 """Settings of a scan and of a training run; each option is written here and nowhere else."""
 
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 
@@ -122,7 +123,7 @@ class TrainConfig(_Selection):
         "λ, the share of the reachable reference tokens that may fall outside the cut; for "
         "label_free, of the model's own probability",
         0.1,
-        must_be="≥ 0",
+        must_be="in [0, 1)",
     )
     wish_shift: float = option(
         "of a scan with wishes: λ is 1 + this times as large behind a wish for less randomness, "
@@ -249,6 +250,10 @@ def from_yaml(path: Path, *others: type) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"{expected}, got {type(values).__name__}")
     known = {field.name: field for each in (TrainConfig, *others) for field in fields(each)}
+    for name in sorted(map(str, set(values) - set(known))):
+        meant = get_close_matches(name, known, n=1)
+        if meant:
+            raise ValueError(f"config {path}: unknown setting {name}; did you mean {meant[0]}?")
     if not set(values) <= set(known):
         unknown = sorted(repr(name) for name in set(values) - set(known))
         raise ValueError(f"{expected}, got {', '.join(unknown)}")

@@ -44,6 +44,11 @@ class Speed:
         self.move(advance=examples, description=f"examples, {rate:,.0f} tokens/s a process")
 
 
+def counted(count: int, noun: str) -> str:
+    """Like 1 shard, 2,000 shards."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def say_scanned(console: Console, manifest: dict) -> None:
     """What a finished scan holds."""
     counts = manifest["counts"]

@@ -1,6 +1,6 @@
 """Training examples: JSONL in, token ids and targets out.
 
-A line is an object with exactly the keys of one format:
+A line is an object with the keys of exactly one format; others that it has are left out:
 
     {"prompt": …, "completion": …}   text, or lists of chat messages; the completion is learned from
         and "truncated": true            it was cut off, so that its end is not learned from
@@ -55,14 +55,42 @@ def is_chat(value: object) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(is_message, value))
 
 
+def _formats_in(keys: set[str]) -> list[set[str]]:
+    """The formats whose keys are all there, without those that lie within another of them."""
+    there = [each for each in FORMATS if each <= keys]
+    return [each for each in there if not any(each < other for other in there)]
+
+
+def _written(keys: set[str]) -> str:
+    return "+".join(sorted(keys, reverse="prompt" in keys))
+
+
+def _misfit(keys: set[str], there: list[set[str]]) -> str:
+    """What is wrong with keys that are not those of exactly one format."""
+    if there:
+        several = " and ".join(map(_written, there))
+        return f"an example must have the keys of one format, got those of {several}"
+    begun = next((each for each in FORMATS if each & keys), None)
+    if begun is None:
+        known = " | ".join(map(_written, FORMATS))
+        return f"unknown keys {sorted(keys)}: an example must have {known}"
+    return f"{_written(begun - keys)} is missing beside {_written(begun & keys)}"
+
+
+def _without_others(example: dict) -> dict:
+    """A checked example without the keys that its format does not have."""
+    (keys,) = _formats_in(set(example))
+    return {key: value for key, value in example.items() if key in keys}
+
+
 def complaint_of(example: object, vocabulary: int | None = None) -> str | None:
     """What is wrong with an example, or None."""
     if not isinstance(example, dict):
         return f"an example must be a JSON object, got {type(example).__name__}"
-    keys = set(example)
-    if keys not in FORMATS:
-        known = " | ".join("+".join(sorted(f, reverse="prompt" in f)) for f in FORMATS)
-        return f"unknown keys {sorted(keys)}: an example must have exactly {known}"
+    there = _formats_in(set(example))
+    if len(there) != 1:
+        return _misfit(set(example), there)
+    keys, example = there[0], _without_others(example)
     if "text" in keys and not isinstance(example["text"], str):
         return f"text must be a string, got {type(example['text']).__name__}"
     if "messages" in keys and not is_chat(example["messages"]):
@@ -102,7 +130,8 @@ def iter_examples(path: Path, vocabulary: int | None = None) -> Iterator[dict]:
         ValueError: naming the file and line, if it is missing, not JSON or not one of the formats.
     """
     if not path.is_file():
-        raise ValueError(f"data must be a JSONL file, got {str(path)!r}, which is no file")
+        advice = "; `autodeco-fast scan` takes that" if str(path) in BUILT_IN else ""
+        raise ValueError(f"data must be a JSONL file, got {str(path)!r}, which is no file{advice}")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -111,7 +140,7 @@ def iter_examples(path: Path, vocabulary: int | None = None) -> Iterator[dict]:
             complaint = complaint_of(example, vocabulary)
             if complaint:
                 raise ValueError(f"{path}, line {number}: {complaint}")
-            yield example
+            yield _without_others(example)
 
 
 def read_examples(path: Path, vocabulary: int | None = None) -> list[dict]:
@@ -133,8 +162,8 @@ def is_local(data: str) -> bool:
 
 def stream_examples(data: str, split: str, vocabulary: int | None = None) -> Iterator[dict]:
     """Rows of a JSONL file, of the Python standard library's text (`stdlib:head`,
-    `stdlib:held_out`), or of a dataset by its name, streamed; columns that no format has are left
-    out.
+    `stdlib:held_out`), or of a dataset by its name, streamed; keys that its format does not have
+    are left out.
 
     Raises:
         ValueError: as `iter_examples`; if `data` is neither, `datasets` is not installed, or an
@@ -166,12 +195,10 @@ def stream_examples(data: str, split: str, vocabulary: int | None = None) -> Ite
             columns = next(dataset, None)
         if columns is None:
             return
-        known = next((keys for keys in FORMATS if keys <= set(columns)), set(columns))
-        example = {key: columns[key] for key in sorted(known)}
-        complaint = complaint_of(example, vocabulary)
+        complaint = complaint_of(columns, vocabulary)
         if complaint:
             raise ValueError(f"{data}, example {number}: {complaint}")
-        yield example
+        yield _without_others(columns)
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

@@ -3,7 +3,7 @@
 Of n samples of a prompt, c right ones, k of them drawn without replacement:
 
     Pass@k               1 − C(n−c, k) / C(n, k)                    (unbiased, arXiv 2107.03374)
-    distinct-valid@k     Σ_v (1 − C(n−c_v, k) / C(n, k)) / k        v: the different right ones,
+    distinct valid@k     Σ_v (1 − C(n−c_v, k) / C(n, k)) / k        v: the different right ones,
                                                                     c_v times each: the expected
                                                                     number of different ones over k
     entropy at m         E[−Σ_v (x_v/m) ln (x_v/m)]                 x: counts of m right ones drawn

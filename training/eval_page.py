@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from autodeco_fast.training import report_page as html
@@ -20,6 +21,7 @@ DIVERSITY = {
     "distinct_2": "share of a prompt's word pairs that differ",
 }
 _FEW = "few records"
+_WIDEST = 1000  # of a table that no terminal shows
 _SHOWN_TOKENS = 400  # of a sample
 _Cell = Callable[[dict, dict], str]  # of a policy and its measures
 
@@ -59,8 +61,7 @@ def _columns(task: str, measures: dict, *, short: bool) -> dict[str, _Cell]:
     show = (lambda name: _mean(name, ".3f")) if short else _of
     if most > 1:
         columns[f"pass@{most}"] = show(f"pass@{most}")
-    valid = f"{'d.' if short else 'distinct and'} valid@{most}"
-    columns[valid] = show(f"distinct_valid@{most}")
+    columns[f"distinct valid@{most}"] = show(f"distinct_valid@{most}")
     if entropies:
         columns["entropy"] = _of("entropy")
     if not short:
@@ -102,25 +103,50 @@ def _cells(policies: Sequence[dict], task: str, *, short: bool) -> tuple[list[st
     return ["policy", *columns], lines
 
 
-def tables(results: dict) -> list[Table]:
-    """One a task, for the terminal."""
+def tables(results: dict, *, brief: bool = False) -> list[Table]:
+    """One a task, for the terminal.
+
+    Args:
+        brief: the main columns alone; intervals, and long policies, in a line of their own.
+    """
     policies, found = results["policies"], []
     for task in policies[0]["tasks"]:
         head, lines = _cells(policies, task, short=True)
+        diversity, _ = diversities("entropy" in policies[0]["tasks"][task])
+        if brief:
+            main = ("policy", "score", diversity, "over fixed", "T")
+            shown = [number for number, name in enumerate(head) if name in main]
+            head = [head[number] for number in shown]
+            lines = [[line[number].replace(" [", "\n[") for number in shown] for line in lines]
         table = Table(title=f"{task} (95 % intervals over prompts)", box=SIMPLE_HEAD)
+        table.show_edge = table.pad_edge = not brief
+        table.collapse_padding = brief
         captions = []
         if "over fixed" in head:
-            kind, _ = diversities("entropy" in policies[0]["tasks"][task])
-            captions.append(f"over fixed: score less that of fixed settings at equal {kind}")
+            captions.append(f"over fixed: score less that of fixed settings at equal {diversity}")
         if _FEW in head:
             captions.append(f"{_FEW}: prompts whose entropy is of fewer right ones than asked for")
         table.caption = "\n".join(captions) or None
         for number, name in enumerate(head):
-            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+            justify, folds = "right" if number else "left", brief and not number
+            table.add_column(name, justify=justify, no_wrap=not folds, overflow="fold")
         for policy, *cells in lines:
             table.add_row(short(policy), *cells)
         found.append(table)
     return found
+
+
+def show_tables(console: Console, results: dict) -> bool:
+    """Prints the tables, whole where they fit or are read by no terminal; whether they are."""
+    found, widest = tables(results), console.options.update(width=_WIDEST)
+    needed = max(console.measure(table, options=widest).maximum for table in found)
+    whole = needed <= console.width or not console.is_terminal
+    wide = Console(
+        file=console.file, quiet=console.quiet, markup=False, width=max(console.width, needed)
+    )
+    for table in found if whole else tables(results, brief=True):
+        (wide if whole else console).print(table)
+    return whole
 
 
 def page(
@@ -139,7 +165,7 @@ def page(
 
 _WORDS = (
     "Intervals are 95 % bootstrap intervals over prompts. Pass@k: at least one of k samples is "
-    "right, unbiased. Distinct and valid@k: different right samples among k, over k. Entropy: of "
+    "right, unbiased. Distinct valid@k: different right samples among k, over k. Entropy: of "
     "the values in equally many valid records of a prompt; of all there are where there are fewer "
     "(few records: in this share of the prompts), 0 where there is none. "
     "Distinct: different samples over all; distinct-2: different word pairs over all; means over "

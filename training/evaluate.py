@@ -38,7 +38,6 @@ from autodeco_fast.training.scorers import Scorer, load_scorer
 
 RESULTS, PAGE = "results.json", "eval.html"
 ALL = "all"  # the name of all tasks together
-_WIDEST = 1000  # of a table: a narrow terminal wraps its lines, which beats columns of two letters
 _LIBRARIES = ("torch", "transformers", "triton", "numpy", "math-verify")
 
 
@@ -367,19 +366,12 @@ def versions() -> dict[str, str]:
 
 
 def _write(results: dict, run: Run, store: Store, console: Console) -> None:
-    from autodeco_fast.training.eval_page import page, tables
+    from autodeco_fast.training.eval_page import page, show_tables
 
     output = run.config.output
     write_text(output / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     tokenizer = getattr(run.source, "tokenizer", None)
     write_text(output / PAGE, page(results, run.prompts, store.read(), tokenizer))
-    found = tables(results)
-    needed = max(
-        console.measure(t, options=console.options.update(width=_WIDEST)).maximum for t in found
-    )
-    wide = Console(
-        file=console.file, quiet=console.quiet, markup=False, width=max(console.width, needed)
-    )
-    for table in found:
-        wide.print(table)
+    if not show_tables(console, results):
+        console.print(f"the other measures are in {PAGE}")
     console.print(f"written to {output}: {PAGE}, {RESULTS}, samples.jsonl", soft_wrap=True)

@@ -5,8 +5,11 @@ import importlib.util
 import inspect
 import math
 import numbers
+import reprlib
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -58,6 +61,21 @@ def accepted(function: Callable, given: dict[str, object]) -> dict[str, object]:
     return {each.name: given[each.name] for each in parameters if each.name in given}
 
 
+@contextmanager
+def _located(function: Callable) -> Iterator[None]:
+    """Around a call of a user's function inside `foreign`: where in its file it failed is said."""
+    try:
+        yield
+    except ValueError as error:
+        function = inspect.unwrap(function)
+        called = function if inspect.isroutine(function) else type(function).__call__
+        path = getattr(getattr(called, "__code__", None), "co_filename", None)
+        frames = traceback.extract_tb(error.__cause__.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        place = f" ({Path(path).name}, line {lines[-1]})" if lines else ""
+        raise ValueError(f"{error}{place}") from error.__cause__
+
+
 def rewards_of(
     function: Callable,
     spec: str,
@@ -78,11 +96,17 @@ def rewards_of(
     Raises:
         ValueError: if it raises, or returns anything else.
     """
-    with foreign(f"{name} {spec!r} failed"):
-        given = {"prompts": prompts, "completions": completions, **columns}
+    given = {"prompts": prompts, "completions": completions, **columns}
+    with _located(function), foreign(f"{name} {spec!r} failed"):
         returned = function(**accepted(function, given))
         returned = returned.tolist() if hasattr(returned, "tolist") else returned
-        scores = list(returned)
+        is_list = isinstance(returned, Iterable) and not isinstance(returned, (str, bytes, Mapping))
+        scores = list(returned) if is_list else returned
+    if not is_list:
+        raise ValueError(
+            f"{name} {spec!r} must return a list of numbers, one a completion, got "
+            f"{reprlib.repr(returned)}"
+        )
     if len(scores) != len(completions):
         raise ValueError(
             f"{name} {spec!r} must return a number for each of {len(completions)} completions, got "

@@ -12,7 +12,7 @@ from rich.table import Table
 from autodeco_fast.checkpoint import CONFIG_NAME
 from autodeco_fast.files import write_text
 from autodeco_fast.training.config import ScanConfig, TrainConfig, sweep
-from autodeco_fast.training.console import Speed, console_of, progress_bar, say_scanned
+from autodeco_fast.training.console import Speed, console_of, counted, progress_bar, say_scanned
 from autodeco_fast.training.data import (
     encode_all,
     is_local,
@@ -26,6 +26,8 @@ from autodeco_fast.training.processes import Processes, start_accelerator
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.wishes import augmented
 from autodeco_fast.urls import Location
+
+_FEW_STEPS = 20  # of the optimizer: a head that took fewer has hardly learned
 
 
 def scan_from_files(config: ScanConfig) -> None:
@@ -74,7 +76,8 @@ def _scan(config: ScanConfig, accelerator) -> None:
         length = base.example_length(config.max_length)
         _refuse_empty(config, manifest, length, accelerator=accelerator)
     say_scanned(console, manifest)
-    console.print(f"written to {config.output}: {manifest['shards']} shards", soft_wrap=True)
+    shards = counted(manifest["shards"], "shard")
+    console.print(f"written to {config.output}: {shards}", soft_wrap=True)
 
 
 def _refuse_empty(config: ScanConfig, manifest: dict, length: int, *, accelerator) -> None:
@@ -134,7 +137,8 @@ class _Sources:
         self.base = base_model.load(config.model, dtype, self.device)
         self.base.verify(torch.tensor([self.examples[0].input_ids], device=self.device))
         console.print(
-            f"{len(self.examples):,} examples of {len(raw):,} have a target; "
+            f"{counted(len(self.examples), 'example')} of {len(raw):,} "
+            f"{'has' if len(self.examples) == 1 else 'have'} a target; "
             f"{accelerator.num_processes} × {self.device}"
         )
 
@@ -177,6 +181,8 @@ def _train(points: list[tuple[dict, TrainConfig]], config: TrainConfig, accelera
     from autodeco_fast.training.loop import check_output
 
     swept, console = bool(points[0][0]), console_of(accelerator)
+    if swept:
+        check_output(config)
     left = [
         settings
         for _, settings in points
@@ -266,9 +272,12 @@ def _train_one(sources: _Sources, config: TrainConfig, *, accelerator, console: 
     from autodeco_fast.training.loop import train
 
     source, measure_on = sources.open(config)
+    planned = 0
     with progress_bar(console) as move:
 
         def start(steps: int, done: int) -> None:
+            nonlocal planned
+            planned = steps
             move(total=steps, completed=done)
 
         on_step = partial(_show_step, move, accelerator)
@@ -280,6 +289,15 @@ def _train_one(sources: _Sources, config: TrainConfig, *, accelerator, console: 
             on_start=start,
             on_step=on_step,
         )
+    if planned < _FEW_STEPS:
+        console.print(f"only {counted(planned, 'step')}: {_for_more_steps(config)}", soft_wrap=True)
+
+
+def _for_more_steps(config: TrainConfig) -> str:
+    if config.max_steps and config.max_steps < _FEW_STEPS:
+        return "raise --max-steps"
+    a_step = "batch-tokens" if config.scan is not None else "per-device-train-batch-size"
+    return f"raise --num-train-epochs, or lower --{a_step}"
 
 
 def _show_step(move, accelerator, metrics: dict) -> None:

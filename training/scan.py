@@ -182,15 +182,16 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
         found = read_manifest(config.output)
         for name, value in manifest.items():
             if name != "settings" and found.get(name) != value:
+                other = "other data" if name == "data" else f"another {name}"
                 raise ValueError(
-                    f"output {str(config.output)!r} holds a scan of another {name}: "
-                    f"{found.get(name)}, not {value}"
+                    f"output {str(config.output)!r} holds a scan of {other}: {found.get(name)}, "
+                    f"not {value}; name another folder"
                 )
         for name, value in settings.items():
             if found["settings"].get(name, _DEFAULTS.get(name)) != value:
                 raise ValueError(
                     f"output {str(config.output)!r} holds a scan with {name} "
-                    f"{found['settings'].get(name)}, not {value}"
+                    f"{found['settings'].get(name)}, not {value}; name another folder"
                 )
         return found
     return manifest

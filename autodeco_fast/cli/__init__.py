@@ -15,6 +15,11 @@ from autodeco_fast.cli import checkpoints, doctor, evaluation, generation, train
 from autodeco_fast.errors import USERS, line
 
 
+def _help(docstring: str | None) -> str:
+    """Each paragraph in one line: typer keeps the breaks within them."""
+    return "\n\n".join(" ".join(each.split()) for each in (docstring or "").split("\n\n"))
+
+
 def _with_dashes(name: str) -> str:
     return name.replace("_", "-")
 
@@ -22,7 +27,7 @@ def _with_dashes(name: str) -> str:
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help=__doc__,
+    help=_help(__doc__),
     context_settings={"token_normalize_func": _with_dashes},
 )
 for command in (
@@ -38,8 +43,8 @@ for command in (
     checkpoints.merge,
     checkpoints.split,
 ):
-    app.command()(command)
-app.command("eval")(evaluation.evaluate)
+    app.command(help=_help(command.__doc__))(command)
+app.command("eval", help=_help(evaluation.evaluate.__doc__))(evaluation.evaluate)
 
 
 def _show_version(wanted: bool) -> None:

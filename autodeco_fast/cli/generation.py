@@ -6,11 +6,20 @@ from typing import Annotated
 import typer
 
 from autodeco_fast.cli.signature import takes
+from autodeco_fast.errors import foreign
 from autodeco_fast.training.sample_text import SampleTextConfig
 from autodeco_fast.values import SEEDS, require
 from autodeco_fast.values import text as check_text
 
-Seed = typer.Option(min=SEEDS[0], max=SEEDS[1], help="fixes the output")
+
+def _seed(value: int | None) -> int | None:
+    """Checked here: typer would write the whole range in the help."""
+    if value is not None and not SEEDS[0] <= value <= SEEDS[1]:
+        raise typer.BadParameter(f"{value} is not in [{SEEDS[0]}, {SEEDS[1]}].")
+    return value
+
+
+Seed = typer.Option(callback=_seed, help="fixes the output")
 
 
 def demo(
@@ -39,16 +48,26 @@ def generate(
     min_p: Annotated[
         float | None, typer.Option(help="the cut, in (0, 1]; by default the head's own")
     ] = None,
+    scale: Annotated[float, typer.Option(help="factor on T; must be positive")] = 1.0,
+    t_min: Annotated[float, typer.Option(help="lowest T, after the factor; must be ≥ 0")] = 0.0,
+    t_max: Annotated[
+        float | None, typer.Option(help="highest T, likewise; by default the head's")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="ask: the prompt is a user's message, not text to go on")
+    ] = False,
     seed: Annotated[int | None, Seed] = None,
 ) -> None:
-    """Continue a prompt with a predicted temperature per token."""
+    """Continue a prompt, or answer it, with a predicted temperature per token."""
     if min_p is not None:
         require(0 < min_p <= 1, "min_p", min_p, "in (0, 1]")
     check_text("prompt", prompt)
     from autodeco_fast import TemperatureHead
+    from autodeco_fast.policies import HeadPolicy
 
     loaded = TemperatureHead.from_pretrained(head)
-    tokenizer, inputs = _inputs(model, loaded.hidden_size, prompt, max_new_tokens)
+    policy = HeadPolicy(head=loaded, min_p=min_p, scale=scale, t_min=t_min, t_max=t_max)
+    tokenizer, inputs = _inputs(model, loaded.hidden_size, prompt, max_new_tokens, chat=chat)
     import torch
     from transformers import TextStreamer
 
@@ -61,12 +80,12 @@ def generate(
     if training_settings(Path(head)):
         check_model(Path(head), lm_head_fingerprint(wrap(base)))
     base.to("cuda" if torch.cuda.is_available() else "cpu")
-    with attach(base, loaded, min_p=min_p):
+    with attach(base, policy):
         base.generate(
             input_ids=inputs["input_ids"].to(base.device),
             attention_mask=inputs["attention_mask"].to(base.device),
             max_new_tokens=max_new_tokens,
-            streamer=TextStreamer(tokenizer),
+            streamer=TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True),
             seed=seed,
         )
 
@@ -80,8 +99,8 @@ def sample_text(**values: object) -> None:
     sample_text.sample_text(config)
 
 
-def _inputs(model: str, head_width: int, prompt: str, max_new_tokens: int) -> tuple:
-    """The model's tokenizer and the prompt's ids.
+def _inputs(model: str, head_width: int, prompt: str, max_new_tokens: int, *, chat: bool) -> tuple:
+    """The model's tokenizer and the prompt's ids, through the chat template if it is a message.
 
     Raises:
         ValueError: if head, prompt and model do not fit each other; the weights are not loaded yet.
@@ -91,7 +110,7 @@ def _inputs(model: str, head_width: int, prompt: str, max_new_tokens: int) -> tu
     found, H, tokenizer = facts(model), width(model), load_tokenizer(model)
     if head_width != H:
         raise ValueError(f"head has width {head_width}, the model's output embedding takes {H}")
-    inputs = tokenizer(prompt, return_tensors="pt")
+    inputs = _as_chat(tokenizer, prompt) if chat else tokenizer(prompt, return_tensors="pt")
     ids = inputs["input_ids"]
     if not ids.numel():
         raise ValueError(f"prompt must hold a token of the model, got {prompt!r}")
@@ -104,3 +123,20 @@ def _inputs(model: str, head_width: int, prompt: str, max_new_tokens: int) -> tu
         asked = f"{ids.shape[1]} tokens of the prompt and max_new_tokens {max_new_tokens}"
         raise ValueError(f"the model has {found.positions} positions, got {asked}")
     return tokenizer, inputs
+
+
+def _as_chat(tokenizer, prompt: str) -> dict:
+    """What the tokenizer makes of a user's message and the begin of an answer.
+
+    Raises:
+        ValueError: if it has no chat template, or one that does not take the message.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError("chat needs a chat template, which the model's tokenizer has not")
+    with foreign("the tokenizer's chat template does not take the prompt"):
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        )

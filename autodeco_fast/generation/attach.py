@@ -21,6 +21,15 @@ def _inside(model: nn.Module) -> nn.Module:
     return inside() if callable(inside) else model
 
 
+def _advice(model: object) -> str:
+    """What to attach to instead of something that holds a model that generates."""
+    if isinstance(getattr(model, "_orig_mod", None), GenerationMixin):
+        return ": attach to the model before compiling it"
+    if isinstance(getattr(model, "model", None), GenerationMixin):
+        return ": attach to its model, like pipe.model"
+    return ""
+
+
 def _policy(
     head_or_policy: nn.Module | Policy,
     top_p_head: nn.Module | None,
@@ -96,9 +105,10 @@ def attach(
         t_min, t_max: ends of T, in place of the policy's.
         scale: factor on the policy's T, before it is held between them.
         fused: False leaves transformers' sampling step in place throughout.
-        record: whether to keep T, the kept set's size and a predicted top-p of every row and step
-            of a call, in `Attachment.records`: entry i is of the i-th new token. Rows that have
-            ended go on being recorded. Makes the logits to count.
+        record: whether to keep T (times a temperature of the call), the kept set's size and a
+            predicted top-p of every row and step of a call, in `Attachment.records`: entry i is of
+            the i-th new token. Rows that have ended go on being recorded. Makes the logits to
+            count.
 
     Returns:
         An `Attachment`: a context manager with `.detach()`, and `.records`.
@@ -113,6 +123,7 @@ def attach(
     if not isinstance(model, GenerationMixin):
         raise TypeError(
             f"attach() needs a transformers model that generates, got {type(model).__name__}"
+            f"{_advice(model)}"
         )
     if model.config.model_type == MODEL_TYPE:
         raise ValueError(

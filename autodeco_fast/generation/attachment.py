@@ -171,6 +171,10 @@ class Attachment:
             self.detach()
             raise
 
+    def __repr__(self) -> str:
+        name = f"{self._base.__name__}, '{self.policy}'"
+        return f"Attachment({name}{'' if self.attached else ', detached'})"
+
     @property
     def min_p(self) -> float:
         """The policy's Min-P cut."""
@@ -321,7 +325,9 @@ class Attachment:
             )
         if p.fused and seed is None:
             seed = int(torch.randint(0, 2**63 - 1, ()))
-        return Call(fused=p.fused, policy=p.policy, seed=seed, stream=stream)
+        return Call(
+            fused=p.fused, policy=p.policy, seed=seed, stream=stream, temperature=p.temperature
+        )
 
     @contextmanager
     def _torch_seeded(self, seed: int) -> Iterator[None]:

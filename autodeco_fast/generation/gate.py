@@ -33,7 +33,7 @@ class Unscaled(ValueError):
 class Record(NamedTuple):
     """One step of a call: what each row's token was drawn under."""
 
-    temperature: torch.Tensor  # [rows] fp32, as the policy picked it
+    temperature: torch.Tensor  # [rows] fp32: the policy's times that of the call
     kept: torch.Tensor  # [rows] int64: tokens of the kept set
     top_p: torch.Tensor | None = None  # [rows] fp32, where the policy predicts it
 
@@ -46,6 +46,7 @@ class Call:
     policy: Policy  # of this call: a `min_p` passed in it is its own
     seed: int | torch.Tensor | None  # or [prompts]
     stream: int | torch.Tensor | None  # or [rows]
+    temperature: float = 1.0  # a factor on the policy's, applied by a processor of transformers
     sampled: bool = False  # whether the fused sampler was put in charge
     status: torch.Tensor | None = None  # [rows] int32, what the sampler reported so far
     # Whether records are asked for: a graph is guarded by what it looks at, and their number grows.
@@ -73,7 +74,8 @@ class Call:
         # Copies: the next replay of a CUDA graph writes into what this one has returned.
         T, top_p = self.picked.temperature[:, -1].clone(), self.top_p
         kept = torch.where(T < GREEDY_BELOW, kept.long().clamp(max=1), kept.long())
-        self.records.append(Record(T, kept, None if top_p is None else top_p.clone()))
+        top_p = None if top_p is None else top_p.clone()
+        self.records.append(Record(T * self.temperature, kept, top_p))
 
 
 class Gate(threading.local):

@@ -111,9 +111,9 @@ def streams(stream) -> int | torch.Tensor:
 def _one_each(name: str, value: torch.Tensor, number: int, of: str) -> torch.Tensor:
     """The value, if it has one number for each of so many prompts or rows."""
     if value.shape != (number,):
-        raise ValueError(
-            f"{name} must be an integer or {number}, one a {of}, got shape {tuple(value.shape)}"
-        )
+        expected = f"an integer or a list of {number}, one a {of}"
+        shared = ", which its returned sequences share" if of == "prompt" else ""
+        raise ValueError(f"{name} must be {expected}{shared}; got shape {tuple(value.shape)}")
     return value
 
 

@@ -69,6 +69,7 @@ class Plan:
     policy: Policy  # of the call: with its min_p, if it has one
     generation_config: GenerationConfig | None
     kwargs: dict[str, Any]
+    temperature: float = 1.0  # that the call chose: a factor on the policy's
 
 
 @dataclass(frozen=True)
@@ -226,4 +227,11 @@ def plan(
         # "none".
         unset = [name for name, value in settings.items() if value is None]
         kwargs |= {name: None for name in unset if getattr(defaults, name) is not None}
-    return Plan(True, fused=fused, policy=policy, generation_config=config, kwargs=kwargs)
+    return Plan(
+        True,
+        fused=fused,
+        policy=policy,
+        generation_config=config,
+        kwargs=kwargs,
+        temperature=1.0 if chosen["temperature"] is None else chosen["temperature"],
+    )

@@ -48,6 +48,9 @@ class AutoDecoPolicy(Policy):
         super().__post_init__()
         if self.head is None and self.top_p_head is None:
             raise ValueError("head and top_p_head must not both be None")
+        if self.top_p_head is not None and not hasattr(self.top_p_head, "use_enhanced_features"):
+            kind = type(self.top_p_head).__name__
+            raise ValueError(f"top_p_head must be a TopPHead, got a {kind}")
         widths = [getattr(each, "hidden_size", None) for each in (self.head, self.top_p_head)]
         first, second = widths
         if None not in widths and first != second:
