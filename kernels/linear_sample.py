@@ -30,14 +30,13 @@ from autodeco_fast.sampling import (
 
 from .candidates import best_candidate, best_of_rows, next_open, whole_logprob
 from .device import on_its_device
-from .lm_head_tiles import product_tile, token_ids
+from .lm_head_tiles import DEPTH_H, product_tile, step_of, token_ids
 from .logit_tiles import LOWEST, finite
 from .philox import SAMPLE_DOMAIN, gumbel, gumbel_of_ids
 from .row_parameters import GREEDY_BELOW, NUMBERS, TENSORS, row_parameters
 
 # x is read again for every tile, out of the second level: narrower ones would wait for that.
 BLOCK = 128
-DEPTH_H = 64  # a step along H in 16-bit operands, half of it in fp32
 PROGRAMS = 264  # two for each multiprocessor of an H100
 AMD = torch.version.hip is not None
 
@@ -308,7 +307,6 @@ def draw(
         (S, depth), n = splits_of(B, V, splits), triton.cdiv(V, BLOCK)
     else:
         S, depth, n = len(listed) // BLOCK, 1, len(listed) // BLOCK
-    step = 2 * DEPTH_H // hidden.element_size()
     block_n = max(16, triton.next_power_of_2(n))
     floats, codes = new(6, B, n), new(B, n, dtype=torch.int32)
     p = parameters
@@ -318,7 +316,7 @@ def draw(
     scalars = (
         B, V, H, hidden.stride(0), weight.stride(0), n, depth, logit_scale, softcap,
         *numbers, stream_step,
-        rows, BLOCK, step, hidden.dtype == torch.bfloat16 and not hidden.is_cuda,
+        rows, BLOCK, step_of(hidden), hidden.dtype == torch.bfloat16 and not hidden.is_cuda,
     )  # fmt: skip
     _tiles[(triton.cdiv(B, rows), S)](
         *data, *scalars, full_logprob is not None, num_warps=warps, num_stages=stages

@@ -17,7 +17,7 @@ as many int32 as rows and splits. fp32 operands are multiplied in fp32, not in T
 `_tiles` comes in three variants, all with one program for a split. `POINTERS` runs anywhere.
 `HOPPER` fetches tiles by bulk copies (TMA), which leaves registers for tiles of 256 × 128, ¾ of the
 cache traffic, and flattens both loops, so that copies go on during the sums. `BLACKWELL` gives
-copies, products and sums to warps of their safe_column; it needs Triton 3.7.
+copies, products and sums to warps of their own; it needs Triton 3.7.
 """
 
 from typing import NamedTuple
@@ -28,10 +28,10 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import on_hopper, on_its_device
-from .lm_head_tiles import described_tile, exp, product_tile, transform
+from .lm_head_tiles import DEPTH_H, described_tile, exp, product_tile, step_of, transform
 from .logit_stats import moved
 
-DEPTH_H, WARPS, STAGES = 64, 8, 3
+WARPS, STAGES = 8, 3
 
 
 class Variant(NamedTuple):
@@ -76,8 +76,10 @@ def _target(
     scale,
     softcap,
     block: tl.constexpr,
+    rounded: tl.constexpr,
 ):
-    """out[n] = z[n, column[n]]; −inf where the column is negative."""
+    """out[n] = z[n, column[n]]; −inf where the column is negative. `rounded`: of a product in the
+    operands' type."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.load(column_ptr + row)
     safe_column = tl.maximum(column, 0)
@@ -91,6 +93,8 @@ def _target(
     z = tl.sum(b_sum, 0)
     if bias_ptr is not None:
         z += tl.load(bias_ptr + safe_column).to(tl.float32)
+    if rounded:
+        z = z.to(x_ptr.dtype.element_ty).to(tl.float32)
     tl.store(out_ptr + row, tl.where(column < 0, -float("inf"), transform(z, scale, softcap)))
 
 
@@ -178,7 +182,7 @@ def _tiles(
             b_x = b_x * b_inverse[:, None]
             b_e = _exp(b_x, specialize)
             if cut:
-                b_e = tl.where(m_above, b_e, 0.0)
+                b_e = tl.where(m_above | m_target, b_e, 0.0)
             else:
                 b_e = tl.where(b_z == -float("inf"), 0.0, b_e)
             b_u, b_a, b_q = moved(b_d * b_inverse, b_u, b_a, b_q)
@@ -262,7 +266,8 @@ def token_stats(
         hidden: `[N, H]` bf16, fp16 or fp32, unit stride along H; no ignored rows.
         weight: `[V, H]` of the same dtype, unit stride along H.
         column, threshold, inverse_temperature, scale, softcap, cut: as in
-            `kernels.logit_stats.logit_stats`, no column −2.
+            `kernels.logit_stats.logit_stats`, no column −2. The column is in the sums of a cut,
+            whatever the threshold, which may come from another product.
         bias: `[V]` or None.
         splits: of V; None chooses. It only changes rounding.
         variant: None takes `HOPPER` where it was measured to be faster, else `POINTERS`; operands
@@ -294,14 +299,14 @@ def token_stats(
     depth = triton.cdiv(tiles, min(tiles, splits or triton.cdiv(PROGRAMS, blocks)))
     S = triton.cdiv(tiles, depth)
     partials, partial_ints = new(K, N, S), new(2, N, S, dtype=torch.int32)
-    x, w = hidden, weight
+    x, w, step = hidden, weight, step_of(hidden)
     if variant.described:
-        x = TensorDescriptor.from_tensor(x, [rows, DEPTH_H])
-        w = TensorDescriptor.from_tensor(w, [block, DEPTH_H])
+        x = TensorDescriptor.from_tensor(x, [rows, step])
+        w = TensorDescriptor.from_tensor(w, [block, step])
     _tiles[(blocks, S)](
         x, w, bias, column, threshold, inverse_temperature, partials, partial_ints,
         N, V, H, hidden.stride(0), weight.stride(0), S, depth, float(scale), softcap,
-        rows, block, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda, cut,
+        rows, block, step, hidden.dtype == torch.bfloat16 and not hidden.is_cuda, cut,
         *variant[4:], num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     block_s = max(MERGED, triton.next_power_of_2(S))
@@ -324,17 +329,20 @@ def target_logit(
     bias: torch.Tensor | None,
     scale: float,
     softcap: float | None,
+    *,
+    rounded: bool = False,
 ) -> torch.Tensor:
     """`[N]` fp32 logits of these columns; −inf where the column is negative.
 
-    Arguments as in `token_stats`.
+    Arguments as in `token_stats`; `rounded`: of a product in the dtype of hidden, as chunks hold
+    it.
     """
     (N, H), out = hidden.shape, torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     if N:
         block = min(TARGET_BLOCK, max(16, triton.next_power_of_2(H)))
         _target[(N,)](
             hidden, weight, bias, column, out, H, hidden.stride(0), weight.stride(0),
-            float(scale), softcap, block,
+            float(scale), softcap, block, rounded,
         )  # fmt: skip
     return out
 
@@ -388,7 +396,7 @@ AOT = [
     (
         _target,
         {**_DOT, "w_stride": "i32", "scale": "fp32"},
-        {"bias_ptr": None, "softcap": None, "block": TARGET_BLOCK},
+        {"bias_ptr": None, "softcap": None, "block": TARGET_BLOCK, "rounded": False},
         4,
         3,
     ),
