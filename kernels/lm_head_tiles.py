@@ -22,6 +22,18 @@ def exp(b_x):
 
 
 @triton.jit
+def rounded_to(z, dtype: tl.constexpr):
+    """fp32 numbers, rounded to the nearest of a type."""
+    if dtype == tl.bfloat16:  # Triton's interpreter would cut the bits off
+        bits = z.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        z = tl.where(z == z, bits.to(tl.float32, bitcast=True), z)
+    else:
+        z = z.to(dtype).to(tl.float32)
+    return z
+
+
+@triton.jit
 def transform(b_x, scale, softcap):
     """Logits from the product: scale, then softcap; None leaves one out.
 

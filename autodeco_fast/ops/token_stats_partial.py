@@ -72,7 +72,7 @@ def target_logits(
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     column = _columns(target, first_id, len(weight), ignore_index)
     bias = None if bias is None else bias.contiguous()
-    check_temperature(temperature, None, len(hidden))
+    check_temperature(temperature, None, hidden.shape[0])
     run = implementation(chosen, "target_logit", module="token_stats")
     # Those of the torch backend always are rounded.
     how = {} if chosen == "torch" else {"rounded": not streams(fused, chosen, hidden, temperature)}
