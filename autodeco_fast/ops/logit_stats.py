@@ -21,7 +21,6 @@ from autodeco_fast.ops.checks import (
     unit_stride,
 )
 from autodeco_fast.stats import (
-    ABSENT,
     IGNORED,
     RowSums,
     TokenStats,
@@ -109,10 +108,11 @@ def _without_graph(
     if inverse is None:
         return stats, []
     if min_p is not None:  # ranks against the cut instead of the target: a second sweep
-        nowhere = torch.where(column == IGNORED, IGNORED, ABSENT)
+        # The maximum is kept, also where a second product rounds it to below its own cut.
+        best = torch.where(column == IGNORED, IGNORED, stats.argmax)
         below = _below_cut(stats.max_logit, temperature, min_p)
-        above, counts = sums_of(nowhere, below, inverse if cut else None, cut)
-        stats = stats._replace(kept=counts[1].clamp(min=0))
+        above, counts = sums_of(best, below, inverse if cut else None, cut)
+        stats = stats._replace(kept=(counts[1] + (stats.max_logit > below)).clamp(min=0))
         if cut:
             scaled = _unless_greedy(above[4:], temperature)
     return stats, at_temperature(scaled, ignored=stats.rank < 0)

@@ -45,6 +45,15 @@ def streaming_pays(backend: str, hidden: torch.Tensor, *, scaled: bool) -> bool:
     return measured and (hidden.shape[0] <= 4096 or hidden.shape[1] <= 1024)
 
 
+def streams(
+    fused: bool | None, backend: str, hidden: torch.Tensor, temperature: torch.Tensor | None
+) -> bool:
+    """The design of a whole call, asked for or chosen: every product of it is rounded alike."""
+    if fused is not None:
+        return fused
+    return streaming_pays(backend, hidden, scaled=temperature is not None)
+
+
 @torch.library.custom_op("autodeco_fast::token_stats", mutates_args=())
 def _token_stats(
     hidden: torch.Tensor,
@@ -138,14 +147,12 @@ def row_sums_of_product(
     logit_scale: float,
     softcap: float | None,
     chunk_bytes: int,
-    fused: bool | None,
+    fused: bool,
     backend: str,
     cut: bool = False,
 ) -> RowSums:
-    """The op, its arguments put in order and the design chosen."""
+    """The op, its arguments put in order."""
     chunk_bytes = check_integer("chunk_bytes", chunk_bytes, SIZE)
-    if fused is None:
-        fused = streaming_pays(backend, hidden, scaled=inverse_temperature is not None)
     return _token_stats(
         unit_stride(hidden),
         unit_stride(weight),
@@ -208,6 +215,8 @@ def token_stats(
     chosen = resolve(backend, hidden, weight)
     check_target(target, hidden.shape[0], weight.shape[0], ignore_index)
     min_p = check_temperature(temperature, min_p, hidden.shape[0], cut)
+    # Once for both sweeps: a cut is only good for logits that were rounded as its maximum was.
+    fused = streams(fused, chosen, hidden, temperature)
 
     def sums_of(column, threshold, inverse_temperature, cut):
         return row_sums_of_product(

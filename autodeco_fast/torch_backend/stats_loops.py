@@ -5,7 +5,7 @@ lies in a core's cache.
     2. Σ e^x and Σ e^x x with x = z − m; at a temperature also Σ e^{x/T} (x/T)^k for k = 0, 1, 2;
        with a cut only these, of logits above the threshold.
 
-m is the largest logit so far: for a new one, earlier sums move as in `stats_partial.py`. A NaN
+m is the largest logit so far: for a new one, earlier sums move as in `stats.py`. A NaN
 makes all sums NaN.
 """
 
