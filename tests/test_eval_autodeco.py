@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from autodeco_fast import attach
 from autodeco_fast.policies import parse
 from autodeco_fast.training.eval_requests import seed_of
-from autodeco_fast.training.prompts import Prompt, encode_prompt
+from autodeco_fast.training.prompts import Prompt, encode_prompt, read_prompts
 from autodeco_fast.training.scorers import load_scorer
 from tests.autodeco_checkpoints import VOCAB, head_tensors, heads_only, merged
 from tests.commands import assert_refuses, command, save_tiny
@@ -148,6 +148,26 @@ def test_a_problem_is_a_chat_that_asks_for_a_box(base):
     limits = {"vocabulary": VOCAB, "positions": 256, "new_tokens": 5}
     want = encode_prompt(tokenizer, Prompt(1, {"messages": chat}), **limits)
     assert encode_prompt(tokenizer, line, **limits) == want
+
+
+@pytest.mark.parametrize("name", ["messages", "prompt"])
+def test_a_chats_last_answer_is_no_prompt(base, tmp_path, name):
+    """Of training data the model is asked what its answer answers."""
+    ask, answer = {"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}
+    path, tokenizer = tmp_path / "prompts.jsonl", AutoTokenizer.from_pretrained(base)
+    limits = {"vocabulary": VOCAB, "positions": 256, "new_tokens": 5}
+    for chat in ([ask, answer], [ask, answer, answer], [ask], [ask, answer, ask, answer]):
+        path.write_text(json.dumps({name: chat}))
+        (line,) = read_prompts(path)
+        assert line.content == (chat[:3] if len(chat) == 4 else [ask])
+        want = tokenizer.apply_chat_template(
+            line.content, add_generation_prompt=True, return_dict=False
+        )
+        assert encode_prompt(tokenizer, line, **limits) == list(want)
+        assert "w6" not in line.shown or len(chat) == 4
+    path.write_text(json.dumps({name: [answer]}))
+    with pytest.raises(ValueError, match=f"line 1: {name} must hold a message that is not the"):
+        read_prompts(path)
 
 
 @pytest.mark.parametrize(

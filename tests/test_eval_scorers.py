@@ -135,6 +135,27 @@ def test_choice(completion, expected):
     assert score("choice", completion, allowed=["red", "Dark Blue"]) == expected
 
 
+@pytest.mark.parametrize("answer", ["C++", "C#", "-5", "5%", "+5", ".5", "$5", "@a", "x²/", "C*"])
+def test_a_choice_keeps_signs_that_mean_something(answer):
+    bare = "".join(c for c in answer if c.isalnum())
+    assert score("choice", f' ("{answer.lower()}".)\n', allowed=[answer])
+    assert not score("choice", bare, allowed=[answer])
+    assert not score("choice", answer, allowed=[bare])
+
+
+def test_choices_of_nothing_but_marks_differ():
+    assert score("choice", " ? ", allowed=["?"])
+    assert not score("choice", "!", allowed=["?"])
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [("¿red?", 1), ("[red];", 1), ("«red»…", 1), ("「red」。", 1), ("'Red',", 1), ("*red*", 0)],
+)
+def test_a_choice_may_stand_in_quotes_brackets_and_sentences(completion, expected):
+    assert score("choice", completion, allowed=["red"]) == expected
+
+
 @pytest.mark.parametrize(
     ("checks", "meets", "fails"),
     [

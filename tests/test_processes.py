@@ -137,14 +137,14 @@ def rewards_together(folder: Path, **options) -> list:
     options = {"rounds": 3, "num_iterations": 2, "save_steps": 2, "prompts_per_round": 4, **options}
     bases = [base_model.wrap(tiny_model("llama")) for _ in range(2)]  # each is attached to
     # Drawn here: torch's generator is one for all threads.
-    head = rewards.first_head(reward_runs.config_of(folder, **options), 32)
+    head = rewards.new_head(rewards.with_min_p(reward_runs.config_of(folder, **options)), 32)
 
     def work(accelerator: Member) -> TemperatureHead:
         base = bases[accelerator.process_index]
         return reward_runs.train(folder, accelerator=accelerator, base=base, **options)[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards, "first_head", lambda config, width: copy.deepcopy(head))
+        patch.setattr(rewards, "new_head", lambda config, width: copy.deepcopy(head))
         return together(2, work)
 
 

@@ -4,13 +4,16 @@ import json
 import math
 import random
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from autodeco_fast import nucleus_width_loss
 from autodeco_fast.training import wishes as package_wishes
+from autodeco_fast.training.data import encode
 from autodeco_fast.training.measures import _gap_of_mass
 from autodeco_fast.training.scan_store import ScanTokens
 from bench.quality import frontier, records_study, sums, sums_model, sums_study, v_curve, wishes
@@ -95,6 +98,22 @@ def test_a_policy_is_compared_at_its_own_diversity():
     assert found["ratio_95"] == pytest.approx([0.5, 0.5])
 
 
+def test_no_error_has_no_interval(tmp_path, capsys):
+    """Resamples of no errors have no width, which would look like certainty."""
+    none, some = np.tile([0.0, 0.5], (50, 1)), np.tile([0.2, 0.5], (50, 1))
+    assert frontier.over(none, some) == {"ratio": 0.0, "ratio_95": None}
+    assert frontier.over(some, none) == {"ratio": None, "ratio_95": None}
+    assert frontier.compare(none, [some])["ratio_95"] is None
+    samples = {"static T=1": [" 1}", " 2}", "x"] * 4, "min_k": [" 1}", " 2}"] * 6, "edt": ["x"] * 3}
+    found = frontier.results(frontier.read([evaluation(tmp_path / "e", samples)]))
+    by_name = {result["variant"]: result for result in found}
+    assert by_name["min_k"]["error_95"] is by_name["min_k"]["ratio_95"] is None
+    assert len(by_name["static T=1"]["error_95"]) == len(by_name["edt"]["ratio_95"]) == 2
+    frontier.draw(found, tmp_path / "figure.png")
+    frontier.print_ranking(found, "diversity")
+    assert re.search(r"min_k  ratio 0\.00$", capsys.readouterr().out, re.MULTILINE)
+
+
 def evaluation(folder, samples: dict[str, list[str]]):
     """A folder as `autodeco-fast eval` leaves it, of one prompt."""
     folder.mkdir()
@@ -165,6 +184,25 @@ def test_heads_of_the_v_curve_descend_the_label_free_loss():
     )
     assert (at <= above + 2e-3).all()
     assert (at <= below + 2e-3).all()
+
+
+def test_answers_that_were_cut_off_have_no_end(model, tmp_path):
+    """Whose data are the tokens that were drawn, ended or not."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}w3 {{ m.content }} <s> w4 {% endfor %}"
+        "{% if add_generation_prompt %}w3 {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    found = wishes.answers(tmp_path, "a", str(folder), [f"w{k}" for k in range(5, 45)])
+    assert {example["truncated"] for example in found} == {True, False}
+    lines = (tmp_path / "a-drawn.jsonl").read_text().splitlines()
+    for example, line in zip(found, map(json.loads, lines), strict=True):
+        drawn = [y for y in line["labels"] if y not in (-100, 0)]  # <unk> is no text
+        targets = [y for y in encode(tokenizer, example, 1000).labels if y != -100]
+        assert targets == drawn
+        assert example["truncated"] == (drawn[-1] != 1)
 
 
 def test_what_wordings_do_to_answers():

@@ -48,6 +48,27 @@ def test_a_head_is_held_against_fixed_settings():
     assert "ratio" not in found["greedy"]
 
 
+def test_answers_to_one_question_are_resampled_together():
+    """Three answers to each of 20 questions, the same ones: as sure as of 20, not of 60."""
+    rng = np.random.default_rng(0)
+    of_question = torch.tensor(rng.normal(1.0, 0.5, 20)).float()
+    document = torch.arange(60).repeat_interleave(4)
+    jitter = torch.tensor([-0.2, 0.2, -0.1, 0.1]).repeat(60)
+    nats = domains.by_question(of_question[document % 20] + jitter, document, 20)
+    assert nats == pytest.approx(of_question.numpy(), abs=1e-6)
+    T = dict.fromkeys(("facts", "words", "open"), 0.5)
+    one = domains.Measured(np.full(40, 0.5), nats, T)
+    assert one.sizes == (40, 20)
+    (found,) = exact.results({"static T=1": [one]}, "nats")
+    low, high = found["nats_95"]
+    assert (high - low) / 2 == pytest.approx(1.96 * nats.std() / 20**0.5, rel=0.1)
+
+
+def test_a_short_answer_counts_as_much_as_a_long_one():
+    values, document = torch.tensor([1.0, 3.0, 8.0, 5.0]), torch.tensor([0, 0, 2, 1])
+    assert domains.by_question(values, document, 2).tolist() == [5.0, 5.0]
+
+
 def test_what_heads_learn_from_is_not_what_they_are_measured_on():
     questions = {question for question, _, _ in domains_text.FACTS}
     assert len(questions) == len(domains_text.FACTS)

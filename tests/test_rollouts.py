@@ -7,7 +7,8 @@ from accelerate import Accelerator
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model, rewards
-from autodeco_fast.training.recorded import Recorded
+from autodeco_fast.training.eval_model import LocalModel, _Row
+from autodeco_fast.training.recorded import Recorded, group_rollouts
 from autodeco_fast.training.rollouts import OnPolicy, Rollout, advantages, chosen
 from tests.reward_runs import config_of, even_share, numbers, rollouts_of, some_prompts
 from tests.tiny_models import every_model, tiny_model
@@ -85,6 +86,47 @@ def test_groups_of_recorded_rollouts_are_whole():
     shared = [Recorded(rollouts, config).rollouts(0, None, rank, 2) for rank in range(2)]
     assert len(found) == 6
     assert sorted(r.reward for r in found) == sorted(r.reward for part in shared for r in part)
+
+
+def test_a_recorded_chat_that_was_cut_off_has_no_end(tmp_path):
+    """Its end is one of the model's, not the tokenizer's, and the template writes on behind it."""
+    tokenizer = numbers()
+    tokenizer.chat_template = "{% for m in messages %}3 {{ m.content }} 40 4 {% endfor %}"
+    base = base_model.wrap(tiny_model("llama"))
+    base.model.generation_config.eos_token_id = [41, 40]
+    ask, said = ([{"role": r, "content": c}] for r, c in (("user", "5"), ("assistant", "6 7")))
+    lines = [
+        {"prompt": ask, "completion": said, "reward": float(cut), "truncated": cut}
+        for cut in (True, False)
+    ]
+    ((cut, whole),) = group_rollouts(tokenizer, lines, base, config_of(tmp_path))
+    assert [y for y in cut.example.labels if y != -100] == [3, 6, 7]
+    assert [y for y in whole.example.labels if y != -100] == [3, 6, 7, 40]
+    assert (cut.truncated, whole.truncated) == (True, False)
+
+
+def test_a_reward_and_an_evaluation_are_shown_the_same_text(tmp_path):
+    """What stands before the stop string; what is learned from are the tokens that were drawn."""
+    tokenizer, seen = numbers(), []
+    tokenizer.eos_token = "40"
+
+    def reward(prompts, completions, **columns):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    base = base_model.wrap(tiny_model("llama"))
+    config = config_of(tmp_path, max_completion_length=30, stop="7 5")
+    source = OnPolicy(base, tokenizer, some_prompts(), reward, config)
+    rollouts = source.rollouts(0, TemperatureHead(32, min_p=0.1), 0, 1)
+    drawn = [[y for y in rollout.example.labels if y != -100] for rollout in rollouts]
+    evaluation = LocalModel(base.model, tokenizer, [], max_new_tokens=30, stop=["7 5"])
+    for text, ids in zip(seen, drawn, strict=True):
+        row = _Row(ids, [], [])
+        assert evaluation._drawn(row).text == text
+        assert "40" not in text.split()
+        assert "7 5" not in text
+    assert any("7 5" in tokenizer.decode(ids) for ids in drawn)
+    assert any(ids[-1] == 40 for ids in drawn)
 
 
 def test_the_models_own_generation_settings_do_not_count(tmp_path):

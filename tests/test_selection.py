@@ -9,7 +9,7 @@ from autodeco_fast import TokenStats, goldilocks_mask, goldilocks_weight
 from autodeco_fast.training.batches import OnlineSource, ScanSource
 from autodeco_fast.training.config import ScanConfig
 from autodeco_fast.training.head_folder import METRICS_NAME
-from autodeco_fast.training.loop import objective_of, train
+from autodeco_fast.training.loop import objective_of, train, with_min_p
 from autodeco_fast.training.scan import scan_batch
 from autodeco_fast.training.scan_store import (
     COUNTS,
@@ -85,7 +85,7 @@ def test_the_quantile_is_learned_from_a_scan(tmp_path, scanned, all_tokens, trai
     head = train(source, config)
     assert_learned(head, [quantile for _, quantile in LAW])
     (batch,) = source.batches(0, 0, 0, 1)
-    found = objective_of(config)(batch, None, head).weight.sum().item()
+    found = objective_of(with_min_p(config))(batch, None, head).weight.sum().item()
     assert found == pytest.approx(385 * 3, rel=0.2)  # of those within reach
     if all_tokens:
         assert batch.weight.unique().tolist() == [1.0]

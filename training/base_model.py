@@ -48,6 +48,11 @@ class BaseModel:
         """How many ids the model takes."""
         return self.model.get_input_embeddings().weight.shape[0]
 
+    @property
+    def ends(self) -> list[int]:
+        """Ids after which a text of it ends; none where it leaves that to the tokenizer."""
+        return _listed(getattr(self.model.generation_config, "eos_token_id", None))
+
     def example_length(self, wanted: int) -> int:
         """Tokens of an example at most where `wanted` are asked for: the model has positions."""
         return example_length(wanted, positions(self.model.config))
@@ -231,7 +236,10 @@ def positions(config) -> int | None:
 def end_ids(model, tokenizer) -> list[int]:
     """The ids after which a text of the model ends; none if it knows none."""
     end = getattr(model.generation_config, "eos_token_id", None)
-    end = tokenizer.eos_token_id if end is None else end
+    return _listed(tokenizer.eos_token_id if end is None else end)
+
+
+def _listed(end: int | Sequence[int] | None) -> list[int]:
     return [] if end is None else [end] if isinstance(end, int) else list(end)
 
 
@@ -254,10 +262,11 @@ def example_length(wanted: int, limit: int | None) -> int:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model's configuration says, before its weights are loaded; None where it does not."""
+    """What a model's configurations say, before its weights are loaded; None where they do not."""
 
     vocabulary: int | None
     positions: int | None  # tokens of a sequence at most
+    ends: list[int]  # those of BaseModel
 
 
 def _config(name: str):
@@ -274,7 +283,15 @@ def facts(name: str) -> Facts:
         ValueError: if there is none.
     """
     config = _config(name)
-    return Facts(getattr(config.get_text_config(), "vocab_size", None), positions(config))
+    with foreign(FOUND.format(name)):
+        from transformers import GenerationConfig
+
+        try:
+            generation = GenerationConfig.from_pretrained(name)
+        except OSError:  # it has none, as transformers takes it
+            generation = GenerationConfig.from_model_config(config)
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+    return Facts(vocabulary, positions(config), _listed(generation.eos_token_id))
 
 
 def width(name: str) -> int:

@@ -17,8 +17,15 @@ from autodeco_fast.training.config import AUTODECO, TrainConfig
 from autodeco_fast.training.data import IGNORED, Example
 from autodeco_fast.training.objectives import Batch
 from autodeco_fast.training.scan import lm_head_fingerprint, pad
-from autodeco_fast.training.scan_store import Scan, ScanTokens, read_fields, read_shard, token_bytes
-from autodeco_fast.training.token_uniform import held_out, scan_uniform, token_uniform
+from autodeco_fast.training.scan_store import (
+    Scan,
+    ScanTokens,
+    file_fingerprint,
+    read_fields,
+    read_shard,
+    token_bytes,
+)
+from autodeco_fast.training.token_uniform import held_out, mixed, scan_uniform, token_uniform
 from autodeco_fast.training.wishes import gravities_of
 from autodeco_fast.urls import Location, of_each
 
@@ -46,9 +53,9 @@ class Source(Protocol):
         ...
 
 
-def _order(n: int, seed: int, epoch: int) -> torch.Tensor:
-    key = (seed * 1_000_003 + epoch + 2**63) % 2**64 - 2**63
-    return torch.randperm(n, generator=torch.Generator().manual_seed(key))
+def _order(n: int, *where: int) -> torch.Tensor:
+    """A random order of n, another for every seed, epoch and whatever else."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(mixed(*where)))
 
 
 def _check_split(learned: int, measured: int, fraction: float) -> None:
@@ -98,7 +105,9 @@ class OnlineSource:
         return OnlineSource(self.lm_head, examples, self.config, documents=documents)
 
     def identity(self) -> dict[str, str]:
-        return {"lm_head": lm_head_fingerprint(self.lm_head)}
+        data = self.config.data
+        of_data = {"trained_on": file_fingerprint(data)} if data.is_file() else {}
+        return {"lm_head": lm_head_fingerprint(self.lm_head), **of_data}
 
     def steps_per_epoch(self, world: int) -> int:
         return -(-len(self.examples) // self._width(world))
@@ -240,7 +249,7 @@ class ScanSource:
             tokens = list(of_each(lambda _, one: self._read(one), paths, slices))
             whole = ScanTokens.cat(tokens) if len(tokens) > 1 else tokens[0]
             del tokens
-            order = _order(len(whole), self.config.seed, epoch * 1_000_003 + number)
+            order = _order(len(whole), self.config.seed, epoch, number)
             self._held = (epoch, number), whole[order]
         return self._held[1]
 

@@ -80,7 +80,9 @@ def save(
     """
     check_finite(tensors_of(head), f"the weights at step {progress.step}")
     target = output / f"checkpoint-{progress.step}"
-    draft = output / f".checkpoint-{progress.step}.{os.getpid()}.tmp"
+    for left in output.glob(".checkpoint-*.tmp"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
+    draft = output / f".checkpoint-{progress.step}.tmp"
     draft.mkdir(parents=True)
     try:
         tensors = {

@@ -114,7 +114,11 @@ class TrainConfig(_Selection):
         "folder of a head to start from, with its top-p head if it has one; by default a new one",
         None,
     )
-    min_p: float = option("the cut the head will be used with", 0.1, must_be="in (0, 1)")
+    min_p: float | None = option(
+        "the cut the head will be used with; by default the one of head, 0.1 for a new one",
+        None,
+        must_be="in (0, 1)",
+    )
     gravity: float = option(
         "λ, the share of the reachable reference tokens that may fall outside the cut; for "
         "label_free, of the model's own probability",

@@ -3,16 +3,19 @@
 A line is an object with the keys of exactly one format; others that it has are left out:
 
     {"prompt": …, "completion": …}   text, or lists of chat messages; the completion is learned from
+        and "truncated": true            it was cut off, so that its end is not learned from
     {"messages": [{"role", "content"}, …]}   the assistant's messages are learned from
     {"text": …}                              everything is learned from
     {"input_ids": […], "labels": […]}        as given; −100 marks ids that are not learned from
 
-Chats go through the tokenizer's chat template; text ends with the end-of-sequence token.
+Chats go through the tokenizer's chat template; text ends with the end-of-sequence token. Of a chat
+a target is what the assistant says and the token that ends it, not what the template writes behind.
 """
 
 import itertools
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +24,13 @@ from autodeco_fast.values import text
 
 IGNORED = -100
 BUILT_IN = ("stdlib:head", "stdlib:held_out")  # the text of the demo, in every Python
-FORMATS = ({"prompt", "completion"}, {"messages"}, {"text"}, {"input_ids", "labels"})
+FORMATS = (
+    {"prompt", "completion", "truncated"},
+    {"prompt", "completion"},
+    {"messages"},
+    {"text"},
+    {"input_ids", "labels"},
+)
 
 
 class Example(NamedTuple):
@@ -61,11 +70,12 @@ def _misfit(keys: set[str], there: list[set[str]]) -> str:
     if there:
         several = " and ".join(map(_written, there))
         return f"an example must have the keys of one format, got those of {several}"
-    begun = next((each for each in FORMATS if each & keys), None)
-    if begun is None:
+    begun = [each for each in FORMATS if each & keys]
+    if not begun:
         known = " | ".join(map(_written, FORMATS))
         return f"unknown keys {sorted(keys)}: an example must have {known}"
-    return f"{_written(begun - keys)} is missing beside {_written(begun & keys)}"
+    nearest = min(begun, key=lambda each: len(each - keys))
+    return f"{_written(nearest - keys)} is missing beside {_written(nearest & keys)}"
 
 
 def _without_others(example: dict) -> dict:
@@ -91,6 +101,8 @@ def complaint_of(example: object, vocabulary: int | None = None) -> str | None:
         strings = isinstance(prompt, str) and isinstance(completion, str)
         if not strings and not (is_chat(prompt) and is_chat(completion)):
             return "prompt and completion must both be strings or both be lists of messages"
+        if not isinstance(example.get("truncated", False), bool):
+            return f"truncated must be true or false, got {example['truncated']!r}"
     if "labels" in keys:
         if not _ids(example["input_ids"]) or not _ids(example["labels"]):
             return "input_ids and labels must be lists of integers"
@@ -203,47 +215,106 @@ def _template(tokenizer, messages: list[dict], prompt: bool = False) -> list[int
         )
 
 
-def _chat_example(tokenizer, messages: list[dict], learned: Iterator[int]) -> Example:
-    """The messages numbered `learned` are targets.
+def _said(tokenizer, messages: list[dict], i: int, ids: list[int]) -> tuple[int, int]:
+    """Where the content of message i begins and ends in the chat's ids: what changes if it is
+    replaced. Behind the last id, if the template leaves the message out."""
+    content = messages[i]["content"]
+    absent = next(c for c in map(chr, range(ord("a"), sys.maxunicode)) if c not in str(content))
+    other = [{"type": "text", "text": absent}] if isinstance(content, list) else absent
+    changed = [*messages[:i], {**messages[i], "content": other}, *messages[i + 1 :]]
+    with_other = _template(tokenizer, changed)
+    start = _common_prefix(ids, with_other)
+    return start, max(start, len(ids) - _common_prefix(ids[::-1], with_other[::-1]))
 
-    A message's tokens are those between the longest prefixes that the whole chat shares with the
-    chat up to it (with the generation prompt) and with the chat that ends with it.
+
+def _turn(
+    tokenizer, messages: list[dict], i: int, ids: list[int], ends: set[int]
+) -> tuple[int, int]:
+    """Where message i is in the chat's ids, up to the id that ends it.
+
+    Its tokens are those between the longest prefixes that the whole chat shares with the chat up to
+    it (with the generation prompt) and with the chat that ends with it. Templates of reasoning
+    models write a message otherwise where it is the last: there it is its content, and what follows
+    that in the chat that ends with it, too.
     """
-    ids = _template(tokenizer, messages)
+    until = ids if i + 1 == len(messages) else _template(tokenizer, messages[: i + 1])
+    end = _common_prefix(ids, until)
+    start = _turn_start(tokenizer, messages[:i], ids)
+    if start is None or not ends.issuperset(until[end:]):
+        start, said = _said(tokenizer, messages, i, ids)
+        _, behind = _said(tokenizer, messages[: i + 1], i, until)
+        end = said + _common_prefix(ids[said:], until[behind:])
+    else:
+        said = start
+    return start, next((at + 1 for at in range(said, end) if ids[at] in ends), end)
+
+
+def _turn_start(tokenizer, before: list[dict], ids: list[int]) -> int | None:
+    """Where the turn behind some messages begins, if the whole chat has them as they are there."""
+    if not before:
+        return None
+    asked = _template(tokenizer, before, prompt=True)
+    start = _common_prefix(ids, asked)
+    return start if start >= _common_prefix(asked, _template(tokenizer, before)) else None
+
+
+def _chat_example(
+    tokenizer,
+    messages: list[dict],
+    learned: Iterable[int],
+    *,
+    ends: Collection[int],
+    truncated: bool = False,
+) -> Example:
+    """The messages numbered `learned` are targets; of the last one nothing behind its content if it
+    is truncated."""
+    ids, ends = _template(tokenizer, messages), {*ends, tokenizer.eos_token_id}
     labels = [IGNORED] * len(ids)
     for i in learned:
-        start = _common_prefix(ids, _template(tokenizer, messages[:i], prompt=True)) if i else 0
-        end = _common_prefix(ids, _template(tokenizer, messages[: i + 1]))
+        start, end = _turn(tokenizer, messages, i, ids, ends)
         labels[start:end] = ids[start:end]
+    if truncated:
+        _, end = _said(tokenizer, messages, len(messages) - 1, ids)
+        ids, labels = ids[:end], labels[:end]
     return Example(ids, labels)
 
 
-def _text_example(tokenizer, prompt: str, completion: str) -> Example:
+def _text_example(tokenizer, prompt: str, completion: str, *, truncated: bool = False) -> Example:
     ids = list(tokenizer(prompt + completion).input_ids)
     end = tokenizer.eos_token_id
-    if end is not None and (not ids or ids[-1] != end):
+    if end is not None and truncated and ids[-1:] == [end]:
+        ids.pop()
+    elif end is not None and not truncated and ids[-1:] != [end]:
         ids.append(end)
     start = _common_prefix(ids, list(tokenizer(prompt).input_ids)) if prompt else 0
     return Example(ids, [IGNORED] * start + ids[start:])
 
 
-def _encoded(tokenizer, example: dict) -> Example:
+def _encoded(tokenizer, example: dict, ends: Collection[int]) -> Example:
     """All ids and labels of a checked example."""
     if "input_ids" in example:
         return Example(example["input_ids"], example["labels"])
     if "text" in example:
         return _text_example(tokenizer, "", example["text"])
     if "messages" in example:
-        learned = (i for i, m in enumerate(example["messages"]) if m["role"] == "assistant")
-        return _chat_example(tokenizer, example["messages"], learned)
-    if isinstance(example["prompt"], str):
-        return _text_example(tokenizer, example["prompt"], example["completion"])
-    messages = [*example["prompt"], *example["completion"]]
-    return _chat_example(tokenizer, messages, iter(range(len(example["prompt"]), len(messages))))
+        learned = [i for i, m in enumerate(example["messages"]) if m["role"] == "assistant"]
+        return _chat_example(tokenizer, example["messages"], learned, ends=ends)
+    prompt, completion = example["prompt"], example["completion"]
+    truncated = example.get("truncated", False)
+    if isinstance(prompt, str):
+        return _text_example(tokenizer, prompt, completion, truncated=truncated)
+    messages = [*prompt, *completion]
+    learned = range(len(prompt), len(messages))
+    return _chat_example(tokenizer, messages, learned, ends=ends, truncated=truncated)
 
 
 def encode(
-    tokenizer, example: dict, max_length: int, vocabulary: int | None = None
+    tokenizer,
+    example: dict,
+    max_length: int,
+    vocabulary: int | None = None,
+    *,
+    ends: Collection[int] = (),
 ) -> Example | None:
     """Tokenises a checked example; None if nothing is left to learn from.
 
@@ -251,12 +322,13 @@ def encode(
 
     Args:
         vocabulary: of the model; not looked at if None.
+        ends: ids that end a text of the model; the tokenizer's end-of-sequence token is one.
 
     Raises:
         ValueError: for a chat without a chat template, one that the template does not take, or a
             tokenizer whose ids are not the model's.
     """
-    ids, labels = _encoded(tokenizer, example)
+    ids, labels = _encoded(tokenizer, example, ends)
     ids, labels = list(ids[:max_length]), [IGNORED, *labels[1:max_length]]
     if vocabulary is not None and ids and max(ids) >= vocabulary:
         raise ValueError(
@@ -275,7 +347,12 @@ def nothing_to_learn(examples: int, max_length: int) -> str:
 
 
 def encode_all(
-    tokenizer, examples: list[dict], max_length: int, vocabulary: int | None = None
+    tokenizer,
+    examples: list[dict],
+    max_length: int,
+    vocabulary: int | None = None,
+    *,
+    ends: Collection[int] = (),
 ) -> list[Example]:
     """Tokenises checked examples; those without a target are left out.
 
@@ -283,7 +360,8 @@ def encode_all(
         ValueError: as `encode`, or if none is left.
     """
     encoded = [
-        encode(tokenizer, example, max_length, vocabulary=vocabulary) for example in examples
+        encode(tokenizer, example, max_length, vocabulary=vocabulary, ends=ends)
+        for example in examples
     ]
     encoded = [example for example in encoded if example is not None]
     if not encoded:

@@ -1,12 +1,14 @@
 """What drawing from a model takes beside `generate`: where completions end, and prompts that are
 read once however many completions they get."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
 from transformers import DynamicCache, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from autodeco_fast.training.eval_requests import cut_at_stop
 
 _BROKEN = "\ufffd"  # what a tokenizer makes of a part of a character
 
@@ -44,6 +46,15 @@ class StopStrings:
 def decode(tokenizer, ids: list[int]) -> str:
     """Text without special tokens, spaces as they are."""
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def completion_text(
+    tokenizer, ids: list[int], *, ends: Collection[int], stop: Sequence[str]
+) -> str:
+    """A completion as scorers and reward functions get it: without what ended it, be that an id or
+    a stop string."""
+    ids = ids[:-1] if ids and ids[-1] in ends else ids
+    return cut_at_stop(decode(tokenizer, ids), stop)
 
 
 class Ends(StoppingCriteria):

@@ -17,8 +17,8 @@ from autodeco_fast import Attachment, attach
 from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.policies import Policy
 from autodeco_fast.training.base_model import end_ids, left_padded, positions, wrap
-from autodeco_fast.training.drawing import Ends, StopStrings, decode, prefilled
-from autodeco_fast.training.eval_requests import Draw, Drawn, Request, cut_at_stop
+from autodeco_fast.training.drawing import Ends, StopStrings, completion_text, prefilled
+from autodeco_fast.training.eval_requests import Draw, Drawn, Request
 from autodeco_fast.training.head_folder import check_model, training_settings
 from autodeco_fast.training.prompts import Prompt, encode_prompt
 from autodeco_fast.training.scan import lm_head_fingerprint
@@ -95,8 +95,9 @@ class LocalModel:
         return [self._drawn(row) for row in batch.drawn]
 
     def _drawn(self, row: "_Row") -> Drawn:
+        ends, stop = self.eos.tolist(), self.strings.stop
         return Drawn(
-            text=cut_at_stop(decode(self.tokenizer, row.tokens), self.strings.stop),
+            text=completion_text(self.tokenizer, row.tokens, ends=ends, stop=stop),
             tokens=row.tokens,
             temperature=row.temperature,
             kept=row.kept,

@@ -1,11 +1,14 @@
 """What lies beside a head in its folder, and whether a head and a scan belong together."""
 
+import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.errors import read_json_object
 from autodeco_fast.heads import DEFAULT_MIN_P
+from autodeco_fast.options import Options
 from autodeco_fast.training.scan_store import Scan
 from autodeco_fast.values import finite, inner_share
 
@@ -15,6 +18,12 @@ SETTINGS_NAME, METRICS_NAME, DIAGNOSTICS_NAME = (
     "diagnostics.jsonl",
 )
 CALIBRATION_NAME, SWEEP_NAME = "calibration.json", "sweep.json"
+# A resumed run may change what does not change the head; and where its input lies, which
+# fingerprints know.
+_MAY_CHANGE = {
+    *("output", "resume", "save_steps", "save_total_limit", "report_to", "diagnostics"),
+    *("generation_batch_size", "scan", "model", "data", "prompts", "rollouts"),
+}
 
 
 def training_settings(folder: Path) -> dict:
@@ -25,6 +34,33 @@ def training_settings(folder: Path) -> dict:
         if settings.get(name) is not None:
             finite(f"{path}: {name}", settings[name])
     return settings
+
+
+def written_settings(config: Options, identity: dict[str, object]) -> dict:
+    """What `training.json` says of a run: its settings, and what it learns from."""
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(config).items()
+    }
+    return json.loads(json.dumps(settings | identity))
+
+
+def check_resumed(folder: Path, settings: dict) -> None:
+    """Refuses to go on in a folder whose run was begun with other settings, or on other data.
+
+    Args:
+        settings: the `written_settings` of the run that goes on.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    before = training_settings(folder)
+    for name, value in settings.items():
+        if name not in _MAY_CHANGE and before.get(name, value) != value:
+            raise ValueError(
+                f"output {str(folder)!r} was begun with {name} {before[name]}, got {value}: resume "
+                "with the same, or name another folder"
+            )
 
 
 def min_p_of(

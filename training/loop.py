@@ -8,8 +8,9 @@ in the same bits.
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -17,11 +18,19 @@ from torch import nn
 from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.autodeco.own_heads import TOP_P_FOLDER
 from autodeco_fast.checkpoint import CONFIG_NAME, check_finite
+from autodeco_fast.heads import DEFAULT_MIN_P
 from autodeco_fast.training import checkpoints
 from autodeco_fast.training.batches import Source
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.config import AUTODECO, TrainConfig
-from autodeco_fast.training.head_folder import check_model, check_width
+from autodeco_fast.training.head_folder import (
+    check_model,
+    check_resumed,
+    check_width,
+    min_p_of,
+    training_settings,
+    written_settings,
+)
 from autodeco_fast.training.metrics import Log, Totals
 from autodeco_fast.training.objectives import (
     AutoDecoJoint,
@@ -32,8 +41,10 @@ from autodeco_fast.training.objectives import (
     Objective,
 )
 from autodeco_fast.training.processes import Processes, start_accelerator
+from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.step import Step, differentiate, trained
 
+_Config = TypeVar("_Config", TrainConfig, RewardConfig)
 _OBJECTIVES = {
     "min_p_hinge": MinPHinge,
     "label_free": LabelFree,
@@ -49,9 +60,21 @@ def objective_of(config: TrainConfig) -> Objective:
     return kind(**options)
 
 
-def new_head(config: TrainConfig, hidden_size: int) -> nn.Module:
-    """What the objective trains: what `config.head` holds, else a head from the run's seed; it
-    knows the run's Min-P.
+def with_min_p(config: _Config) -> _Config:
+    """The settings with the Min-P that counts: theirs, else that of the head they start from."""
+    if config.head is None:
+        min_p = DEFAULT_MIN_P if config.min_p is None else config.min_p
+    else:
+        head = TemperatureHead.from_pretrained(config.head)
+        min_p = min_p_of(head, training_settings(config.head), config.min_p)
+    return replace(config, min_p=min_p)
+
+
+def new_head(config: TrainConfig | RewardConfig, hidden_size: int) -> nn.Module:
+    """What the objective trains: what `config.head` holds, else a head from the run's seed.
+
+    Where its temperatures are trained, it gets the run's Min-P and loses the offset of a
+    calibration, which would promise nothing of them.
 
     Raises:
         ValueError: if there is no head in `config.head`, or of another width.
@@ -62,7 +85,8 @@ def new_head(config: TrainConfig, hidden_size: int) -> nn.Module:
     else:
         head = TemperatureHead.from_pretrained(config.head)
         check_width(head, hidden_size)
-    head.min_p = config.min_p
+    if config.objective != "autodeco_top_p":
+        head.min_p, head.offset = config.min_p, 0.0
     if config.objective not in ("autodeco_top_p", "autodeco_joint"):
         return head
     return nn.ModuleDict({"temp_head": head, "top_p_head": _top_p_head(config, hidden_size)})
@@ -175,6 +199,7 @@ class _Run:
         measure_on: Source | None,
         processes: Processes,
     ):
+        config = with_min_p(config)
         self.source, self.config, self.measure_on = source, config, measure_on
         self.processes = processes
         self.per_epoch = source.steps_per_epoch(processes.world)
@@ -199,11 +224,15 @@ class _Run:
     ) -> nn.Module:
         config = self.config
         newest = checkpoints.newest(config.output) if config.resume else None
+        # A step's width is so many tokens or examples of every process.
+        identity = {**self.source.identity(), "processes": self.processes.world}
+        settings = written_settings(config, identity)
         if newest is not None:
+            check_resumed(config.output, settings)
             self.progress, self.best = checkpoints.load(newest, self.head, self.optimizer)
         progress = self.progress
         if self.processes.is_main:
-            self.log = Log(config, self.source.identity(), progress.step)
+            self.log = Log(config, settings, progress.step)
         on_start(self.steps, progress.step)
         while progress.step < self.steps and not self._out_of_patience():
             metrics = self._step()

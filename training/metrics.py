@@ -2,7 +2,6 @@
 
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -77,16 +76,16 @@ class Log:
     Lines are whole, and none is of a step beyond the one that a resume begins at.
     """
 
-    def __init__(self, config: TrainConfig, identity: dict[str, object], done: int):
+    def __init__(self, config: TrainConfig, settings: dict, done: int):
+        """
+        Args:
+            settings: the `written_settings`.
+            done: steps that a resume begins at.
+        """
         self.started = time.perf_counter()
         self.metrics = config.output / METRICS_NAME
         self.diagnostics = config.output / DIAGNOSTICS_NAME
         self._diagnosed = (0, 0)  # a step, and how many of its tokens are in there
-        settings = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(config).items()
-        }
-        settings |= identity
         write_text(config.output / SETTINGS_NAME, json.dumps(settings, indent=1) + "\n")
         for path in (self.metrics, *([self.diagnostics] if config.diagnostics else [])):
             write_text(path, "".join(_lines_until(path, done)))

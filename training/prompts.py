@@ -1,6 +1,7 @@
 """Prompts to continue: JSONL, each line with `prompt` (text, or a chat), `messages` (a chat) or
 `problem` (text, as AutoDeco's evaluation has it: the question of a chat), an optional `task` that
-results are grouped by, and fields for a scorer or a reward function."""
+results are grouped by, and fields for a scorer or a reward function. A chat's last answer is left
+out, so that training data serves as prompts."""
 
 import json
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ class Prompt:
 
     @property
     def content(self) -> str | list[dict]:
-        """Its text, or its chat messages."""
+        """Its text, or its chat messages up to a last answer, which is the model's to give."""
         for name in ("prompt", "messages"):
             if name in self.fields:
-                return self.fields[name]
+                return _unanswered(self.fields[name])
         return [{"role": "user", "content": f"{self.fields['problem']}\n{BOXED}"}]
 
     @property
@@ -39,6 +40,14 @@ class Prompt:
         if isinstance(content, str):
             return content
         return "\n".join(f"{m['role']}: {m['content']}" for m in content)
+
+
+def _unanswered(content: str | list[dict]) -> str | list[dict]:
+    """Text as it is; a chat without the assistant's messages at its end."""
+    if isinstance(content, str):
+        return content
+    last = max((i for i, m in enumerate(content) if m["role"] != "assistant"), default=-1)
+    return content[: last + 1]
 
 
 def _is_text(value: object) -> bool:
@@ -55,6 +64,8 @@ def _complaint(fields: object) -> str | None:
         return "prompt must be text or a list of messages"
     if "messages" in given and not is_chat(fields["messages"]):
         return "messages must be a list of objects with role and content"
+    if given and not _unanswered(fields[given[0]]):
+        return f"{given[0]} must hold a message that is not the assistant's"
     if not given and not _is_text(fields["problem"]):
         return "problem must be text"
     if not isinstance(fields.get("task", ""), str):

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from autodeco_fast.errors import parse_json
-from autodeco_fast.training.base_model import BaseModel, example_length, positions
-from autodeco_fast.training.data import Example, complaint_of, encode
+from autodeco_fast.training.base_model import BaseModel
+from autodeco_fast.training.data import complaint_of, encode
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.rollouts import Rollout, advantages, chosen
 from autodeco_fast.values import finite, text
@@ -65,7 +65,7 @@ def group_rollouts(
 ) -> list[list[Rollout]]:
     """Recorded rollouts by `group`, or by prompt where a line has none; with their advantages.
 
-    A text's completion ends with the end-of-sequence token, unless its line says `truncated`.
+    A completion ends with an id that ends a text or a turn, unless its line says `truncated`.
 
     Raises:
         ValueError: if no group has rewards that differ: there is nothing to learn.
@@ -74,18 +74,17 @@ def group_rollouts(
     for line in lines:
         key = json.dumps(line["group"] if "group" in line else line["prompt"], sort_keys=True)
         groups.setdefault(key, []).append(line)
-    limit, found = positions(base.model.config), []
+    longest, found = base.example_length(2**31), []
     for members in groups.values():
         gained = advantages([float(line["reward"]) for line in members], config.scale_rewards)
         rollouts = []
         for line, advantage in zip(members, gained):
-            pair = {name: line[name] for name in ("prompt", "completion")}
-            example = encode(tokenizer, pair, example_length(2**31, limit), base.vocabulary)
+            truncated = bool(line.get("truncated", False))
+            said = {name: line[name] for name in ("prompt", "completion")}
+            said["truncated"] = truncated
+            example = encode(tokenizer, said, longest, base.vocabulary, ends=base.ends)
             if example is None:
                 continue
-            if line.get("truncated") and example.labels[-1] == tokenizer.eos_token_id:
-                example = Example(example.input_ids[:-1], example.labels[:-1])
-            truncated = bool(line.get("truncated", False))
             rollouts.append(Rollout(example, float(line["reward"]), advantage, truncated))
         found.append(rollouts)
     if not any(rollout.advantage for rollouts in found for rollout in rollouts):

@@ -37,11 +37,7 @@ class RewardConfig(Options):
         None,
     )
     head: Path | None = option_of(TrainConfig, "head")
-    min_p: float | None = option(
-        "the cut the head is used with; by default the one of head, 0.1 for a new one",
-        None,
-        must_be="in (0, 1)",
-    )
+    min_p: float | None = option_of(TrainConfig, "min_p")
     rounds: int = option("rounds of rollouts", 40, must_be="at least 1")
     prompts_per_round: int = option(
         "prompts of a round, or groups of rollouts", 8, must_be="at least 1"
@@ -53,7 +49,9 @@ class RewardConfig(Options):
     )
     max_completion_length: int = option("tokens of a completion", 64, must_be="at least 1")
     stop: str | None = option(
-        "text that ends a completion, as the end-of-sequence token does", None
+        "text that ends a completion, as the end-of-sequence token does; the reward function is "
+        "given what stands before it",
+        None,
     )
     generation_batch_size: int = option(
         "completions that a process generates at once", 256, must_be="at least 1"

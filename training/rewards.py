@@ -19,29 +19,29 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 
 import torch
 
 from autodeco_fast import TemperatureHead, TokenStats, reward_loss, token_stats
-from autodeco_fast.heads import DEFAULT_MIN_P
 from autodeco_fast.training import checkpoints
 from autodeco_fast.training.base_model import BaseModel, width
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.data import IGNORED
-from autodeco_fast.training.head_folder import (
-    check_model,
-    check_width,
-    min_p_of,
-    training_settings,
+from autodeco_fast.training.head_folder import check_model, check_resumed, written_settings
+from autodeco_fast.training.loop import (
+    check_output,
+    learning_rate,
+    new_head,
+    save_heads,
+    with_min_p,
 )
-from autodeco_fast.training.loop import check_output, learning_rate, new_head, save_heads
 from autodeco_fast.training.metrics import Log
 from autodeco_fast.training.objectives import Sums, transform_of
 from autodeco_fast.training.processes import Processes
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.rollouts import Rollout, Rounds
 from autodeco_fast.training.scan import batches_by_length, lm_head_fingerprint, pad
+from autodeco_fast.training.scan_store import file_fingerprint
 from autodeco_fast.training.step import Step, differentiate
 
 _GAIN = 10.0
@@ -74,22 +74,7 @@ def check_head(config: RewardConfig) -> None:
         ValueError: if there is no head in `config.head`, or of another width than the model's.
     """
     if config.head is not None:
-        first_head(config, width(config.model))
-
-
-def first_head(config: RewardConfig, hidden_size: int) -> TemperatureHead:
-    """The head that training starts from.
-
-    Raises:
-        ValueError: if that in `config.head` is none, or of another width.
-    """
-    if config.head is None:
-        min_p = DEFAULT_MIN_P if config.min_p is None else config.min_p
-        return new_head(replace(config, min_p=min_p), hidden_size)
-    head = TemperatureHead.from_pretrained(config.head)
-    check_width(head, hidden_size)
-    head.min_p = min_p_of(head, training_settings(config.head), config.min_p)
-    return head
+        new_head(with_min_p(config), width(config.model))
 
 
 def train_on_rewards(
@@ -126,8 +111,9 @@ class _Run:
     """One run in one process."""
 
     def __init__(self, rounds: Rounds, base: BaseModel, config: RewardConfig, processes: Processes):
-        self.rounds, self.base, self.config, self.processes = rounds, base, config, processes
-        self.head = first_head(config, base.weight.shape[1]).to(base.weight.device)
+        self.rounds, self.base, self.processes = rounds, base, processes
+        self.config = with_min_p(config)
+        self.head = new_head(self.config, base.weight.shape[1]).to(base.weight.device)
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=config.learning_rate, weight_decay=0.01
         )
@@ -140,12 +126,17 @@ class _Run:
         self, on_start: Callable[[int, int], None], on_round: Callable[[dict], None]
     ) -> TemperatureHead:
         config, newest = self.config, checkpoints.newest(self.config.output)
+        identity = {"lm_head": lm_head_fingerprint(self.base)}
+        source = config.prompts if config.rollouts is None else config.rollouts
+        if source.is_file():
+            identity["trained_on"] = file_fingerprint(source)
+        settings = written_settings(config, identity)
         if newest is not None:
+            check_resumed(config.output, settings)
             self.progress, _ = checkpoints.load(newest, self.head, self.optimizer)
             self.saved = self.progress.step
         if self.processes.is_main:
-            made_for = {"lm_head": lm_head_fingerprint(self.base), "min_p": self.head.min_p}
-            self.log = Log(config, made_for, self.saved)
+            self.log = Log(config, settings, self.saved)
         on_start(config.rounds, self.progress.step)
         try:
             spread = self._all_rounds(on_round)

@@ -7,7 +7,6 @@ completion, are functions of seed, round and prompt, so a run that was killed an
 the same.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +19,11 @@ from transformers import GenerationConfig
 from autodeco_fast import attach
 from autodeco_fast.training.base_model import BaseModel, end_ids, left_padded, positions
 from autodeco_fast.training.data import IGNORED, Example
-from autodeco_fast.training.drawing import Ends, StopStrings, prefilled
+from autodeco_fast.training.drawing import Ends, StopStrings, completion_text, prefilled
 from autodeco_fast.training.prompts import Prompt, encode_prompt
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.reward_function import Completion, rewards_of
+from autodeco_fast.training.token_uniform import mixed
 
 
 class Rollout(NamedTuple):
@@ -63,12 +63,6 @@ def advantages(rewards: list[float], scale: bool) -> list[float]:
     off = [reward - mean for reward in rewards]
     deviation = math.sqrt(math.fsum(x * x for x in off) / len(off))
     return [x / deviation for x in off] if scale and deviation > 0 else off
-
-
-def mixed(*parts: object) -> int:
-    """63 bits that depend on all the parts."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def chosen(n: int, round: int, *, count: int, seed: int) -> Iterator[tuple[int, int]]:
@@ -227,8 +221,7 @@ class OnPolicy:
 
     def _shown(self, prompt: EncodedPrompt, ids: list[int]) -> Completion:
         """A completion as the reward function gets it."""
-        ids = ids[:-1] if ids[-1] in self.end else ids
-        said = self.tokenizer.decode(ids, skip_special_tokens=True)
+        said = completion_text(self.tokenizer, ids, ends=self.end, stop=self.strings.stop)
         if isinstance(prompt.given, str):
             return said
         return [{"role": "assistant", "content": said}]

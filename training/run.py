@@ -94,9 +94,9 @@ def _refuse_empty(config: ScanConfig, manifest: dict, length: int, *, accelerato
 def _check_head(config: TrainConfig, hidden_size: int) -> None:
     """Refuses a head to start from, before a model is loaded."""
     if config.head is not None:
-        from autodeco_fast.training.loop import new_head
+        from autodeco_fast.training.loop import new_head, with_min_p
 
-        new_head(config, hidden_size)
+        new_head(with_min_p(config), hidden_size)
 
 
 class _Sources:
@@ -130,7 +130,9 @@ class _Sources:
             _check_head(config, base_model.width(config.model))
         length = base_model.example_length(config.max_length, found.positions)
         tokenizer = base_model.load_tokenizer(config.model)
-        self.examples = encode_all(tokenizer, raw, length, vocabulary=found.vocabulary)
+        self.examples = encode_all(
+            tokenizer, raw, length, vocabulary=found.vocabulary, ends=found.ends
+        )
         dtype = base_model.frozen_dtype(self.device)
         self.base = base_model.load(config.model, dtype, self.device)
         self.base.verify(torch.tensor([self.examples[0].input_ids], device=self.device))

@@ -17,7 +17,7 @@ from pathlib import Path
 from autodeco_fast.files import append_text, atomic_write
 from autodeco_fast.options import Options, documented, option
 from autodeco_fast.training.data import IGNORED
-from autodeco_fast.training.prompts import Prompt, encode_prompt, read_prompts
+from autodeco_fast.training.prompts import encode_prompt, read_prompts
 from autodeco_fast.values import require
 
 _LIVE_SETTINGS = ("output", "batch_size")  # may change when a file is continued
@@ -31,8 +31,8 @@ class SampleTextConfig(Options):
     model: str = option("folder or hub id of a causal language model")
     output: Path = option("new JSONL file for train and scan; killed, the same command goes on")
     prompts: Path | None = option(
-        "JSONL to continue, a line after the other and from the start again: its prompt, or its "
-        "messages up to the last answer; without it, text from the model's first token on",
+        "JSONL to continue, a line after the other and from the start again: its prompt or "
+        "messages, a chat up to its last answer; without it, text from the model's first token on",
         None,
     )
     number: int = option("continuations", 256, must_be="at least 1")
@@ -44,7 +44,7 @@ class SampleTextConfig(Options):
 
 
 def prompt_ids(path: Path, tokenizer, **limits: int | None) -> list[list[int]]:
-    """The ids of every line of a prompts file; a chat's last answer is left out.
+    """The ids of every line of a prompts file.
 
     Args:
         limits: what `encode_prompt` keeps to.
@@ -53,13 +53,7 @@ def prompt_ids(path: Path, tokenizer, **limits: int | None) -> list[list[int]]:
         ValueError: naming the line, if one is no prompt, or makes ids that the model does not have
             or too many; if there is no such file, or no line in it.
     """
-    found = []
-    for prompt in read_prompts(path):
-        content = prompt.content
-        if not isinstance(content, str) and content[-1]["role"] == "assistant":
-            prompt = Prompt(prompt.line, {"messages": content[:-1]})
-        found.append(encode_prompt(tokenizer, prompt, **limits))
-    return found
+    return [encode_prompt(tokenizer, prompt, **limits) for prompt in read_prompts(path)]
 
 
 def _first_token(tokenizer) -> list[int]:

@@ -169,7 +169,6 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
     """
     settings = {name: value for name, value in asdict(config).items() if name not in _LIVE_SETTINGS}
     vocabulary = sorted(tokenizer.get_vocab().items())
-    local = Path(config.data).is_file()
     manifest = {
         "format": 1,
         "settings": settings,
@@ -177,7 +176,7 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
         "hidden_size": base.weight.shape[1],
         "lm_head": lm_head_fingerprint(base),
         "tokenizer": fingerprint(repr(vocabulary).encode()),
-        "data": file_fingerprint(Path(config.data)) if local else config.data,
+        "data": _data_of(config),
     }
     if (config.output / MANIFEST).exists():
         found = read_manifest(config.output)
@@ -196,6 +195,13 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
                 )
         return found
     return manifest
+
+
+def _data_of(config: ScanConfig) -> str:
+    """What tells one set of documents from another."""
+    if Path(config.data).is_file():
+        return file_fingerprint(Path(config.data))
+    return config.data if config.data.startswith("stdlib:") else f"{config.data}:{config.split}"
 
 
 def lm_head_fingerprint(base: BaseModel) -> str:
@@ -280,8 +286,9 @@ class _Shards:
         """The block of this number in batches; examples without a target are left out."""
         length = self.base.example_length(self.config.max_length)
         first, examples = number * self.config.examples_per_shard, []
+        options = {"vocabulary": self.base.vocabulary, "ends": self.base.ends}
         for at, raw in enumerate(block, first):
-            example = encode(self.tokenizer, raw, length, vocabulary=self.base.vocabulary)
+            example = encode(self.tokenizer, raw, length, **options)
             if example is not None:
                 examples.append((at, example))
         return batches_by_length(examples, self.config.batch_tokens)

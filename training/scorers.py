@@ -8,8 +8,8 @@
     boxed    answer, or gt: text or a number        its last \\boxed{} is equal, by math-verify
     json     keys: list; first_line: true;          it (its first line), after the prefix, is one
              prefix: text                           JSON object with exactly these keys
-    choice   allowed: list                          it is one of these, but for case, punctuation
-                                                    and space around it
+    choice   allowed: list                          it is one of these, but for case and quotes,
+                                                    brackets, sentence marks and space around it
     checks   checks: map, see training/eval_checks  score is the share of checks it meets
 
 `module:function`, or `file.py:function`, is called as TRL calls a reward function, so that one can
@@ -107,11 +107,18 @@ def _exact(completion: str, fields: dict) -> bool:
 # choice
 
 
+_PAIRED = {"Pi", "Pf", "Ps", "Pe"}  # Unicode's categories of quotes and brackets
+_SENTENCE_ENDS = ".,;:!?。、।؟،؛"
+
+
 def _plain(text: str) -> str:
-    """Without case, accents' encodings, runs of space, and punctuation around it."""
+    """Without case, accents' encodings, runs of space, and quotes, brackets and sentence marks
+    around it; signs like those of C++, -5 and 5% are its own."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    inside = [i for i, c in enumerate(text) if c.isalnum()]
-    return text[inside[0] : inside[-1] + 1] if inside else text
+    around = " " + "".join(
+        c for c in set(text) if c in "\"'`" or unicodedata.category(c) in _PAIRED
+    )
+    return text.lstrip(around + "¿¡").rstrip(around + _SENTENCE_ENDS) or text
 
 
 def _choice(completion: str, fields: dict) -> bool:

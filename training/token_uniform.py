@@ -1,7 +1,9 @@
-"""Uniforms that belong to a token, not to a moment.
+"""Uniforms that belong to a token, and generators' seeds that belong to a step, not to a moment.
 
 They are the same in any batch, on any number of processes and after a resume.
 """
+
+import hashlib
 
 import torch
 
@@ -10,6 +12,12 @@ from autodeco_fast.torch_backend.sample_loops import uniform_bits
 _DOMAIN = 1  # 0 is the sampler's
 _EPOCH_OF_SCANS = 2**32 - 1  # epochs of training count from 0
 _EPOCH_OF_SPLITS = 2**32 - 2
+
+
+def mixed(*parts: object) -> int:
+    """63 bits that depend on all the parts."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def token_uniform(

@@ -11,7 +11,8 @@ to other open questions, beside fixed settings and rules. Nothing is drawn for t
     nats   the entropy of what a policy draws from, a token of an open answer, mean over answers
 
 A policy is held against the lower edge of the fixed settings at equal nats. Intervals are 95 % of
-resamples of facts, of answers and of a head's seeds. What the folder has already is not made again.
+resamples of facts, of open questions with all their answers, and of a head's seeds. What the folder
+has already is not made again.
 """
 
 from collections import defaultdict
@@ -54,7 +55,7 @@ class Measured:
     """What a policy of one seed does."""
 
     error: np.ndarray  # of each fact
-    nats: np.ndarray  # of each open answer
+    nats: np.ndarray  # of each open question, mean over its answers
     temperature: dict[str, float]  # mean T of `facts`, of the `words` before them, of `open`
 
     @property
@@ -107,7 +108,8 @@ class Study:
 
     def __init__(self, work: Path, model: str):
         self.work, self.model = work, model
-        opened = _scan(work, "open", model, answers(work, "open", model, texts.OPEN))
+        opened = answers(work, "open", model, texts.ANSWERS * texts.OPEN)
+        opened = _scan(work, "open", model, opened)
         base = scanned_model(opened)
         self.open = opened.load()
         self.facts, self.fact_of = self._facts()
@@ -142,7 +144,7 @@ class Study:
         means = {"facts": fact_T[which >= 0], "words": fact_T[which == -1], "open": open_T}
         return Measured(
             1 - torch.stack(right).numpy(),
-            _by_document(nats, self.open.document),
+            by_question(nats, self.open.document, len(texts.OPEN)),
             {name: float(T.mean()) for name, T in means.items()},
         )
 
@@ -152,10 +154,17 @@ def _chat(question: str, words: str, end: str) -> dict:
     return {"prompt": [{"role": "user", "content": question}], "completion": [answer]}
 
 
-def _by_document(values: torch.Tensor, document: torch.Tensor) -> np.ndarray:
-    _, at = torch.unique(document, return_inverse=True)
-    sums = torch.zeros(int(at.max()) + 1).index_add_(0, at, values)
-    return (sums / at.bincount()).numpy()
+def by_question(values: torch.Tensor, document: torch.Tensor, questions: int) -> np.ndarray:
+    """Means over the tokens of each answer, then over the answers of each question.
+
+    Args:
+        values, document: `[n]`; document `d` answers question `d mod questions`.
+    """
+    names, at = torch.unique(document, return_inverse=True)
+    sums = torch.zeros(len(names)).index_add_(0, at, values)
+    question = names.long() % questions
+    means = torch.zeros(questions).index_add_(0, question, sums / at.bincount())
+    return (means / question.bincount(minlength=questions)).numpy()
 
 
 @torch.inference_mode()
@@ -214,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print(name, flush=True)
     found = results(measured, "nats")
     known = int((study.fact_of >= 0).sum() and study.fact_of[study.fact_of >= 0].unique().numel())
-    facts = {"facts": len(texts.FACTS), "known_facts": known, "open_answers": len(texts.OPEN)}
+    facts = {"facts": len(texts.FACTS), "known_facts": known, "open_questions": len(texts.OPEN)}
     write(FOLDER / "domains.json", "domains", found, **facts)
     draw(found, FOLDER / "domains.png")
     print_ranking(found, "nats")

@@ -16,8 +16,8 @@ _MATHS = (
 )
 MATHS = [text.format(a=6 + 7 * k + i, b=2 + k) for k in range(12) for i, text in enumerate(_MATHS)]
 DIALOGUE = [*wishes_text.TRAIN.texts("choice"), *wishes_text.TRAIN.texts("essay")]
-# Measured on; each answered three times.
-OPEN = 3 * [*wishes_text.TEST.texts("choice"), *wishes_text.TEST.texts("essay")]
+# Measured on; each answered so many times.
+OPEN, ANSWERS = [*wishes_text.TEST.texts("choice"), *wishes_text.TEST.texts("essay")], 3
 
 _OPPOSITES = (
     "hot cold, big small, up down, left right, day night, black white, open closed, fast slow, "

@@ -10,7 +10,7 @@ import torch
 from autodeco_fast.policies import Policy
 from autodeco_fast.policies.masking import masked
 from autodeco_fast.policies.temperature import divisor
-from bench.quality.frontier import STATIC, compare
+from bench.quality.frontier import STATIC, compare, interval
 
 RESAMPLES = 1000
 
@@ -74,14 +74,13 @@ def results(measured: dict[str, list[Measured]], axis: str) -> list[dict]:
     static = [p for name, p in found.items() if name.split()[0] in STATIC]
     out = []
     for name, p in found.items():
-        low, high = np.quantile(p[1:], (0.025, 0.975), axis=0)
         means = [one.means() for one in measured[name]]
         result = {
             "variant": name,
             "error": float(p[0, 0]),
-            "error_95": [float(low[0]), float(high[0])],
+            "error_95": interval(p[:, 0]) if p[0, 0] else None,
             axis: float(p[0, 1]),
-            f"{axis}_95": [float(low[1]), float(high[1])],
+            f"{axis}_95": interval(p[:, 1]),
             **{key: float(np.mean([one[key] for one in means])) for key in means[0]},
             "seeds": len(measured[name]),
         }

@@ -13,8 +13,8 @@ training seeds:
 
 A policy is compared with static settings at equal diversity: the lower edge of their points, two
 neighbours of it joined by a line, picked on the very samples it is compared on, in their favour.
-Intervals are 95 % of bootstrap resamples: of a head's seeds, and of samples within schemas. Heads
-in folders `…-seed0`, `…-seed1` are one policy.
+Intervals are 95 % of bootstrap resamples: of a head's seeds, and of samples within schemas; there
+is none of no errors, which have no width. Heads in folders `…-seed0`, `…-seed1` are one policy.
 """
 
 import argparse
@@ -155,20 +155,14 @@ def static_error(error: np.ndarray, diversity: np.ndarray, at: np.ndarray) -> np
     return 1 - frontier_score(1 - error, diversity, np.minimum(at, diversity.max()))
 
 
-def compare(head: np.ndarray, static: list[np.ndarray]) -> dict[str, float | list[float]]:
-    """Errors of a head over those of static settings at its diversity, with a 95 % interval."""
-    ratios = []
+def compare(head: np.ndarray, static: list[np.ndarray]) -> dict[str, float | list[float] | None]:
+    """Errors of a head over those of static settings at its diversity: as `over`."""
+    theirs = []
     for r in range(len(head)):
         error, diversity = (np.array([s[r, i] for s in static]) for i in (0, 1))
-        (theirs,) = static_error(error, diversity, head[r, 1:])
-        ratios.append((head[r, 0], theirs, head[r, 0] / max(theirs, 1e-9)))
-    ours, theirs, ratio = np.array(ratios).T
-    low, high = np.quantile(ratio[1:], (0.025, 0.975))
-    return {
-        "error_of_static_at_equal_diversity": float(theirs[0]),
-        "ratio": float(ours[0] / max(theirs[0], 1e-9)),
-        "ratio_95": [float(low), float(high)],
-    }
+        theirs.append(static_error(error, diversity, head[r, 1:]))
+    theirs = np.array(theirs)
+    return {"error_of_static_at_equal_diversity": float(theirs[0, 0]), **over(head, theirs)}
 
 
 def results(study: Study) -> list[dict]:
@@ -178,13 +172,12 @@ def results(study: Study) -> list[dict]:
     out = []
     for name, p in found.items():
         lines = [line for seed in study[name].values() for line in seed]
-        low, high = np.quantile(p[1:], (0.025, 0.975), axis=0)
         result = {
             "variant": name,
             "error": float(p[0, 0]),
-            "error_95": [float(low[0]), float(high[0])],
+            "error_95": interval(p[:, 0]) if p[0, 0] else None,  # none of no errors
             "diversity": float(p[0, 1]),
-            "diversity_95": [float(low[1]), float(high[1])],
+            "diversity_95": interval(p[:, 1]),
             "temperature": float(np.mean([np.mean(line.temperatures) for line in lines])),
             "seeds": len(study[name]),
             "by_task": _by_task(lines),
@@ -205,11 +198,24 @@ def best_at(study: Study, diversities: Sequence[float]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def over(errors: np.ndarray, others: np.ndarray) -> dict[str, float | list[float]]:
-    """Errors of a policy over those of another, of `points` each, with a 95 % interval."""
-    ratio = errors[:, 0] / others[:, 0].clip(1e-9)
-    low, high = np.quantile(ratio[1:], (0.025, 0.975))
-    return {"ratio": float(ratio[0]), "ratio_95": [float(low), float(high)]}
+def over(errors: np.ndarray, others: np.ndarray) -> dict[str, float | list[float] | None]:
+    """Errors of a policy over those of another, the first columns of what `points` gives, with a
+    95 % interval.
+
+    Where the policy made no error there is no interval: resamples of no errors have none, so its
+    width would say 0. Where the other made none there is no ratio either.
+    """
+    ours, theirs = errors[:, 0], others[:, 0]
+    if not theirs[0]:
+        return {"ratio": None, "ratio_95": None}
+    ratio = ours / theirs.clip(1e-9)
+    return {"ratio": float(ratio[0]), "ratio_95": interval(ratio) if ours[0] else None}
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """95 %, of resamples behind the value of all there is."""
+    low, high = np.quantile(values[1:], (0.025, 0.975))
+    return [float(low), float(high)]
 
 
 def _by_task(lines: Sequence[Lines]) -> dict[str, dict]:
@@ -236,6 +242,12 @@ def _family(policy: str) -> str:
     return f"head: {objective}" if objective else name
 
 
+def _bars(members: Sequence[dict], key: str) -> np.ndarray:
+    """`[2, members]` from a value down and up to the ends of its interval; 0 without one."""
+    ends = [m[f"{key}_95"] or [m[key]] * 2 for m in members]
+    return np.abs(np.array(ends).T - [m[key] for m in members])
+
+
 def draw(results: list[dict], path: Path, *, least: float = 0.0) -> None:
     """The figure: every setting, the static ones' lower edge, policies by family.
 
@@ -248,8 +260,7 @@ def draw(results: list[dict], path: Path, *, least: float = 0.0) -> None:
             families[_family(result["variant"])].append(result)
         for number, (family, members) in enumerate(families.items()):
             x, y = ([m[key] for m in members] for key in ("diversity", "error"))
-            bars = [np.abs(np.array([m[f"{k}_95"] for m in members]).T - v) for k, v in
-                    (("diversity", x), ("error", y))]  # fmt: skip
+            bars = [_bars(members, key) for key in ("diversity", "error")]
             colour = f"C{number % 10}"
             style = {
                 "fmt": "os^"[number // 10],
@@ -273,7 +284,9 @@ def draw(results: list[dict], path: Path, *, least: float = 0.0) -> None:
 def print_ranking(found: list[dict], axis: str) -> None:
     """A line a policy, in the order of what is held against its errors."""
     for one in sorted(found, key=lambda r: r[axis]):
-        ratio = f"  ratio {one['ratio']:.2f} {one['ratio_95']}" if "ratio" in one else ""
+        ratio = ""
+        if one.get("ratio") is not None:
+            ratio = f"  ratio {one['ratio']:.2f} {one['ratio_95'] or ''}".rstrip()
         print(f"{one['error']:.4f}  {one[axis]:.3f}  {one['variant']}{ratio}")
 
 

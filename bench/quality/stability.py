@@ -22,6 +22,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -130,10 +131,10 @@ def draw(path: Path, results: list[dict]) -> None:
                     next(styles)
             style = {"color": colour, "linestyle": next(styles), "marker": "o", "markersize": 3}
             rates = [one["rate"] for one in mine]
-            lost = [max(1e-3, sorted(one["lost"])[1]) for one in mine]
+            lost = [max(1e-3, median(one["lost"])) for one in mine]
             axes[0].plot(rates, lost, label=variant, **style)
             axes[1].plot(rates, [one["seeds_apart"] for one in mine], **style)
-            axes[2].plot(rates, [sorted(one["mean_T"])[1] for one in mine], **style)
+            axes[2].plot(rates, [median(one["mean_T"]) for one in mine], **style)
         axes[0].axhline(1.0, color="grey", linewidth=0.8)
         axes[0].set(
             xscale="log", yscale="log", ylabel="lost of what there was to gain (1: a new head)"

@@ -26,7 +26,7 @@ import torch
 from autodeco_fast import TemperatureHead
 from autodeco_fast.checkpoint import CONFIG_NAME
 from autodeco_fast.files import write_text
-from autodeco_fast.training.base_model import load_tokenizer
+from autodeco_fast.training.base_model import facts, load_tokenizer
 from autodeco_fast.training.config import ScanConfig, TrainConfig
 from autodeco_fast.training.measures import means, scanned_model, sums_by_document
 from autodeco_fast.training.predictions import predict
@@ -50,7 +50,7 @@ PROBE_STEPS, PROBE_DECAY = 300, 1e-2
 
 
 def answers(work: Path, name: str, model: str, prompts: list[str]) -> list[dict]:
-    """The model's own, one a prompt, as chats."""
+    """The model's own, one a prompt, as chats; some are cut off after ANSWER_TOKENS."""
     chats = [[{"role": "user", "content": text}] for text in prompts]
     lines, drawn = work / f"{name}-prompts.jsonl", work / f"{name}-drawn.jsonl"
     write_text(lines, "".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
@@ -62,10 +62,12 @@ def answers(work: Path, name: str, model: str, prompts: list[str]) -> list[dict]
             )
         )
     tokenizer, found = load_tokenizer(model), []
+    ends = {*facts(model).ends, tokenizer.eos_token_id}
     for k, line in enumerate(drawn.read_text(encoding="utf-8").splitlines()):
         ids = [y for y in json.loads(line)["labels"] if y >= 0]
         answer = {"role": "assistant", "content": tokenizer.decode(ids, skip_special_tokens=True)}
-        found.append({"prompt": chats[k], "completion": [answer]})
+        cut = ids[-1] not in ends
+        found.append({"prompt": chats[k], "completion": [answer], "truncated": cut})
     return found
 
 
