@@ -52,6 +52,9 @@ def _gamma(H: int, u: float) -> float:
 class QuantizedLMHead:
     """An output embedding with an 8-bit copy, which `linear_sample` takes in place of the weight.
 
+    It draws the token of the plain call: Triton's kernels from the same logits bit for bit, the
+    torch backend from those of a smaller product, equal up to its rounding (`kept_logits`).
+
     Args:
         weight: `[V, H]` fp32 or bf16; kept, not copied if its rows are contiguous. It must not
             change afterwards.
@@ -136,6 +139,8 @@ class QuantizedLMHead:
         """`hidden @ weight.T`, `[B, V]`, in the columns of tokens that Min-P may keep in some row;
         −inf in the others.
 
+        Up to the rounding of the product: a BLAS may sum a column in another order where it stands
+        elsewhere (of few rows, some do), and then a near tie may go the other way.
         Arguments as in `possible`. All columns where products may be rounded further
         (`torch.set_float32_matmul_precision`, autocast).
         """

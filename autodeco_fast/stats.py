@@ -42,6 +42,8 @@ class TokenStats(NamedTuple):
     # nats, of softmax(z/T), differentiable in T; with `cut` both are over the kept set alone
     scaled_entropy: torch.Tensor | None = None
     kept: torch.Tensor | None = None  # int64: tokens that Min-P keeps at T
+    # ln Σ e^{(z − max z)/T}, what `scaled_logsumexp` is more than max z / T
+    scaled_log_mass: torch.Tensor | None = None
 
     @property
     def gap(self) -> torch.Tensor:
@@ -52,6 +54,14 @@ class TokenStats(NamedTuple):
     def target_prob(self) -> torch.Tensor:
         """`softmax(z)_y`."""
         return (self.target_logit - self.logsumexp).exp()
+
+    @property
+    def scaled_log_prob(self) -> torch.Tensor:
+        """`ln softmax(z/T)_y`, differentiable in T; with `cut` over the kept set, for a y in it.
+
+        Of differences of logits: `z_y/T − scaled_logsumexp` loses what z/T is larger than these.
+        """
+        return -self.gap / self.temperature - self.scaled_log_mass
 
     def rows(self, index: torch.Tensor | slice) -> "TokenStats":
         """The statistics of these rows."""
@@ -95,23 +105,14 @@ def finish(sums: RowSums) -> list[torch.Tensor]:
     return [x.masked_fill(count < 0, -1 if i == 4 else 0) for i, x in enumerate(out)]
 
 
-def at_temperature(
-    top: torch.Tensor, scaled: torch.Tensor, temperature: torch.Tensor, ignored: torch.Tensor
-) -> list[torch.Tensor]:
-    """logsumexp of z/T, mean and variance of z under softmax(z/T), `[N]` each; 0 where ignored.
+def at_temperature(scaled: torch.Tensor, ignored: torch.Tensor) -> list[torch.Tensor]:
+    """ln Σ e^x, mean and variance of x under e^x / Σ e^x, `[N]` each; 0 where ignored.
 
     Args:
-        top: `[N]`, the largest logit.
-        scaled: `[3, N]`, Σ e^x, Σ e^x x, Σ e^x x² of x = (z − top)/T.
-        temperature: `[N]`.
+        scaled: `[3, N]`, Σ e^x, Σ e^x x, Σ e^x x² of x = (z − max z)/T.
         ignored: bool `[N]`.
     """
     mass = scaled[0].clamp(min=1e-30)
     mean = scaled[1] / mass
     variance = (scaled[2] / mass - mean * mean).clamp_(min=0.0)
-    out = (
-        top / temperature + mass.log(),
-        top + temperature * mean,
-        temperature * temperature * variance,
-    )
-    return [x.masked_fill(ignored, 0) for x in out]
+    return [x.masked_fill(ignored, 0) for x in (mass.log(), mean, variance)]

@@ -139,6 +139,8 @@ def survey() -> list[dict]:
     keys = ("block", "rows", "units", "described", "flatten", "specialize")
     for file, entry in kernels():
         config = ", ".join(f"{key}={entry[2][key]}" for key in keys if entry[2].get(key))
+        if entry[1].get("x_ptr") == "*fp32":
+            config += ", fp32"
         name = f"{file}.{entry[0].__name__.lstrip('_')}"
         for target in entry[5:] or TARGETS:
             facts = {"kernel": name, "config": config, "target": target, "warps": entry[3]}

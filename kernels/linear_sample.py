@@ -30,14 +30,13 @@ from autodeco_fast.sampling import (
 
 from .candidates import best_candidate, best_of_rows, next_open, whole_logprob
 from .device import on_its_device
-from .lm_head_tiles import product_tile, token_ids
+from .lm_head_tiles import DEPTH_H, product_tile, step_of, token_ids
 from .logit_tiles import LOWEST, finite
 from .philox import SAMPLE_DOMAIN, gumbel, gumbel_of_ids
 from .row_parameters import GREEDY_BELOW, NUMBERS, TENSORS, row_parameters
 
 # x is read again for every tile, out of the second level: narrower ones would wait for that.
 BLOCK = 128
-DEPTH_H = 64  # a step along H in 16-bit operands, half of it in fp32
 PROGRAMS = 264  # two for each multiprocessor of an H100
 AMD = torch.version.hip is not None
 
@@ -228,23 +227,30 @@ def _settle(
         tl.store(full_logprob_ptr + row, whole_logprob(float_ptr, row, n, m, T, logit, block_n))
 
 
-def tile_shape(B: int, *, listed: bool = False, amd: bool = AMD) -> tuple[int, int, int]:
-    """Rows of a tile, 16 at least for the matrix unit and 64 at most; warps; stages.
+def tile_shape(
+    B: int, *, listed: bool = False, amd: bool = AMD, element_size: int = 2
+) -> tuple[int, int, int]:
+    """Rows of a tile, 16 at least for the matrix unit and 64 at most, 32 in fp32, which has no such
+    unit and would spill; warps; stages.
 
     Noise of ids that are no neighbours, of listed tokens, takes more registers. Warps share
     columns, none shares a sum, so a logit does not depend on their number. A gfx942's have 64
     lanes: at 32 rows eight of them spill. Four stages of 64 rows are more shared memory than it
-    has.
+    has. For sm_80 `_settle` at 32 rows of 16 bits spills 16 bytes if it has a bias, a softcap and
+    the logprob: the compiler stops at 128 registers to hold two programs, and it is the rare path.
     """
-    rows = min(64, max(16, triton.next_power_of_2(B)))
+    rows = min(64 if element_size == 2 else 32, max(16, triton.next_power_of_2(B)))
     few = rows < 64 if amd else rows == 16 and not listed
     return rows, 4 if few else 8, 3 if rows == 64 else 4
 
 
-def splits_of(B: int, V: int, splits: int | None = None) -> tuple[int, int]:
+def splits_of(
+    B: int, V: int, splits: int | None = None, *, element_size: int = 2
+) -> tuple[int, int]:
     """Splits of V, at most `splits`, and tiles in each."""
     tiles = triton.cdiv(V, BLOCK)
-    splits = splits or max(8, PROGRAMS // triton.cdiv(B, tile_shape(B)[0]))
+    rows, *_ = tile_shape(B, element_size=element_size)
+    splits = splits or max(8, PROGRAMS // triton.cdiv(B, rows))
     depth = triton.cdiv(tiles, min(tiles, splits))
     return triton.cdiv(tiles, depth), depth
 
@@ -303,12 +309,12 @@ def draw(
     out = Sampled(token, status, full_logprob=full_logprob)
     if B == 0:
         return out
-    rows, warps, stages = tile_shape(B, listed=listed is not None)
+    size = hidden.element_size()
+    rows, warps, stages = tile_shape(B, listed=listed is not None, element_size=size)
     if listed is None:
-        (S, depth), n = splits_of(B, V, splits), triton.cdiv(V, BLOCK)
+        (S, depth), n = splits_of(B, V, splits, element_size=size), triton.cdiv(V, BLOCK)
     else:
         S, depth, n = len(listed) // BLOCK, 1, len(listed) // BLOCK
-    step = 2 * DEPTH_H // hidden.element_size()
     block_n = max(16, triton.next_power_of_2(n))
     floats, codes = new(6, B, n), new(B, n, dtype=torch.int32)
     p = parameters
@@ -318,7 +324,7 @@ def draw(
     scalars = (
         B, V, H, hidden.stride(0), weight.stride(0), n, depth, logit_scale, softcap,
         *numbers, stream_step,
-        rows, BLOCK, step, hidden.dtype == torch.bfloat16 and not hidden.is_cuda,
+        rows, BLOCK, step_of(hidden), hidden.dtype == torch.bfloat16 and not hidden.is_cuda,
     )  # fmt: skip
     _tiles[(triton.cdiv(B, rows), S)](
         *data, *scalars, full_logprob is not None, num_warps=warps, num_stages=stages
@@ -344,12 +350,16 @@ _FIXED = {"bias_ptr": None, "softcap": None, "block": BLOCK, "step": DEPTH_H, "u
 _NVIDIA = "sm_80", "sm_90", "sm_100"
 
 
-def aot_entry(kernel, B: int, *targets: str, listed: bool = False) -> tuple:
+def aot_entry(kernel, B: int, *targets: str, listed: bool = False, element_size: int = 2) -> tuple:
     """That of a call with B rows, which only have a temperature and Min-P."""
-    rows, warps, stages = tile_shape(B, listed=listed, amd="gfx942" in targets)
-    data = {**_DATA, "list_ptr": "*i32"} if listed else _DATA
+    amd = "gfx942" in targets
+    rows, warps, stages = tile_shape(B, listed=listed, amd=amd, element_size=element_size)
+    data = {**_DATA, "list_ptr": "*i32"} if listed else {**_DATA}
     own = {"whole_mass": False} if kernel is _tiles else {"full_logprob_ptr": None, "block_n": 2048}
     fixed = {**_FIXED, **own, "rows": rows} | ({} if listed else {"list_ptr": None})
+    if element_size == 4:
+        data |= dict.fromkeys(("x_ptr", "w_ptr"), "*fp32")
+        fixed["step"] = DEPTH_H // 2
     return kernel, data, fixed, warps, stages, *targets
 
 
@@ -360,5 +370,9 @@ AOT = [
         *((_settle, False, (32, 64)), (_settle, True, (1, 32))),
     )
     for B in rows
+    for targets in (_NVIDIA, ("gfx942",))
+] + [
+    aot_entry(kernel, 64, *targets, element_size=4)
+    for kernel in (_tiles, _settle)
     for targets in (_NVIDIA, ("gfx942",))
 ]

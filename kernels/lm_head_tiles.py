@@ -3,14 +3,34 @@
 z[b, v] = softcap·tanh(scale·(Σ_h x[b, h]·w[v, h] + bias[v]) / softcap)    (None: no tanh)
 """
 
+import torch
 import triton
 import triton.language as tl
+
+DEPTH_H = 64  # a step along H in 16-bit operands, half of it in fp32
+
+
+def step_of(operand: torch.Tensor) -> int:
+    """A step along H: the same bytes of a row, whatever the dtype."""
+    return 2 * DEPTH_H // operand.element_size()
 
 
 @triton.jit
 def exp(b_x):
     """e^x in two instructions. `tl.exp` takes five, for results below 2⁻¹²⁶; here these are 0."""
     return tl.exp2(b_x * 1.4426950408889634)
+
+
+@triton.jit
+def rounded_to(z, dtype: tl.constexpr):
+    """fp32 numbers, rounded to the nearest of a type."""
+    if dtype == tl.bfloat16:  # Triton's interpreter would cut the bits off
+        bits = z.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        z = tl.where(z == z, bits.to(tl.float32, bitcast=True), z)
+    else:
+        z = z.to(dtype).to(tl.float32)
+    return z
 
 
 @triton.jit
@@ -46,14 +66,13 @@ def product_tile(
     """
     o_v = token_ids(list_ptr, tile, block)
     o_h = tl.arange(0, step)
-    # Rows beyond the last are read as the last one and masked at the end; offsets inside a tile fit
-    # 32 bits.
-    o_row = tl.minimum(row0 + tl.arange(0, rows), B - 1) - row0
-    p_x = x_ptr + tl.cast(row0, tl.int64) * x_stride + o_row[:, None] * x_stride
+    # Rows beyond the last are read as the last one and masked at the end. Rows of hidden states may
+    # lie anywhere (the last position of each sequence): 64 bits.
+    row = tl.minimum(row0 + tl.arange(0, rows), B - 1).to(tl.int64)
+    p_x = x_ptr + row[:, None] * x_stride
     if list_ptr is None:
         width = H
-        o_column = tl.minimum(o_v, V - 1) - tile * block
-        p_w = w_ptr + tl.cast(tile * block, tl.int64) * w_stride + o_column[None, :] * w_stride
+        p_w = w_ptr + tl.minimum(o_v, V - 1).to(tl.int64)[None, :] * w_stride
     else:
         width = tl.where(tl.load(list_ptr + tile * block) < V, H, 0)
         p_w = w_ptr + o_v.to(tl.int64)[None, :] * w_stride

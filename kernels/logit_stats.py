@@ -147,7 +147,7 @@ def _logit_stats(
         first = tl.min(tl.where((b_m == m) & (b_m > -float("inf")), b_first, V - 1), 0)
         b_z = _logits(p_x, first + tl.arange(0, width), V, scale, softcap)
         _, at = tl.max(b_z, 0, return_indices=True)
-        best = tl.where(m > -float("inf"), first + at, 0)
+        best = tl.where(m > -float("inf"), tl.minimum(first + at, V - 1), 0)
     tl.store(float_ptr + row, m)
     tl.store(float_ptr + N + row, z_y)
     tl.store(float_ptr + 2 * N + row, tl.sum(b_s, 0))

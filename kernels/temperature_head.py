@@ -158,7 +158,7 @@ def _backward(
     w1_ptr,  # [F, H]
     b1_ptr,  # [F]
     w2_ptr,  # [F]
-    ds_ptr,  # [N] fp32
+    ds_ptr,  # [N] fp32, in any unit: what is written is in the same
     da_ptr,  # [N, F] h's dtype, written
     db1_ptr,  # [row blocks, F] fp32, written
     dw2_ptr,  # [row blocks, F] fp32, written
@@ -247,13 +247,18 @@ def head_backward(
     max_temperature: float,
     need_hidden: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dW1, db1, dw2, db2 and dh (empty unless asked for); sums are returned in fp32.
+    """dW1, db1, dw2, db2, fp32, and dh in the dtype of hidden (empty unless asked for).
+
+    Sums are taken in fp32. Those of dW1 are rounded to the dtype of hidden, as its products' da
+    is.
 
     Args:
         grad: dT, `[N]` fp32.
         layer: what `head_forward` returned; the hidden layer is computed again.
     """
     ds = grad * T * (1 - T / max_temperature)
+    if hidden.dtype == torch.float16:
+        return _in_units(ds, hidden, w1, b1, w2, need_hidden)
     if hidden.dtype == torch.float32:
         a = torch.addmm(b1.float(), hidden, w1.float().T).relu_()
         da = torch.ops.aten.threshold_backward(torch.outer(ds, w2.float()), a, 0.0)  # 0 where a is
@@ -262,6 +267,31 @@ def head_backward(
         da, db1, dw2 = _layer_gradients(ds, hidden, w1, b1, w2)
     dh = da @ w1.to(da.dtype) if need_hidden else hidden.new_empty(0)
     return (da.T @ hidden).float(), db1, dw2, ds.sum().view(1), dh
+
+
+def _in_units(
+    ds: torch.Tensor,
+    hidden: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    need_hidden: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `head_backward` returns, of fp16.
+
+    fp16 holds nothing between 0 and 6e-8, where a mean's da lies: da is taken in units of the
+    largest it can be. Of dW1 the mean over rows is rounded, since the sum could be too large.
+    """
+    if len(ds) == 0:
+        unit = ds.new_ones(())
+    else:
+        unit = (ds.abs().amax() * w2.float().abs().amax()).clamp_(min=1e-30)
+    rows = max(1, len(ds))
+    da, db1, dw2 = _layer_gradients(ds / unit, hidden, w1, b1, w2)
+    dw1 = torch.addmm(da.new_zeros(w1.shape), da.T, hidden, beta=0, alpha=1 / rows)
+    dh = da @ w1.to(da.dtype) if need_hidden else hidden.new_empty(0)
+    dh = (dh.float() * unit).to(hidden.dtype)
+    return dw1.float() * (unit * rows), db1 * unit, dw2 * unit, ds.sum().view(1), dh
 
 
 def _layer_gradients(

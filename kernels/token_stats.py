@@ -14,10 +14,11 @@ Reads of w from device memory: once for all row blocks that run at the same time
 through one split together. Writes [K, N, S] fp32 partials (K = 4, or 7 with temperatures) and twice
 as many int32 as rows and splits. fp32 operands are multiplied in fp32, not in TF32.
 
-`_tiles` comes in three variants, all with one program for a split. `POINTERS` runs anywhere.
+`_tiles` comes in three variants, all with one program for a split. `POINTERS` runs anywhere, in
+smaller tiles for fp32.
 `HOPPER` fetches tiles by bulk copies (TMA), which leaves registers for tiles of 256 × 128, ¾ of the
 cache traffic, and flattens both loops, so that copies go on during the sums. `BLACKWELL` gives
-copies, products and sums to warps of their safe_column; it needs Triton 3.7.
+copies, products and sums to warps of their own; it needs Triton 3.7.
 """
 
 from typing import NamedTuple
@@ -28,10 +29,18 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import on_hopper, on_its_device
-from .lm_head_tiles import described_tile, exp, product_tile, transform
+from .lm_head_tiles import (
+    DEPTH_H,
+    described_tile,
+    exp,
+    product_tile,
+    rounded_to,
+    step_of,
+    transform,
+)
 from .logit_stats import moved
 
-DEPTH_H, WARPS, STAGES = 64, 8, 3
+WARPS, STAGES = 8, 3
 
 
 class Variant(NamedTuple):
@@ -52,12 +61,11 @@ class Variant(NamedTuple):
 
 
 POINTERS = Variant(128, 128, 128, 64)
+POINTERS_FP32 = Variant(64, 128, 64, 128)  # products outside of the matrix unit: larger ones spill
 HOPPER = Variant(256, 128, 128, 64, described=True, flatten=True)
 BLACKWELL = Variant(128, 128, 128, 64, described=True, specialize=True)
-COMPILES_SPECIALIZED = tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (
-    3,
-    7,
-)  # 3.6.0 fails for sm_100
+# 3.6.0 fails for sm_100.
+COMPILES_SPECIALIZED = tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 7)
 PROGRAMS = 528  # four for each multiprocessor of an H100, so that the last wave is a small part
 MERGED = 1024  # splits that `_merge` looks at, whatever their number: one variant
 TARGET_BLOCK = 1024
@@ -65,19 +73,11 @@ TARGET_BLOCK = 1024
 
 @triton.jit
 def _target(
-    x_ptr,
-    w_ptr,
-    bias_ptr,
-    column_ptr,
-    out_ptr,
-    H,
-    x_stride,
-    w_stride,
-    scale,
-    softcap,
-    block: tl.constexpr,
-):
-    """out[n] = z[n, column[n]]; −inf where the column is negative."""
+    x_ptr, w_ptr, bias_ptr, column_ptr, out_ptr, H, x_stride, w_stride, scale, softcap,
+    block: tl.constexpr, rounded: tl.constexpr,
+):  # fmt: skip
+    """out[n] = z[n, column[n]]; −inf where the column is negative. `rounded`: of a product in the
+    operands' type."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.load(column_ptr + row)
     safe_column = tl.maximum(column, 0)
@@ -91,6 +91,8 @@ def _target(
     z = tl.sum(b_sum, 0)
     if bias_ptr is not None:
         z += tl.load(bias_ptr + safe_column).to(tl.float32)
+    if rounded:
+        z = rounded_to(z, x_ptr.dtype.element_ty)
     tl.store(out_ptr + row, tl.where(column < 0, -float("inf"), transform(z, scale, softcap)))
 
 
@@ -178,7 +180,7 @@ def _tiles(
             b_x = b_x * b_inverse[:, None]
             b_e = _exp(b_x, specialize)
             if cut:
-                b_e = tl.where(m_above, b_e, 0.0)
+                b_e = tl.where(m_above | m_target, b_e, 0.0)
             else:
                 b_e = tl.where(b_z == -float("inf"), 0.0, b_e)
             b_u, b_a, b_q = moved(b_d * b_inverse, b_u, b_a, b_q)
@@ -262,19 +264,21 @@ def token_stats(
         hidden: `[N, H]` bf16, fp16 or fp32, unit stride along H; no ignored rows.
         weight: `[V, H]` of the same dtype, unit stride along H.
         column, threshold, inverse_temperature, scale, softcap, cut: as in
-            `kernels.logit_stats.logit_stats`, no column −2.
+            `kernels.logit_stats.logit_stats`, no column −2. The column is in the sums of a cut,
+            whatever the threshold, which may come from another product.
         bias: `[V]` or None.
         splits: of V; None chooses. It only changes rounding.
-        variant: None takes `HOPPER` where it was measured to be faster, else `POINTERS`; operands
-            that no descriptor fits are read by pointers anyway.
+        variant: None takes `HOPPER` where it was measured to be faster, else pointers; operands
+            that no descriptor fits are read by these anyway.
 
     Returns:
         floats `[4 or 7, N]` fp32 and ints `[2, N]` int64, as in `autodeco_fast/stats.py`.
     """
     (N, H), V = hidden.shape, weight.shape[0]
     scaled = inverse_temperature is not None
+    pointers = POINTERS if hidden.element_size() == 2 else POINTERS_FP32
     if variant is None:
-        variant = HOPPER if on_hopper(hidden) and not scaled else POINTERS
+        variant = HOPPER if on_hopper(hidden) and not scaled else pointers
     if variant.specialize and not COMPILES_SPECIALIZED:
         raise ValueError(f"variant BLACKWELL needs Triton 3.7 or newer, got {triton.__version__}")
     K = 7 if scaled else 4
@@ -288,20 +292,20 @@ def token_stats(
     if threshold is None:
         threshold = target_logit(hidden, weight, column, bias, scale, softcap)
     if variant.described and not (_describable(hidden) and _describable(weight)):
-        variant = POINTERS
+        variant = pointers
     rows, block = variant.tile(scaled)
     tiles, blocks = triton.cdiv(V, block), triton.cdiv(N, rows)
     depth = triton.cdiv(tiles, min(tiles, splits or triton.cdiv(PROGRAMS, blocks)))
     S = triton.cdiv(tiles, depth)
     partials, partial_ints = new(K, N, S), new(2, N, S, dtype=torch.int32)
-    x, w = hidden, weight
+    x, w, step = hidden, weight, step_of(hidden)
     if variant.described:
-        x = TensorDescriptor.from_tensor(x, [rows, DEPTH_H])
-        w = TensorDescriptor.from_tensor(w, [block, DEPTH_H])
+        x = TensorDescriptor.from_tensor(x, [rows, step])
+        w = TensorDescriptor.from_tensor(w, [block, step])
     _tiles[(blocks, S)](
         x, w, bias, column, threshold, inverse_temperature, partials, partial_ints,
         N, V, H, hidden.stride(0), weight.stride(0), S, depth, float(scale), softcap,
-        rows, block, DEPTH_H, hidden.dtype == torch.bfloat16 and not hidden.is_cuda, cut,
+        rows, block, step, hidden.dtype == torch.bfloat16 and not hidden.is_cuda, cut,
         *variant[4:], num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     block_s = max(MERGED, triton.next_power_of_2(S))
@@ -324,17 +328,20 @@ def target_logit(
     bias: torch.Tensor | None,
     scale: float,
     softcap: float | None,
+    *,
+    rounded: bool = False,
 ) -> torch.Tensor:
     """`[N]` fp32 logits of these columns; −inf where the column is negative.
 
-    Arguments as in `token_stats`.
+    Arguments as in `token_stats`; `rounded`: of a product in the dtype of hidden, as chunks hold
+    it.
     """
     (N, H), out = hidden.shape, torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     if N:
         block = min(TARGET_BLOCK, max(16, triton.next_power_of_2(H)))
         _target[(N,)](
             hidden, weight, bias, column, out, H, hidden.stride(0), weight.stride(0),
-            float(scale), softcap, block,
+            float(scale), softcap, block, rounded,
         )  # fmt: skip
     return out
 
@@ -345,31 +352,29 @@ _DATA = {
     **dict.fromkeys(("N", "V", "H", "x_stride", "w_stride", "S", "depth"), "i32"),
     "scale": "fp32",
 }
+_PLAIN = {"bias_ptr": None, "softcap": None}
 _PARTIALS = {
-    "partial_ptr": "*fp32",
-    "partial_int_ptr": "*i32",
-    "inverse_ptr": "*fp32",
-    "float_ptr": "*fp32",
-    "int_ptr": "*i64",
+    **{"partial_ptr": "*fp32", "partial_int_ptr": "*i32", "inverse_ptr": "*fp32"},
+    **{"float_ptr": "*fp32", "int_ptr": "*i64", "N": "i32", "S": "i32"},
 }
 _DOT = {
-    "x_ptr": "*bf16",
-    "w_ptr": "*bf16",
-    "column_ptr": "*i64",
-    "out_ptr": "*fp32",
-    "H": "i32",
-    "x_stride": "i32",
+    **{"x_ptr": "*bf16", "w_ptr": "*bf16", "column_ptr": "*i64", "out_ptr": "*fp32"},
+    **{"H": "i32", "x_stride": "i32", "w_stride": "i32", "scale": "fp32"},
 }
 
 
-def _entry(variant: Variant, scaled: bool, *targets: str, cut: bool = False) -> tuple:
+def _entry(
+    variant: Variant, scaled: bool, *targets: str, cut: bool = False, data: str = "*bf16"
+) -> tuple:
     """What is compiled ahead of time; of a variant for some targets, only for these."""
     rows, block = variant.tile(scaled)
     signature = {**_DATA, "inverse_ptr": "*fp32"} if scaled else dict(_DATA)
+    signature |= dict.fromkeys(("x_ptr", "w_ptr"), data)
+    step = DEPTH_H if data == "*bf16" else DEPTH_H // 2
     if variant.described:
         signature["x_ptr"] = f"tensordesc<bf16[{rows},{DEPTH_H}]>"
         signature["w_ptr"] = f"tensordesc<bf16[{block},{DEPTH_H}]>"
-    fixed = {"bias_ptr": None, "softcap": None, "rows": rows, "block": block, "step": DEPTH_H}
+    fixed = {**_PLAIN, "rows": rows, "block": block, "step": step}
     loops = dict(zip(Variant._fields[4:], variant[4:]))
     constants = {**fixed, "upcast": False, "cut": cut, **loops}
     if not scaled:
@@ -379,17 +384,16 @@ def _entry(variant: Variant, scaled: bool, *targets: str, cut: bool = False) -> 
 
 AOT = [
     *(_entry(POINTERS, scaled) for scaled in (False, True)),
+    *(_entry(POINTERS_FP32, scaled, data="*fp32") for scaled in (False, True)),
+    _entry(POINTERS_FP32, True, cut=True, data="*fp32"),
     *(_entry(HOPPER, scaled, "sm_90") for scaled in (False, True)),
     *(_entry(BLACKWELL, scaled, "sm_100") for scaled in (False, True) if COMPILES_SPECIALIZED),
     _entry(POINTERS, True, cut=True),
     _entry(HOPPER, True, "sm_90", cut=True),
     *([_entry(BLACKWELL, True, "sm_100", cut=True)] if COMPILES_SPECIALIZED else []),
-    (_merge, {**_PARTIALS, "N": "i32", "S": "i32"}, {"block_s": MERGED}, 4, 3),
-    (
-        _target,
-        {**_DOT, "w_stride": "i32", "scale": "fp32"},
-        {"bias_ptr": None, "softcap": None, "block": TARGET_BLOCK},
-        4,
-        3,
+    (_merge, _PARTIALS, {"block_s": MERGED}, 4, 3),
+    *(
+        (_target, _DOT, {**_PLAIN, "block": TARGET_BLOCK, "rounded": rounded}, 4, 3)
+        for rounded in (False, True)
     ),
 ]

@@ -177,7 +177,7 @@ def _threshold(
     )
     floor = -float("inf")
     if m > -float("inf"):
-        high = _key(m)
+        high = _key(tl.where(m == 0, 0.0, m))  # −0.0 is as high, with a lower key
         if k > 0:
             b_sorted = tl.sort(finite(b_max), descending=True)
             low = tl.maximum(tl.max(tl.where(o_n == k - 1, b_sorted, LOWEST), 0), LOWEST)

@@ -68,7 +68,8 @@ def strided(x: torch.Tensor) -> torch.Tensor:
 
 def _stats(t: dict) -> af.TokenStats:
     fields = t["max_logit"], t["rank"], t["stat_logit"], t["logsumexp"], t["rank"], t["max_logit"]
-    return af.TokenStats(*fields, t["temperature"], t["scaled"], t["scaled"])
+    at = {"scaled_logsumexp": t["scaled"], "scaled_entropy": t["scaled"]}
+    return af.TokenStats(*fields, t["temperature"], **at, scaled_log_mass=t["scaled"])
 
 
 def _partial(t: dict, **options) -> af.SamplePartial:

@@ -96,6 +96,37 @@ def test_soft_top_p_in_fp32():
         torch.testing.assert_close(mine.double(), want, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+def test_soft_top_p_of_banned_ids_is_that_without_them(kind):
+    """A logit of −inf weighs nothing: p = 0 meets no difference of infinities."""
+    h, w, y, T, P = case(kind=kind)
+    y = y.clamp(max=59)
+    bias = torch.zeros(90, dtype=kind)
+    bias[60:] = -torch.inf
+    ours = soft_top_p_loss(h, w, y, T, P, bias=bias)
+    given = (x.detach().double().requires_grad_() for x in (h, w[:60], T, P))
+    h, w, *exact = given
+    theirs = soft_top_p_loss(h, w, y, *exact)
+    bound = {torch.float64: 1e-12, torch.float32: 1e-4}[kind]
+    torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=bound)
+    gradients = torch.autograd.grad(ours, (T, P)), torch.autograd.grad(theirs, exact)
+    for mine, want in zip(*gradients):
+        torch.testing.assert_close(mine.double(), want, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+def test_soft_top_p_of_a_banned_target_is_nothing(kind):
+    h, w, y, T, P = case(kind=kind)
+    bias = torch.zeros(90, dtype=kind)
+    bias[y[1]] = -torch.inf
+    with torch.no_grad():
+        T[1] = 1e-9  # clamped to the lowest
+    rows = soft_top_p_loss(h, w, y, T, P, bias=bias, reduction="none")
+    gradients = torch.autograd.grad(rows.sum(), (T, P))
+    assert [x[1].item() for x in (rows, *gradients)] == [0.0, 0.0, 0.0]
+    assert all(x.isfinite().all() for x in (rows, *gradients))
+
+
 def test_the_size_of_blocks_changes_nothing(monkeypatch):
     from autodeco_fast.torch_backend import soft_top_p
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from autodeco_fast import logit_stats, sample, subtile_maxima
+from autodeco_fast import logit_stats, sample, subtile_maxima, token_stats
 from autodeco_fast.torch_backend import jit, sample_loops, stats_loops
 
 elementwise_exp = numba.vectorize(lambda x: stats_loops._exp(x))
@@ -104,6 +104,22 @@ def test_maxima_of_all_signs():
     assert stats.argmax[[0, 2, 3, 4]].tolist() == [1, 0, 1, 1]
     assert stats.rank.tolist() == [2, 0, 0, 1, 2]
     torch.testing.assert_close(stats.logsumexp, z.logsumexp(-1))
+
+
+def test_zeros_of_both_signs_tie_wherever_they_are():
+    """In one block of a loop, in two, and in two tiles of the product: the lowest id."""
+    z = torch.full((4, 70_000), -5.0)
+    for row, (low, high) in enumerate([(3, 9), (0, 600), (511, 512), (100, 69_000)]):
+        z[row, low], z[row, high] = -0.0, 0.0
+    lowest = [3, 0, 511, 100]
+    assert logit_stats(z, torch.zeros(4).long(), backend="torch").argmax.tolist() == lowest
+    assert sample(z, 0.0, seed=0, backend="torch").token.tolist() == lowest
+    assert sample(z, 0.0, top_k=1, seed=0, backend="torch").token.tolist() == lowest
+    in_fp64 = logit_stats(z.double(), torch.zeros(4).long(), backend="torch")
+    assert in_fp64.argmax.tolist() == lowest
+    ones = torch.ones(4, 1)
+    of_product = token_stats(ones[:1], z[1, :, None], torch.zeros(1).long(), backend="torch")
+    assert of_product.argmax.item() == 0
 
 
 def test_bf16_is_read_as_it_is():

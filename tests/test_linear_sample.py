@@ -169,6 +169,18 @@ def test_broken_rows_are_reported(backend):
     assert ((out.token >= 0) & (out.token < 200)).all()
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_full_logprob_is_of_the_rest_of_a_broken_row(broken, backend):
+    h, w = torch.randn(3, 16), torch.randn(40, 16)
+    bias = torch.zeros(40)
+    bias[5] = broken
+    options = {"seed": 1, "return_full_logprob": True, "backend": backend}
+    fused, plain = (linear_sample(h, w, 0.8, bias=bias, fused=f, **options) for f in (True, False))
+    assert fused.token.tolist() == plain.token.tolist()
+    assert (plain.full_logprob < 0).all()
+    torch.testing.assert_close(fused.full_logprob, plain.full_logprob, rtol=0, atol=1e-5)
+
+
 def test_what_needs_logits_makes_them(backend):
     h, w, _ = case(5, 16, 300)
     options = {"min_p": 0.05, "top_k": 20, "seed": 3, "return_kept": True, "backend": backend}

@@ -143,6 +143,13 @@ def test_ties_stand_or_fall_together(backend):
         assert sample(z, 1.0, seed=0, **cut, return_kept=True, backend=backend).kept.item() == kept
 
 
+@pytest.mark.parametrize("cuts", [{"top_k": 2}, {"top_p": 0.6}, {"top_k": 3, "top_p": 0.6}])
+def test_a_maximum_of_minus_zero(cuts, backend):
+    z = torch.tensor([[-0.0, -1.0, -2.0, -3.0, -4.0, -5.0], [-0.0, 0.0, -0.0, -1.0, -2.0, -3.0]])
+    options = {"seed": 1, "return_kept": True, "backend": backend, **cuts}
+    assert sample(z, 1.0, **options).kept.tolist() == sample(z + 0.0, 1.0, **options).kept.tolist()
+
+
 def test_bitmask(backend):
     z = logits(5, 301)
     g = torch.Generator().manual_seed(3)

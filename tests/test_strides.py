@@ -1,10 +1,12 @@
 """Every tensor argument of every op, strided and expanded, gives what it gives when contiguous; and
 rows may be none."""
 
+import numpy as np
 import pytest
 import torch
 
-from tests.on_device import on_device
+import autodeco_fast
+from tests.on_device import DEVICE, on_device
 from tests.op_cases import CASES, TORCH_ONLY, flat, strided, tensors
 
 ARGUMENTS = [(op, name) for op, (names, _) in CASES.items() for name in names]
@@ -85,3 +87,24 @@ def test_one_row_in_half_precision(op, dtype, backend):
         x.shape[-1:] != (0,)
         for x in flat(on_device(CASES[op][1])(tensors(1, dtype), backend=backend))
     )
+
+
+def test_rows_of_hidden_states_beyond_32_bits(backend):
+    """The last of three, 2³¹ numbers behind the first; of what lies between them no page is ever
+    touched."""
+    width, stride = 16, 2**30
+    if DEVICE == "cpu":
+        store = torch.from_numpy(np.empty(2 * stride + width, np.float16))
+    else:
+        store = torch.zeros(2 * stride + width, dtype=torch.float16, device=DEVICE)
+    far = store.as_strided((3, width), (stride, 1))
+    near, weight = (torch.randn(n, width).half().to(DEVICE) for n in (3, 50))
+    far.copy_(near)
+    y, how = torch.tensor([1, 2, 3], device=DEVICE), {"fused": True, "backend": backend}
+    T = torch.full((3,), 0.8, device=DEVICE)
+    for op in (
+        lambda h: autodeco_fast.linear_sample(h, weight, T, seed=3, **how).token,
+        lambda h: autodeco_fast.token_stats(h, weight, y, **how).logsumexp,
+        lambda h: autodeco_fast.target_logits(h, weight, y, first_id=0, **how),
+    ):
+        assert torch.equal(op(far), op(near))

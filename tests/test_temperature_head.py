@@ -59,6 +59,33 @@ def test_backward(N, H, F, need_hidden, backend):
             torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-7, 0.0], ids="dT={}".format)
+def test_fp16_keeps_small_gradients(size, backend):
+    """Those of a mean over many tokens: da is smaller than any fp16 number. Of h, whose gradient
+    is fp16 itself, as autograd's of fp32 rounded once."""
+    args = make(70, 24, 20, torch.float16)
+    dT = torch.randn(70, generator=torch.Generator().manual_seed(1)) * size
+    exact = [a.double().requires_grad_() for a in args]
+    wanted = torch.autograd.grad(reference(*exact), exact, dT.double())
+    ours = [a.clone().requires_grad_() for a in args]
+    got = torch.autograd.grad(temperature_head(*ours, backend=backend), ours, dT)
+    for x, want in zip(got[1:], wanted[1:]):
+        assert x.dtype == torch.float32
+        assert (x.double() - want).norm() <= 2e-3 * want.norm()
+    error = got[0].double() - wanted[0].half().double()
+    assert error.norm() <= 2e-3 * wanted[0].norm() + 70**0.5 * 24**0.5 * 2.0**-24
+
+
+def test_fp16_gradients_of_many_rows_do_not_overflow():
+    """Triton: a sum over rows is larger than fp16's largest number."""
+    h = torch.full((2048, 8), 60.0, dtype=torch.float16)
+    w1, b1, w2, b2 = torch.full((16, 8), 1e-3), torch.ones(16), torch.full((1, 16), 1e-3), [0.0]
+    weights = [x.requires_grad_() for x in (w1, b1, w2, torch.tensor(b2))]
+    (got,) = torch.autograd.grad(temperature_head(h, *weights, backend="triton").sum(), w1)
+    (want,) = torch.autograd.grad(temperature_head(h, *weights, backend="torch").sum(), w1)
+    torch.testing.assert_close(got, want, rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_too_many_to_keep_the_hidden_layer(dtype):
     N = torch_backend.KEEP + 3

@@ -310,3 +310,82 @@ def test_streaming_is_chosen_where_it_was_faster(monkeypatch):
     assert not pays(2048, 4096, scaled=True)
     assert not pays(2048, 4096, dtype=torch.float32)
     assert op.streaming_pays("torch", torch.empty(1, 1), scaled=True)
+
+
+def test_both_sweeps_round_alike(monkeypatch):
+    """Where streaming is chosen without a temperature alone, as on an H100: the cut of a maximum
+    must not be applied to logits of the other design."""
+    from autodeco_fast.ops import token_stats as op
+
+    monkeypatch.setattr(op, "streaming_pays", lambda *_, scaled: not scaled)
+    h, w, _, y = case(16, 64, 300, torch.bfloat16)
+    at = {"temperature": torch.full((16,), 0.02), "min_p": 0.1, "backend": "triton"}
+    for cut in (False, True):
+        chosen = token_stats(h, w, y, **at, cut=cut)
+        for ours, chunked in zip(chosen, token_stats(h, w, y, **at, cut=cut, fused=False)):
+            assert torch.equal(ours, chunked)
+
+
+def test_the_maximum_is_kept_whatever_the_second_product_says(monkeypatch):
+    """As where its tiles are others: every logit of the second sweep is lower than the cut."""
+    from autodeco_fast.ops import token_stats as op
+
+    sums = op.row_sums_of_product
+
+    def lower(h, w, column, threshold, *rest, logit_scale, **options):
+        scale = logit_scale if threshold is None else logit_scale * (1 - 2**-20)
+        return sums(h, w, column, threshold, *rest, logit_scale=scale, **options)
+
+    monkeypatch.setattr(op, "row_sums_of_product", lower)
+    h, w, _, y = case(5, 24, 100)
+    at = {"temperature": torch.full((5,), 0.01), "min_p": 1.0, "backend": "triton", "fused": True}
+    live = (y != IGNORE).long()
+    assert token_stats(h, w, y, **at).kept.tolist() == live.tolist()
+    stats = token_stats(h, w, y, **at, cut=True)
+    assert stats.kept.tolist() == live.tolist()
+    log_prob = stats.max_logit / stats.temperature - stats.scaled_logsumexp
+    torch.testing.assert_close(log_prob, torch.zeros(5), rtol=0, atol=1e-4)
+    assert (stats.scaled_entropy == 0).all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_ranks_of_a_split_vocabulary_where_logits_tie_after_rounding(bias, fused, backend):
+    """Integers: every product is exact in fp32, and many are one number in bf16."""
+    g = torch.Generator().manual_seed(0)
+    h, w, b, y = (
+        torch.randint(low, high, shape, generator=g)
+        for low, high, shape in (
+            (-9, 9, (6, 64)),
+            (-9, 9, (400, 64)),
+            (-9, 9, (400,)),
+            (0, 400, (6,)),
+        )
+    )
+    h, w, b = h.bfloat16(), w.bfloat16(), b.bfloat16() if bias else None
+    y = (h.float() @ w.float().T).topk(20).indices[:, -1]  # where a step of bf16 is 2 or 4
+    how = {"logit_scale": 0.3, "fused": fused, "backend": backend}
+    cut = [(w[s], None if b is None else b[s], s.start) for s in shards(400, 2)]
+    logit = torch.stack(
+        [target_logits(h, part, y, bias=bias, first_id=at, **how) for part, bias, at in cut]
+    ).amax(0)
+    parts = [
+        token_stats_partial(h, part, y, logit, bias=bias, first_id=at, **how)
+        for part, bias, at in cut
+    ]
+    whole = token_stats(h, w, y, bias=b, **how)
+    assert merge_token_stats(parts, y).rank.tolist() == whole.rank.tolist()
+
+
+def test_the_design_of_targets_is_that_of_the_sums(monkeypatch):
+    """Chosen for the same call: with the temperature, if there is one."""
+    from autodeco_fast.ops import token_stats as op
+
+    monkeypatch.setattr(op, "streaming_pays", lambda *_, scaled: not scaled)
+    h, w, _, y = case(4, 64, 50, torch.bfloat16)
+    at = {"first_id": 0, "backend": "triton"}
+    exact = target_logits(h, w, y, **at, fused=True)
+    rounded = target_logits(h, w, y, **at, fused=False)
+    assert not torch.equal(exact, rounded)
+    assert torch.equal(rounded, exact.bfloat16().float())
+    assert torch.equal(target_logits(h, w, y, **at), exact)
+    assert torch.equal(target_logits(h, w, y, **at, temperature=torch.ones(4)), rounded)

@@ -262,7 +262,7 @@ class _Run:
 
     def _clipped(self, advantage: torch.Tensor, stats: TokenStats, number: int) -> torch.Tensor:
         """Advantages `[N]` times what the steps so far made of the probabilities."""
-        log_prob = (stats.target_logit / stats.temperature - stats.scaled_logsumexp).detach()
+        log_prob = stats.scaled_log_prob.detach()
         if number == len(self.sampled_at):
             self.sampled_at.append(log_prob)
             return advantage

@@ -60,8 +60,8 @@ def autodeco_temperature_loss(
     """AutoDeco's temperature loss: `CE(z/T, y)`, weighted by the model's own confidence, with easy
     tokens left out at random.
 
-    Closed form of the row's moments at T: `CE = ln Σ e^{z/T} − z_y/T`, whose gradient is
-    `(z_y − E_p[z]) / T²`.
+    Closed form of the row's moments at T: `CE = (max z − z_y)/T + ln Σ e^{(z − max z)/T}`, whose
+    gradient is `(z_y − E_p[z]) / T²`.
 
     Args:
         temperature: `[N]` predicted T; below 0.01 it counts as 0.01 and has no gradient.
@@ -81,18 +81,17 @@ def autodeco_temperature_loss(
     """
     refuse_transforms()
     check_stats(stats)
-    check_row("temperature", temperature, len(stats.rank))
-    if stats.scaled_logsumexp is None:
+    check_row("temperature", temperature, stats.rank.shape[0])
+    if stats.scaled_log_mass is None:
         raise ValueError("stats must be taken with temperature=, these have none")
     easy_drop = check_number("easy_drop", easy_drop, PROBABILITY)
     check_choice("weighting", weighting, _WEIGHTINGS)
     check_choice("reduction", reduction, _REDUCTIONS)
-    scaled_target = stats.target_logit / temperature.clamp(min=LOWEST_TEMPERATURE)
-    rows = stats.scaled_logsumexp - scaled_target
+    rows = stats.gap / temperature.clamp(min=LOWEST_TEMPERATURE) + stats.scaled_log_mass
     if weighting == "unscaled":
         rows = rows * stats.target_prob
     elif weighting == "scaled":
-        rows = rows * (scaled_target - stats.scaled_logsumexp).detach().exp()
+        rows = rows * (-rows).detach().exp()
     kept = learned_by_autodeco(stats, easy_drop, generator)
     return reduced(torch.where(kept, rows, 0.0), kept, reduction)
 
@@ -131,9 +130,9 @@ def soft_top_p_loss(
         RuntimeError: as `min_p_hinge_loss`.
     """
     check_product(hidden, weight, bias, ALL_FLOATS)
-    check_target(target, len(hidden), len(weight), ignore_index)
+    check_target(target, hidden.shape[0], weight.shape[0], ignore_index)
     for name, value in (("temperature", temperature), ("top_p", top_p)):
-        check_row(name, value, len(hidden))
+        check_row(name, value, hidden.shape[0])
     steepness = check_number("steepness", steepness, NOT_NEGATIVE)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     chunk_bytes = check_integer("chunk_bytes", chunk_bytes, SIZE)

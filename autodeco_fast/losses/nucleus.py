@@ -153,7 +153,7 @@ def _loss(
     backend: str,
 ) -> torch.Tensor:
     """Both losses, once logits or hidden states are checked."""
-    N = len(hidden)
+    N = hidden.shape[0]
     check_row("temperature", temperature, N)
     if row_weight is not None:
         check_row("row_weight", row_weight, N)

@@ -49,20 +49,20 @@ def reward_loss(
     """
     refuse_transforms()
     check_stats(stats)
-    check_row("temperature", temperature, len(stats.rank))
-    check_row("advantage", advantage, len(stats.rank))
+    check_row("temperature", temperature, stats.rank.shape[0])
+    check_row("advantage", advantage, stats.rank.shape[0])
     if weight is not None:
-        check_row("weight", weight, len(stats.rank))
-    if stats.scaled_logsumexp is None:
+        check_row("weight", weight, stats.rank.shape[0])
+    if stats.scaled_log_mass is None:
         raise ValueError("stats must be taken with temperature=, these have none")
     entropy_weight = check_number("entropy_weight", entropy_weight, FINITE)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
-    dtype, valid = stats.scaled_logsumexp.dtype, stats.rank >= 0
+    dtype, valid = stats.scaled_log_mass.dtype, stats.rank >= 0
     T = temperature.clamp(min=LOWEST_TEMPERATURE).to(dtype)
     # `kept` tokens have the largest logits: y is one of them where fewer than that are above it.
     sampled = valid if stats.kept is None else valid & (stats.rank < stats.kept)
-    z_y = torch.where(sampled, stats.target_logit, 0.0)  # −inf would make the gradient NaN
-    log_prob = z_y / T - stats.scaled_logsumexp
+    gap = torch.where(sampled, stats.gap, 0.0)  # inf would make the gradient NaN
+    log_prob = -gap / T - stats.scaled_log_mass
     rows = -torch.where(sampled, advantage.detach().to(dtype) * log_prob, 0.0)
     rows = torch.where(valid, rows - entropy_weight * stats.scaled_entropy, 0.0)
     counted = valid.to(dtype)

@@ -58,7 +58,7 @@ def quantized_pays(
     T, min_p = parameters.temperature, parameters.min_p
     cut = isinstance(min_p, torch.Tensor) or min_p > 0
     greedy = not isinstance(T, torch.Tensor) and T < GREEDY_BELOW
-    return len(hidden) <= FUSED_ROWS and (cut or greedy) and hidden.shape[1] <= QUANTIZED_WIDTH
+    return hidden.shape[0] <= FUSED_ROWS and (cut or greedy) and hidden.shape[1] <= QUANTIZED_WIDTH
 
 
 @torch.library.custom_op("autodeco_fast::linear_sample", mutates_args=())
@@ -116,7 +116,8 @@ def linear_sample(
     Args:
         hidden: `[B, H]` what enters the output embedding, bf16, fp16 or fp32.
         weight: `[V, H]` of the same dtype, or a `QuantizedLMHead` of it: then the weight is read
-            only where its 8-bit copy cannot rule a token out, and the token is the same.
+            only where its 8-bit copy cannot rule a token out, and the token is the same; on CPUs,
+            where a product's last bit may depend on its column's place, up to that rounding.
         temperature, min_p, top_k, top_p, seed, position, stream, token_bitmask, return_…: as in
             `sample`.
         bias: `[V]` or None.
@@ -161,7 +162,7 @@ def linear_sample(
                 raise ValueError(
                     f"{name} must be left out with a QuantizedLMHead, got {shown(value)}"
                 )
-        parameters = checked_parameters(len(hidden), hidden.device, **how)
+        parameters = checked_parameters(hidden.shape[0], hidden.device, **how)
         pays = chosen == "torch" or (
             not needs_logits and quantized_pays(hidden, quantized, parameters)
         )
@@ -170,7 +171,7 @@ def linear_sample(
             want = wanted(return_logprob, return_kept, False)
             return output_of(run(unit_stride(hidden), quantized, parameters, want=want), want)
     if fused is None:
-        fused = not needs_logits and fused_pays(len(hidden), len(weight), chosen)
+        fused = not needs_logits and fused_pays(hidden.shape[0], weight.shape[0], chosen)
     if not fused:
         z = torch.nn.functional.linear(hidden, weight, bias)
         if scale != 1.0 or softcap is not None:
@@ -182,7 +183,7 @@ def linear_sample(
         )
         cuts = dict(top_k=top_k, top_p=top_p, token_bitmask=token_bitmask)
         return sample(z, **how, **cuts, **asked, backend=backend)
-    parameters = checked_parameters(len(hidden), hidden.device, **how)
+    parameters = checked_parameters(hidden.shape[0], hidden.device, **how)
     want = wanted(False, False, return_full_logprob)
     bias = None if bias is None else bias.contiguous()
     lm_head = unit_stride(hidden), unit_stride(weight), bias, scale, softcap

@@ -21,7 +21,6 @@ from autodeco_fast.ops.checks import (
     unit_stride,
 )
 from autodeco_fast.stats import (
-    ABSENT,
     IGNORED,
     RowSums,
     TokenStats,
@@ -35,18 +34,31 @@ SumsOf = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None, bool]
 
 
 class _AtTemperature(torch.autograd.Function):
-    """ln Σ e^{z/T} and the entropy of p = softmax(z/T): `∂/∂T = −E_p[z]/T²` and `Var_p(z)/T³`."""
+    """ln Σ e^{z/T}, the entropy of p = softmax(z/T) and ln Σ e^x with x = (z − max z)/T.
+
+    `∂/∂T = −E_p[z]/T² = −(max z / T + E_p[x])/T`, `Var_p(z)/T³ = Var_p(x)/T` and `−E_p[x]/T`. The
+    entropy is ln Σ e^x − E_p[x], of which no term is negative: nothing cancels.
+    """
 
     @staticmethod
-    def forward(ctx, temperature, logsumexp, mean, variance):
-        ctx.save_for_backward(temperature, mean, variance)
-        return logsumexp.clone(), (logsumexp - mean / temperature).clamp(min=0.0)
+    def forward(ctx, temperature, top, log_mass, mean, variance):
+        ctx.save_for_backward(temperature, top, mean, variance)
+        entropy = (log_mass - mean).clamp(min=0.0)
+        return top / temperature + log_mass, entropy, log_mass.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_logsumexp, d_entropy):
-        T, mean, variance = ctx.saved_tensors
-        return (d_entropy * variance / T - d_logsumexp * mean) / (T * T), None, None, None
+    def backward(ctx, d_logsumexp, d_entropy, d_log_mass):
+        T, top, mean, variance = ctx.saved_tensors
+        sums = d_logsumexp * (top / T + mean) + d_log_mass * mean
+        return (d_entropy * variance - sums) / T, None, None, None, None
+
+
+def inverse_of(temperature: torch.Tensor) -> torch.Tensor:
+    """1/T `[N]` fp64, of T raised to the lowest, NaN of inf: backends round it once, to their
+    compute dtype."""
+    T = temperature.clamp(min=LOWEST_TEMPERATURE).double()
+    return 1.0 / T.masked_fill(T.isinf(), torch.nan)
 
 
 def _below_cut(top: torch.Tensor, temperature: torch.Tensor, min_p: float) -> torch.Tensor:
@@ -70,8 +82,13 @@ def statistics(
     if temperature is None:
         return stats
     T = temperature.clamp(min=LOWEST_TEMPERATURE).to(moments[0].dtype)
-    logsumexp, entropy = _AtTemperature.apply(T, *moments)
-    return stats._replace(temperature=T, scaled_logsumexp=logsumexp, scaled_entropy=entropy)
+    logsumexp, entropy, log_mass = _AtTemperature.apply(T, stats.max_logit, *moments)
+    return stats._replace(
+        temperature=T,
+        scaled_logsumexp=logsumexp,
+        scaled_entropy=entropy,
+        scaled_log_mass=log_mass,
+    )
 
 
 def _without_graph(
@@ -85,21 +102,20 @@ def _without_graph(
     """The fields that do not depend on T, `kept`, and the moments at T that the others are made
     of."""
     column = torch.where(target == ignore_index, IGNORED, target)
-    T = None if temperature is None else temperature.clamp(min=LOWEST_TEMPERATURE)
-    inverse = None if T is None else 1.0 / T
+    inverse = None if temperature is None else inverse_of(temperature)
     floats, ints = sums_of(column, None, None if cut else inverse, False)
     stats, scaled = TokenStats(*finish((floats[:4], ints))), floats[4:]
-    if T is None:
+    if inverse is None:
         return stats, []
     if min_p is not None:  # ranks against the cut instead of the target: a second sweep
-        nowhere = torch.where(column == IGNORED, IGNORED, ABSENT)
+        # The maximum is kept, also where a second product rounds it to below its own cut.
+        best = torch.where(column == IGNORED, IGNORED, stats.argmax)
         below = _below_cut(stats.max_logit, temperature, min_p)
-        above, counts = sums_of(nowhere, below, inverse if cut else None, cut)
-        stats = stats._replace(kept=counts[1].clamp(min=0))
+        above, counts = sums_of(best, below, inverse if cut else None, cut)
+        stats = stats._replace(kept=(counts[1] + (stats.max_logit > below)).clamp(min=0))
         if cut:
             scaled = _unless_greedy(above[4:], temperature)
-    T = T.to(floats.dtype)
-    return stats, at_temperature(stats.max_logit, scaled, T, ignored=stats.rank < 0)
+    return stats, at_temperature(scaled, ignored=stats.rank < 0)
 
 
 def _unless_greedy(scaled: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
@@ -180,7 +196,7 @@ def logit_stats(
             gives NaN there.
         min_p: in [0, 1], for `kept`: a second read.
         cut: whether the fields at a temperature are those of softmax(z/T) over the kept set alone,
-            so that `ln p_T(y) = z_y/T − scaled_logsumexp` for a y in it. Derivatives hold the set
+            so that `scaled_log_prob` is ln p_T(y) for a y in it. Derivatives hold the set
             fixed. Below T = 1e-3 a row is greedy: entropy 0.
         backend: None chooses; "triton" or "torch" forces.
 
@@ -193,7 +209,7 @@ def logit_stats(
     chosen = resolve(backend, logits)
     check_target(target, *logits.shape, ignore_index)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
-    min_p = check_temperature(temperature, min_p, len(logits), cut)
+    min_p = check_temperature(temperature, min_p, logits.shape[0], cut)
     logits = unit_stride(logits)
 
     def sums_of(column, threshold, inverse, cut):

@@ -39,7 +39,7 @@ def nucleus_width(
     if weight is None:
         loss, slope = of_logits(hidden, temperature, row_weight, *settings)
         return loss.clone(), slope.clone()
-    N, V = len(hidden), len(weight)
+    N, V = hidden.shape[0], weight.shape[0]
     chunk = rows_of_chunk(chunk_bytes, weight, N)
     buffer = hidden.new_empty(chunk * V)
     out = torch.empty(2, N, dtype=compute_dtype(hidden), device=hidden.device)

@@ -63,7 +63,7 @@ def filled(out: Sampled, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def fake_sampled(like: torch.Tensor, want: int) -> tuple[torch.Tensor, ...]:
     """Shapes and dtypes of what `filled` returns."""
     asked = True, True, want & LOGPROB, want & KEPT, want & FULL_LOGPROB
-    sizes = (len(like) if there else 0 for there in asked)
+    sizes = (like.shape[0] if there else 0 for there in asked)
     return tuple(like.new_empty(n, dtype=dtype) for n, dtype in zip(sizes, _DTYPES))
 
 
@@ -214,8 +214,8 @@ def sample(
         maxima: `[B, ⌈V/256⌉]` fp32 that `subtile_maxima` returns for these logits, bitmask and
             vocab_size, where somebody has them: then most of the logits are not read. NaN counts as
             the +inf that it writes. They are believed: wrong ones give wrong tokens.
-        return_logprob, return_kept, return_full_logprob: fill these fields too; the first two read
-            what is kept again.
+        return_logprob, return_kept, return_full_logprob: fill these fields too; the last takes the
+            exponential of every logit.
         backend: None chooses; "triton" or "torch" forces.
 
     A scalar is a number of any of Python's and numpy's types, or a tensor of one element. Nothing

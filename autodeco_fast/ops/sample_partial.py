@@ -122,7 +122,7 @@ def merge_samples(
         raise ValueError("partials must hold one SamplePartial a rank, got none")
     stacked = SamplePartial(*(torch.stack(field) for field in zip(*partials)))
     resolve(None, stacked.maximum)
-    B, device = len(stacked.maximum[0]), stacked.maximum.device
+    B, device = stacked.maximum.shape[1], stacked.maximum.device
     min_p = 0.0 if min_p is None else min_p
     given = ("temperature", temperature, TEMPERATURE), ("min_p", min_p, PROBABILITY)
     cut = (check_parameter(*one, B, torch.float32, device) for one in given)

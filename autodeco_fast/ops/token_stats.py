@@ -42,7 +42,16 @@ def streaming_pays(backend: str, hidden: torch.Tensor, *, scaled: bool) -> bool:
         return True
     on_hopper = implementation(backend, "on_hopper", module="device")
     measured = on_hopper(hidden) and hidden.element_size() == 2 and not scaled
-    return measured and (len(hidden) <= 4096 or hidden.shape[1] <= 1024)
+    return measured and (hidden.shape[0] <= 4096 or hidden.shape[1] <= 1024)
+
+
+def streams(
+    fused: bool | None, backend: str, hidden: torch.Tensor, temperature: torch.Tensor | None
+) -> bool:
+    """The design of a whole call, asked for or chosen: every product of it is rounded alike."""
+    if fused is not None:
+        return fused
+    return streaming_pays(backend, hidden, scaled=temperature is not None)
 
 
 @torch.library.custom_op("autodeco_fast::token_stats", mutates_args=())
@@ -138,14 +147,12 @@ def row_sums_of_product(
     logit_scale: float,
     softcap: float | None,
     chunk_bytes: int,
-    fused: bool | None,
+    fused: bool,
     backend: str,
     cut: bool = False,
 ) -> RowSums:
-    """The op, its arguments put in order and the design chosen."""
+    """The op, its arguments put in order."""
     chunk_bytes = check_integer("chunk_bytes", chunk_bytes, SIZE)
-    if fused is None:
-        fused = streaming_pays(backend, hidden, scaled=inverse_temperature is not None)
     return _token_stats(
         unit_stride(hidden),
         unit_stride(weight),
@@ -206,8 +213,10 @@ def token_stats(
     """
     check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
-    check_target(target, len(hidden), len(weight), ignore_index)
-    min_p = check_temperature(temperature, min_p, len(hidden), cut)
+    check_target(target, hidden.shape[0], weight.shape[0], ignore_index)
+    min_p = check_temperature(temperature, min_p, hidden.shape[0], cut)
+    # Once for both sweeps: a cut is only good for logits that were rounded as its maximum was.
+    fused = streams(fused, chosen, hidden, temperature)
 
     def sums_of(column, threshold, inverse_temperature, cut):
         return row_sums_of_product(

@@ -17,14 +17,15 @@ from autodeco_fast.ops.checks import (
     check_row,
     check_softcap,
     check_target,
+    row_parameter,
     unit_stride,
 )
 from autodeco_fast.ops.logit_stats import (
-    LOWEST_TEMPERATURE,
     check_temperature,
+    inverse_of,
     statistics,
 )
-from autodeco_fast.ops.token_stats import CHUNK_BYTES, row_sums_of_product
+from autodeco_fast.ops.token_stats import CHUNK_BYTES, row_sums_of_product, streams
 from autodeco_fast.stats import ABSENT, IGNORED, TokenStats
 from autodeco_fast.vocab_parallel import merge_row_sums
 
@@ -53,23 +54,30 @@ def target_logits(
     bias: torch.Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    temperature: torch.Tensor | None = None,
     ignore_index: int = -100,
+    fused: bool | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """`[N]` logits of the targets among this rank's ids, −inf for the others: their maximum over
     the ranks is every target's.
 
-    Arguments as in `token_stats_partial`.
+    Arguments as given to `token_stats_partial`; `temperature` and `fused` say whether the logits
+    that it compares are rounded to the dtype of `hidden`. Then these are too: of tokens that tie
+    after the rounding none ranks above the other.
     """
     check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
     first_id = check_integer("first_id", first_id, COUNT)
-    check_target(target, len(hidden), None, ignore_index)
+    check_target(target, hidden.shape[0], None, ignore_index)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
-    column = _columns(target, first_id, len(weight), ignore_index)
+    column = _columns(target, first_id, weight.shape[0], ignore_index)
     bias = None if bias is None else bias.contiguous()
+    check_temperature(temperature, None, hidden.shape[0])
     run = implementation(chosen, "target_logit", module="token_stats")
-    return run(unit_stride(hidden), unit_stride(weight), column, bias, scale, softcap)
+    # Those of the torch backend always are rounded.
+    how = {} if chosen == "torch" else {"rounded": not streams(fused, chosen, hidden, temperature)}
+    return run(unit_stride(hidden), unit_stride(weight), column, bias, scale, softcap, **how)
 
 
 @torch.no_grad()
@@ -96,7 +104,8 @@ def token_stats_partial(
         weight: `[V_rank, H]`, the rows of ids first_id … first_id + V_rank − 1; `bias` their part
             of it.
         target: `[N]` int64 ids of the whole vocabulary.
-        target_logit: `[N]`, the maximum of all ranks' `target_logits`.
+        target_logit: `[N]`, the maximum of all ranks' `target_logits`, taken with the same
+            `temperature` and `fused`.
         temperature: `[N]` or None, the same on every rank.
         logit_scale, softcap, ignore_index, fused, chunk_bytes, backend: as in `token_stats`.
 
@@ -107,11 +116,11 @@ def token_stats_partial(
     check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
     first_id = check_integer("first_id", first_id, COUNT)
-    check_target(target, len(hidden), None, ignore_index)
-    check_row("target_logit", target_logit, len(hidden))
-    check_temperature(temperature, None, len(hidden))
-    column = _columns(target, first_id, len(weight), ignore_index)
-    inverse = None if temperature is None else 1.0 / temperature.clamp(min=LOWEST_TEMPERATURE)
+    check_target(target, hidden.shape[0], None, ignore_index)
+    check_row("target_logit", target_logit, hidden.shape[0])
+    check_temperature(temperature, None, hidden.shape[0])
+    column = _columns(target, first_id, weight.shape[0], ignore_index)
+    inverse = None if temperature is None else inverse_of(temperature)
     floats, ints = row_sums_of_product(
         hidden,
         weight,
@@ -122,7 +131,7 @@ def token_stats_partial(
         logit_scale=logit_scale,
         softcap=softcap,
         chunk_bytes=chunk_bytes,
-        fused=fused,
+        fused=streams(fused, chosen, hidden, temperature),
         backend=chosen,
     )
     offset = torch.where(column == IGNORED, 0, first_id)
@@ -159,6 +168,6 @@ def merge_token_stats(
         raise ValueError("temperature must be None: the partials were taken without one")
 
     def sums_of(column, threshold, inverse_temperature, cut):
-        return merge_row_sums(pairs, inverse_temperature)
+        return merge_row_sums(pairs, row_parameter(inverse_temperature, pairs[0][0]))
 
     return statistics(sums_of, target, temperature, None, ignore_index)

@@ -12,7 +12,7 @@ from autodeco_fast.policies.base import FixedCut
 def entropies(logits: torch.Tensor) -> torch.Tensor:
     """Of softmax(z), nats, `[..., V]` → `[...]`."""
     rows = logits.reshape(-1, logits.shape[-1])
-    target = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    target = torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
     return logit_stats(rows, target).entropy.abs().reshape(logits.shape[:-1])  # no −0: it divides
 
 

@@ -19,7 +19,7 @@ def masked(scaled: torch.Tensor, cut: Cut) -> torch.Tensor:
         inside = torch.ones_like(down, dtype=torch.bool)
         if cut.top_k is not None:
             k = torch.as_tensor(cut.top_k, device=z.device).reshape(-1, 1)
-            kth = down.gather(1, (k.clamp(1, z.shape[1]) - 1).expand(len(z), 1))
+            kth = down.gather(1, (k.clamp(1, z.shape[1]) - 1).expand(z.shape[0], 1))
             inside = (down >= kth) | (k == 0)
         if cut.top_p is not None:
             top_p = torch.as_tensor(cut.top_p, device=z.device).reshape(-1, 1)

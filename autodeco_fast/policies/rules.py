@@ -79,7 +79,7 @@ class PLess(_Rule):
     kind = "p_less"
 
     def cut(self, scaled: torch.Tensor | None) -> Cut:
-        B = len(scaled)
+        B = scaled.shape[0]
         target = torch.zeros(B, dtype=torch.int64, device=scaled.device)
         half = torch.full((B,), 0.5, device=scaled.device)
         stats = logit_stats(scaled, target, temperature=half)
@@ -126,7 +126,7 @@ def _steepest(z: torch.Tensor, lowest: torch.Tensor) -> torch.Tensor:
             k[unsure] = _steps(z[unsure].sort(1, descending=True).values).argmax(1)
         return k + 1
     if V == 1:
-        return torch.ones(len(z), dtype=torch.int64, device=z.device)
+        return torch.ones(z.shape[0], dtype=torch.int64, device=z.device)
     return _steps(z.sort(1, descending=True).values).argmax(1) + 1
 
 

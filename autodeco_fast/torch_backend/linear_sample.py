@@ -55,7 +55,8 @@ def linear_sample(
         chunks.append(sampled)
         known = sampled.candidate[0]
         if want & FULL_LOGPROB:
-            here = (z.float() / _divisor(parameters.temperature, z)).logsumexp(-1)
+            z = z.float().masked_fill(~(z < float("inf")), -float("inf"))  # as the draw takes it
+            here = (z / _divisor(parameters.temperature, z)).logsumexp(-1)
             log_mass = here if log_mass is None else torch.logaddexp(log_mass, here)
     stacked = torch.stack([chunk.candidate for chunk in chunks], 1)
     candidates = SamplePartial(*stacked, torch.stack([chunk.token for chunk in chunks]))

@@ -25,6 +25,9 @@ from .jit import compiled, in_threads
 from .running_sums import is_compiled
 
 LOWEST_TEMPERATURE, EPSILON = 1e-8, 1e-9
+# Below the largest logit, where p is 0 at any T: what −inf counts as, so that p times it is 0, and
+# over the square of the lowest T it is finite.
+FAR = 1e20
 # Of one block of logits; about eight such live at a time, on CPUs one and three rows a thread.
 # There a block stays in the caches, elsewhere it is worth its launches.
 CPU_BLOCK_BYTES, BLOCK_BYTES = 4 << 20, 64 << 20
@@ -100,6 +103,7 @@ def _rows_on_cpu(
             ordered = np.negative(x)
             ordered.sort()
             np.negative(ordered, out=ordered)
+            np.maximum(ordered, ordered[0] - np.float32(FAR), out=ordered)
             e, w = ordered - ordered[0], np.empty_like(ordered)
             weight = math.exp(e[place]) / _mass(np.exp(e, out=w))
             np.exp(np.divide(e, np.float32(divisor), out=e), out=e)
@@ -125,6 +129,8 @@ def _rows(z, y, T, P, steepness: float) -> torch.Tensor:
     clamped = T <= LOWEST_TEMPERATURE
     T, P = T.clamp(min=LOWEST_TEMPERATURE)[:, None], P[:, None]
     z = z.sort(-1, descending=True).values
+    z.clamp_(min=z[:, :1] - FAR)
+    z_y = z.gather(1, place)
     p = torch.softmax(z / T, -1)
     over = p.cumsum(-1).sub_(P)
     active = over > 0

@@ -5,7 +5,7 @@ lies in a core's cache.
     2. Σ e^x and Σ e^x x with x = z − m; at a temperature also Σ e^{x/T} (x/T)^k for k = 0, 1, 2;
        with a cut only these, of logits above the threshold.
 
-m is the largest logit so far: for a new one, earlier sums move as in `stats_partial.py`. A NaN
+m is the largest logit so far: for a new one, earlier sums move as in `stats.py`. A NaN
 makes all sums NaN.
 """
 
@@ -19,6 +19,7 @@ NOTHING = np.float32(-1e30)  # stands for a maximum of −inf, so that differenc
 _LOWEST = np.float32(-87.0)  # e^x is about 0 there, and a normal number
 _BLOCK = 512  # logits of which the maximum is known before its place is looked for
 _MAGNITUDE, _SIGN = np.int32(0x7FFFFFFF), np.int32(31)
+_MINUS_ZERO, _ZERO = np.int32(-1), np.int32(0)  # of the floats, in the order of `_largest`
 _LOG2_E, _LN2_HIGH, _LN2_LOW = (
     np.float32(1.4426950408889634),
     np.float32(0.693359375),
@@ -90,24 +91,31 @@ def _cut_sums(row, m, inverse, threshold):
     return s, t, q
 
 
+@compiled(inline="always")
+def _turned(word):
+    """The bits of negative floats turned over, but for the sign: integers in the order of the
+    floats. Its own inverse."""
+    return np.int32(word ^ ((word >> _SIGN) & _MAGNITUDE))
+
+
 @compiled()
 def _largest(row, bits, threshold):
     """The maximum, where the block that holds it first begins, and how many exceed the threshold.
 
-    Maxima are taken of integers in the order of the floats: bits of negative ones are turned over,
-    but for the sign.
+    Maxima are taken of integers in the order of the floats, among which −0 comes before 0: blocks
+    that hold one each tie.
     """
     most, where, count = np.int32(-(2**31)), 0, 0
     for start in range(0, len(row), _BLOCK):
         values, words = row[start : start + _BLOCK], bits[start : start + _BLOCK]
         top, above = np.int32(-(2**31)), np.int32(0)
         for j in range(len(values)):
-            top = max(top, np.int32(words[j] ^ ((words[j] >> _SIGN) & _MAGNITUDE)))
+            top = max(top, _turned(words[j]))
             above += np.int32(values[j] > threshold)
         count += above
-        if top > most:
+        if top > most and not (most == _MINUS_ZERO and top == _ZERO):
             most, where = top, start
-    return np.int32(most ^ ((most >> _SIGN) & _MAGNITUDE)).view(np.float32), where, count
+    return _turned(most).view(np.float32), where, count
 
 
 @compiled(fastmath=_SUMS)
