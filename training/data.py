@@ -70,11 +70,12 @@ def _misfit(keys: set[str], there: list[set[str]]) -> str:
     if there:
         several = " and ".join(map(_written, there))
         return f"an example must have the keys of one format, got those of {several}"
-    begun = next((each for each in FORMATS if each & keys), None)
-    if begun is None:
+    begun = [each for each in FORMATS if each & keys]
+    if not begun:
         known = " | ".join(map(_written, FORMATS))
         return f"unknown keys {sorted(keys)}: an example must have {known}"
-    return f"{_written(begun - keys)} is missing beside {_written(begun & keys)}"
+    nearest = min(begun, key=lambda each: len(each - keys))
+    return f"{_written(nearest - keys)} is missing beside {_written(nearest & keys)}"
 
 
 def _without_others(example: dict) -> dict:
