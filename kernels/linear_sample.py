@@ -30,7 +30,7 @@ from autodeco_fast.sampling import (
 
 from .candidates import best_candidate, best_of_rows, next_open, whole_logprob
 from .device import on_its_device
-from .lm_head_tiles import DEPTH_H, product_tile, step_of, token_ids
+from .lm_head_tiles import DEPTH_FP32, DEPTH_H, product_tile, step_of, token_ids
 from .logit_tiles import LOWEST, finite
 from .philox import SAMPLE_DOMAIN, gumbel, gumbel_of_ids
 from .row_parameters import GREEDY_BELOW, NUMBERS, TENSORS, row_parameters
@@ -236,8 +236,9 @@ def tile_shape(
     Noise of ids that are no neighbours, of listed tokens, takes more registers. Warps share
     columns, none shares a sum, so a logit does not depend on their number. A gfx942's have 64
     lanes: at 32 rows eight of them spill. Four stages of 64 rows are more shared memory than it
-    has. For sm_80 `_settle` at 32 rows of 16 bits spills 16 bytes if it has a bias, a softcap and
-    the logprob: the compiler stops at 128 registers to hold two programs, and it is the rare path.
+    has. The rare path, `_settle`, spills where the compiler saves registers to hold more programs:
+    16 bytes for sm_80 at 32 rows of 16 bits with a bias, a softcap and the logprob, 8 at 16 rows
+    of fp32.
     """
     rows = min(64 if element_size == 2 else 32, max(16, triton.next_power_of_2(B)))
     few = rows < 64 if amd else rows == 16 and not listed
@@ -359,7 +360,7 @@ def aot_entry(kernel, B: int, *targets: str, listed: bool = False, element_size:
     fixed = {**_FIXED, **own, "rows": rows} | ({} if listed else {"list_ptr": None})
     if element_size == 4:
         data |= dict.fromkeys(("x_ptr", "w_ptr"), "*fp32")
-        fixed["step"] = DEPTH_H // 2
+        fixed["step"] = DEPTH_FP32
     return kernel, data, fixed, warps, stages, *targets
 
 

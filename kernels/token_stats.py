@@ -15,10 +15,9 @@ through one split together. Writes [K, N, S] fp32 partials (K = 4, or 7 with tem
 as many int32 as rows and splits. fp32 operands are multiplied in fp32, not in TF32.
 
 `_tiles` comes in three variants, all with one program for a split. `POINTERS` runs anywhere, in
-smaller tiles for fp32.
-`HOPPER` fetches tiles by bulk copies (TMA), which leaves registers for tiles of 256 × 128, ¾ of the
-cache traffic, and flattens both loops, so that copies go on during the sums. `BLACKWELL` gives
-copies, products and sums to warps of their own; it needs Triton 3.7.
+smaller tiles for fp32. `HOPPER` fetches tiles by bulk copies (TMA), which leaves registers for
+tiles of 256 × 128, ¾ of the cache traffic, and flattens both loops, so that copies go on during the
+sums. `BLACKWELL` gives copies, products and sums to warps of their own; it needs Triton 3.7.
 """
 
 from typing import NamedTuple
@@ -30,6 +29,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import on_hopper, on_its_device
 from .lm_head_tiles import (
+    DEPTH_FP32,
     DEPTH_H,
     described_tile,
     exp,
@@ -370,7 +370,7 @@ def _entry(
     rows, block = variant.tile(scaled)
     signature = {**_DATA, "inverse_ptr": "*fp32"} if scaled else dict(_DATA)
     signature |= dict.fromkeys(("x_ptr", "w_ptr"), data)
-    step = DEPTH_H if data == "*bf16" else DEPTH_H // 2
+    step = DEPTH_H if data == "*bf16" else DEPTH_FP32
     if variant.described:
         signature["x_ptr"] = f"tensordesc<bf16[{rows},{DEPTH_H}]>"
         signature["w_ptr"] = f"tensordesc<bf16[{block},{DEPTH_H}]>"
