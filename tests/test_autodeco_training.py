@@ -147,7 +147,8 @@ def test_accumulation_changes_nothing_for_both_heads(tmp_path):
 
 
 def test_the_top_p_head_alone(tmp_path, base, first):
-    settings = online_config(tmp_path, **of("autodeco_top_p", first), num_train_epochs=2)
+    whole = {"per_device_train_batch_size": 8}  # every step is of all examples
+    settings = online_config(tmp_path, **of("autodeco_top_p", first), num_train_epochs=4, **whole)
     before = new_head(settings, H)
     run(base, settings, make_examples(8))
     assert equal(TemperatureHead.from_pretrained(tmp_path / "out"), before["temp_head"])

@@ -139,7 +139,7 @@ def test_results_of_an_evaluation(tmp_path):
     assert set(by_name) == {"static T=0.5", "static T=1", "head=b scale=2"}
     assert by_name["static T=0.5"]["error"] == 0.25
     assert by_name["static T=0.5"]["diversity"] == 0.0
-    assert by_name["static T=1"]["diversity"] == pytest.approx(1.0)
+    assert by_name["static T=1"]["diversity"] == pytest.approx(0.5)  # two of four, and differ
     head = by_name["head=b scale=2"]
     assert (head["seeds"], head["error"], head["ratio"]) == (2, 0.0, 0.0)
     assert head["diversity"] == pytest.approx(1.0)

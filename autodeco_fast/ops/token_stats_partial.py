@@ -75,9 +75,10 @@ def target_logits(
     bias = None if bias is None else bias.contiguous()
     check_temperature(temperature, None, hidden.shape[0])
     run = implementation(chosen, "target_logit", module="token_stats")
-    # Those of the torch backend always are rounded.
-    how = {} if chosen == "torch" else {"rounded": not streams(fused, chosen, hidden, temperature)}
-    return run(unit_stride(hidden), unit_stride(weight), column, bias, scale, softcap, **how)
+    # The torch backend's products are all in the dtype of hidden.
+    rounded = chosen == "torch" or not streams(fused, chosen, hidden, temperature)
+    given = unit_stride(hidden), unit_stride(weight), column, bias, scale, softcap
+    return run(*given, rounded=rounded)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def token_stats(
         for in_block, h_block in zip(rows.split(block), h.split(block)):
             target = column[in_block]
             if threshold is None:
-                against = target_logit(h_block, weight, target, bias, scale, softcap)
+                against = target_logit(h_block, weight, target, bias, scale, softcap, rounded=True)
             else:
                 against = threshold[in_block]
             inverse = None if inverse_temperature is None else inverse_temperature[in_block]
@@ -56,12 +56,15 @@ def target_logit(
     bias: torch.Tensor | None,
     scale: float,
     softcap: float | None,
+    *,
+    rounded: bool = False,
 ) -> torch.Tensor:
-    """The targets' logits `[R]` from a product of their own, rounded as the product is.
+    """The targets' logits `[R]` from a product of their own; −inf where the column is < 0.
 
-    −inf where the column is < 0.
+    `rounded`: of a product in the dtype of hidden, as chunks hold it.
     """
     dtype, safe_column = compute_dtype(hidden), column.clamp(min=0)
     z = torch.linalg.vecdot(hidden.to(dtype), weight[safe_column].to(dtype))
     z = z if bias is None else z + bias[safe_column].to(dtype)
-    return transform_(z.to(hidden.dtype), scale, softcap).masked_fill(column < 0, -float("inf"))
+    z = z.to(hidden.dtype) if rounded else z
+    return transform_(z, scale, softcap).masked_fill(column < 0, -float("inf"))

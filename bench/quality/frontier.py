@@ -60,8 +60,9 @@ class Lines:
         for key, values in (fields or self.fields).items():
             counts = list(Counter(r[key].casefold() for r in valid).values())
             if values == math.inf:
-                m = min(RECORDS, len(valid))  # fewer cannot be as various as all of them
-                found.append(entropy_at(counts, m) / math.log(RECORDS) if m > 1 else 0.0)
+                m, most = min(RECORDS, len(valid)), min(RECORDS, len(picks))
+                # Fewer valid ones cannot be as various as all of them.
+                found.append(entropy_at(counts, m) / math.log(most) if m > 1 else 0.0)
             else:
                 found.append(min(1.0, _entropy(counts) / math.log(values)))
         return found
