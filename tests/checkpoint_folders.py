@@ -1,10 +1,12 @@
 """Small folders of models, and what is in a folder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
 INDEX = "model.safetensors.index.json"
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 96}
@@ -23,6 +25,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def chat_model(model: str, folder: Path, *, turn: str, answer: str) -> tuple[Path, AutoTokenizer]:
+    """A copy of a model's folder whose template writes every message as `turn`, and `answer` where
+    one begins; and its tokenizer."""
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        f"{{% for m in messages %}}{turn}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{answer}{{% endif %}}"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder, tokenizer
 
 
 def write_texts(folder: Path, texts: dict[str, str] = TEXTS) -> None:

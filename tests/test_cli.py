@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from autodeco_fast import TemperatureHead, __version__
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.training import base_model
 from autodeco_fast.training.scan import lm_head_fingerprint
+from tests.checkpoint_folders import chat_model
 from tests.commands import ROOT, Done, assert_refuses, command, listing
 from tests.forked import on_two_processes
 from tests.scans import write_examples
@@ -158,13 +158,8 @@ def test_generate_refuses_in_one_line(model, head, options, words):
 
 def test_generate_answers_a_message_without_special_tokens(model, head, tmp_path):
     """At a temperature of 0 what is printed is the model's greedy answer to the chat's ids."""
-    folder = shutil.copytree(model, tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = (
-        "{% for m in messages %}w7 {{ m.content }} <s> {% endfor %}"
-        "{% if add_generation_prompt %}w8{% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
+    turn, answer = "w7 {{ m.content }} <s> ", "w8"
+    folder, tokenizer = chat_model(model, tmp_path / "model", turn=turn, answer=answer)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     ids = torch.tensor([tokenizer("w7 w5 <s> w8").input_ids])
     greedy = base.generate(ids, do_sample=False, max_new_tokens=8)[0]

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from autodeco_fast.training.base_model import facts
 from autodeco_fast.training.data import IGNORED, encode, encode_all, read_examples
 from autodeco_fast.training.head_folder import METRICS_NAME
 from autodeco_fast.training.scan_store import Scan
+from tests.checkpoint_folders import chat_model
 from tests.commands import command
 from tests.training_runs import read_lines
 
@@ -136,13 +136,8 @@ def test_earlier_answers_are_learned_from_where_the_last_one_is_written_otherwis
 
 def test_the_commands_know_the_ends_of_the_model(model, tmp_path):
     """Here w9, which is no end to the tokenizer: a chat's targets are two words and it."""
-    folder = shutil.copytree(model, tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = (
-        "{% for m in messages %}w3 {{ m.content }} w9 w4 {% endfor %}"
-        "{% if add_generation_prompt %}w3 {% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
+    turn, answer = "w3 {{ m.content }} w9 w4 ", "w3 "
+    folder, _ = chat_model(model, tmp_path / "model", turn=turn, answer=answer)
     GenerationConfig(eos_token_id=[8, 9]).save_pretrained(folder)
     assert facts(str(folder)).ends == [8, 9]
     ask, said = ({"role": r, "content": c} for r, c in (("user", "w5"), ("assistant", "w6 w7")))

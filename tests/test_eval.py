@@ -11,6 +11,7 @@ from autodeco_fast import attach
 from autodeco_fast.policies import Policy, parse
 from autodeco_fast.training.eval_requests import seed_of
 from autodeco_fast.training.evaluate import evaluate
+from tests.checkpoint_folders import chat_model
 from tests.commands import command
 from tests.evaluations import (
     POLICIES,
@@ -217,20 +218,14 @@ def test_a_policy_of_ones_own(model, tmp_path):
 
 
 def test_chats_go_through_the_template(model, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = (
-        "{% for m in messages %}w3 {{ m.content }} {% endfor %}{% if add_generation_prompt %}w4"
-        "{% endif %}"
-    )
-    chat_model = tmp_path / "chat"
-    AutoModelForCausalLM.from_pretrained(model).save_pretrained(chat_model)
-    tokenizer.save_pretrained(chat_model)
+    turn = "w3 {{ m.content }} "
+    folder, _ = chat_model(model, tmp_path / "chat", turn=turn, answer="w4")
     prompts = tmp_path / "prompts.jsonl"
     line = {"answer": "x", "messages": [{"role": "user", "content": "w5 w6"}]}
     prompts.write_text(
         json.dumps(line) + "\n" + json.dumps({"answer": "x", "prompt": "w3 w5 w6 w4"})
     )
-    run(tmp_path, chat_model, policy=("greedy",), samples=1)
+    run(tmp_path, folder, policy=("greedy",), samples=1)
     chat, text = samples_of(tmp_path / "out").values()
     assert chat["tokens"] == text["tokens"]
     assert "user: w5 w6" in (tmp_path / "out/eval.html").read_text()

@@ -4,12 +4,10 @@ import json
 import math
 import random
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from autodeco_fast import nucleus_width_loss
 from autodeco_fast.training import wishes as package_wishes
@@ -17,6 +15,7 @@ from autodeco_fast.training.data import encode
 from autodeco_fast.training.measures import _gap_of_mass
 from autodeco_fast.training.scan_store import ScanTokens
 from bench.quality import frontier, records_study, sums, sums_model, sums_study, v_curve, wishes
+from tests.checkpoint_folders import chat_model
 
 
 def test_every_text_of_the_language_is_valid_and_a_changed_number_is_not():
@@ -188,13 +187,8 @@ def test_heads_of_the_v_curve_descend_the_label_free_loss():
 
 def test_answers_that_were_cut_off_have_no_end(model, tmp_path):
     """Whose data are the tokens that were drawn, ended or not."""
-    folder = shutil.copytree(model, tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = (
-        "{% for m in messages %}w3 {{ m.content }} <s> w4 {% endfor %}"
-        "{% if add_generation_prompt %}w3 {% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
+    turn, answer = "w3 {{ m.content }} <s> w4 ", "w3 "
+    folder, tokenizer = chat_model(model, tmp_path / "model", turn=turn, answer=answer)
     found = wishes.answers(tmp_path, "a", str(folder), [f"w{k}" for k in range(5, 45)])
     assert {example["truncated"] for example in found} == {True, False}
     lines = (tmp_path / "a-drawn.jsonl").read_text().splitlines()

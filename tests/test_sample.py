@@ -12,7 +12,7 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper
 import autodeco_fast
 from autodeco_fast.sampling import SamplingParameters
 from autodeco_fast.torch_backend.sample_loops import philox4x32, uniform_bits
-from tests.on_device import DEVICE, on_device, sample
+from tests.on_device import DEVICE, on_device, rows_far_apart, sample
 from tests.reference.sampling import assert_same_tokens, gumbel, reference
 
 
@@ -288,15 +288,9 @@ def test_the_tail_of_the_noise_is_exact():
 
 
 def test_offsets_beyond_32_bits(backend):
-    """Three rows 2³⁰ logits apart; of what lies between them no page is ever touched."""
-    size, stride = 5000, 2**30
-    if DEVICE == "cpu":
-        store = torch.from_numpy(np.empty(2 * stride + size, np.float16))
-    else:
-        store = torch.zeros(2 * stride + size, dtype=torch.float16, device=DEVICE)
-    far = store.as_strided((3, size), (stride, 1))
-    near = (torch.randn(3, size) * 3).half().to(DEVICE)
-    far.copy_(near)
+    """Three rows 2³⁰ logits apart."""
+    near = (torch.randn(3, 5000) * 3).half().to(DEVICE)
+    far = rows_far_apart(near, 2**30)
     asked = dict(min_p=0.01, seed=3, return_kept=True, backend=backend)
     ours, expected = (autodeco_fast.sample(z, 0.8, **asked) for z in (far, near))
     assert ours.token.tolist() == expected.token.tolist()

@@ -1,12 +1,11 @@
 """Every tensor argument of every op, strided and expanded, gives what it gives when contiguous; and
 rows may be none."""
 
-import numpy as np
 import pytest
 import torch
 
 import autodeco_fast
-from tests.on_device import DEVICE, on_device
+from tests.on_device import DEVICE, on_device, rows_far_apart
 from tests.op_cases import CASES, TORCH_ONLY, flat, strided, tensors
 
 ARGUMENTS = [(op, name) for op, (names, _) in CASES.items() for name in names]
@@ -90,16 +89,9 @@ def test_one_row_in_half_precision(op, dtype, backend):
 
 
 def test_rows_of_hidden_states_beyond_32_bits(backend):
-    """The last of three, 2³¹ numbers behind the first; of what lies between them no page is ever
-    touched."""
-    width, stride = 16, 2**30
-    if DEVICE == "cpu":
-        store = torch.from_numpy(np.empty(2 * stride + width, np.float16))
-    else:
-        store = torch.zeros(2 * stride + width, dtype=torch.float16, device=DEVICE)
-    far = store.as_strided((3, width), (stride, 1))
-    near, weight = (torch.randn(n, width).half().to(DEVICE) for n in (3, 50))
-    far.copy_(near)
+    """The last of three, 2³¹ numbers behind the first."""
+    near, weight = (torch.randn(n, 16).half().to(DEVICE) for n in (3, 50))
+    far = rows_far_apart(near, 2**30)
     y, how = torch.tensor([1, 2, 3], device=DEVICE), {"fused": True, "backend": backend}
     T = torch.full((3,), 0.8, device=DEVICE)
     for op in (
