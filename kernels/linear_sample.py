@@ -237,8 +237,8 @@ def tile_shape(
     columns, none shares a sum, so a logit does not depend on their number. A gfx942's have 64
     lanes: at 32 rows eight of them spill. Four stages of 64 rows are more shared memory than it
     has. The rare path, `_settle`, spills where the compiler saves registers to hold more programs:
-    16 bytes for sm_80 at 32 rows of 16 bits with a bias, a softcap and the logprob, 8 at 16 rows
-    of fp32.
+    16 bytes for sm_80 at 32 rows of 16 bits with a bias, a softcap and the logprob, 8 for sm_80
+    and sm_100 at 16 rows of fp32.
     """
     rows = min(64 if element_size == 2 else 32, max(16, triton.next_power_of_2(B)))
     few = rows < 64 if amd else rows == 16 and not listed
