@@ -15,7 +15,7 @@ from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 
 from bench.records import markdown, write
 
@@ -51,6 +51,14 @@ def _products(assembly: str) -> str:
     return ", ".join(sorted(set(_PRODUCTS.findall(assembly)))) or "-"
 
 
+def _before_memory(ptx: str) -> str:
+    """What a kernel says about those before and behind it, where it does so before its first look
+    at memory."""
+    memory = re.search(r"\b(?:ld|st|atom|red|cp)\.(?!param)", ptx)
+    control = re.search(r"griddepcontrol\.(\w+)", ptx)
+    return control[1] if control and memory and control.start() < memory.start() else "-"
+
+
 def _nvidia(cubin: bytes, ptx: str) -> dict:
     """Registers, spilled bytes a thread and shared memory from cuobjdump; the instruction families
     from the PTX."""
@@ -67,6 +75,7 @@ def _nvidia(cubin: bytes, ptx: str) -> dict:
     widest = max((int(v or 1) * int(bits) for v, bits in loads), default=0)
     copies = next((name for name, word in _COPIES.items() if word in ptx), "-")
     return {
+        "before_memory": _before_memory(ptx),
         "registers": usage["REG"],
         "spills": usage["STACK"] + usage["LOCAL"],
         "matrix": matrix,
@@ -92,6 +101,7 @@ def _amd(assembly: str) -> dict:
         "products": _products(assembly),
         "widest_load_bits": 32 * max(loads, default=1),
         "copies": "-",
+        "before_memory": "-",
     }
 
 
@@ -105,8 +115,8 @@ def resident_warps(target: str, registers: int, shared: int, warps: int) -> int:
     return warps * min(65_536 // own, _SHARED[target] // (shared + 1024), 64 // warps, 32)
 
 
-def compile_one(entry: tuple, target: str) -> dict:
-    """Compiles one kernel as launches do: pointers, and sizes that the dispatcher looks at, are
+def compiled(entry: tuple, target: str) -> CompiledKernel:
+    """One kernel as launches compile it: pointers, and sizes that the dispatcher looks at, are
     taken as multiples of 16, as they are in most launches."""
     function, signature, constants, warps, stages, *_ = entry
     names = [*function.arg_names]
@@ -118,25 +128,29 @@ def compile_one(entry: tuple, target: str) -> dict:
         if _DIVISIBLE.search(signature[name]) and not function.params[i].do_not_specialize
     }
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(
-        source, target=TARGETS[target], options={"num_warps": warps, "num_stages": stages}
-    )
+    options = {"num_warps": warps, "num_stages": stages}
+    return triton.compile(source, target=TARGETS[target], options=options)
+
+
+def compile_one(entry: tuple, target: str) -> dict:
+    """What the compiler says of one kernel."""
+    kernel = compiled(entry, target)
     if target.startswith("sm_"):
-        facts = _nvidia(compiled.asm["cubin"], compiled.asm["ptx"])
-        shared = compiled.metadata.shared
-        warps = compiled.metadata.num_warps
+        facts = _nvidia(kernel.asm["cubin"], kernel.asm["ptx"])
+        shared = kernel.metadata.shared
+        warps = kernel.metadata.num_warps
         return {
             **facts,
             "shared_bytes": shared,
             "resident_warps": resident_warps(target, facts["registers"], shared, warps),
         }
-    return {**_amd(compiled.asm["amdgcn"]), "shared_bytes": compiled.metadata.shared}
+    return {**_amd(kernel.asm["amdgcn"]), "shared_bytes": kernel.metadata.shared}
 
 
 def survey() -> list[dict]:
     """What the compiler says of every kernel and target."""
     results = []
-    keys = ("block", "rows", "units", "described", "flatten", "specialize")
+    keys = ("block", "rows", "units", "described", "flatten", "specialize", "dependent")
     for file, entry in kernels():
         config = ", ".join(f"{key}={entry[2][key]}" for key in keys if entry[2].get(key))
         if entry[1].get("x_ptr") == "*fp32":

@@ -3,11 +3,15 @@ refute.
 
     python -m bench.roofline [--model FOLDER]
 
-    time = max(bytes / bandwidth, warp instructions / issue rate) + launches behind the first
+    time = max(bytes / bandwidth, warp instructions / issue rate) + what kernels behind it wait
 
-Bandwidth, clock and launch are assumptions (`CARD`), the rest is counted: bytes from the shapes,
+Bandwidth, clock and waits are assumptions (`CARD`), the rest is counted: bytes from the shapes,
 instructions in the sm_90 code of the loops, and on logits how often the rare one is gone round.
 Needs no GPU.
+
+The kernel behind `sample`'s first, and the head's, is there when that ends
+(`kernels/dependent_launch.py`) and waits for its last stores: as long as a way to the memory takes.
+`launched_us` is the time if it were launched then.
 
 `sample`: the maxima, then the draw,
 
@@ -58,10 +62,10 @@ def sample_instructions() -> dict[str, int]:
     """SASS instructions a warp issues: for a tile of bf16 logits in the pass for the maxima; for a
     sub-tile that draws noise; for the rest of that program, the last of its row, no NaN seen."""
     pointers = "z_ptr", "max_ptr", "V", "stride"
-    text = sass(sample.AOT[0], pointers)
+    text = sass(sample.AOT[2], pointers)
     rare, noise = sorted(loop_lengths(text))
     return {
-        "tile": fast_path(sass(subtile_maxima.AOT[0], pointers)),
+        "tile": fast_path(sass(subtile_maxima.AOT[2], pointers)),
         "noise": noise,
         "program": instruction_count(text) - noise - rare,
     }
@@ -71,9 +75,9 @@ def head_instructions() -> dict[str, int]:
     """SASS instructions a warp issues in the head's kernels for few rows: for a row, for the rest
     of that program, for the kernel behind it."""
     names = "h_ptr", "w1_ptr", "layer_ptr", "H", "F", "stride_h"
-    text = sass(temperature_head.AOT[0], names)
+    text = sass(temperature_head.AOT[1], names)
     row = max(loop_lengths(text))
-    behind = sass(temperature_head.AOT[2], ("layer_ptr", "b1_ptr", "w2_ptr", "t_ptr", "F"))
+    behind = sass(temperature_head.AOT[4], ("layer_ptr", "b1_ptr", "w2_ptr", "t_ptr", "F"))
     return {
         "row": row,
         "program": instruction_count(text) - row,
@@ -136,7 +140,7 @@ def shares(model: str | None) -> dict[str, float]:
 
 
 def predict_sample(B: int, V: int, instructions: dict[str, int], share: float) -> dict:
-    """Two launches; `share` of the sub-tiles draw noise."""
+    """Two kernels; `share` of the sub-tiles draw noise."""
     n = -(-V // SUBTILE)
     read, written = 2 * B * V, 4 * B * n
     memory = (read + written) / CARD["bytes_per_second"]
@@ -148,7 +152,8 @@ def predict_sample(B: int, V: int, instructions: dict[str, int], share: float) -
     most = math.ceil(share * n / D)  # sub-tiles of one program: they are dealt out
     chain = 2 * (program + most * noise) / CARD["clock"]
     chain += (_READS + most) * CARD["cache_latency_seconds"]
-    total = max(memory, maxima) + max(drawing, chain) + CARD["second_launch_seconds"]
+    busy = max(memory, maxima) + max(drawing, chain)
+    total = busy + CARD["memory_latency_seconds"]
     return {
         "op": "sample",
         "B": B,
@@ -159,6 +164,7 @@ def predict_sample(B: int, V: int, instructions: dict[str, int], share: float) -
         "issue_us": 1e6 * maxima,
         "draw_us": 1e6 * max(drawing, chain),
         "predicted_us": 1e6 * total,
+        "launched_us": 1e6 * (busy + CARD["second_launch_seconds"]),
         "share_of_one_read": read / CARD["bytes_per_second"] / total,
     }
 
@@ -204,7 +210,7 @@ def predict_logit_stats(N: int, V: int, instructions: int) -> dict:
 
 
 def predict_head(N: int, H: int, instructions: dict[str, int], F: int = 256) -> dict:
-    """Few bf16 rows, weights in fp32: two launches. A chain is a program's instructions one after
+    """Few bf16 rows, weights in fp32: two kernels. A chain is a program's instructions one after
     the other, two clocks each, behind its reads: W1 and rows from memory, twice as far as the
     cache, then sums from the cache."""
     slab = temperature_head.SLAB
@@ -220,7 +226,7 @@ def predict_head(N: int, H: int, instructions: dict[str, int], F: int = 256) -> 
     behind = 2 * instructions["behind"] / CARD["clock"]
     behind += (groups + 1) * CARD["cache_latency_seconds"]
     # The last bytes are only then multiplied.
-    total = max(memory + chain, issue) + behind + CARD["second_launch_seconds"]
+    busy = max(memory + chain, issue) + behind
     return {
         "op": "temperature_head",
         "B": N,
@@ -229,7 +235,8 @@ def predict_head(N: int, H: int, instructions: dict[str, int], F: int = 256) -> 
         "MB": n_bytes / 1e6,
         "memory_us": 1e6 * memory,
         "issue_us": 1e6 * max(issue, chain),
-        "predicted_us": 1e6 * total,
+        "predicted_us": 1e6 * (busy + CARD["memory_latency_seconds"]),
+        "launched_us": 1e6 * (busy + CARD["second_launch_seconds"]),
     }
 
 

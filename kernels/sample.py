@@ -38,6 +38,7 @@ from autodeco_fast.sampling import (
     tensors_and_numbers,
 )
 
+from .dependent_launch import TARGETS, dependent, options, waits
 from .device import on_its_device
 from .logit_tiles import LOWEST, TILE, finite, load_tile, may_hold, row_maximum
 from .philox import SAMPLE_DOMAIN, gumbel
@@ -170,7 +171,9 @@ def _draw(
     subtile: tl.constexpr,
     block_n: tl.constexpr,
     block_d: tl.constexpr,
+    dependent: tl.constexpr,
 ):
+    waits(dependent)
     row = tl.program_id(0).to(tl.int64)
     program = tl.program_id(1)
     B, D = tl.num_programs(0).to(tl.int64), tl.num_programs(1)
@@ -290,10 +293,12 @@ def sample(
     floor = None
     if p.truncated:
         floor = top_k_top_p(logits, maxima, p, allowed=allowed, tile=subtile)
+    early = dependent(logits)
     _draw[(B, D)](
         logits, allowed, floor, *tensors, known_maximum, maxima, sums, done,
         new(3, B, D), new(2, B, D, dtype=torch.int32), *out,
-        *sizes, first_id, *numbers, stream_step, subtile, block_n, ROW_PROGRAMS, num_warps=WARPS,
+        *sizes, first_id, *numbers, stream_step, subtile, block_n, ROW_PROGRAMS, early,
+        num_warps=WARPS, **options(early),
     )  # fmt: skip
     return out
 
@@ -308,14 +313,11 @@ _SIGNATURE = {
 }
 _ASKED = ("sum_ptr", "logprob_ptr", "kept_ptr", "full_logprob_ptr", "candidate_ptr")
 _PLAIN = ("allowed_ptr", "floor_ptr", *TENSORS, "known_ptr", *_ASKED)
-_BLOCKS = {"subtile": SUBTILE, "block_n": 1024, "block_d": ROW_PROGRAMS}
+_BLOCKS = {"subtile": SUBTILE, "block_n": 1024, "block_d": ROW_PROGRAMS, "dependent": False}
+_ALONE = {name: dtype for name, dtype in _SIGNATURE.items() if name not in _PLAIN}
+_FIXED = {**dict.fromkeys(_PLAIN), **_BLOCKS}
 AOT = [  # numbers for all rows and the token alone; everything
-    (
-        _draw,
-        {name: dtype for name, dtype in _SIGNATURE.items() if name not in _PLAIN},
-        {**dict.fromkeys(_PLAIN), **_BLOCKS},
-        WARPS,
-        3,
-    ),
+    (_draw, _ALONE, _FIXED, WARPS, 3),
     (_draw, _SIGNATURE, _BLOCKS, WARPS, 3),
+    (_draw, _ALONE, {**_FIXED, "dependent": True}, WARPS, 3, *TARGETS),
 ]

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from autodeco_fast.sampling import SUBTILE
 
+from .dependent_launch import TARGETS, dependent, lets_next_start
 from .device import on_its_device
 from .logit_tiles import LOWEST, TILE, finite, load_full_tile, load_tile, splits_of
 from .row_parameters import GREEDY_BELOW, row_value
@@ -55,7 +56,9 @@ def _maxima(
     temperature: tl.float32,
     block: tl.constexpr,
     subtile: tl.constexpr,
+    dependent: tl.constexpr,
 ):
+    lets_next_start(dependent)
     row = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * depth
     plane = tl.num_programs(0).to(tl.int64) * n
@@ -93,7 +96,7 @@ def write_maxima(
     _maxima[(B, S)](
         logits, allowed, temperature if by_row else None, maxima, sums, done, V, logits.stride(0),
         0 if allowed is None else allowed.stride(0), maxima.shape[1], depth,
-        0.0 if by_row else temperature, tile, min(SUBTILE, tile),
+        0.0 if by_row else temperature, tile, min(SUBTILE, tile), dependent(logits),
     )  # fmt: skip
 
 
@@ -117,8 +120,10 @@ _SIGNATURE = {
     **dict.fromkeys(("V", "stride", "words", "n", "depth"), "i32"),
 }
 _ALL = {"allowed_ptr": "*i32", "temperature_ptr": "*fp32", "sum_ptr": "*fp32"}
-_TILE = {"block": TILE, "subtile": SUBTILE}
+_TILE = {"block": TILE, "subtile": SUBTILE, "dependent": False}
+_PLAIN = {**dict.fromkeys(_ALL), **_TILE}
 AOT = [  # as a draw without cuts needs it; everything
-    (_maxima, _SIGNATURE, {**dict.fromkeys(_ALL), **_TILE}, 4, 3),
+    (_maxima, _SIGNATURE, _PLAIN, 4, 3),
     (_maxima, {**_SIGNATURE, **_ALL}, _TILE, 4, 3),
+    (_maxima, _SIGNATURE, {**_PLAIN, "dependent": True}, 4, 3, *TARGETS),
 ]

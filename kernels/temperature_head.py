@@ -22,6 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .dependent_launch import TARGETS, dependent, lets_next_start, options, waits
 from .device import on_its_device
 
 FEW = 64  # rows
@@ -42,7 +43,9 @@ def _slab(
     units: tl.constexpr,
     chunk: tl.constexpr,
     rows: tl.constexpr,
+    dependent: tl.constexpr,
 ):
+    lets_next_start(dependent)
     o_f = tl.program_id(0) * units + tl.arange(0, units)
     o_h = tl.program_id(1) * chunk + tl.arange(0, chunk)
     m_f = o_f < F
@@ -71,7 +74,9 @@ def _join(
     t_max,
     group: tl.constexpr,
     block_f: tl.constexpr,
+    dependent: tl.constexpr,
 ):
+    waits(dependent)
     row = tl.program_id(0).to(tl.int64)
     o_f = tl.arange(0, block_f)
     m_f = o_f < F
@@ -224,14 +229,18 @@ def head_forward(
         )
         _finish[(triton.cdiv(N, BLOCK),)](partial, b2, T, N, units, max_temperature, BLOCK)
         return T, none
+    early = dependent(hidden)
     if N > FEW:
         layer = (hidden @ w1.to(hidden.dtype).T)[None]
     else:
         grid = [triton.cdiv(n, SLAB[k]) for k, n in (("units", F), ("chunk", H), ("rows", N))]
         layer = T.new_empty(grid[1], N, F)
-        _slab[tuple(grid)](hidden, w1, layer, N, H, F, hidden.stride(0), **SLAB)
+        _slab[tuple(grid)](hidden, w1, layer, N, H, F, hidden.stride(0), **SLAB, dependent=early)
     block_f = max(16, triton.next_power_of_2(F))
-    _join[(N,)](layer, b1, w2, b2, T, N, F, len(layer), max_temperature, SPLITS, block_f)
+    _join[(N,)](
+        layer, b1, w2, b2, T, N, F, len(layer), max_temperature, SPLITS, block_f, early,
+        **options(early),
+    )  # fmt: skip
     return T, none
 
 
@@ -315,11 +324,14 @@ _VECTORS = {"b1_ptr": "*fp32", "w2_ptr": "*fp32"}
 _OUT = {"b2_ptr": "*fp32", "t_ptr": "*fp32", "N": "i32", "splits": "i32", "t_max": "fp32"}
 _GRADIENTS = {"ds_ptr": "*fp32", "da_ptr": "*bf16", "db1_ptr": "*fp32", "dw2_ptr": "*fp32"}
 _SLAB, _TILE = {**_MATRICES, "layer_ptr": "*fp32"}, {**_MATRICES, **_VECTORS}
+_JOIN = {**_VECTORS, **_OUT, "layer_ptr": "*fp32", "F": "i32"}
+_JOINED = {"group": SPLITS, "block_f": 256}
 AOT = [
-    (_slab, _SLAB, SLAB, 4, 3),
-    (_slab, {**_SLAB, "h_ptr": "*fp32"}, SLAB, 4, 3),
-    (_join, {**_VECTORS, **_OUT, "layer_ptr": "*fp32", "F": "i32"},
-     {"group": SPLITS, "block_f": 256}, 4, 3),
+    (_slab, _SLAB, {**SLAB, "dependent": False}, 4, 3),
+    (_slab, _SLAB, {**SLAB, "dependent": True}, 4, 3, *TARGETS),
+    (_slab, {**_SLAB, "h_ptr": "*fp32"}, {**SLAB, "dependent": False}, 4, 3),
+    (_join, _JOIN, {**_JOINED, "dependent": False}, 4, 3),
+    (_join, _JOIN, {**_JOINED, "dependent": True}, 4, 3, *TARGETS),
     (_tiles, {**_TILE, "partial_ptr": "*fp32"}, {**TILE, "upcast": False}, 4, 3),
     (_finish, {**_OUT, "partial_ptr": "*fp32"}, {"block": BLOCK}, 4, 3),
     (_backward, {**_TILE, **_GRADIENTS}, {**TILE, "upcast": False}, 4, 3),

@@ -25,6 +25,7 @@ from triton.runtime import driver
 
 CARD, CURRENT = 1, [0]
 LAUNCHED: list[tuple[str, int]] = []  # (kernel, card) of each launch
+EARLY: list[str] = []  # kernels of launches that may start before the one ahead ends
 VARIANTS: list[tuple[str, int]] = []  # (kernel, which of those that were compiled) of each launch
 
 
@@ -35,11 +36,14 @@ class _Launcher:
 
     def __init__(self, src, metadata):
         self.name, self.number = src.fn.__name__, _Launcher.made
+        self.early = metadata.launch_pdl
         _Launcher.made += 1
 
     def __call__(self, *args):
         LAUNCHED.append((self.name, CURRENT[0]))
         VARIANTS.append((self.name, self.number))
+        if self.early:
+            EARLY.append(self.name)
 
 
 class _Utils:
@@ -133,6 +137,7 @@ def pretend() -> None:
 def run(call, watch: bool = True) -> dict:
     """What a call launched, and what it failed with."""
     LAUNCHED.clear()
+    EARLY.clear()
     try:
         if watch:
             with HostWatch():
@@ -142,7 +147,12 @@ def run(call, watch: bool = True) -> dict:
         error = None
     except Exception:
         error = traceback.format_exc().strip()
-    return {"launched": list(LAUNCHED), "current": CURRENT[0], "error": error}
+    return {
+        "launched": list(LAUNCHED),
+        "early": list(EARLY),
+        "current": CURRENT[0],
+        "error": error,
+    }
 
 
 def variants(calls: Iterable[Callable[[], object]]) -> dict:
@@ -195,6 +205,10 @@ def main() -> None:
             ),
             flush=True,
         )
+    torch.cuda.get_device_capability = lambda *_: (9, 0)
+    for name in ("sample", "subtile_maxima", "temperature_head"):
+        one(name, lambda: op_cases.CASES[name][1](plain), kind="Hopper")
+    one("sample, all cuts", lambda: op_cases.NUMBERS["sample, all cuts"](plain), kind="Hopper")
     # the control: the watch sees what it is there for
     x = torch.ones(3)
     for name, look in (

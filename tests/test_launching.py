@@ -92,6 +92,20 @@ def test_launches(op, kind, runs):
     assert_launched(runs[op, kind], [k for k in LAUNCHES[op] if k not in of_16_bits])
 
 
+def test_the_kernel_behind_is_launched_early(runs):
+    """From compute capability 9 on; those that are waited for are launched as ever."""
+    early = {
+        case: (run["error"], run["early"]) for (case, kind), run in runs.items() if kind == "Hopper"
+    }
+    assert early == {
+        "sample": (None, ["_draw"]),
+        "sample, all cuts": (None, ["_draw"]),
+        "subtile_maxima": (None, []),
+        "temperature_head": (None, ["_join"]),
+    }
+    assert not any(run.get("early") for (_, kind), run in runs.items() if kind != "Hopper")
+
+
 @pytest.mark.parametrize("op", NUMBERS)
 def test_launches_with_numbers(op, runs):
     assert_launched(runs[op, "numbers"], BY_NUMBER[op])

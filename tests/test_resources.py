@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from autodeco_fast.kernels.dependent_launch import TARGETS
 from autodeco_fast.kernels.token_stats import COMPILES_SPECIALIZED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +77,21 @@ def test_a_spill_would_be_seen():
         file.write(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + textwrap.dedent(code))
         file.flush()
         assert run(file.name) == "True\n"
+
+
+def test_what_is_launched_early_waits_before_it_looks_at_memory(compiled):
+    found = [r for r in compiled if r["target"] in TARGETS and "dependent=True" in r["config"]]
+    assert [(r["kernel"], r["target"], r["before_memory"]) for r in found] == [
+        (kernel, target, instruction)
+        for kernel, instruction in (
+            ("sample.draw", "wait"),
+            ("subtile_maxima.maxima", "launch_dependents"),
+            ("temperature_head.slab", "launch_dependents"),
+            ("temperature_head.join", "wait"),
+        )
+        for target in TARGETS
+    ]
+    assert {r.get("before_memory") for r in compiled if r not in found} == {"-"}
 
 
 def test_large_head_uses_the_matrix_unit(compiled):

@@ -323,6 +323,23 @@ def test_a_graph_reads_its_parameters_when_it_is_replayed():
         assert token.tolist() == run().tolist()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("B", [1, 64])
+def test_draws_that_follow_each_other_closely(B):
+    """Each waits for its own maxima (kernels/dependent_launch.py): the logits are others every
+    time, in the same memory, and the host waits for none."""
+    z, T = torch.empty(B, 150_000, device="cuda"), torch.full((B,), 0.8, device="cuda")
+
+    def filled(seed):
+        return z.normal_(generator=torch.Generator("cuda").manual_seed(seed)).mul_(3)
+
+    def draw(seed, backend):
+        return autodeco_fast.sample(filled(seed), T, min_p=0.05, seed=seed, backend=backend).token
+
+    drawn = [draw(seed, "triton") for seed in range(50)]
+    assert [x.tolist() for x in drawn] == [draw(seed, "torch").tolist() for seed in range(50)]
+
+
 def test_compiles_without_a_break():
     z = torch.randn(3, 100)
     compiled = torch.compile(
