@@ -201,7 +201,7 @@ def _frontiers(policies: Sequence[dict], task: str) -> list[str]:
                 html.image(
                     f"{task}-{kind}".replace(" ", "-"),
                     draw(points, DIVERSITY[kind]),
-                    f"Score against diversity: {task}",
+                    f"Score against {DIVERSITY[kind].partition(',')[0]}: {task}",
                     "A point a policy with its 95 % intervals, a curve through the best of each "
                     "family. Up and to the right is better.",
                     kind="svg+xml",
