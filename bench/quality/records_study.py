@@ -2,15 +2,16 @@
 
     python -m bench.quality.records_study FOLDER [--model FOLDER] [--jobs N]
 
-trains heads for three seeds, chooses settings on the validation schemas (as many as the static grid
-has), evaluates them on the test schemas and writes the record and the figure `records`; a GPU
-helps. What the folder has already is not made again.
+trains heads, chooses settings on the validation schemas (as many as the static grid has), trains
+what is to be measured for four more seeds, evaluates it on the test schemas and writes the record
+and the figure `records`; a GPU helps. What the folder has already is not made again.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -22,11 +23,13 @@ from bench.quality import frontier
 
 STATIC = Path(__file__).with_name("static.txt")
 RULES = ("top_n_sigma n=1", "p_less T=1", "min_k T=1", "entropy a=0.4", "edt t0=1 theta=0.3")
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)  # settings are chosen with heads of the first
 ENTROPY_WEIGHTS, GRAVITIES = (0.02, 0.01, 0.005), (0.1, 0.15, 0.2)
 SCALES = ("", "scale=0.7", "scale=0.85", "scale=1.2", "scale=1.4")
 TARGETS = (0.75, 0.8, 0.85, 0.9)  # diversities that a setting is chosen for
-FROM_HINGE = 0.01  # β of the heads that begin as a hinge head of gravity 0.2
+BEGUN, ITS_HINGE = "rewards-from-hinge-0.01", "hinge-0.2"  # with β; what these heads begin as
+ALWAYS = ("rewards-0.02", "rewards-0.01", BEGUN, "autodeco", "hinge-0.2")  # measured, as they are
+THREE_EPOCHS = ("--num-train-epochs", "3")
 DOCUMENT = 3000  # characters
 ROUNDS, GENERATIONS = 15, 8
 SAMPLES = 96  # of a schema under a static setting or a rule
@@ -70,6 +73,8 @@ class Study:
 
     def __init__(self, work: Path, model: str, *, jobs: int):
         self.work, self.model, self.jobs = work, model, jobs
+        self.scan = work / "scan"
+        self.text = ("--model", model, "--data", work / "documents.jsonl")
         records.write(work)
         lines = (json.dumps({"text": text}) + "\n" for text in documents())
         write_text(work / "documents.jsonl", "".join(lines))
@@ -77,35 +82,41 @@ class Study:
     def head(self, name: str, seed: int) -> Path:
         return self.work / "heads" / f"{name}-seed{seed}"
 
-    def train(self) -> None:
-        """All heads; those that begin as another come after it."""
-        scan = self.work / "scan"
+    def train(self, names: set[str], seeds: Sequence[int]) -> None:
+        """Those of these heads that are not there yet; one that begins as another comes after
+        it."""
         hinge, others = [], []
-        for seed in SEEDS:
-            for gravity in GRAVITIES:
-                hinge.append(
-                    self._from(f"hinge-{gravity:g}", seed, "--scan", scan)
-                    + ["--gravity", str(gravity), "--num-train-epochs", "3"]
-                )
-            others += [self._rewards(f"rewards-{b:g}", seed, b) for b in ENTROPY_WEIGHTS]
-            begun = self._rewards(f"rewards-from-hinge-{FROM_HINGE:g}", seed, FROM_HINGE)
-            others.append([*begun, "--head", str(self.head("hinge-0.2", seed))])
-            online = ("--model", self.model, "--data", self.work / "documents.jsonl")
-            others.append(
-                self._from("autodeco", seed, *online, "--objective", "autodeco_temperature")
-                + ["--min-p", "1e-6", "--per-device-train-batch-size", "8"]
-            )
-        hinge, others = ([c for c in some if not _trained(c)] for some in (hinge, others))
+        if BEGUN in names:
+            names = {*names, ITS_HINGE}
+        for seed in seeds:
+            for name in sorted(names):
+                some = hinge if name.startswith("hinge") else others
+                made = self._command(name, seed)
+                if not _trained(made):
+                    some.append(made)
         if hinge:
-            source = ("--model", self.model, "--data", self.work / "documents.jsonl")
-            together([command("scan", *source, "--output", scan, "--batch-tokens", 16384)], 1)
+            size = ("--batch-tokens", 16384)
+            together([command("scan", *self.text, "--output", self.scan, *size)], 1)
         together(hinge, self.jobs)
         together(others, self.jobs)
 
-    def _from(self, name: str, seed: int, *options: object) -> list[str]:
-        return command("train", *options, "--output", self.head(name, seed), "--seed", seed)
+    def _command(self, name: str, seed: int) -> list[str]:
+        """That trains a head."""
+        kind, _, number = name.rpartition("-")
+        if kind == "hinge":
+            return self._from(name, seed, "--scan", self.scan, "--gravity", number, *THREE_EPOCHS)
+        if name == "autodeco":
+            objective = ("--objective", "autodeco_temperature", "--min-p", "1e-6")
+            size = ("--per-device-train-batch-size", "8")
+            return self._from(name, seed, *self.text, *objective, *size)
+        begun = ("--head", self.head(ITS_HINGE, seed)) if name == BEGUN else ()
+        return self._rewards(name, seed, float(number), *begun)
 
-    def _rewards(self, name: str, seed: int, weight: float) -> list[str]:
+    def _from(self, name: str, seed: int, *options: object) -> list[str]:
+        own = ("--output", self.head(name, seed), "--seed", seed, "--resume")
+        return command("train", *options, *own)
+
+    def _rewards(self, name: str, seed: int, weight: float, *more: object) -> list[str]:
         options = {
             "--model": self.model,
             "--objective": "rewards",
@@ -120,7 +131,7 @@ class Study:
             "--entropy-weight": weight,
             "--save-steps": 5,
         }
-        return self._from(name, seed, *(x for pair in options.items() for x in pair))
+        return self._from(name, seed, *(x for pair in options.items() for x in pair), *more)
 
     def evaluate(self, part: str, groups: dict[str, list[str]], samples: int) -> list[Path]:
         """Evaluations of groups of policies, one beside the other."""
@@ -144,7 +155,7 @@ def tried() -> list[tuple[str, str]]:
     """(head, settings) that one is chosen of: no more than the static grid has."""
     found = [(f"rewards-{b:g}", s) for b in ENTROPY_WEIGHTS for s in SCALES]
     found += [(f"hinge-{g:g}", "") for g in GRAVITIES]
-    return found + [(f"rewards-from-hinge-{FROM_HINGE:g}", s) for s in SCALES[:3]]
+    return found + [(BEGUN, s) for s in SCALES[:3]]
 
 
 def choose(study: Study, static: list[Path]) -> list[tuple[str, str]]:
@@ -182,11 +193,7 @@ def evaluate_static(study: Study) -> tuple[list[Path], list[Path]]:
     return validation, study.evaluate("test", {**groups, "rules": list(RULES)}, SAMPLES)
 
 
-def evaluate_heads(study: Study, chosen: list[tuple[str, str]]) -> list[Path]:
-    names = [(f"rewards-{b:g}", "") for b in ENTROPY_WEIGHTS[:2]]
-    names += [(f"rewards-from-hinge-{FROM_HINGE:g}", ""), ("autodeco", "")]
-    names.append((f"hinge-{GRAVITIES[-1]:g}", ""))
-    wanted = list(dict.fromkeys([*names, *chosen]))
+def evaluate_heads(study: Study, wanted: list[tuple[str, str]]) -> list[Path]:
     groups = {
         f"seed{seed}": [study.of_head(name, seed, more) for name, more in wanted] for seed in SEEDS
     }
@@ -204,9 +211,11 @@ def main(arguments: list[str] | None = None) -> None:
     study = Study(args.folder, model, jobs=args.jobs)
     with ThreadPoolExecutor(1) as beside:
         static = beside.submit(evaluate_static, study)
-        study.train()
+        study.train({name for name, _ in tried()}, SEEDS[:1])
         validation, folders = static.result()
-    folders += evaluate_heads(study, choose(study, validation))
+    wanted = list(dict.fromkeys([*((name, "") for name in ALWAYS), *choose(study, validation)]))
+    study.train({name for name, _ in wanted}, SEEDS)
+    folders += evaluate_heads(study, wanted)
     frontier.main([*map(str, folders), "--output", "records"])
 
 
