@@ -1,11 +1,12 @@
-"""What drawing from a model takes beside `generate`: where completions end, and prompts that are
-read once however many completions they get."""
+"""What drawing from a model takes beside `generate`: where completions end, prompts that are read
+once however many completions they get, and rows that leave the batch when they have ended."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import DynamicCache, StoppingCriteria
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from autodeco_fast.training.eval_requests import cut_at_stop
@@ -114,3 +115,56 @@ def prefilled(
         )
         cache.batch_select_indices(copies.to(ids.device))
     return cache
+
+
+class Stretch(NamedTuple):
+    """What one call of `generate` drew."""
+
+    rows: torch.Tensor  # [n], which of all rows
+    new: torch.Tensor  # [n, steps] ids; those behind a row's end count for nothing
+    ends: Ends
+
+
+def stretches(
+    model: nn.Module,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    cache: DynamicCache | None,
+    strings: StopStrings,
+    eos: torch.Tensor,
+    max_new_tokens: int,
+    of_rows: dict[str, torch.Tensor],
+    **options: object,
+) -> Iterator[Stretch]:
+    """Completions, by calls of `generate` each of which ends when half of its rows have; the others
+    go on in the next. All in one call where there is no cache to go on from.
+
+    Args:
+        ids, mask: `[rows, W]`, left-padded prompts.
+        cache: of what `prefilled` gives, for all rows.
+        of_rows: options of `generate` that have a value a row.
+        options: others.
+    """
+    start, rows = ids.shape[1], torch.arange(len(ids), device=ids.device)
+    if cache is not None:
+        options["past_key_values"] = cache
+    while len(rows):
+        length = ids.shape[1]
+        ends = Ends(strings, eos, start=start, rows=len(rows), early=cache is not None)
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens - (length - start),
+            stopping_criteria=StoppingCriteriaList([ends]),
+            eos_token_id=eos.tolist() or None,
+            **{name: values[rows.to(values.device)] for name, values in of_rows.items()},
+            **options,
+        )
+        yield Stretch(rows, out[:, length:], ends)
+        if out.shape[1] - start == max_new_tokens or ends.ended.all():
+            return
+        going = (~ends.ended).nonzero()[:, 0]
+        rows, ids = rows[going], out[going]
+        mask = torch.cat([mask[going], mask.new_ones(len(going), out.shape[1] - length)], 1)
+        cache.batch_select_indices(going)

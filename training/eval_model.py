@@ -11,13 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, StoppingCriteriaList
+from transformers import DynamicCache
 
 from autodeco_fast import Attachment, attach
 from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.policies import Policy
 from autodeco_fast.training.base_model import end_ids, left_padded, positions, wrap
-from autodeco_fast.training.drawing import Ends, StopStrings, completion_text, prefilled
+from autodeco_fast.training.drawing import (
+    StopStrings,
+    Stretch,
+    completion_text,
+    prefilled,
+    stretches,
+)
 from autodeco_fast.training.eval_requests import Draw, Drawn, Request
 from autodeco_fast.training.head_folder import check_model, training_settings
 from autodeco_fast.training.prompts import Prompt, encode_prompt
@@ -87,12 +93,33 @@ class LocalModel:
     def _draw(
         self, attachment: Attachment, policy: Policy, requests: Sequence[Request]
     ) -> list[Drawn]:
-        batch = _Batch(self, requests)
-        if not policy.remembers:  # a memory would not survive the thinning
-            batch.prefill()
-        while batch.rows:
-            batch.step(attachment)
-        return [self._drawn(row) for row in batch.drawn]
+        ids, mask = left_padded([self.ids[r.prompt] for r in requests], self.pad, self.model.device)
+        seeds = torch.tensor([request.seed for request in requests])
+        drawn = [_Row([], [], []) for _ in requests]
+        for stretch in stretches(
+            self.model,
+            ids,
+            mask,
+            # A memory would not survive the thinning.
+            cache=None if policy.remembers else self._prefilled(requests, ids, mask),
+            strings=self.strings,
+            eos=self.eos,
+            max_new_tokens=self.max_new_tokens,
+            of_rows={"seed": seeds},
+            pad_token_id=self.pad,
+        ):
+            _take(drawn, stretch, attachment)
+        return [self._drawn(row) for row in drawn]
+
+    def _prefilled(
+        self, requests: Sequence[Request], ids: torch.Tensor, mask: torch.Tensor
+    ) -> DynamicCache | None:
+        """Reads each prompt once, if the model's cache can be repeated and thinned."""
+        numbers = [request.prompt for request in requests]
+        first = list(dict.fromkeys(numbers))
+        once = [numbers.index(number) for number in first]
+        copies = torch.tensor([first.index(number) for number in numbers])
+        return prefilled(self.model, ids[once], mask[once], copies)
 
     def _drawn(self, row: "_Row") -> Drawn:
         ends, stop = self.eos.tolist(), self.strings.stop
@@ -118,71 +145,20 @@ class _Row:
     ended: bool = False
 
 
-class _Batch:
-    """Requests that are drawn together; the rows of those that have ended are left out."""
-
-    def __init__(self, of: LocalModel, requests: Sequence[Request]):
-        self.of, self.requests = of, requests
-        prompts = [of.ids[request.prompt] for request in requests]
-        self.ids, self.mask = left_padded(prompts, of.pad, of.model.device)
-        self.seeds = torch.tensor([request.seed for request in requests])
-        self.start = self.ids.shape[1]
-        self.drawn = [_Row([], [], []) for _ in requests]
-        self.rows = list(range(len(requests)))  # which request a row of `ids` is
-        self.cache: DynamicCache | None = None
-
-    def prefill(self) -> None:
-        """Reads each prompt once, if the model's cache can be repeated and thinned."""
-        numbers = [request.prompt for request in self.requests]
-        first = list(dict.fromkeys(numbers))
-        once = [numbers.index(number) for number in first]
-        copies = torch.tensor([first.index(number) for number in numbers])
-        self.cache = prefilled(self.of.model, self.ids[once], self.mask[once], copies)
-
-    def step(self, attachment: Attachment) -> None:
-        """Draws until half of the rows have ended, or all where there is no cache to go on from."""
-        of, length = self.of, self.ids.shape[1]
-        ends = Ends(
-            of.strings,
-            of.eos,
-            start=self.start,
-            rows=len(self.rows),
-            early=self.cache is not None,
-        )
-        cached = {} if self.cache is None else {"past_key_values": self.cache}
-        out = of.model.generate(
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            max_new_tokens=of.max_new_tokens - (length - self.start),
-            seed=self.seeds[self.rows],
-            stopping_criteria=StoppingCriteriaList([ends]),
-            pad_token_id=of.pad,
-            eos_token_id=of.eos.tolist() or None,
-            **cached,
-        )
-        self._take(out[:, length:], attachment, ends)
-        more = out.shape[1] - self.start < of.max_new_tokens
-        going = (~ends.ended).nonzero().flatten() if more else ends.ended.new_zeros(0).long()
-        self.rows = [self.rows[row] for row in going.tolist()]
-        if self.rows:
-            self.ids, grown = out[going], out.new_ones(len(going), out.shape[1] - length)
-            self.mask = torch.cat([self.mask[going], grown], 1)
-            self.cache.batch_select_indices(going)
-
-    def _take(self, new: torch.Tensor, attachment: Attachment, ends: Ends) -> None:
-        """Adds what was drawn to its requests."""
-        T, kept, top_p = (
-            None if steps[0] is None else torch.stack(steps, 1)
-            for steps in zip(*attachment.records)
-        )
-        kept = torch.where(T < GREEDY_BELOW, 1, kept)
-        columns = (each.tolist() for each in (new, T, kept, ends.length, ends.ended))
-        for at, (request, *of_row) in enumerate(zip(self.rows, *columns)):
-            tokens, temperatures, sizes, n, ended = of_row
-            row = self.drawn[request]
-            row.tokens += tokens[:n]
-            row.temperature += [round(t, 4) for t in temperatures[:n]]
-            row.kept += sizes[:n]
-            if top_p is not None:
-                row.top_p = (row.top_p or []) + [round(p, 4) for p in top_p[at, :n].tolist()]
-            row.ended = ended
+def _take(drawn: list[_Row], stretch: Stretch, attachment: Attachment) -> None:
+    """Adds to the requests' rows what was drawn for them."""
+    T, kept, top_p = (
+        None if steps[0] is None else torch.stack(steps, 1) for steps in zip(*attachment.records)
+    )
+    kept, ends = torch.where(T < GREEDY_BELOW, 1, kept), stretch.ends
+    columns = (
+        each.tolist() for each in (stretch.rows, stretch.new, T, kept, ends.length, ends.ended)
+    )
+    for at, (request, tokens, temperatures, sizes, n, ended) in enumerate(zip(*columns)):
+        row = drawn[request]
+        row.tokens += tokens[:n]
+        row.temperature += [round(t, 4) for t in temperatures[:n]]
+        row.kept += sizes[:n]
+        if top_p is not None:
+            row.top_p = (row.top_p or []) + [round(p, 4) for p in top_p[at, :n].tolist()]
+        row.ended = ended

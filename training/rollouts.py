@@ -10,6 +10,7 @@ the same.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,7 +20,12 @@ from transformers import GenerationConfig
 from autodeco_fast import attach
 from autodeco_fast.training.base_model import BaseModel, end_ids, left_padded, positions
 from autodeco_fast.training.data import IGNORED, Example
-from autodeco_fast.training.drawing import Ends, StopStrings, completion_text, prefilled
+from autodeco_fast.training.drawing import (
+    StopStrings,
+    completion_text,
+    prefilled,
+    stretches,
+)
 from autodeco_fast.training.prompts import Prompt, encode_prompt
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.reward_function import Completion, rewards_of
@@ -37,9 +43,10 @@ class Rollout(NamedTuple):
     hidden: torch.Tensor | None = None
 
 
-class _Completed(NamedTuple):
+@dataclass
+class _Completed:
     ids: list[int]
-    hidden: torch.Tensor  # [ids, H]
+    hidden: list[torch.Tensor]  # `[ids, H]` in pieces
     truncated: bool
 
 
@@ -169,33 +176,33 @@ class OnPolicy:
         """Of some prompts, given by serial number and index, prompt by prompt."""
         config, device = self.config, self.base.weight.device
         prompts = [self.prompts[index].ids for _, index in some]
-        width, size, pad = max(map(len, prompts)), config.num_generations, (self.end or [0])[0]
+        size, pad = config.num_generations, (self.end or [0])[0]
         ids, mask = left_padded(prompts, pad, device)
         copies = torch.arange(len(prompts), device=device).repeat_interleave(size)
         cache = prefilled(self.base.model, ids, mask, copies)
-        ids, mask = ids[copies], mask[copies]
         seeds = torch.tensor([mixed(config.seed, "noise", number) for number, _ in some])
-        end = torch.tensor(self.end, device=device).long()
-        ends = Ends(self.strings, end, start=width, rows=len(ids))
+        streams = torch.arange(size).repeat(len(prompts))
+        made = [_Completed([], [], truncated=True) for _ in copies]
         with _hidden_states(self.base.model) as seen:
-            output = self.base.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                **({} if cache is None else {"past_key_values": cache}),
+            for stretch in stretches(
+                self.base.model,
+                ids[copies],
+                mask[copies],
+                cache=cache,
+                strings=self.strings,
+                eos=torch.tensor(self.end, device=device).long(),
                 max_new_tokens=config.max_completion_length,
+                of_rows={"seed": seeds.repeat_interleave(size), "stream": streams},
                 pad_token_id=pad,
-                eos_token_id=self.end or None,
-                stopping_criteria=[ends],
-                seed=seeds.repeat_interleave(size),
-                stream=torch.arange(size).repeat(len(prompts)),
-            )
-        hidden = torch.stack(seen, 1)  # [rows, steps, H]
-        return [
-            _Completed(row[:n], h[:n], truncated=not ended)
-            for row, h, n, ended in zip(
-                output[:, width:].tolist(), hidden, ends.length.tolist(), ends.ended.tolist()
-            )
-        ]
+            ):
+                hidden, ends = torch.stack(seen, 1), stretch.ends  # [rows, steps, H]
+                seen.clear()
+                columns = (each.tolist() for each in (stretch.rows, ends.length, ends.ended))
+                for at, (row, n, ended) in enumerate(zip(*columns)):
+                    made[row].ids += stretch.new[at, :n].tolist()
+                    made[row].hidden.append(hidden[at, :n])
+                    made[row].truncated = not ended
+        return made
 
     def _scored(self, prompts: list[EncodedPrompt], completions: list[_Completed]) -> list[Rollout]:
         """The completions, `num_generations` of each prompt, with their rewards and advantages."""
@@ -216,7 +223,8 @@ class OnPolicy:
         for prompt, made, reward, advantage in zip(of, completions, rewards, gained):
             labels = [IGNORED] * len(prompt.ids) + made.ids
             example = Example([*prompt.ids, *made.ids], labels)
-            found.append(Rollout(example, reward, advantage, made.truncated, made.hidden))
+            hidden = torch.cat(made.hidden)
+            found.append(Rollout(example, reward, advantage, made.truncated, hidden))
         return found
 
     def _shown(self, prompt: EncodedPrompt, ids: list[int]) -> Completion:
