@@ -50,7 +50,7 @@ from bench.quality.records_study import static_grid
 from bench.records import write
 
 FOLDER = RESULTS / "quality"
-SEEDS, SAMPLES = (0,), 10  # seeds of heads from rewards
+SEEDS, SAMPLES = (0, 1, 2, 3, 4), 10  # seeds of heads from rewards
 REWARDS = {  # name → reward, β
     "rewards-0.05": ("valid", 0.05),
     "rewards-alone": ("alone", 0.0),
