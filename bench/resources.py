@@ -55,8 +55,8 @@ def _before_memory(ptx: str) -> str:
     """What a kernel says about those before and behind it, where it does so before its first look
     at memory."""
     memory = re.search(r"\b(?:ld|st|atom|red|cp)\.(?!param)", ptx)
-    control = re.search(r"griddepcontrol\.(\w+)", ptx)
-    return control[1] if control and memory and control.start() < memory.start() else "-"
+    before = re.findall(r"griddepcontrol\.(\w+)", ptx[: memory.start()] if memory else "")
+    return " and ".join(before) or "-"
 
 
 def _nvidia(cubin: bytes, ptx: str) -> dict:

@@ -4,6 +4,7 @@ GPUs from compute capability 9 on).
     ahead    lets_next_start    at its beginning: once all its programs run, the next may come
     behind   waits              before it looks at memory: until the one ahead has ended and all
                                 that it wrote is seen
+    between  both
 
 What is saved is the launch of the one behind, which is as long as these kernels are. It is safe as
 long as every kernel that is launched with `options` waits before its first read and write, and the

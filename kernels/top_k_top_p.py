@@ -25,6 +25,7 @@ import triton.language as tl
 
 from autodeco_fast.sampling import SUBTILE, SamplingParameters, tensors_and_numbers
 
+from .dependent_launch import TARGETS, dependent, lets_next_start, options, waits
 from .device import on_its_device
 from .logit_tiles import LOWEST, finite, load_tile, next_reaching, reaching, row_maximum
 from .row_parameters import GREEDY_BELOW, row_value
@@ -166,7 +167,10 @@ def _threshold(
     subtile: tl.constexpr,
     block_n: tl.constexpr,
     ways: tl.constexpr,
+    dependent: tl.constexpr,
 ):
+    lets_next_start(dependent)
+    waits(dependent)
     row = tl.program_id(0).to(tl.int64)
     divisor = tl.maximum(row_value(temperature_ptr, temperature, row, tl.float32), GREEDY_BELOW)
     k = row_value(top_k_ptr, top_k, row, tl.int64)
@@ -241,9 +245,11 @@ def top_k_top_p(
     tensors, numbers = tensors_and_numbers(p.temperature, p.top_k, p.top_p)
     words = 0 if allowed is None else allowed.stride(0)
     block_n = max(16, triton.next_power_of_2(n))
+    early = dependent(logits)
     _threshold[(B,)](
         logits, allowed, maxima, found, *tensors, floor,
-        V, logits.stride(0), words, n, *numbers, tile, block_n, WAYS, num_warps=WARPS,
+        V, logits.stride(0), words, n, *numbers, tile, block_n, WAYS, early,
+        num_warps=WARPS, **options(early),
     )  # fmt: skip
     return floor
 
@@ -254,4 +260,8 @@ _SIGNATURE = {
     **dict.fromkeys(("V", "stride", "words", "n"), "i32"),
     **{"temperature": "fp32", "top_k": "i64", "top_p": "fp32"},
 }
-AOT = [(_threshold, _SIGNATURE, {"subtile": SUBTILE, "block_n": 1024, "ways": WAYS}, WARPS, 3)]
+_BLOCKS = {"subtile": SUBTILE, "block_n": 1024, "ways": WAYS}
+AOT = [
+    (_threshold, _SIGNATURE, {**_BLOCKS, "dependent": False}, WARPS, 3),
+    (_threshold, _SIGNATURE, {**_BLOCKS, "dependent": True}, WARPS, 3, *TARGETS),
+]

@@ -99,7 +99,7 @@ def test_the_kernel_behind_is_launched_early(runs):
     }
     assert early == {
         "sample": (None, ["_draw"]),
-        "sample, all cuts": (None, ["_draw"]),
+        "sample, all cuts": (None, ["_threshold", "_draw"]),
         "subtile_maxima": (None, []),
         "temperature_head": (None, ["_join"]),
     }

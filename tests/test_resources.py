@@ -88,6 +88,7 @@ def test_what_is_launched_early_waits_before_it_looks_at_memory(compiled):
             ("subtile_maxima.maxima", "launch_dependents"),
             ("temperature_head.slab", "launch_dependents"),
             ("temperature_head.join", "wait"),
+            ("top_k_top_p.threshold", "launch_dependents and wait"),
         )
         for target in TARGETS
     ]
