@@ -6,11 +6,14 @@ on a GPU all begin with an empty second-level cache.
 """
 
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
 
 from autodeco_fast import sample
+from autodeco_fast.kernels import sample as kernels
+from autodeco_fast.kernels import subtile_maxima
 from bench import peers
 from bench.limits import LARGE, SMALL, read_bandwidth
 from bench.machine import device
@@ -45,6 +48,18 @@ class Replay:
         self.graph.replay()
 
 
+def one_by_one(call: Callable[[], object]) -> Callable[[], object]:
+    """The call with every kernel launched when the one ahead has ended: what the early launch
+    (`kernels/dependent_launch.py`) is compared with."""
+
+    def run() -> object:
+        with mock.patch.object(kernels, "dependent", lambda x: False):
+            with mock.patch.object(subtile_maxima, "dependent", lambda x: False):
+                return call()
+
+    return run
+
+
 @pytest.mark.parametrize("caches", ["cold"] if ON_GPU else ["warm", "cold"])
 @pytest.mark.parametrize("B", BATCHES)
 @pytest.mark.parametrize(("logits", "V"), CASES)
@@ -64,6 +79,7 @@ def test_sample(logits, V, B, caches, take_turns, compiled, tiny):
     if ON_GPU:
         graphs = [name for name in ("sample", "FlashInfer") if name in variants]
         variants |= {f"{name}, graph": Replay(variants[name]) for name in graphs}
+        variants["sample, one by one, graph"] = Replay(one_by_one(variants["sample"]))
     n_bytes = z.numel() * z.element_size()
     take_turns(
         variants,
