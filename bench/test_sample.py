@@ -53,9 +53,11 @@ def one_by_one(call: Callable[[], object]) -> Callable[[], object]:
     (`kernels/dependent_launch.py`) is compared with."""
 
     def run() -> object:
-        with mock.patch.object(kernels, "dependent", lambda x: False):
-            with mock.patch.object(subtile_maxima, "dependent", lambda x: False):
-                return call()
+        with (
+            mock.patch.object(kernels, "dependent", return_value=False),
+            mock.patch.object(subtile_maxima, "dependent", return_value=False),
+        ):
+            return call()
 
     return run
 
