@@ -1,10 +1,13 @@
 """What a call of `generate` says is honoured or refused; rows that are broken raise."""
 
+import copy
+
 import pytest
 import torch
 from transformers import GenerationConfig
 
 from autodeco_fast import attach
+from autodeco_fast.policies import Static
 from tests.tiny_models import (
     both_paths,
     every_model,
@@ -40,6 +43,39 @@ def test_a_configuration_that_says_everything_is_honoured(fused):
         assert torch.equal(run(top_k=50), model.generate(ids, max_new_tokens=6, top_k=50, seed=2))
         assert torch.equal(run(top_k=1), greedy)
         assert not torch.equal(run(temperature=0.7), plain)
+
+
+def test_what_a_configuration_says_counts_though_the_model_s_says_the_same():
+    model, ids = tiny_model("llama"), prompts()
+    model.generation_config.update(temperature=0.7, do_sample=False, eos_token_id=95)
+    copied = copy.deepcopy(model.generation_config)
+    copied.max_new_tokens = 4
+    with attach(model, tiny_head(model), record=True) as attached:
+
+        def first(**options):
+            model.generate(ids, seed=0, **options)
+            return attached.records[0].temperature
+
+        plain = first(max_new_tokens=4)
+        torch.testing.assert_close(first(max_new_tokens=4, temperature=0.7), 0.7 * plain)
+        own = GenerationConfig(max_new_tokens=4, temperature=0.7)
+        torch.testing.assert_close(first(generation_config=own), 0.7 * plain)
+        for inherited in (copied, model.generation_config):
+            assert torch.equal(first(generation_config=inherited, max_new_tokens=4), plain)
+        greedy = GenerationConfig(max_new_tokens=4, do_sample=False)
+        model.generate(ids, generation_config=greedy)
+        assert attached.records == []
+
+
+def test_cuts_of_a_call_stand_in_place_of_a_policy_s():
+    model, ids = tiny_model("llama"), prompts()
+    for name, own, others in (("top_k", 3, (0, 10)), ("top_p", 0.3, (1.0, 0.6))):
+        with attach(model, Static(temperature=1.0, **{name: own}), record=True) as attached:
+            sizes = []
+            for options in ({}, *({name: value} for value in others)):
+                model.generate(ids, max_new_tokens=1, seed=0, **options)
+                sizes.append(int(attached.records[0].kept[0]))
+        assert sizes[0] < sizes[2] < sizes[1] == 96
 
 
 def test_the_head_knows_its_min_p():

@@ -81,8 +81,9 @@ def attach(
     * takes `stream=`: an integer, or one a row (prompts × num_return_sequences), in place of the
       row's number;
     * ignores the temperature, top-k, top-p and other cuts that the model's generation configuration
-      or a pipeline brings, and honours those passed in the call: a temperature multiplies the
-      policy's, a `min_p` replaces the policy's;
+      or a pipeline brings, and honours those passed in the call, as arguments or in a configuration
+      (of one that was made of the model's, what differs from it): a temperature multiplies the
+      policy's, a `min_p`, `top_k` or `top_p` replaces the policy's;
     * raises ValueError for beams, guidance, sequence biases, contrastive, DoLa, constrained and
       custom decoding, and continuous batching, and if a policy that remembers (adaptive-p) is asked
       for what the fused sampler cannot serve; RuntimeError, at its end, if a row held NaN, inf or
@@ -111,7 +112,9 @@ def attach(
             count.
 
     Returns:
-        An `Attachment`: a context manager with `.detach()`, and `.records`.
+        An `Attachment`: a context manager with `.detach()`, and `.records`. Neither ends while a
+        `generate` runs in another thread: join it, or read its streamer to the end, inside the
+        block.
 
     Raises:
         TypeError: if `model` cannot generate.

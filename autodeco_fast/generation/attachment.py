@@ -12,7 +12,9 @@ neither can serve raises.
 
 import copy
 import functools
+import inspect
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -67,12 +69,11 @@ def _adaptive(decode: Callable, attachment: "Attachment", is_sample: bool) -> Ca
                 generation_config=config,
                 streamer=streamer,
             )
-        call.candidates = not is_sample
+        call.candidates, call.sampled = not is_sample, True
         if call.recorded and call.candidates:
             raise ValueError("record=True needs one token a step, not candidates of several")
         fused = is_sample and call.fused
         if fused:
-            call.sampled = True
             processors = [*processors, loop.FusedSampler(call, input_ids, config, kwargs)]
             # The loop takes the argmax of what the fused sampler returns.
             config = copy.copy(config)
@@ -93,29 +94,30 @@ def _adaptive(decode: Callable, attachment: "Attachment", is_sample: bool) -> Ca
 
 def _attached_class(base: type, attachment: "Attachment") -> type:
     """A subclass of the model's class, under its name, whose `generate` is adaptive."""
+    names = [*inspect.signature(base.generate).parameters][1:]  # without self
+    at = names.index("generation_config") if "generation_config" in names else None
 
-    def generate(
-        self, inputs=None, generation_config=None, *args, seed=None, stream=None, **kwargs
-    ):
+    def generate(self, *args, seed=None, stream=None, **kwargs):
         """`generate` of the model's class with a predicted temperature.
 
         See `autodeco_fast.attach` for `seed` and `stream`.
         """
-        base_generate = functools.partial(super(cls, self).generate, inputs)
         if attachment.gate.open:  # a candidate generator asking the same model
-            return base_generate(generation_config, *args, **kwargs)
-        return attachment.generate(
-            base_generate,
-            generation_config,
-            args,
-            kwargs,
-            seed=seed,
-            stream=stream,
-            caller=sys._getframe(1),
-        )
+            return super(cls, self).generate(*args, **kwargs)
+        positional = list(args)
+        by_name = at is None or at >= len(positional)
+        config = kwargs.pop("generation_config", None) if by_name else positional[at]
 
-    def __deepcopy__(self, memo):
-        return attachment.plain_copy(memo)
+        def base_generate(config, keywords):
+            if not by_name:
+                positional[at] = config
+            elif config is not None:
+                keywords = {**keywords, "generation_config": config}
+            return super(cls, self).generate(*positional, **keywords)
+
+        return attachment.generate(
+            base_generate, config, kwargs, seed=seed, stream=stream, caller=sys._getframe(1)
+        )
 
     def __reduce_ex__(self, protocol):
         return object.__new__, (base,), attachment.plain_copy(shared_tensors(self)).__dict__
@@ -134,7 +136,6 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         "generate": generate,
         "_sample": _adaptive(base._sample, attachment, is_sample=True),
         "_assisted_decoding": _adaptive(base._assisted_decoding, attachment, is_sample=False),
-        "__deepcopy__": __deepcopy__,
         "__reduce_ex__": __reduce_ex__,
     }
     body |= {name: _refuse_batching for name in _BATCHING if hasattr(base, name)}
@@ -157,9 +158,9 @@ class Attachment:
         self.embedding = model.get_output_embeddings()
         self._warned = False
         self._warn_of(policy)
-        device = self.embedding.weight.device
-        if device.type != "meta":  # offloaded weights are
-            policy = policy.to(device)
+        self._running, self._lock = 0, threading.Lock()  # calls of `generate`, in any thread
+        if self.device.type != "meta":  # offloaded weights are
+            policy = policy.to(self.device)
         self.policy = policy
         self._base = type(model)
         self._class = _attached_class(self._base, self)
@@ -179,6 +180,12 @@ class Attachment:
     def min_p(self) -> float:
         """The policy's Min-P cut."""
         return self.policy.min_p
+
+    @property
+    def device(self) -> torch.device:
+        """That of the output embedding; the model's, where that keeps its weight otherwise."""
+        tensors = (*self.embedding.parameters(), *self.embedding.buffers())
+        return next((t.device for t in tensors), None) or self.model.device
 
     def _warn_of(self, policy: Policy) -> None:
         """Once: a cut other than the one that the head was trained and calibrated for."""
@@ -207,11 +214,12 @@ class Attachment:
             ValueError: if logits leave the model whose hidden state did not pass its output
                 embedding.
         """
-        if self.embedding.weight.is_meta:
+        if self.device.type == "meta":
             return
-        token = getattr(self.model.config.get_text_config(), "bos_token_id", None)
-        token = token if isinstance(token, int) and 0 <= token < len(self.embedding.weight) else 0
-        device = getattr(self.model, "device", self.embedding.weight.device)
+        text = self.model.config.get_text_config()
+        token = getattr(text, "bos_token_id", None)
+        token = token if isinstance(token, int) and 0 <= token < text.vocab_size else 0
+        device = getattr(self.model, "device", self.device)
         ids = torch.full((1, 2), token, device=device)
         devices = {p.device for p in self.model.parameters() if p.is_cuda}
         with torch.random.fork_rng(list(devices)):  # dropout, in a model that is being trained
@@ -235,10 +243,17 @@ class Attachment:
         """Gives the model back as it was. Doing it twice is harmless.
 
         Raises:
-            RuntimeError: if something else has switched the model's class since.
+            RuntimeError: if a `generate` is running, or something else has switched the model's
+                class since.
         """
         if not self.attached:
             return
+        if self._running:
+            raise RuntimeError(
+                "detach() came while generate runs, whose remaining tokens would not follow the "
+                "policy: wait for it (join its thread, read its streamer to the end) inside the "
+                "with block"
+            )
         if type(self.model) not in (self._class, self._base):
             raise RuntimeError(
                 f"the class of the model was changed after attach(), to {type(self.model)}: undo "
@@ -256,7 +271,7 @@ class Attachment:
         self.detach()
 
     def plain_copy(self, memo: dict) -> nn.Module:
-        """`copy.deepcopy` of the model, unattached."""
+        """`copy.deepcopy` of the model, unattached; of what the memo knows there is no copy."""
         return plain_copy(
             self.model,
             self._base,
@@ -265,11 +280,21 @@ class Attachment:
             memo=memo,
         )
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A call of `generate` runs."""
+        with self._lock:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+
     def generate(
         self,
         base_generate: Callable,
         config: GenerationConfig | None,
-        args: tuple,
         kwargs: dict,
         *,
         seed: Any,
@@ -279,8 +304,9 @@ class Attachment:
         """One call of the attached model's `generate`.
 
         Args:
-            base_generate: that of the model's class, with its inputs.
-            config, args, kwargs: what else it was called with.
+            base_generate: that of the model's class, with its positional arguments, of a
+                configuration and keywords.
+            config, kwargs: what it was called with.
             seed, stream: of the noise.
             caller: the frame of the call.
         """
@@ -293,18 +319,20 @@ class Attachment:
         p = plan(defaults, config, kwargs, policy=self.policy, fused=self.fused, caller=caller)
         self.records = []
         if not p.sample:
-            return base_generate(p.generation_config, *args, **p.kwargs)
+            with self._counted():
+                return base_generate(p.generation_config, p.kwargs)
         self._warn_of(p.policy)
         call = self._call(p, seed, stream)
         call.recorded = self.record
         torch_seed = nullcontext()
         if not p.fused and call.seed is not None:
             torch_seed = self._torch_seeded(call.seed)
-        with torch_seed, self.gate.called(call):
-            output = base_generate(p.generation_config, *args, **p.kwargs)
-        if p.fused and not call.sampled:
+        with torch_seed, self._counted(), self.gate.called(call):
+            output = base_generate(p.generation_config, p.kwargs)
+        if not call.sampled:
             raise RuntimeError(
-                f"{self._base.__name__}.generate did not run _sample; attach with fused=False"
+                f"{self._base.__name__}.generate ran no decoding loop of its own, so no token "
+                "followed the policy: attach to the language model inside it"
             )
         loop.check_status(call)
         self.records = call.records
@@ -321,7 +349,7 @@ class Attachment:
         stream = None if stream is None else loop.streams(stream)
         if not p.fused and (stream is not None or isinstance(seed, torch.Tensor)):
             raise ValueError(
-                "seed a prompt and stream need the fused sampler, which cannot serve this call"
+                f"seed a prompt and stream need the fused sampler, which {p.unfused_by} rules out"
             )
         if p.fused and seed is None:
             seed = int(torch.randint(0, 2**63 - 1, ()))
@@ -332,7 +360,6 @@ class Attachment:
     @contextmanager
     def _torch_seeded(self, seed: int) -> Iterator[None]:
         """torch's default generator under this seed; its state is put back."""
-        device = self.embedding.weight.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield

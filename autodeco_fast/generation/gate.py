@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from autodeco_fast.generation import lazy
-from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.policies.base import Picked, Policy
 from autodeco_fast.policies.masking import masked
 from autodeco_fast.policies.temperature import divisor
@@ -47,20 +46,24 @@ class Call:
     seed: int | torch.Tensor | None  # or [prompts]
     stream: int | torch.Tensor | None  # or [rows]
     temperature: float = 1.0  # a factor on the policy's, applied by a processor of transformers
-    sampled: bool = False  # whether the fused sampler was put in charge
+    sampled: bool = False  # whether a decoding loop ran
     status: torch.Tensor | None = None  # [rows] int32, what the sampler reported so far
     # Whether records are asked for: a graph is guarded by what it looks at, and their number grows.
     recorded: bool = False
     records: list[Record] = field(default_factory=list)  # one a step
     candidates: bool = False  # whether tokens are proposed, so that a forward is of several
-    # Of the last forward, `[rows, positions]` each, for records and where top-p is predicted.
-    picked: Picked | None = None
+    picked: Picked | None = None  # of the last forward, `[rows, positions]` each
 
     @property
     def top_p(self) -> torch.Tensor | None:
         """The top-p that was picked of each row, `[rows]`; None where none is."""
         top_p = None if self.picked is None else self.picked.top_p
         return None if top_p is None else top_p[:, -1]
+
+    @property
+    def greedy(self) -> torch.Tensor:
+        """Whether each row takes its largest logit, `[rows]` bool."""
+        return self.picked.greedy[:, -1]
 
     @property
     def masked(self) -> bool:
@@ -73,7 +76,7 @@ class Call:
         1."""
         # Copies: the next replay of a CUDA graph writes into what this one has returned.
         T, top_p = self.picked.temperature[:, -1].clone(), self.top_p
-        kept = torch.where(T < GREEDY_BELOW, kept.long().clamp(max=1), kept.long())
+        kept = torch.where(self.greedy, kept.long().clamp(max=1), kept.long())
         top_p = None if top_p is None else top_p.clone()
         self.records.append(Record(T * self.temperature, kept, top_p))
 
@@ -177,7 +180,7 @@ def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) 
         picked = policy.pick(seen, logits) if policy.reads_logits else seen
         picked, call = picked.to(logits.device), gate.call
         scaled = _scaled(logits, picked.temperature)
-        if call is not None and (call.recorded or picked.top_p is not None):
+        if call is not None:
             call.picked = picked
             if call.masked:
                 scaled = _cut(scaled, call.policy, picked.top_p)

@@ -78,7 +78,7 @@ def _first_position(
     """The real tokens of each prompt, ids or embeddings: noise does not depend on left padding."""
     mask, embeddings = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
     if mask is not None and mask.dim() == 2:
-        return mask.to(input_ids.device).sum(1)
+        return (mask.to(input_ids.device) != 0).sum(1)
     # Transformers drops a mask that masks nothing, and notes its length here.
     length = getattr(config, "_mask_length", None)
     if length is None:
@@ -159,7 +159,8 @@ class FusedSampler(LogitsProcessor):
 
     def _sample(self, scores: torch.Tensor, **options) -> SampleOutput:
         if self.call.policy.cuts_by_row:
-            return self.policy.cut(scores).at(self.call.top_p).sample(scores, **options)
+            cut = self.policy.cut(scores).at(self.call.top_p)
+            return cut.sample(scores, greedy=self.call.greedy, **options)
         cut = self.policy.cut(None)
         if isinstance(scores, LazyLogits) and scores.untouched:
             weight, bias = scores.embedding.weight, scores.embedding.bias
@@ -168,7 +169,20 @@ class FusedSampler(LogitsProcessor):
                 scores.hidden, weight, scores.temperature, bias=bias, **cuts, **options
             )
         # At temperature 1, scaled logits are the logits at T, and so is their cut.
-        return cut.sample(scores, **options)
+        return cut.sample(scores, greedy=self.call.greedy, **options)
+
+
+class Greedy(LogitsProcessor):
+    """For other sampling steps than ours: −inf in greedy rows, but for the lowest of their largest
+    tokens. Divided by next to nothing, tokens that tie with it would be as likely."""
+
+    def __init__(self, call: Call):
+        self.call = call
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        others = torch.ones_like(scores, dtype=torch.bool)
+        others.scatter_(1, scores.argmax(1, keepdim=True), False)
+        return scores.masked_fill(others & self.call.greedy[:, None], -torch.inf)
 
 
 class Masking(LogitsProcessor):
@@ -197,10 +211,11 @@ class Recording(LogitsProcessor):
 def unfused(call: Call, processors: list) -> list:
     """The processors of a call that is sampled by transformers: with the policy's cut, before a
     watermark and after all others, and with the records that are asked for."""
-    processors = list(processors)
-    if call.policy.cuts_by_row:
-        at = next((i for i, each in enumerate(processors) if isinstance(each, _LAST)), None)
-        processors.insert(len(processors) if at is None else at, Masking(call))
+    at = next((i for i, each in enumerate(processors) if isinstance(each, _LAST)), len(processors))
+    ours: list[LogitsProcessor] = [Masking(call)] if call.policy.cuts_by_row else []
+    if not call.candidates:  # of which row and position a processor is shown it cannot know
+        ours.append(Greedy(call))
+    processors = [*processors[:at], *ours, *processors[at:]]
     return [*processors, Recording(call)] if call.recorded else processors
 
 

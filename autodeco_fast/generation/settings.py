@@ -35,6 +35,10 @@ _REFUSED: dict[str, tuple[Any, str]] = {
         bool,
         "a bias added to logits does not commute with dividing them by a temperature",
     ),
+    "token_healing": (
+        bool,
+        "it adds biases to logits, which does not commute with dividing them by a temperature",
+    ),
     "penalty_alpha": (bool, "contrastive search does not sample"),
     "dola_layers": (
         lambda v: True,
@@ -70,6 +74,7 @@ class Plan:
     generation_config: GenerationConfig | None
     kwargs: dict[str, Any]
     temperature: float = 1.0  # that the call chose: a factor on the policy's
+    unfused_by: str | None = None  # what rules the fused sampler out
 
 
 @dataclass(frozen=True)
@@ -127,33 +132,41 @@ class _Given:
                 return value
         return None
 
+    def said(self, name: str) -> Any:
+        """What this call itself says of a sampling setting; None if it says nothing, or what it
+        has from the pipeline or the model."""
+        value, brought = self.kwargs.get(name), self.brought.values
+        if value is not None and not (name in brought and value == brought[name]):
+            return value
+        if self.config is None:
+            return None
+        value, inherited = getattr(self.config, name, None), []
+        if self.config is self.brought.config:  # transformers has filled it in
+            inherited += [brought.get(name), _FILLED_IN.get(name)]
+        if self.config is self.brought.config or self._is_a_copy():
+            inherited.append(getattr(self.defaults, name, None))
+        return None if value in inherited else value
+
+    def _is_a_copy(self) -> bool:
+        """Whether the configuration of the call was made of the model's: it sets all that this
+        sets, as one that was begun anew does not, for lack of the tokenizer's ids."""
+        if self.config is self.defaults:
+            return True
+        own = {name for name, value in vars(self.defaults).items() if value is not None}
+        own -= {"transformers_version", *(name for name in own if name.startswith("_"))}
+        return all(getattr(self.config, name, None) is not None for name in own)
+
     def chosen(self, name: str) -> Any:
         """What this call itself chose for a sampling setting.
 
         None if that is inherited or has no effect.
         """
-        value = self.kwargs.get(name)
-        brought = self.brought.values
-        inherited = [brought[name]] if name in brought else []
-        if value in inherited:
-            value = None
-        if value is None and self.config is not None:
-            value = getattr(self.config, name, None)
-            inherited.append(getattr(self.defaults, name, None))
-            if self.config is self.brought.config:  # transformers has filled it in
-                inherited.append(_FILLED_IN.get(name))
-            if value in inherited:
-                value = None
+        value = self.said(name)
         return None if value == NEUTRAL[name] else value
 
     def asks_for_greedy(self) -> bool:
         """Whether this call itself says `do_sample=False`."""
-        asked = self.kwargs.get("do_sample")
-        if asked is None and self.config is not None and self.config is not self.defaults:
-            by_pipeline = self.config is self.brought.config
-            inherited = by_pipeline and self.defaults.do_sample is False
-            asked = None if inherited else self.config.do_sample
-        return asked is False
+        return self.said("do_sample") is False
 
     def refuse(self) -> None:
         """Raises ValueError for a setting that adaptive decoding cannot honour."""
@@ -186,8 +199,8 @@ def plan(
 
     Args:
         defaults: the model's generation configuration; its sampling settings are ignored.
-        config, kwargs: what the caller passed. A sampling setting in `config` equal to the model's
-            is inherited.
+        config, kwargs: what the caller passed. Of a configuration that was made of the model's,
+            sampling settings equal to the model's are inherited.
         policy, fused: as attached.
         caller: the frame that called `generate`; what a pipeline brings is told by it.
 
@@ -204,13 +217,18 @@ def plan(
         chosen["min_p"] = kwargs["min_p"]
     if chosen["min_p"] is not None:
         policy = replace(policy, min_p=chosen["min_p"])
+    for name in ("top_k", "top_p"):  # said to do nothing, they lift the policy's own
+        if given.said(name) == NEUTRAL[name] and getattr(policy, name, None) is not None:
+            policy = replace(policy, **{name: None})
     others = [name for name, value in chosen.items() if value is not None and name != "min_p"]
     asked = [*others, *(name for name in _UNFUSED if given.effective(name))]
     fused = fused and not asked
+    by = None if fused else asked[0] if asked else "fused=False"
     if policy.remembers and not fused:
-        by = asked[0] if asked else "fused=False"
         raise ValueError(f"{policy.kind} needs the fused sampler, which {by} rules out")
 
+    if chosen["temperature"] is not None:
+        policy = policy.times(chosen["temperature"])
     settings = {name: NEUTRAL[name] if value is None else value for name, value in chosen.items()}
     settings |= {"do_sample": True, "min_p": None}
     if not (fused or policy.cuts_by_row):
@@ -234,4 +252,5 @@ def plan(
         generation_config=config,
         kwargs=kwargs,
         temperature=1.0 if chosen["temperature"] is None else chosen["temperature"],
+        unfused_by=by,
     )

@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.ops.sample import sample
 from autodeco_fast.options import Options, documented, option
 from autodeco_fast.policies.temperature import divisor
@@ -26,6 +27,11 @@ class Picked(NamedTuple):
 
     temperature: torch.Tensor
     top_p: torch.Tensor | None = None  # in (0, 1], where it is predicted
+
+    @property
+    def greedy(self) -> torch.Tensor:
+        """`[...]` bool: rows whose largest logit is taken."""
+        return self.temperature < GREEDY_BELOW
 
     def to(self, device: torch.device) -> "Picked":
         """On a device."""
@@ -45,10 +51,18 @@ class Cut(NamedTuple):
         """With the top-p that was picked of each row; itself where none was."""
         return self if top_p is None else self._replace(top_p=top_p)
 
-    def sample(self, scaled: torch.Tensor, **options) -> SampleOutput:
-        """Draws from logits over T, `[B, V]`; seed, position and what else `sample` takes."""
+    def sample(
+        self, scaled: torch.Tensor, *, greedy: torch.Tensor | None = None, **options
+    ) -> SampleOutput:
+        """Draws from logits over T, `[B, V]`.
+
+        Args:
+            greedy: `[B]` bool, rows whose T is greedy: the lowest of their largest tokens.
+            options: seed, position and what else `sample` takes.
+        """
         logits = scaled if self.logits is None else self.logits
-        return sample(logits, 1.0, min_p=self.min_p, top_k=self.top_k, top_p=self.top_p, **options)
+        T = 1.0 if greedy is None else (~greedy).float()
+        return sample(logits, T, min_p=self.min_p, top_k=self.top_k, top_p=self.top_p, **options)
 
 
 @documented
@@ -123,7 +137,11 @@ class Policy(Options):
         picked = self.pick(hidden, logits)
         scaled = logits.float() / divisor(picked.temperature)
         cut = self.cut(scaled if self.cuts_by_row else None).at(picked.top_p)
-        return cut.sample(scaled, **options)
+        return cut.sample(scaled, greedy=picked.greedy, **options)
+
+    def times(self, factor: float) -> "Policy":
+        """Itself as it cuts where a call of `generate` multiplies T by a factor."""
+        return self
 
     def started(self) -> "Policy":
         """What decides one call of `generate`: itself, unless it remembers."""

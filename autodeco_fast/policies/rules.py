@@ -3,13 +3,14 @@
 Tokens that a processor has masked (−inf) are no part of the row here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from autodeco_fast.ops.logit_stats import logit_stats
 from autodeco_fast.options import documented, option
 from autodeco_fast.policies.base import Cut, Policy
+from autodeco_fast.policies.temperature import divisor
 
 HEAD = 256  # Min-k: the largest logits that are looked at before the whole row is sorted
 
@@ -106,8 +107,15 @@ class MinK(_Rule):
         lowest = rest.amin(1)
         extent = scaled.amax(1) - lowest  # −inf where everything is masked
         k = _steepest(scaled, lowest)
-        flat = (self.tau / (extent * self.temperature)).clamp(0, V).nan_to_num(nan=0.0)
+        flat = (self.tau / (extent * self._divisor())).clamp(0, V).nan_to_num(nan=0.0)
         return Cut(min_p=self.min_p, top_k=k.maximum(flat.floor().long()))
+
+    def _divisor(self) -> float:
+        """What logits were divided by: T in its range."""
+        return float(divisor(self._in_range(torch.tensor(self.temperature))))
+
+    def times(self, factor: float) -> "MinK":
+        return replace(self, temperature=self._divisor() * factor, scale=1.0, t_min=0.0, t_max=None)
 
 
 def _steepest(z: torch.Tensor, lowest: torch.Tensor) -> torch.Tensor:

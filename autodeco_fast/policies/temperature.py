@@ -11,9 +11,19 @@ GREEDY_DIVISOR = 1e-20
 
 
 def predicted(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """T of `hidden [..., H]`, `[...]` fp32, on its device."""
-    weight = next(head.parameters())
-    return head(hidden.to(device=weight.device, dtype=weight.dtype)).to(hidden.device)
+    """T of `hidden [..., H]`, `[...]` fp32, on its device.
+
+    Raises:
+        ValueError: if what the head predicts has another shape.
+    """
+    weight = next(head.parameters(), hidden)
+    T = head(hidden.to(device=weight.device, dtype=weight.dtype))
+    if T.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"a head must predict T of shape {tuple(hidden.shape[:-1])} of hidden states of shape "
+            f"{tuple(hidden.shape)}, got {tuple(T.shape)}"
+        )
+    return T.to(hidden.device)
 
 
 def divisor(temperature: torch.Tensor) -> torch.Tensor:
