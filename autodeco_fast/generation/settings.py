@@ -215,36 +215,19 @@ def plan(
     chosen = {name: given.chosen(name) for name in NEUTRAL}
     if kwargs.get("min_p") is not None:
         chosen["min_p"] = kwargs["min_p"]
-    if chosen["min_p"] is not None:
-        policy = replace(policy, min_p=chosen["min_p"])
-    for name in ("top_k", "top_p"):  # said to do nothing, they lift the policy's own
-        if given.said(name) == NEUTRAL[name] and getattr(policy, name, None) is not None:
-            policy = replace(policy, **{name: None})
     others = [name for name, value in chosen.items() if value is not None and name != "min_p"]
     asked = [*others, *(name for name in _UNFUSED if given.effective(name))]
     fused = fused and not asked
     by = None if fused else asked[0] if asked else "fused=False"
     if policy.remembers and not fused:
         raise ValueError(f"{policy.kind} needs the fused sampler, which {by} rules out")
-
-    if chosen["temperature"] is not None:
-        policy = policy.times(chosen["temperature"])
+    policy = _of_call(policy, given, chosen)
     settings = {name: NEUTRAL[name] if value is None else value for name, value in chosen.items()}
     settings |= {"do_sample": True, "min_p": None}
     if not (fused or policy.cuts_by_row):
         settings |= _cuts(policy, chosen)
     settings = {name: value for name, value in settings.items() if hasattr(defaults, name)}
-    kwargs = {name: value for name, value in kwargs.items() if name not in settings}
-    if config is None:
-        kwargs |= settings
-    else:
-        config = copy.deepcopy(config)
-        for name, value in settings.items():
-            setattr(config, name, value)
-        # An unset entry would be filled from the model's configuration; only an argument can say
-        # "none".
-        unset = [name for name, value in settings.items() if value is None]
-        kwargs |= {name: None for name in unset if getattr(defaults, name) is not None}
+    config, kwargs = _with(settings, given)
     return Plan(
         True,
         fused=fused,
@@ -254,3 +237,30 @@ def plan(
         temperature=1.0 if chosen["temperature"] is None else chosen["temperature"],
         unfused_by=by,
     )
+
+
+def _of_call(policy: Policy, given: _Given, chosen: dict) -> Policy:
+    """The policy as it cuts in this call."""
+    if chosen["min_p"] is not None:
+        policy = replace(policy, min_p=chosen["min_p"])
+    for name in ("top_k", "top_p"):  # said to do nothing, they lift the policy's own
+        if given.said(name) == NEUTRAL[name] and getattr(policy, name, None) is not None:
+            policy = replace(policy, **{name: None})
+    factor = chosen["temperature"]
+    return policy if factor is None else policy.times(factor)
+
+
+def _with(settings: dict, given: _Given) -> tuple[GenerationConfig | None, dict]:
+    """Configuration and keywords of the call, these settings in place of its own."""
+    kwargs = {name: value for name, value in given.kwargs.items() if name not in settings}
+    if given.config is None:
+        return None, kwargs | settings
+    config = copy.deepcopy(given.config)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    # An unset entry would be filled from the model's configuration; only an argument can say
+    # "none".
+    unset = [name for name, value in settings.items() if value is None]
+    return config, kwargs | {
+        name: None for name in unset if getattr(given.defaults, name) is not None
+    }
