@@ -134,51 +134,37 @@ def _cut(scaled: torch.Tensor, policy: Policy, top_p: torch.Tensor) -> torch.Ten
     return masked(flat, policy.cut(flat).at(top_p.flatten())).view_as(scaled)
 
 
-def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) -> list:
-    """Registers the hooks and returns their handles.
+class _Hooks:
+    """Those of one attached model."""
 
-    Args:
-        embedding: the output embedding, `h [..., H] → logits [..., V]`.
-    """
-    name = type(model).__name__
+    def __init__(self, name: str, embedding: nn.Module, policy: Policy, gate: Gate):
+        self.name, self.embedding, self.policy, self.gate = name, embedding, policy, gate
 
-    def enter(_, args):
-        if gate.open:
-            gate.seen.append(None)
+    def enter(self, _, args):
+        if self.gate.open:
+            self.gate.seen.append(None)
 
-    def read(_, args, kwargs):
+    def read(self, _, args, kwargs):
+        gate, policy = self.gate, self.policy
         if not (gate.open and gate.seen):
             return None
         if gate.seen[-1] is not None:
             raise Unscaled(
-                f"{name} runs its output embedding more than once a forward: which h decides is "
-                "not known"
+                f"{self.name} runs its output embedding more than once a forward: which h decides "
+                "is not known"
             )
         hidden = args[0] if args else next(iter(kwargs.values()))
         gate.seen[-1] = hidden if policy.reads_logits else policy.pick(hidden)
-        if gate.lazy and args and lazy.can_stay_lazy(embedding, hidden):
-            return (lazy.handed(hidden, embedding), *args[1:]), kwargs
+        if gate.lazy and args and lazy.can_stay_lazy(self.embedding, hidden):
+            return (lazy.handed(hidden, self.embedding), *args[1:]), kwargs
         return None
 
-    def leave(_, args, output):
-        if not gate.open:
+    def leave(self, _, args, output):
+        if not self.gate.open:
             return None
-        seen = gate.seen.pop()
+        seen = self.gate.seen.pop()
         logits = output[0] if isinstance(output, tuple) else output.logits
-        if seen is None:
-            raise Unscaled(
-                f"{name} makes its logits without its output embedding: they cannot be scaled by "
-                "T(h)"
-            )
-        rows = seen.shape[:-1] if policy.reads_logits else seen.temperature.shape
-        if rows != logits.shape[:-1]:
-            raise Unscaled(
-                f"{name} has {tuple(rows)} hidden states and "
-                f"{tuple(logits.shape[:-1])} rows of logits in a forward: which h decides is not "
-                "known"
-            )
-        picked = policy.pick(seen, logits) if policy.reads_logits else seen
-        picked, call = picked.to(logits.device), gate.call
+        picked, call = self._picked(seen, logits), self.gate.call
         scaled = _scaled(logits, picked.temperature)
         if call is not None:
             call.picked = picked
@@ -189,8 +175,38 @@ def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) 
         output.logits = scaled
         return output
 
+    def _picked(self, seen: Picked | torch.Tensor | None, logits: torch.Tensor) -> Picked:
+        """What is picked of each row of logits, on their device.
+
+        Raises:
+            Unscaled: if they are not those of the hidden states that were seen.
+        """
+        if seen is None:
+            raise Unscaled(
+                f"{self.name} makes its logits without its output embedding: they cannot be scaled "
+                "by T(h)"
+            )
+        reads = self.policy.reads_logits
+        rows = seen.shape[:-1] if reads else seen.temperature.shape
+        if rows != logits.shape[:-1]:
+            raise Unscaled(
+                f"{self.name} has {tuple(rows)} hidden states and "
+                f"{tuple(logits.shape[:-1])} rows of logits in a forward: which h decides is not "
+                "known"
+            )
+        picked = self.policy.pick(seen, logits) if reads else seen
+        return picked.to(logits.device)
+
+
+def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) -> list:
+    """Registers the hooks and returns their handles.
+
+    Args:
+        embedding: the output embedding, `h [..., H] → logits [..., V]`.
+    """
+    hooks = _Hooks(type(model).__name__, embedding, policy, gate)
     return [
-        model.register_forward_pre_hook(enter),
-        embedding.register_forward_pre_hook(read, with_kwargs=True),
-        model.register_forward_hook(leave, prepend=True),
+        model.register_forward_pre_hook(hooks.enter),
+        embedding.register_forward_pre_hook(hooks.read, with_kwargs=True),
+        model.register_forward_hook(hooks.leave, prepend=True),
     ]
