@@ -146,3 +146,10 @@ def test_a_pipeline_brings_no_settings_of_its_own(model):
     ids = tokenizer("hello", return_tensors="pt")["input_ids"]
     expected = model.generate(ids, max_new_tokens=5, seed=3)[0, ids.shape[1] :]
     assert got == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_its_heads_are_neither_replaced_nor_taken_off(model):
+    model.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
+    for call in (lambda: attach(model, model.temp_head), lambda: detach(model)):
+        with pytest.raises(ValueError, match=r"its own heads.*model\.llm"):
+            call()

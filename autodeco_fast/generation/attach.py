@@ -149,7 +149,14 @@ def attach(
 
 
 def detach(model: GenerationMixin) -> None:
-    """Takes the policy off a model; nothing happens if none is attached."""
-    attachment = getattr(type(_inside(model)), "_autodeco_attachment", None)
+    """Takes the policy off a model; nothing happens if none is attached.
+
+    Raises:
+        ValueError: if the model is an AutoDeco checkpoint, whose own heads stay.
+    """
+    model = _inside(model)
+    if isinstance(model, GenerationMixin) and model.config.model_type == MODEL_TYPE:
+        raise ValueError(f"a {type(model).__name__} keeps its own heads: its base is model.llm")
+    attachment = getattr(type(model), "_autodeco_attachment", None)
     if attachment is not None:
         attachment.detach()
