@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from autodeco_fast.errors import foreign, read_json_object
-from autodeco_fast.files import atomic_write, write_text
+from autodeco_fast.files import atomic_write, put, write_text
 
 CONFIG_NAME, WEIGHTS_NAME = "autodeco_config.json", "head.safetensors"
 
@@ -30,7 +31,7 @@ def check_finite(tensors: dict[str, torch.Tensor], where: str) -> None:
 
 
 def save_head(folder: str | os.PathLike, config: dict, tensors: dict[str, torch.Tensor]) -> None:
-    """Weights first, then the configuration that makes them a head.
+    """Both files whole or not there; weights are never beside another head's configuration.
 
     Raises:
         ValueError: for weights that are not finite; nothing is written.
@@ -38,8 +39,12 @@ def save_head(folder: str | os.PathLike, config: dict, tensors: dict[str, torch.
     folder = Path(folder)
     check_finite(tensors, f"the weights of a head for {str(folder)!r}")
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    atomic_write(folder / WEIGHTS_NAME, lambda draft: save_file(tensors, draft))
-    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=".draft-") as made:
+        draft = Path(made)
+        atomic_write(draft / WEIGHTS_NAME, lambda path: save_file(tensors, path))
+        write_text(draft / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+        put(draft, folder, last=CONFIG_NAME)
 
 
 def fetch(

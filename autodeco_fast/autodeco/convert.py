@@ -76,9 +76,7 @@ def construct(
     config = layout.flatten(
         plain.config,
         base_model_name_or_path=os.path.abspath(base) if Path(base).is_dir() else base,
-        enable_temperature_head=heads.temperature is not None,
-        enable_top_p_head=heads.top_p is not None,
-        use_enhanced_features=heads.top_p is None or heads.top_p.use_enhanced_features,
+        **heads.flags(),
     )
     files = {CONFIG_NAME: _text(config), **plain.carried()}
     with new_folder(output) as draft:

@@ -68,7 +68,7 @@ def load(
     else:
         base = settings["base_model_name_or_path"] if base_model is None else _name(base_model)
         llm, stored = _base(given, settings, base, {**hub, **options})
-    width = llm.get_output_embeddings().weight.shape[-1]
+    width = causal_lm.embedding_width(llm.get_output_embeddings())
     if width != settings["temperature_hidden_size"]:
         raise ValueError(
             f"the heads of {str(given.folder)!r} read hidden states of width "
@@ -158,7 +158,7 @@ def _lost_type(given: ModelFolder, settings: Mapping, base_model: str | os.PathL
 
 def heads_device(llm: PreTrainedModel) -> torch.device:
     """Where heads belong: beside the output embedding; where that is offloaded, on the CPU."""
-    device = llm.get_output_embeddings().weight.device
+    device = causal_lm.embedding_device(llm)
     return torch.device("cpu") if device.type == "meta" else device
 
 
