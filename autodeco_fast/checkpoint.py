@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from autodeco_fast.errors import foreign, read_json_object
 from autodeco_fast.files import atomic_write, put, write_text
+from autodeco_fast.values import finite
 
 CONFIG_NAME, WEIGHTS_NAME = "autodeco_config.json", "head.safetensors"
+SETTINGS_NAME = "training.json"  # what `autodeco-fast train` writes beside them
 
 
 def check_finite(tensors: dict[str, torch.Tensor], where: str) -> None:
@@ -50,7 +52,7 @@ def save_head(folder: str | os.PathLike, config: dict, tensors: dict[str, torch.
 def fetch(
     name: str,
     what: str = "head",
-    files: Sequence[str] = (CONFIG_NAME, WEIGHTS_NAME),
+    files: Sequence[str] = (CONFIG_NAME, WEIGHTS_NAME, SETTINGS_NAME),
     **hub: object,
 ) -> Path:
     """A local folder as it is; anything else is an id on the Hugging Face hub.
@@ -84,6 +86,20 @@ def read_config(folder: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"head folder {str(folder)!r} has no {CONFIG_NAME}")
     return read_json_object(path)
+
+
+def training_settings(folder: Path) -> dict:
+    """What `autodeco-fast train` wrote beside a head; nothing if the head is from elsewhere.
+
+    Raises:
+        ValueError: if it is no JSON object, or a number in it is none.
+    """
+    path = folder / SETTINGS_NAME
+    settings = read_json_object(path) if path.is_file() else {}
+    for name in ("min_p", "gravity"):
+        if settings.get(name) is not None:
+            finite(f"{path}: {name}", settings[name])
+    return settings
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -170,7 +170,9 @@ def split(
 
 
 def load_heads(checkpoint: str) -> Heads:
-    """The heads that a checkpoint uses, in fp32; of a merged one the base model is not read.
+    """The heads that a checkpoint uses, in fp32.
+
+    Of a merged one no file is fetched or read that an index says is the base model's alone.
 
     Args:
         checkpoint: folder or hub id.
@@ -178,7 +180,7 @@ def load_heads(checkpoint: str) -> Heads:
     Raises:
         ValueError: if it is none, or its heads do not fit its configuration.
     """
-    given = read_folder(checkpoint, "checkpoint")
+    given = read_folder(checkpoint, "checkpoint", wanted=layout.is_head)
     config = checked_config(given)
     return heads_of(config, head_tensors(given))
 

@@ -19,10 +19,16 @@ from autodeco_fast.autodeco.layout import (
     TOP_P_PREFIX,
     used_heads,
 )
+from autodeco_fast.checkpoint import CONFIG_NAME, SETTINGS_NAME, WEIGHTS_NAME
 from autodeco_fast.heads import TemperatureHead, TopPHead
 from autodeco_fast.values import require
 
 TOP_P_FOLDER = "top_p_head"  # within the temperature head's, as training leaves it
+OWN_FILES = tuple(
+    f"{within}{name}"
+    for within in ("", f"{TOP_P_FOLDER}/")
+    for name in (CONFIG_NAME, WEIGHTS_NAME, SETTINGS_NAME)
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,27 @@ class Heads:
             self.temperature.save_pretrained(folder)
         if self.top_p is not None:
             self.top_p.save_pretrained(folder / TOP_P_FOLDER)
+
+
+def own_heads(folder: Path) -> Heads | None:
+    """Those in a folder of this library's: a temperature head, a top-p head in one within it, or
+    either alone; None if there are none.
+
+    Raises:
+        ValueError: for a head that is broken.
+    """
+    has = holds_own(folder)
+    if not any(has):
+        return None
+    return Heads(
+        TemperatureHead.from_pretrained(folder) if has[0] else None,
+        TopPHead.from_pretrained(folder / TOP_P_FOLDER) if has[1] else None,
+    )
+
+
+def holds_own(folder: Path) -> tuple[bool, bool]:
+    """Whether a folder holds a temperature head of this library's, and a top-p head within."""
+    return (folder / CONFIG_NAME).is_file(), (folder / TOP_P_FOLDER).is_dir()
 
 
 def read_heads(head: str | None, top_p_head: str | None, *, width: int) -> Heads:
