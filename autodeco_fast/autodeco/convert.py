@@ -70,12 +70,17 @@ def construct(
             format.
     """
     plain = read_folder(base, "base", weights=False)
-    width = plain.config.get("hidden_size")
+    width = layout.width_of(plain.config.get)
+    if width is None:  # under another name
+        from autodeco_fast.autodeco.config import written_width
+
+        width = written_width(plain.config)
     new = head is None and top_p_head is None
     heads = new_heads(width, seed) if new else read_heads(head, top_p_head, width=width)
     config = layout.flatten(
         plain.config,
         base_model_name_or_path=os.path.abspath(base) if Path(base).is_dir() else base,
+        hidden_size=width,
         **heads.flags(),
     )
     files = {CONFIG_NAME: _text(config), **plain.carried()}
