@@ -36,6 +36,8 @@ from autodeco_fast.causal_lm import embedding_width
 from autodeco_fast.generation import Attachment, attach
 from autodeco_fast.heads import TemperatureHead, TopPHead
 from autodeco_fast.policies import AutoDecoPolicy
+from autodeco_fast.policies.autodeco import predicted_top_p
+from autodeco_fast.policies.temperature import predicted
 from autodeco_fast.values import require
 
 _ATTACHING = threading.Lock()
@@ -266,16 +268,13 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """T and top-p of `hidden [B, L, H]` and `logits [B, L, V]`, `[B, L]` fp32 on the latter's
         device; T is 1 without a temperature head."""
-        device = self._heads_device()
-        hidden = hidden.to(device)
         if self.temp_head is None:
-            T = torch.ones(hidden.shape[:-1], device=device)
+            T = torch.ones(hidden.shape[:-1], device=hidden.device)
         else:
-            T = self.temp_head(hidden.to(self.temp_head.mlp[0].weight.dtype))
+            T = predicted(self.temp_head, hidden)
         if self.top_p_head is None:
             return T.to(logits.device), None
-        features = self.top_p_head.features(logits, T)
-        top_p = self.top_p_head(hidden, T.detach(), features).float()
+        top_p = predicted_top_p(self.top_p_head, hidden, T, logits)
         return T.to(logits.device), top_p.to(logits.device)
 
     def generate(self, *args, **kwargs):
@@ -346,9 +345,6 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
     def _heads(self) -> list[nn.Module]:
         """Those that are used."""
         return [head for head in (self.temp_head, self.top_p_head) if head is not None]
-
-    def _heads_device(self) -> torch.device:
-        return next(self._heads()[0].parameters()).device
 
 
 @contextmanager

@@ -88,11 +88,7 @@ class AutoDecoPolicy(Policy):
         T = self._ruled(hidden, logits)
         if self.top_p_head is None:
             return Picked(self._in_range(T))
-        weight = next(self.top_p_head.parameters())
-        features = self.top_p_head.features(logits, T) if self.reads_logits else None
-        top_p = self.top_p_head(hidden.to(weight.device), T.to(weight.device), features)
-        top_p = top_p.to(device=hidden.device, dtype=torch.float32).clamp(min=_LEAST)
-        return Picked(self._in_range(T), top_p)
+        return Picked(self._in_range(T), predicted_top_p(self.top_p_head, hidden, T, logits))
 
     def cut(self, scaled: torch.Tensor | None) -> Cut:
         return Cut(min_p=self.min_p, top_k=self.top_k)
@@ -111,3 +107,22 @@ class AutoDecoPolicy(Policy):
         heads = ("head=", "top_p_head=", "folder=")
         options = [word for word in super()._words()[1:] if not word.startswith(heads)]
         return [f"autodeco={shlex.quote(self.folder or '<in memory>')}", *options]
+
+
+def predicted_top_p(
+    top_p_head: nn.Module,
+    hidden: torch.Tensor,
+    temperature: torch.Tensor,
+    logits: torch.Tensor | None,
+) -> torch.Tensor:
+    """Top-p of `hidden [..., H]`, `[...]` fp32 in (0, 1], on its device; no gradient but the
+    head's.
+
+    Args:
+        temperature: T as it is predicted, `[...]`.
+        logits: the model's own, `[..., V]`; None if the head does not read them.
+    """
+    device, T = next(top_p_head.parameters()).device, temperature.detach()
+    features = None if logits is None else top_p_head.features(logits, T)
+    top_p = top_p_head(hidden.to(device), T.to(device), features)
+    return top_p.to(device=hidden.device, dtype=torch.float32).clamp(min=_LEAST)
