@@ -27,8 +27,15 @@ def _quiet():
         logging.set_verbosity(before)
 
 
-def embedding_width(embedding: nn.Module) -> int:
-    """Width H of what enters an output embedding, whose weight may be packed or have no name."""
+def embedding_width(model: nn.Module) -> int:
+    """Width H of what enters the output embedding, whose weight may be packed or have no name.
+
+    Raises:
+        ValueError: if the model has none.
+    """
+    embedding = model.get_output_embeddings()
+    if embedding is None:
+        raise ValueError(f"{type(model).__name__} has no output embedding")
     return getattr(embedding, "in_features", None) or embedding.weight.shape[-1]
 
 

@@ -129,6 +129,13 @@ def test_heads_that_the_format_cannot_express(model, tmp_path, name, head, words
     assert not (tmp_path / "a").exists()
 
 
+def test_a_model_without_heads_is_no_checkpoint(model, tmp_path):
+    model.temp_head = model.top_p_head = None
+    with pytest.raises(ValueError, match="temp_head and top_p_head must not both be None"):
+        model.save_pretrained(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_state_dict_with_half_a_head_is_refused(model, tmp_path):
     state = model.state_dict()
     del state["temp_head.mlp.2.bias"]

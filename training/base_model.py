@@ -319,8 +319,7 @@ def width(name: str) -> int:
     with foreign(FOUND.format(name)), torch.device("meta"):
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_config(config)
-        return causal_lm.embedding_width(model.get_output_embeddings())
+        return causal_lm.embedding_width(AutoModelForCausalLM.from_config(config))
 
 
 def load_causal_lm(name: str, **options):

@@ -69,7 +69,7 @@ def load(
     else:
         base = settings["base_model_name_or_path"] if base_model is None else _name(base_model)
         llm, stored = _base(given, settings, base, {**hub, **options})
-    width = causal_lm.embedding_width(llm.get_output_embeddings())
+    width = causal_lm.embedding_width(llm)
     if width != settings["temperature_hidden_size"]:
         raise ValueError(
             f"the heads of {str(given.folder)!r} read hidden states of width "

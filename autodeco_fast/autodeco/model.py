@@ -91,7 +91,7 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
         if llm is None:
             options = {"attn_implementation": attention} if attention else {}
             llm = AutoModelForCausalLM.from_config(config.base_config(), **options)
-        width = embedding_width(llm.get_output_embeddings())
+        width = embedding_width(llm)
         expected = config.temperature_hidden_size, config.top_p_hidden_size
         if expected != (width, width):
             raise ValueError(

@@ -57,9 +57,11 @@ class Heads:
             head, top_p_head: what complaints call them.
 
         Raises:
-            ValueError: for another module than a head, one of another width, or one that the format
-                cannot express.
+            ValueError: for no head, another module than a head, one of another width, or one that
+                the format cannot express.
         """
+        if self.temperature is None and self.top_p is None:
+            raise ValueError(f"{head} and {top_p_head} must not both be None")
         named = (head, self.temperature, TemperatureHead), (top_p_head, self.top_p, TopPHead)
         for name, each, kind in named:
             if each is None:

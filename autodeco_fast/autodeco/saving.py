@@ -67,7 +67,7 @@ def save(
     target = Path(folder)
     if heads_only:
         _refuse_a_base(target, name)
-    width = embedding_width(model.get_output_embeddings())
+    width = embedding_width(model.llm)
     heads = Heads(model.temp_head, model.top_p_head)
     heads.check(width)
     config = AutoDecoConfig.of(model.llm.config, name, hidden_size=width, **heads.flags())
