@@ -4,6 +4,10 @@ line."""
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import nn
 
 from autodeco_fast.errors import foreign
 
@@ -21,6 +25,25 @@ def _quiet():
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def embedding_width(model: nn.Module) -> int:
+    """Width H of what enters the output embedding, whose weight may be packed or have no name.
+
+    Raises:
+        ValueError: if the model has none.
+    """
+    embedding = model.get_output_embeddings()
+    if embedding is None:
+        raise ValueError(f"{type(model).__name__} has no output embedding")
+    return getattr(embedding, "in_features", None) or embedding.weight.shape[-1]
+
+
+def embedding_device(model: nn.Module) -> torch.device:
+    """Where the output embedding of a model lies; that of the model if it holds no tensors."""
+    embedding = model.get_output_embeddings()
+    held = next(chain(embedding.parameters(), embedding.buffers()), None)
+    return model.device if held is None else held.device
 
 
 def load(

@@ -7,15 +7,18 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from autodeco_fast.errors import foreign, read_json_object
-from autodeco_fast.files import atomic_write, write_text
+from autodeco_fast.files import atomic_write, put, write_text
+from autodeco_fast.values import finite
 
 CONFIG_NAME, WEIGHTS_NAME = "autodeco_config.json", "head.safetensors"
+SETTINGS_NAME = "training.json"  # what `autodeco-fast train` writes beside them
 
 
 def check_finite(tensors: dict[str, torch.Tensor], where: str) -> None:
@@ -30,7 +33,7 @@ def check_finite(tensors: dict[str, torch.Tensor], where: str) -> None:
 
 
 def save_head(folder: str | os.PathLike, config: dict, tensors: dict[str, torch.Tensor]) -> None:
-    """Weights first, then the configuration that makes them a head.
+    """Both files whole or not there; weights are never beside another head's configuration.
 
     Raises:
         ValueError: for weights that are not finite; nothing is written.
@@ -38,14 +41,18 @@ def save_head(folder: str | os.PathLike, config: dict, tensors: dict[str, torch.
     folder = Path(folder)
     check_finite(tensors, f"the weights of a head for {str(folder)!r}")
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    atomic_write(folder / WEIGHTS_NAME, lambda draft: save_file(tensors, draft))
-    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=".draft-") as made:
+        draft = Path(made)
+        atomic_write(draft / WEIGHTS_NAME, lambda path: save_file(tensors, path))
+        write_text(draft / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+        put(draft, folder, last=CONFIG_NAME)
 
 
 def fetch(
     name: str,
     what: str = "head",
-    files: Sequence[str] = (CONFIG_NAME, WEIGHTS_NAME),
+    files: Sequence[str] = (CONFIG_NAME, WEIGHTS_NAME, SETTINGS_NAME),
     **hub: object,
 ) -> Path:
     """A local folder as it is; anything else is an id on the Hugging Face hub.
@@ -79,6 +86,20 @@ def read_config(folder: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"head folder {str(folder)!r} has no {CONFIG_NAME}")
     return read_json_object(path)
+
+
+def training_settings(folder: Path) -> dict:
+    """What `autodeco-fast train` wrote beside a head; nothing if the head is from elsewhere.
+
+    Raises:
+        ValueError: if it is no JSON object, or a number in it is none.
+    """
+    path = folder / SETTINGS_NAME
+    settings = read_json_object(path) if path.is_file() else {}
+    for name in ("min_p", "gravity"):
+        if settings.get(name) is not None:
+            finite(f"{path}: {name}", settings[name])
+    return settings
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -41,6 +41,24 @@ def write_text(path: Location, text: str) -> None:
     """Writes UTF-8 text atomically; bytes of a file name that are no text are written escaped."""
     data = text.encode("utf-8", "backslashreplace")
     atomic_write(path, lambda draft: draft.write_bytes(data))
+
+
+def put(draft: Path, folder: Path, *, stale: Iterable[Path] = (), last: str) -> None:
+    """Moves a draft's files to a folder, the one that makes a whole of them last.
+
+    What lay there under that name is gone before the others are replaced, so that files of two
+    writes never pass for one.
+
+    Args:
+        draft: a folder of files on the same file system.
+        stale: files that are removed meanwhile.
+        last: the name of that file.
+    """
+    (folder / last).unlink(missing_ok=True)
+    for path in stale:
+        path.unlink()
+    for path in sorted(draft.iterdir(), key=lambda path: path.name == last):
+        os.replace(path, folder / path.name)
 
 
 def append_text(path: Path, text: str) -> None:

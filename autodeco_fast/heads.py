@@ -6,7 +6,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
-from autodeco_fast.checkpoint import fetch, load_tensors, read_config, read_shapes, save_head
+from autodeco_fast.checkpoint import (
+    fetch,
+    load_tensors,
+    read_config,
+    read_shapes,
+    save_head,
+    training_settings,
+)
 from autodeco_fast.ops.prob_stats import ProbStats, prob_stats
 from autodeco_fast.ops.temperature_head import temperature_head
 from autodeco_fast.values import finite, inner_share, require, whole
@@ -24,7 +31,8 @@ class _Saved(nn.Module, ABC):
     """An MLP of two layers with settings, saved as a folder with its configuration and weights."""
 
     config_keys: tuple[str, ...]
-    optional_keys: tuple[str, ...] = ()  # of configurations written before they existed
+    # Of configurations written before they existed: training wrote them beside the head.
+    optional_keys: tuple[str, ...] = ()
 
     @staticmethod
     @abstractmethod
@@ -72,7 +80,9 @@ class _Saved(nn.Module, ABC):
             raise ValueError(
                 f"head configuration must have the keys {sorted(keys)}, got {sorted(config)}"
             )
-        settings = cls._checked(**{**dict.fromkeys(optional), **config})
+        lacking = [key for key in optional if config.get(key) is None]
+        beside = training_settings(folder) if lacking else {}
+        settings = cls._checked(**{**config, **{key: beside.get(key) for key in lacking}})
         W, F = cls._input_width(settings), settings["intermediate_size"]
         expected = {"mlp.0.bias": (F,), "mlp.0.weight": (F, W)}
         expected |= {"mlp.2.bias": (1,), "mlp.2.weight": (1, F)}

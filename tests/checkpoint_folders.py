@@ -1,9 +1,11 @@
 """Small folders of models, and what is in a folder."""
 
+import fnmatch
 import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
@@ -59,3 +61,31 @@ def plain_base(folder: Path, config: dict = CONFIG) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     save_file({"model.norm.weight": torch.ones(32)}, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def on_the_hub(monkeypatch, cache: Path, repos: dict[str, Path]) -> list[list[str]]:
+    """Folders that a hub would have, fetched as huggingface_hub lays them out: links into blobs.
+
+    Returns:
+        what is asked for, a list of patterns every time.
+    """
+    asked = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        repo = cache / f"models--{name.replace('/', '--')}"
+        snapshot, blobs = repo / "snapshots/abc", repo / "blobs"
+        snapshot.mkdir(parents=True, exist_ok=True)
+        blobs.mkdir(exist_ok=True)
+        for path in (path for path in repos[name].rglob("*") if path.is_file()):
+            file = path.relative_to(repos[name])
+            link = snapshot / file
+            if any(fnmatch.fnmatch(str(file), p) for p in allow_patterns) and not link.exists():
+                blob = blobs / f"{str(file).replace('/', '-')}-blob"
+                blob.write_bytes(path.read_bytes())
+                link.parent.mkdir(exist_ok=True)
+                link.symlink_to(Path(*[".."] * (2 + str(file).count("/")), "blobs", blob.name))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked

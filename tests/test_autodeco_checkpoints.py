@@ -31,6 +31,7 @@ from tests.checkpoint_folders import (
     INDEX,
     TEXTS,
     contents,
+    on_the_hub,
     plain_base,
     same_tensors,
     write_texts,
@@ -235,36 +236,6 @@ def test_large_ones_show_a_bar(tmp_path, monkeypatch):
     assert (done.returncode, done.stdout) == (0, f"written: {tmp_path / 'full'}\n")
     total = sum(t.nbytes for t in base_tensors(tmp_path / "full").values())
     assert f"{total / 1000:.1f}/{total / 1000:.1f} kB" in done.stderr
-
-
-def on_the_hub(monkeypatch, cache: Path, repos: dict[str, Path]) -> list[list[str]]:
-    """Folders that a hub would have, fetched as huggingface_hub lays them out: links into blobs.
-
-    Returns:
-        what is asked for, a list of patterns every time.
-    """
-    import fnmatch
-
-    import huggingface_hub
-
-    asked = []
-
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked.append(allow_patterns)
-        repo = cache / f"models--{name.replace('/', '--')}"
-        snapshot, blobs = repo / "snapshots/abc", repo / "blobs"
-        snapshot.mkdir(parents=True, exist_ok=True)
-        blobs.mkdir(exist_ok=True)
-        for path in repos[name].iterdir():
-            wanted = any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns)
-            if wanted and not (snapshot / path.name).exists():
-                blob = blobs / f"{path.name}-blob"
-                blob.write_bytes(path.read_bytes())
-                (snapshot / path.name).symlink_to(f"../../blobs/{blob.name}")
-        return str(snapshot)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return asked
 
 
 def test_a_base_on_the_hub(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from transformers import pipeline
 
 from autodeco_fast import AutoDecoModelForCausalLM, TopPHead, attach, detach, sample
+from autodeco_fast.policies import AutoDecoPolicy
 from tests.autodeco_checkpoints import HIDDEN, base_model, head_tensors, predicted
 from tests.tiny_models import hidden_and_logits, prompts, tokenizer_of_characters
 
@@ -153,3 +154,14 @@ def test_its_heads_are_neither_replaced_nor_taken_off(model):
     for call in (lambda: attach(model, model.temp_head), lambda: detach(model)):
         with pytest.raises(ValueError, match=r"its own heads.*model\.llm"):
             call()
+
+
+def test_a_forward_predicts_what_generate_draws_with(model):
+    """A top-p that fp32 would round to 0, which no sampler takes, too."""
+    ids = prompts(3)
+    torch.nn.init.constant_(model.top_p_head.mlp[2].bias, -200.0)
+    output, policy = model(ids), AutoDecoPolicy(head=model.temp_head, top_p_head=model.top_p_head)
+    picked = policy.pick(*hidden_and_logits(model.llm, ids))
+    torch.testing.assert_close(output.temp_logits[:, -1, 0], picked.temperature)
+    assert torch.equal(output.top_p_logits[:, -1, 0], picked.top_p)
+    assert picked.top_p.min() > 0

@@ -322,35 +322,11 @@ def test_heads_alone_are_saved_bit_for_bit_by_default(checkpoint, tmp_path):
     load(tmp_path / "a")
 
 
-def test_saving_replaces_what_lay_there(checkpoint, tmp_path):
-    model = load(checkpoint("llama", "sharded"))
-    model.save_pretrained(tmp_path, heads_only=False, max_shard_size="30KB")
-    (tmp_path / "notes.txt").write_text("mine")
-    model.save_pretrained(tmp_path)
-    names = {"config.json", "generation_config.json", "model.safetensors", "notes.txt"}
-    assert {path.name for path in tmp_path.iterdir()} == names
-    before = (tmp_path / "model.safetensors").read_bytes()
-    torch.nn.init.constant_(model.temp_head.mlp[2].bias, torch.nan)
-    with pytest.raises(ValueError, match=r"temp_head\.mlp\.2\.bias holds NaN"):
-        model.save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-
-
 def test_the_base_of_a_merged_checkpoint_is_saved_as_itself(checkpoint, tmp_path):
     model = load(checkpoint("qwen3_moe", "merged"))
     model.llm.save_pretrained(tmp_path)
     expected = base_tensors(checkpoint("qwen3_moe", "base"))
     assert base_tensors(tmp_path).keys() == expected.keys()
-
-
-def test_heads_whose_base_has_no_name_are_not_saved_alone(tmp_path):
-    base = base_model("llama")
-    model = AutoDecoModelForCausalLM(AutoDecoConfig.of(base.config, None), llm=base)
-    with pytest.raises(ValueError, match="heads alone need the name of their base"):
-        model.save_pretrained(tmp_path / "a")
-    assert not (tmp_path / "a").exists()
-    model.save_pretrained(tmp_path / "a", heads_only=False)
-    assert torch.equal(load(tmp_path / "a")(prompts()).logits, base(prompts()).logits)
 
 
 # Quantised bases

@@ -7,9 +7,9 @@ import warnings
 import pytest
 
 from autodeco_fast import TemperatureHead
+from autodeco_fast.checkpoint import SETTINGS_NAME
 from autodeco_fast.training import base_model
 from autodeco_fast.training.batches import OnlineSource
-from autodeco_fast.training.head_folder import SETTINGS_NAME
 from autodeco_fast.training.loop import train
 from autodeco_fast.training.scan_store import file_fingerprint
 from tests.tiny_models import tiny_model

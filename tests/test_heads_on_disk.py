@@ -1,5 +1,6 @@
 """Heads on disk: what is written, what is refused, and that refusing costs nothing."""
 
+import errno
 import json
 import os
 import resource
@@ -140,6 +141,36 @@ def test_other_tensors_are_refused(folder):
         save_file(tensors, path)
         with pytest.raises(ValueError, match=words):
             TemperatureHead.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_an_overwritten_head_is_the_old_one_the_new_one_or_none(folder, monkeypatch, step):
+    """On a disk that is full from one of its renames on, or a process killed there."""
+    old, new = TemperatureHead(8, 16, min_p=0.02), TemperatureHead(8, 16, 1.0, offset=0.4)
+    torch.nn.init.constant_(old.mlp[2].bias, 1.0)
+    old.save_pretrained(folder)
+    count, replace = iter(range(10)), os.replace
+
+    def full(*paths):
+        if next(count) >= step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        if step < 4:
+            with pytest.raises(OSError, match="No space left"):
+                new.save_pretrained(folder)
+        else:
+            new.save_pretrained(folder)
+    assert {path.name for path in folder.iterdir()} <= {CONFIG_NAME, WEIGHTS_NAME}
+    if step in (2, 3):
+        with pytest.raises(ValueError, match="has no autodeco_config"):
+            TemperatureHead.from_pretrained(folder)
+        return
+    expected, got = new if step == 4 else old, TemperatureHead.from_pretrained(folder)
+    assert repr(got) == repr(expected)
+    assert got.mlp[2].bias == expected.mlp[2].bias
 
 
 def test_files_have_the_permissions_of_the_user(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from autodeco_fast import TemperatureHead
+from autodeco_fast.checkpoint import training_settings
 from autodeco_fast.training import rewards
-from autodeco_fast.training.head_folder import training_settings
 from tests.reward_runs import config_of, even_share, train
 from tests.training_runs import equal
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from autodeco_fast import TokenStats, causal_lm, token_stats
+from autodeco_fast.autodeco.layout import MODEL_TYPE
 from autodeco_fast.causal_lm import FOUND
 from autodeco_fast.errors import foreign
 from autodeco_fast.lm_head import transform_
@@ -270,10 +271,24 @@ class Facts:
 
 
 def _config(name: str):
+    _refuse_checkpoint(name)
     with foreign(FOUND.format(name)):
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(name)
+
+
+def _refuse_checkpoint(name: str) -> None:
+    """Raises ValueError for AutoDeco's, which transformers would call a model of its future."""
+    with foreign(FOUND.format(name)):
+        from transformers import PreTrainedConfig
+
+        found, _ = PreTrainedConfig.get_config_dict(name)
+    if found.get("model_type") == MODEL_TYPE:
+        raise ValueError(
+            f"model {name!r} is an AutoDeco checkpoint, its base model is needed: `autodeco-fast "
+            "split` takes it out of a merged one"
+        )
 
 
 def facts(name: str) -> Facts:
@@ -304,7 +319,7 @@ def width(name: str) -> int:
     with foreign(FOUND.format(name)), torch.device("meta"):
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_config(config).get_output_embeddings().weight.shape[1]
+        return causal_lm.embedding_width(AutoModelForCausalLM.from_config(config))
 
 
 def load_causal_lm(name: str, **options):
@@ -339,6 +354,7 @@ def load(
     Raises:
         ValueError: as `load_causal_lm` and `wrap`.
     """
+    _refuse_checkpoint(name)
     return wrap(load_on(name, dtype, device, device_map))
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autodeco_fast import TemperatureHead
+from autodeco_fast.checkpoint import training_settings
 from autodeco_fast.files import output_folder, write_text
 from autodeco_fast.training.conformal import Offset, calibrate, coverage, scores
 from autodeco_fast.training.head_folder import (
@@ -16,7 +17,6 @@ from autodeco_fast.training.head_folder import (
     check_every_token,
     check_fits,
     min_p_of,
-    training_settings,
 )
 from autodeco_fast.training.predictions import predict, required_temperatures
 from autodeco_fast.training.scan_store import Scan
@@ -56,7 +56,7 @@ def _calibrate(
     for scan in scans:
         check_fits(head, settings, scan)
         check_every_token(scan)
-    min_p = min_p_of(head, settings, min_p)
+    min_p = min_p_of(head, min_p)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be in (0, 1), got {alpha}")
     tokens, limit = scans[0].load(), head.max_temperature

@@ -8,7 +8,6 @@ repeated. Once half of a batch's rows have ended the others go on without them. 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import DynamicCache
@@ -25,7 +24,7 @@ from autodeco_fast.training.drawing import (
     stretches,
 )
 from autodeco_fast.training.eval_requests import Draw, Drawn, Request
-from autodeco_fast.training.head_folder import check_model, training_settings
+from autodeco_fast.training.head_folder import check_model
 from autodeco_fast.training.prompts import Prompt, encode_prompt
 from autodeco_fast.training.scan import lm_head_fingerprint
 
@@ -67,8 +66,8 @@ class LocalModel:
                 f"have {width}"
             )
         folder = getattr(policy, "folder", None)
-        if folder is not None and training_settings(Path(folder)):
-            check_model(Path(folder), lm_head_fingerprint(wrap(self.model)))
+        if folder is not None:
+            check_model(folder, lambda: lm_head_fingerprint(wrap(self.model)))
 
     @contextmanager
     def under(self, policy: Policy) -> Iterator[Draw]:

@@ -2,21 +2,18 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from autodeco_fast import TemperatureHead, TopPHead
-from autodeco_fast.errors import read_json_object
+from autodeco_fast.checkpoint import SETTINGS_NAME, fetch, training_settings
 from autodeco_fast.heads import DEFAULT_MIN_P
 from autodeco_fast.options import Options
 from autodeco_fast.training.scan_store import Scan
-from autodeco_fast.values import finite, inner_share
+from autodeco_fast.values import inner_share
 
-SETTINGS_NAME, METRICS_NAME, DIAGNOSTICS_NAME = (
-    "training.json",
-    "metrics.jsonl",
-    "diagnostics.jsonl",
-)
+METRICS_NAME, DIAGNOSTICS_NAME = "metrics.jsonl", "diagnostics.jsonl"
 CALIBRATION_NAME, SWEEP_NAME = "calibration.json", "sweep.json"
 # A resumed run may change what does not change the head; and where its input lies, which
 # fingerprints know.
@@ -24,16 +21,6 @@ _MAY_CHANGE = {
     *("output", "resume", "save_steps", "save_total_limit", "report_to", "diagnostics"),
     *("generation_batch_size", "scan", "model", "data", "prompts", "rollouts"),
 }
-
-
-def training_settings(folder: Path) -> dict:
-    """What `autodeco-fast train` wrote beside a head; nothing if the head is from elsewhere."""
-    path = folder / SETTINGS_NAME
-    settings = read_json_object(path) if path.is_file() else {}
-    for name in ("min_p", "gravity"):
-        if settings.get(name) is not None:
-            finite(f"{path}: {name}", settings[name])
-    return settings
 
 
 def written_settings(config: Options, identity: dict[str, object]) -> dict:
@@ -63,18 +50,15 @@ def check_resumed(folder: Path, settings: dict) -> None:
             )
 
 
-def min_p_of(
-    head: TemperatureHead, settings: dict | None = None, min_p: float | None = None
-) -> float:
-    """The Min-P to use a head with: `min_p`, or else its own.
+def min_p_of(head: TemperatureHead, min_p: float | None = None) -> float:
+    """The Min-P to use a head with: `min_p`, or else its own, 0.1 where it knows none.
 
-    Its own is the one that it, or what was written beside it, knows; 0.1 where neither does.
     Another one than its own is warned of.
 
     Raises:
         ValueError: if it is not in (0, 1).
     """
-    known = head.min_p if head.min_p is not None else (settings or {}).get("min_p")
+    known = head.min_p
     if min_p is None:
         return inner_share("min_p", DEFAULT_MIN_P if known is None else known)
     if known is not None and known != inner_share("min_p", min_p):
@@ -116,20 +100,24 @@ def check_fits(head: TemperatureHead, settings: dict, scan: Scan) -> None:
             )
 
 
-def check_model(folder: Path, lm_head: str) -> None:
+def check_model(head: str | Path, lm_head: Callable[[], str]) -> None:
     """Refuses a head that was trained for another model, where what lies beside it says for which.
 
     Args:
-        lm_head: the model's, as `lm_head_fingerprint` has it.
+        head: its folder or hub id.
+        lm_head: called for the model's, as `lm_head_fingerprint` has it, if the head knows one.
 
     Raises:
         ValueError: naming both.
     """
-    trained_for = training_settings(folder).get("lm_head", lm_head)
-    if trained_for != lm_head:
+    trained_for = training_settings(fetch(str(head), files=(SETTINGS_NAME,))).get("lm_head")
+    if trained_for is None:
+        return
+    own = lm_head()
+    if trained_for != own:
         raise ValueError(
-            f"head {str(folder)!r} was trained for another model: its lm_head is {trained_for}, "
-            f"not {lm_head}"
+            f"head {str(head)!r} was trained for another model: its lm_head is {trained_for}, not "
+            f"{own}"
         )
 
 

@@ -28,7 +28,6 @@ from autodeco_fast.training.head_folder import (
     check_resumed,
     check_width,
     min_p_of,
-    training_settings,
     written_settings,
 )
 from autodeco_fast.training.metrics import Log, Totals
@@ -66,7 +65,7 @@ def with_min_p(config: _Config) -> _Config:
         min_p = DEFAULT_MIN_P if config.min_p is None else config.min_p
     else:
         head = TemperatureHead.from_pretrained(config.head)
-        min_p = min_p_of(head, training_settings(config.head), config.min_p)
+        min_p = min_p_of(head, config.min_p)
     return replace(config, min_p=min_p)
 
 
@@ -206,7 +205,7 @@ class _Run:
         steps = self.per_epoch * config.num_train_epochs
         self.steps = min(steps, config.max_steps or steps)
         if config.head is not None:
-            check_model(config.head, source.identity()["lm_head"])
+            check_model(config.head, lambda: source.identity()["lm_head"])
         self.head = new_head(config, source.hidden_size).to(source.device)
         if config.objective == "autodeco_top_p":
             self.head["temp_head"].requires_grad_(False)

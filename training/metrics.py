@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from autodeco_fast import required_temperature
+from autodeco_fast.checkpoint import SETTINGS_NAME
 from autodeco_fast.files import append_text, write_text
 from autodeco_fast.losses import IMPOSSIBLE, TRIVIAL, difficulty
 from autodeco_fast.training.config import TrainConfig
-from autodeco_fast.training.head_folder import DIAGNOSTICS_NAME, METRICS_NAME, SETTINGS_NAME
+from autodeco_fast.training.head_folder import DIAGNOSTICS_NAME, METRICS_NAME
 from autodeco_fast.training.step import Seen
 
 

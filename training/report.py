@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autodeco_fast import TemperatureHead
+from autodeco_fast.checkpoint import training_settings
 from autodeco_fast.files import atomic_write, output_folder, write_text
 from autodeco_fast.training import report_data as data
 from autodeco_fast.training import report_figures as figures
@@ -20,7 +21,6 @@ from autodeco_fast.training.head_folder import (
     check_every_token,
     check_fits,
     min_p_of,
-    training_settings,
 )
 from autodeco_fast.training.measures import SAMPLE, scanned_model
 from autodeco_fast.training.scan_store import Scan
@@ -106,7 +106,7 @@ def _report(
         head=head,
         folder=head_folder,
         settings=settings,
-        min_p=min_p_of(head, settings, min_p),
+        min_p=min_p_of(head, min_p),
     )
     base = scanned_model(opened[0], model)
     tokenizer = load_tokenizer(model or opened[0].manifest["settings"]["model"])

@@ -103,7 +103,7 @@ def train_on_rewards(
     check_output(config)
     base.check_own()
     if config.head is not None:
-        check_model(config.head, lm_head_fingerprint(base))
+        check_model(config.head, lambda: lm_head_fingerprint(base))
     return _Run(rounds, base, config, Processes(accelerator)).run(on_start, on_round)
 
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from autodeco_fast.checkpoint import CONFIG_NAME
+from autodeco_fast.checkpoint import CONFIG_NAME, SETTINGS_NAME
 from autodeco_fast.files import write_text
 from autodeco_fast.training.config import ScanConfig, TrainConfig, sweep
 from autodeco_fast.training.console import Speed, console_of, counted, progress_bar, say_scanned
@@ -21,7 +21,7 @@ from autodeco_fast.training.data import (
     read_examples,
     stream_examples,
 )
-from autodeco_fast.training.head_folder import METRICS_NAME, SETTINGS_NAME, SWEEP_NAME
+from autodeco_fast.training.head_folder import METRICS_NAME, SWEEP_NAME
 from autodeco_fast.training.processes import Processes, start_accelerator
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.wishes import augmented

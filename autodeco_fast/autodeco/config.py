@@ -1,10 +1,13 @@
 """`AutoDecoConfig`: a base model's configuration, flattened, with AutoDeco's keys beside it."""
 
+from collections.abc import Mapping
+
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from autodeco_fast.autodeco import layout
+from autodeco_fast.errors import foreign
 
 # Given to a configuration but never among its values.
 _PASSED = ("attn_implementation", "experts_implementation")
@@ -43,8 +46,10 @@ class AutoDecoConfig(PreTrainedConfig):
 
         Args:
             name: folder or hub id of the base model.
-            added: as of `layout.flatten`.
+            added: as of `layout.flatten`; the width is by default the one that the base's
+                configuration says, under whichever name.
         """
+        added.setdefault("hidden_size", width_of(base))
         flat = layout.flatten(base.to_dict(), base_model_name_or_path=name, **added)
         return cls(**flat)
 
@@ -80,7 +85,27 @@ class AutoDecoConfig(PreTrainedConfig):
         return layout.flatten(base, base_model_name_or_path=name, **self.added())
 
 
-def _made(settings: dict) -> PreTrainedConfig:
+def width_of(base: PreTrainedConfig) -> object:
+    """Width of what enters a base's output embedding, as its configuration says it under whichever
+    name; None if it does not."""
+    text = base.get_text_config()
+    return layout.width_of(lambda key: getattr(text, key, None))
+
+
+def written_width(base: Mapping) -> object:
+    """`width_of` of a `config.json`.
+
+    Raises:
+        ValueError: if it is none of its model type's.
+    """
+    kind = base.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        return None
+    with foreign("the base model's configuration cannot be read"):
+        return width_of(_made(base))
+
+
+def _made(settings: Mapping) -> PreTrainedConfig:
     """The configuration of a plain model."""
     kind = settings["model_type"]
     if kind not in CONFIG_MAPPING:

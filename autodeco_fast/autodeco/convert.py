@@ -70,15 +70,18 @@ def construct(
             format.
     """
     plain = read_folder(base, "base", weights=False)
-    width = plain.config.get("hidden_size")
+    width = layout.width_of(plain.config.get)
+    if width is None:  # under another name
+        from autodeco_fast.autodeco.config import written_width
+
+        width = written_width(plain.config)
     new = head is None and top_p_head is None
     heads = new_heads(width, seed) if new else read_heads(head, top_p_head, width=width)
     config = layout.flatten(
         plain.config,
         base_model_name_or_path=os.path.abspath(base) if Path(base).is_dir() else base,
-        enable_temperature_head=heads.temperature is not None,
-        enable_top_p_head=heads.top_p is not None,
-        use_enhanced_features=heads.top_p is None or heads.top_p.use_enhanced_features,
+        hidden_size=width,
+        **heads.flags(),
     )
     files = {CONFIG_NAME: _text(config), **plain.carried()}
     with new_folder(output) as draft:
@@ -172,7 +175,9 @@ def split(
 
 
 def load_heads(checkpoint: str) -> Heads:
-    """The heads that a checkpoint uses, in fp32; of a merged one the base model is not read.
+    """The heads that a checkpoint uses, in fp32.
+
+    Of a merged one no file is fetched or read that an index says is the base model's alone.
 
     Args:
         checkpoint: folder or hub id.
@@ -180,7 +185,7 @@ def load_heads(checkpoint: str) -> Heads:
     Raises:
         ValueError: if it is none, or its heads do not fit its configuration.
     """
-    given = read_folder(checkpoint, "checkpoint")
+    given = read_folder(checkpoint, "checkpoint", wanted=layout.is_head)
     config = checked_config(given)
     return heads_of(config, head_tensors(given))
 

@@ -78,7 +78,14 @@ class ModelFolder:
         return {name: inside(self.folder, name) for name in found}
 
 
-def read_folder(name: str, what: str, *, weights: bool = True, **hub: object) -> ModelFolder:
+def read_folder(
+    name: str,
+    what: str,
+    *,
+    weights: bool = True,
+    wanted: Callable[[str], bool] = lambda tensor: True,
+    **hub: object,
+) -> ModelFolder:
     """Reads a local folder, or an id on the Hugging Face hub, which is downloaded.
 
     As in transformers, `model.safetensors` wins over an index of other files.
@@ -86,6 +93,7 @@ def read_folder(name: str, what: str, *, weights: bool = True, **hub: object) ->
     Args:
         what: the setting, for complaints.
         weights: whether to look at the weights, too.
+        wanted: of the files that an index lists, those that hold such a tensor are looked at.
         hub: as of `fetch`.
 
     Raises:
@@ -101,9 +109,11 @@ def read_folder(name: str, what: str, *, weights: bool = True, **hub: object) ->
         return ModelFolder(folder, config, None, {})
     index = read_optional(folder, INDEX_NAME)
     where = str(folder / INDEX_NAME)
-    listed = set() if index is None else set(check_index(index, where).values())
+    weight_map = {} if index is None else check_index(index, where)
+    listed = set(weight_map.values())
+    names = {file for tensor, file in weight_map.items() if wanted(tensor)}
     if str(folder) != name:
-        folder = fetch(name, what, (*extra, *CARRIED, WEIGHTS_NAME, *listed), **hub)
+        folder = fetch(name, what, (*extra, *CARRIED, WEIGHTS_NAME, *names), **hub)
     if (folder / WEIGHTS_NAME).exists() and listed != {WEIGHTS_NAME}:
         index = None
     if index is None and not (folder / WEIGHTS_NAME).exists():
@@ -111,8 +121,8 @@ def read_folder(name: str, what: str, *, weights: bool = True, **hub: object) ->
             f"{what} {name!r} has neither {WEIGHTS_NAME} nor {INDEX_NAME}; other formats, pickle "
             "above all, are not read"
         )
-    names = sorted(listed) if index is not None else [WEIGHTS_NAME]
-    files = {file: tensor_files.read(inside(folder, file)) for file in names}
+    names = names if index is not None else {WEIGHTS_NAME}
+    files = {file: tensor_files.read(inside(folder, file)) for file in sorted(names)}
     if index is not None:
         _check_against_index(index["weight_map"], files, where)
     return ModelFolder(folder, config, index, files)
@@ -147,9 +157,9 @@ def read_optional(folder: Path, name: str) -> dict | None:
 def _check_against_index(
     weight_map: Mapping[str, str], files: Mapping[str, TensorFile], where: str
 ) -> None:
-    """Raises ValueError if files hold other tensors than the index says."""
+    """Raises ValueError if files hold other tensors than the index says. It may list more files."""
     for name, file in weight_map.items():
-        if name not in files[file].tensors:
+        if file in files and name not in files[file].tensors:
             raise ValueError(f"{where}: {name!r} is not in {file}")
     for file, content in files.items():
         for name in content.tensors:

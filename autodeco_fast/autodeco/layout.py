@@ -8,7 +8,7 @@ are in a file whatever the `enable_…` flags say: those say which of them are u
 Plain dictionaries, so that files can be taken apart without building a model.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 
 from autodeco_fast.values import require, text, whole
@@ -60,7 +60,7 @@ def flatten(
     Args:
         base: the base model's `config.json`.
         base_model_name_or_path: folder or hub id of the base model; None where it is in no file.
-        hidden_size: width of what enters the output embedding; the base's `hidden_size` if None.
+        hidden_size: width of what enters the output embedding; what `width_of` says if None.
         enable_temperature_head: whether T is predicted.
         enable_top_p_head: whether top-p is predicted.
         use_enhanced_features: whether the top-p head reads the four numbers of `prob_stats`.
@@ -70,7 +70,7 @@ def flatten(
     """
     if base.get("model_type") == MODEL_TYPE:
         raise ValueError(f"the base model must be a plain one, got model_type {MODEL_TYPE!r}")
-    width = base.get("hidden_size") if hidden_size is None else hidden_size
+    width = width_of(base.get) if hidden_size is None else hidden_size
     config = {
         **base,
         "architectures": [ARCHITECTURE],
@@ -85,6 +85,17 @@ def flatten(
     }
     require(knows_its_base(config), "model_type of the base", base.get("model_type"), "a name")
     return check_config(config, "the base model's configuration")
+
+
+def width_of(value: Callable[[str], object]) -> object:
+    """Width of what enters a base's output embedding, as its configuration says it; None if it does
+    not.
+
+    Args:
+        value: of a key of the configuration, None if it has none.
+    """
+    # OPT projects its hidden states to the width of its embeddings.
+    return value("word_embed_proj_dim") or value("hidden_size")
 
 
 def knows_its_base(config: Mapping) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from autodeco_fast import causal_lm
 from autodeco_fast.autodeco import layout
@@ -68,7 +69,7 @@ def load(
     else:
         base = settings["base_model_name_or_path"] if base_model is None else _name(base_model)
         llm, stored = _base(given, settings, base, {**hub, **options})
-    width = llm.get_output_embeddings().weight.shape[-1]
+    width = causal_lm.embedding_width(llm)
     if width != settings["temperature_hidden_size"]:
         raise ValueError(
             f"the heads of {str(given.folder)!r} read hidden states of width "
@@ -103,7 +104,17 @@ def _base(
     with foreign(complaint):
         config = AutoConfig.from_pretrained(base, **of_hub).to_dict()
     layout.check_base(settings, config, f"base model {base!r}")
+    options = {"generation_config": _generation_config(given), **options}
     return causal_lm.load(base, what="base model", complaint=complaint, **options), config
+
+
+def _generation_config(given: ModelFolder) -> GenerationConfig | None:
+    """What `generate` takes by default, where the checkpoint says it."""
+    settings = read_optional(given.folder, GENERATION_CONFIG_NAME)
+    if settings is None:
+        return None
+    with foreign(f"{given.folder / GENERATION_CONFIG_NAME} cannot be read"):
+        return GenerationConfig.from_dict(settings)
 
 
 def _merged_base(
@@ -158,7 +169,7 @@ def _lost_type(given: ModelFolder, settings: Mapping, base_model: str | os.PathL
 
 def heads_device(llm: PreTrainedModel) -> torch.device:
     """Where heads belong: beside the output embedding; where that is offloaded, on the CPU."""
-    device = llm.get_output_embeddings().weight.device
+    device = causal_lm.embedding_device(llm)
     return torch.device("cpu") if device.type == "meta" else device
 
 

@@ -32,9 +32,12 @@ from autodeco_fast.autodeco import loading, saving
 from autodeco_fast.autodeco.config import AutoDecoConfig
 from autodeco_fast.autodeco.layout import MODEL_TYPE
 from autodeco_fast.autodeco.losses import heads_losses
+from autodeco_fast.causal_lm import embedding_width
 from autodeco_fast.generation import Attachment, attach
 from autodeco_fast.heads import TemperatureHead, TopPHead
 from autodeco_fast.policies import AutoDecoPolicy
+from autodeco_fast.policies.autodeco import predicted_top_p
+from autodeco_fast.policies.temperature import predicted
 from autodeco_fast.values import require
 
 _ATTACHING = threading.Lock()
@@ -88,13 +91,19 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
         if llm is None:
             options = {"attn_implementation": attention} if attention else {}
             llm = AutoModelForCausalLM.from_config(config.base_config(), **options)
+        width = embedding_width(llm)
+        expected = config.temperature_hidden_size, config.top_p_hidden_size
+        if expected != (width, width):
+            raise ValueError(
+                f"temperature_hidden_size, top_p_hidden_size must be {width} both, the width of "
+                f"what enters the output embedding of {type(llm).__name__}, got {expected}"
+            )
         self.llm = llm.requires_grad_(False)
         config._attn_implementation = llm.config._attn_implementation
         # fp32 whatever dtype transformers makes modules in meanwhile
-        temperature, top_p = config.temperature_hidden_size, config.top_p_hidden_size
         enhanced = config.use_enhanced_features
-        self.temp_head = TemperatureHead(temperature).float() if used[0] else None
-        self.top_p_head = TopPHead(top_p, enhanced).float() if used[1] else None
+        self.temp_head = TemperatureHead(width).float() if used[0] else None
+        self.top_p_head = TopPHead(width, enhanced).float() if used[1] else None
         self._attachment: Attachment | None = None
         self._dequantized = False  # see `loading.Loaded`
         self.post_init()
@@ -152,26 +161,33 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
-        *,
-        heads_only: bool = True,
         is_main_process: bool = True,
         state_dict: dict[str, torch.Tensor] | None = None,
+        *,
+        heads_only: bool = True,
         max_shard_size: int | str = "50GB",
+        save_function: object = None,
+        safe_serialization: bool = True,
     ) -> None:
         """Writes a checkpoint in the released format.
+
+        What is written is said by the heads that the model has, whatever its configuration says.
 
         Args:
             save_directory: a folder, made if it is missing; files of an earlier checkpoint in it
                 are replaced, each whole or not at all.
-            heads_only: the heads and the base model's name, as the released trainer saves; False
-                writes the base model, too.
             is_main_process: whether this process writes.
             state_dict: where the heads' weights are, if the model's own are not all of them.
+            heads_only: the heads and the base model's name, as the released trainer saves; False
+                writes the base model, too.
             max_shard_size: of a file of the base model's weights.
+            save_function, safe_serialization: ignored, as plain models of transformers 5 do; files
+                are safetensors.
 
         Raises:
-            ValueError: for heads alone whose base model has no name, a base model that was
-                dequantised on its way in, or weights that are not finite; nothing is written.
+            ValueError: for heads alone whose base model has no name, or in the place of a base
+                model; for heads that the format cannot express or that are not finite, or a base
+                model that was dequantised on its way in; nothing is written.
         """
         if is_main_process:
             saving.save(
@@ -252,16 +268,13 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """T and top-p of `hidden [B, L, H]` and `logits [B, L, V]`, `[B, L]` fp32 on the latter's
         device; T is 1 without a temperature head."""
-        device = self._heads_device()
-        hidden = hidden.to(device)
         if self.temp_head is None:
-            T = torch.ones(hidden.shape[:-1], device=device)
+            T = torch.ones(hidden.shape[:-1], device=hidden.device)
         else:
-            T = self.temp_head(hidden.to(self.temp_head.mlp[0].weight.dtype))
+            T = predicted(self.temp_head, hidden)
         if self.top_p_head is None:
             return T.to(logits.device), None
-        features = self.top_p_head.features(logits, T)
-        top_p = self.top_p_head(hidden, T.detach(), features).float()
+        top_p = predicted_top_p(self.top_p_head, hidden, T, logits)
         return T.to(logits.device), top_p.to(logits.device)
 
     def generate(self, *args, **kwargs):
@@ -332,9 +345,6 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
     def _heads(self) -> list[nn.Module]:
         """Those that are used."""
         return [head for head in (self.temp_head, self.top_p_head) if head is not None]
-
-    def _heads_device(self) -> torch.device:
-        return next(self._heads()[0].parameters()).device
 
 
 @contextmanager

@@ -3,6 +3,7 @@ place, the configuration last."""
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +15,29 @@ from safetensors.torch import save_file
 from autodeco_fast.autodeco import layout, tensor_files
 from autodeco_fast.autodeco.config import AutoDecoConfig
 from autodeco_fast.autodeco.convert import elements, index_of
-from autodeco_fast.autodeco.folder import BASE_CONFIG_NAME, BASE_INDEX_NAME, read_folder
+from autodeco_fast.autodeco.folder import (
+    BASE_CONFIG_NAME,
+    BASE_INDEX_NAME,
+    read_folder,
+    read_optional,
+)
 from autodeco_fast.autodeco.layout import BASE_PREFIX, CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
+from autodeco_fast.autodeco.own_heads import Heads
 from autodeco_fast.autodeco.tensor_files import TensorFile
+from autodeco_fast.causal_lm import embedding_width
 from autodeco_fast.checkpoint import check_finite
-from autodeco_fast.files import atomic_write
+from autodeco_fast.files import atomic_write, put
 
 if TYPE_CHECKING:
     from autodeco_fast.autodeco.model import AutoDecoModelForCausalLM
 
 
+_DTYPES = {  # as safetensors names them
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
 _OF_WEIGHTS = (INDEX_NAME, BASE_CONFIG_NAME, BASE_INDEX_NAME)
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
@@ -50,20 +64,48 @@ def save(
         )
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise ValueError(f"save_directory must be a folder, got {folder!r}, which is a file")
-    heads = _heads(model.state_dict() if state_dict is None else state_dict)
-    check_finite(heads, f"the heads for {folder!r}")
     target = Path(folder)
+    if heads_only:
+        _refuse_a_base(target, name)
+    width = embedding_width(model.llm)
+    heads = Heads(model.temp_head, model.top_p_head)
+    heads.check(width)
+    config = AutoDecoConfig.of(model.llm.config, name, hidden_size=width, **heads.flags())
+    tensors = _heads(model.state_dict() if state_dict is None else state_dict)
+    found = {each: (_DTYPES.get(t.dtype, str(t.dtype)), t.shape) for each, t in tensors.items()}
+    layout.check_heads(config.to_dict(), found, f"the heads for {folder!r}")
+    check_finite(tensors, f"the heads for {folder!r}")
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".draft-") as made:
         draft = Path(made)
         metadata = {"format": "pt"}
-        atomic_write(draft / WEIGHTS_NAME, lambda path: save_file(heads, path, metadata=metadata))
+        atomic_write(draft / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata=metadata))
         model.generation_config.save_pretrained(draft)
         if not heads_only:
             _join_base(model, draft, max_shard_size)
-        config = AutoDecoConfig.of(model.llm.config, name, **model.config.added())
         (draft / CONFIG_NAME).write_text(config.to_json_string())
         _put(draft, target)
+
+
+def _refuse_a_base(target: Path, base: str) -> None:
+    """That heads alone take no base model's place.
+
+    Raises:
+        ValueError: if the folder holds weights that are no head's, another model's configuration,
+            or is where the named base model lies.
+    """
+    if not target.is_dir():
+        return
+    config = read_optional(target, CONFIG_NAME) or {}
+    files = [path for path in sorted(target.iterdir()) if _WEIGHTS.fullmatch(path.name)]
+    names = (name for path in files for name in tensor_files.read(path).tensors)
+    is_own = os.path.isdir(base) and os.path.samefile(base, target)
+    is_plain = config.get("model_type") not in (None, layout.MODEL_TYPE)
+    if is_own or is_plain or not all(map(layout.is_head, names)):
+        raise ValueError(
+            f"save_directory {str(target)!r} holds a base model, whose place heads alone would "
+            "take: name another folder, or pass heads_only=False"
+        )
 
 
 def _heads(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -90,16 +132,17 @@ def _join_base(model: "AutoDecoModelForCausalLM", draft: Path, max_shard_size: i
     if base.index is not None:
         index = index_of(files, base.index, more=elements(heads.tensors))
         (draft / INDEX_NAME).write_text(index)
+    shutil.rmtree(draft / "base")
+    (draft / "heads").unlink()
 
 
 def _put(draft: Path, target: Path) -> None:
     """Moves the draft's files, and removes those of an earlier checkpoint that would contradict
     them."""
-    new = {path.name for path in draft.iterdir() if path.is_file() and path.name != "heads"}
-    (target / CONFIG_NAME).unlink(missing_ok=True)  # what lies there is no checkpoint meanwhile
-    for path in target.iterdir():
-        stale = path.name in _OF_WEIGHTS or _WEIGHTS.fullmatch(path.name)
-        if stale and path.name not in new:
-            path.unlink()
-    for name in sorted(new, key=lambda name: name == CONFIG_NAME):
-        os.replace(draft / name, target / name)
+    new = {path.name for path in draft.iterdir()}
+    stale = [
+        path
+        for path in target.iterdir()
+        if path.name not in new and (path.name in _OF_WEIGHTS or _WEIGHTS.fullmatch(path.name))
+    ]
+    put(draft, target, stale=stale, last=CONFIG_NAME)

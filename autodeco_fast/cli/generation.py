@@ -42,11 +42,18 @@ def demo(
 
 def generate(
     model: Annotated[str, typer.Option(help="folder or hub id of a causal language model")],
-    head: Annotated[str, typer.Option(help="folder or hub id of a temperature head")],
+    head: Annotated[
+        str,
+        typer.Option(
+            help="folder or hub id of a temperature head, with AutoDeco's top-p head in it or not, "
+            "or of an AutoDeco checkpoint"
+        ),
+    ],
     prompt: Annotated[str, typer.Option(help="text to continue")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens after the prompt")] = 64,
     min_p: Annotated[
-        float | None, typer.Option(help="the cut, in (0, 1]; by default the head's own")
+        float | None,
+        typer.Option(help="the cut, in (0, 1]; by default the head's own, with two heads none"),
     ] = None,
     scale: Annotated[float, typer.Option(help="factor on T; must be positive")] = 1.0,
     t_min: Annotated[float, typer.Option(help="lowest T, after the factor; must be ≥ 0")] = 0.0,
@@ -62,23 +69,21 @@ def generate(
     if min_p is not None:
         require(0 < min_p <= 1, "min_p", min_p, "in (0, 1]")
     check_text("prompt", prompt)
-    from autodeco_fast import TemperatureHead
-    from autodeco_fast.policies import HeadPolicy
+    from autodeco_fast.policies.folder import load_policy
 
-    loaded = TemperatureHead.from_pretrained(head)
-    policy = HeadPolicy(head=loaded, min_p=min_p, scale=scale, t_min=t_min, t_max=t_max)
-    tokenizer, inputs = _inputs(model, loaded.hidden_size, prompt, max_new_tokens, chat=chat)
+    cut = {} if min_p is None else {"min_p": min_p}
+    policy = load_policy(head, scale=scale, t_min=t_min, t_max=t_max, **cut)
+    tokenizer, inputs = _inputs(model, policy.hidden_size, prompt, max_new_tokens, chat=chat)
     import torch
     from transformers import TextStreamer
 
     from autodeco_fast import attach
     from autodeco_fast.training.base_model import load_causal_lm, wrap
-    from autodeco_fast.training.head_folder import check_model, training_settings
+    from autodeco_fast.training.head_folder import check_model
     from autodeco_fast.training.scan import lm_head_fingerprint
 
     base = load_causal_lm(model).eval()
-    if training_settings(Path(head)):
-        check_model(Path(head), lm_head_fingerprint(wrap(base)))
+    check_model(head, lambda: lm_head_fingerprint(wrap(base)))
     base.to("cuda" if torch.cuda.is_available() else "cpu")
     with attach(base, policy):
         base.generate(

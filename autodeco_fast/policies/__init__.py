@@ -7,6 +7,7 @@ entropy.py      T from the entropy of the row
 rules.py        cuts from the row's logits: top-nσ, p-less, Min-k
 adaptive_p.py   probabilities near a target, with a memory
 masking.py      a cut as −inf, for samplers other than ours
+folder.py       the policy of the heads in a folder
 text.py         policies written as text, `static T=0.7 min_p=0.1`
 
 All of them draw with `sample` and `linear_sample`; `attach(model, policy)` makes `generate` follow

@@ -3,15 +3,13 @@
 import os
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from autodeco_fast.autodeco.convert import load_heads
-from autodeco_fast.autodeco.own_heads import TOP_P_FOLDER, Heads
-from autodeco_fast.checkpoint import CONFIG_NAME
-from autodeco_fast.heads import TemperatureHead, TopPHead
+from autodeco_fast.autodeco.own_heads import OWN_FILES, TOP_P_FOLDER, own_heads
+from autodeco_fast.checkpoint import fetch
 from autodeco_fast.options import documented, option
 from autodeco_fast.policies.base import Cut, Picked, Policy
 from autodeco_fast.policies.temperature import predicted
@@ -60,14 +58,19 @@ class AutoDecoPolicy(Policy):
 
     @classmethod
     def load(cls, folder: str | os.PathLike, **options) -> "AutoDecoPolicy":
-        """Of a folder that `train --objective autodeco_joint` wrote, or an AutoDeco checkpoint:
-        its folder or hub id, with the base model or without.
+        """Of what `train --objective autodeco_joint` or `split` wrote, or an AutoDeco checkpoint
+        with its base model or without: a folder or hub id.
 
         Raises:
             ValueError: if there are no such heads, or for an option out of range.
         """
         folder = os.fspath(folder)
-        heads = _own_heads(Path(folder)) or load_heads(folder)
+        own = own_heads(fetch(folder, "checkpoint", OWN_FILES))
+        if own is not None and own.top_p is None:
+            raise ValueError(
+                f"head folder {folder!r} has no {TOP_P_FOLDER}/: head=FOLDER is one head alone"
+            )
+        heads = own or load_heads(folder)
         return cls(head=heads.temperature, top_p_head=heads.top_p, folder=folder, **options)
 
     @property
@@ -85,11 +88,7 @@ class AutoDecoPolicy(Policy):
         T = self._ruled(hidden, logits)
         if self.top_p_head is None:
             return Picked(self._in_range(T))
-        weight = next(self.top_p_head.parameters())
-        features = self.top_p_head.features(logits, T) if self.reads_logits else None
-        top_p = self.top_p_head(hidden.to(weight.device), T.to(weight.device), features)
-        top_p = top_p.to(device=hidden.device, dtype=torch.float32).clamp(min=_LEAST)
-        return Picked(self._in_range(T), top_p)
+        return Picked(self._in_range(T), predicted_top_p(self.top_p_head, hidden, T, logits))
 
     def cut(self, scaled: torch.Tensor | None) -> Cut:
         return Cut(min_p=self.min_p, top_k=self.top_k)
@@ -110,13 +109,20 @@ class AutoDecoPolicy(Policy):
         return [f"autodeco={shlex.quote(self.folder or '<in memory>')}", *options]
 
 
-def _own_heads(folder: Path) -> Heads | None:
-    """Those in this library's folders; None if it is none of them."""
-    if not (folder / CONFIG_NAME).is_file():
-        return None
-    if not (folder / TOP_P_FOLDER).is_dir():
-        raise ValueError(
-            f"head folder {str(folder)!r} has no {TOP_P_FOLDER}/: head=FOLDER is one head alone"
-        )
-    top_p_head = TopPHead.from_pretrained(folder / TOP_P_FOLDER)
-    return Heads(TemperatureHead.from_pretrained(folder), top_p_head)
+def predicted_top_p(
+    top_p_head: nn.Module,
+    hidden: torch.Tensor,
+    temperature: torch.Tensor,
+    logits: torch.Tensor | None,
+) -> torch.Tensor:
+    """Top-p of `hidden [..., H]`, `[...]` fp32 in (0, 1], on its device; no gradient but the
+    head's.
+
+    Args:
+        temperature: T as it is predicted, `[...]`.
+        logits: the model's own, `[..., V]`; None if the head does not read them.
+    """
+    device, T = next(top_p_head.parameters()).device, temperature.detach()
+    features = None if logits is None else top_p_head.features(logits, T)
+    top_p = top_p_head(hidden.to(device), T.to(device), features)
+    return top_p.to(device=hidden.device, dtype=torch.float32).clamp(min=_LEAST)

@@ -10,13 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autodeco_fast.autodeco.layout import CONFIG_NAME as MODEL_CONFIG_NAME
-from autodeco_fast.autodeco.own_heads import TOP_P_FOLDER
-from autodeco_fast.checkpoint import CONFIG_NAME, fetch
+from autodeco_fast.checkpoint import CONFIG_NAME
 from autodeco_fast.options import Options, documented, option
-from autodeco_fast.policies.autodeco import AutoDecoPolicy
+from autodeco_fast.policies import folder
 from autodeco_fast.policies.base import Policy
-from autodeco_fast.policies.fixed import HeadPolicy
 from autodeco_fast.values import require
 
 if TYPE_CHECKING:
@@ -100,18 +97,5 @@ def head_of(config: "VllmConfig") -> str | None:
 
 
 def load_policy(name: str) -> Policy:
-    """The policy of a head: its T and Min-P, or of AutoDeco's two heads their T and top-p.
-
-    Raises:
-        ValueError: if there is no such head.
-    """
-    folder = fetch(name, "autodeco_head", (CONFIG_NAME, MODEL_CONFIG_NAME, f"{TOP_P_FOLDER}/*"))
-    is_own = (folder / CONFIG_NAME).is_file()
-    if not is_own and not (folder / MODEL_CONFIG_NAME).is_file():
-        raise ValueError(
-            f"autodeco_head must be the folder of a head or of an AutoDeco checkpoint, got {name!r}"
-            f", which has neither {CONFIG_NAME} nor {MODEL_CONFIG_NAME}"
-        )
-    if is_own and not (folder / TOP_P_FOLDER).is_dir():
-        return HeadPolicy.load(name)
-    return AutoDecoPolicy.load(name)
+    """The policy of `autodeco_head`; see `policies.folder.load_policy`."""
+    return folder.load_policy(name, "autodeco_head")
