@@ -146,7 +146,7 @@ def test_an_output_embedding_without_a_weight(kind):
 class OneNumber(nn.Module):
     def __init__(self, shape):
         super().__init__()
-        self.shape, self.hidden_size = shape, 32
+        self.shape = shape
 
     def forward(self, hidden):
         return torch.full((*hidden.shape[:-1], *self.shape), 1e-4)

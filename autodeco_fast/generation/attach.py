@@ -8,6 +8,7 @@ from torch import nn
 from transformers import GenerationMixin
 
 from autodeco_fast.autodeco.layout import MODEL_TYPE
+from autodeco_fast.causal_lm import embedding_width
 from autodeco_fast.generation.attachment import Attachment
 from autodeco_fast.policies.autodeco import AutoDecoPolicy
 from autodeco_fast.policies.base import Policy
@@ -137,10 +138,7 @@ def attach(
     policy = _policy(head_or_policy, top_p_head, scale, min_p=min_p, t_min=t_min, t_max=t_max)
     if model.config.is_encoder_decoder:
         raise ValueError("attach() needs a decoder-only model")
-    embedding = model.get_output_embeddings()
-    if embedding is None:
-        raise ValueError(f"{type(model).__name__} has no output embedding")
-    width = getattr(embedding, "in_features", None) or embedding.weight.shape[-1]
+    width = embedding_width(model)
     if policy.hidden_size not in (None, width):
         raise ValueError(
             f"the head reads hidden states of width {policy.hidden_size}, the model's have {width}"

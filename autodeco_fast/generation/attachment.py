@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin
 
+from autodeco_fast.causal_lm import embedding_device
 from autodeco_fast.generation import loop
 from autodeco_fast.generation.copies import plain_copy, shared_tensors
 from autodeco_fast.generation.gate import Call, Gate, Record, Unscaled, install
@@ -183,9 +184,8 @@ class Attachment:
 
     @property
     def device(self) -> torch.device:
-        """That of the output embedding; the model's, where that keeps its weight otherwise."""
-        tensors = (*self.embedding.parameters(), *self.embedding.buffers())
-        return next((t.device for t in tensors), None) or self.model.device
+        """That of the output embedding."""
+        return embedding_device(self.model)
 
     def _warn_of(self, policy: Policy) -> None:
         """Once: a cut other than the one that the head was trained and calibrated for."""

@@ -69,7 +69,7 @@ class HeadPolicy(FixedCut):
 
     @property
     def hidden_size(self) -> int | None:
-        return self.head.hidden_size
+        return getattr(self.head, "hidden_size", None)
 
     @property
     def trained_min_p(self) -> float | None:
