@@ -16,6 +16,7 @@ from autodeco_fast.training.eval_page import PROMPTS, show_tables, tables
 from autodeco_fast.training.shading import colour, token_texts
 from tests.browser import BROWSER, opened
 from tests.evaluations import POLICIES, run, samples_of, write_prompts
+from tests.tokenizers_of_kinds import TEXT, every_tokenizer, tokenizer_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -134,6 +135,16 @@ def test_texts_of_tokens_make_the_text():
     assert "" in texts
     assert not any("\ufffd" in t for t in texts)
     assert token_texts(tokenizer, []) == []
+
+
+@every_tokenizer
+def test_texts_of_tokens_make_the_text_of_any_tokenizer(kind):
+    tokenizer = tokenizer_of(kind)
+    ids = tokenizer(TEXT).input_ids
+    texts = token_texts(tokenizer, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == TEXT
+    assert not any("\ufffd" in t for t in texts)
 
 
 def test_colours_go_from_white_to_orange():

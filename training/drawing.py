@@ -10,8 +10,8 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from autodeco_fast.training.eval_requests import cut_at_stop
+from autodeco_fast.training.shading import BROKEN
 
-_BROKEN = "\ufffd"  # what a tokenizer makes of a part of a character
 _LEAD_IN = 8  # ids of a prompt at most
 
 
@@ -20,6 +20,9 @@ class LeadIn(NamedTuple):
 
     ids: Sequence[int] = ()
     text: str = ""
+
+
+_NOTHING = LeadIn()
 
 
 class StopStrings:
@@ -36,7 +39,7 @@ class StopStrings:
         # Decoded alone, a token may lose the space it begins with.
         any_token = " " in last
         self._may_end = torch.tensor(
-            [any_token or _BROKEN in text or not last.isdisjoint(text) for text in texts],
+            [any_token or BROKEN in text or not last.isdisjoint(text) for text in texts],
             dtype=torch.bool,
             device=device,
         )
@@ -64,12 +67,12 @@ def lead_in(tokenizer, content: str | list[dict], ids: list[int]) -> LeadIn:
     if isinstance(content, str):
         for n in range(1, min(len(ids), _LEAD_IN) + 1):
             text = decode(tokenizer, ids[-n:])
-            if text and _BROKEN not in text:
+            if text and BROKEN not in text:
                 return LeadIn(ids[-n:], text)
-    return LeadIn()
+    return _NOTHING
 
 
-def decode(tokenizer, ids: Sequence[int], lead: LeadIn = LeadIn()) -> str:
+def decode(tokenizer, ids: Sequence[int], lead: LeadIn = _NOTHING) -> str:
     """Text without special tokens, spaces as they are: what ids add to the text before them."""
     how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     text = tokenizer.decode([*lead.ids, *ids], **how)
