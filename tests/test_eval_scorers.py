@@ -117,6 +117,12 @@ def test_json_of_the_first_line_only():
     assert score("json", "", keys=["a"], first_line=True) == 0
 
 
+def test_a_line_of_json_ends_with_the_line_and_not_within_a_text():
+    """Unicode's other ends of lines may stand in JSON's texts."""
+    for sign in "\u2028\u2029\x85":
+        assert score("json", f'{{"a": "x{sign}y"}}\r\nmore', keys=["a"], first_line=True) == 1
+
+
 def test_records_are_the_same_in_any_order_and_spacing():
     scorer, fields = load_scorer("json"), {"keys": ["a", "b"]}
     one, other = '{"a": 1, "b": {"x": 1, "y": 2}}', '{ "b":{"y":2,"x":1},"a":1 }'

@@ -37,7 +37,7 @@ def _llama() -> Tokenizer:
     words = "▁ e a t h c s m o n i d r f . : ▁t ▁c ▁s ▁m he ▁the at ▁cat ▁sat ▁mat ▁on".split()
     letters = sorted(set("DieGrdrTuvThcatsonm") - set(words))
     merges = [("▁", "t"), ("▁", "c"), ("▁", "s"), ("▁", "m"), ("h", "e"), ("▁t", "he"), ("a", "t"),
-              ("▁c", "at"), ("▁s", "at"), ("▁m", "at"), ("▁o", "n")]  # fmt: skip
+              ("▁c", "at"), ("▁s", "at"), ("▁m", "at"), ("▁", "o"), ("▁o", "n")]  # fmt: skip
     names = dict.fromkeys(["<unk>", *byte_tokens, *words, "▁o", *letters])
     made = Tokenizer(
         models.BPE(
