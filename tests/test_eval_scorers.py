@@ -1,6 +1,7 @@
 """Scorers on what models write, and on what nobody should."""
 
 import json
+import sys
 import threading
 
 import numpy as np
@@ -317,6 +318,32 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
         with pytest.raises(ValueError, match=r"^scorer ") as caught:
             load_scorer(name)
         assert words in str(caught.value)
+
+
+def test_a_file_may_hold_dataclasses_and_import_its_neighbours(tmp_path, monkeypatch):
+    """As when Python runs it; what stands in the working directory is found, too."""
+    there, here, before = tmp_path / "there", tmp_path / "here", list(sys.path)
+    there.mkdir()
+    here.mkdir()
+    (there / "neighbour_of_rules.py").write_text("def value():\n    return 2.0\n")
+    (here / "rules_of_here.py").write_text("LEAST = 1.0\n")
+    (there / "json.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from neighbour_of_rules import value\nfrom rules_of_here import LEAST\n"
+        "@dataclass\nclass Found:\n    x: float\n"
+        "def f(completions):\n    return [Found(value() - LEAST).x for _ in completions]\n"
+    )
+    monkeypatch.chdir(here)
+    assert load_scorer("../there/json.py:f").scores([Prompt(1, {"prompt": "p"})], ["x"]) == [1.0]
+    assert sys.path == before
+    assert sys.modules["json"] is json
+    (there / "broken.py").write_text(
+        "import sys\nmine = __name__\nassert mine in sys.modules\n1 / 0"
+    )
+    known = set(sys.modules)
+    with pytest.raises(ValueError, match="ZeroDivisionError"):
+        load_scorer("../there/broken.py:f")
+    assert set(sys.modules) == known
 
 
 def test_another_text_of_the_function_is_another_scorer(tmp_path):

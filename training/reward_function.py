@@ -5,11 +5,12 @@ import importlib.util
 import inspect
 import math
 import numbers
+import re
 import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,7 @@ Completion = str | list[dict]  # a chat's is one message of the assistant
 def load_function(name: str, spec: str) -> Callable:
     """The function that `module:function` or `file.py:function` names.
 
-    Modules are looked for in the working directory, too.
+    Modules are looked for in the working directory, too; while a file runs, beside it first.
 
     Args:
         name: of the setting, for complaints.
@@ -42,15 +43,32 @@ def load_function(name: str, spec: str) -> Callable:
 
 def _imported(where: str) -> ModuleType:
     if not where.endswith(".py"):
-        sys.path.insert(0, "")
-        try:
+        with _looked_in(""):
             return importlib.import_module(where)
-        finally:
-            sys.path.remove("")
-    spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+    path = Path(where).resolve()
+    name = re.sub(r"\W", "_", str(path))  # no other module's, and no package's
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # where dataclasses look up the names of their types
+    try:
+        with _looked_in(str(path.parent), ""):
+            spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     return module
+
+
+@contextmanager
+def _looked_in(*folders: str) -> Iterator[None]:
+    """Modules are looked for in some folders before all others."""
+    sys.path[:0] = folders
+    try:
+        yield
+    finally:
+        for folder in folders:
+            with suppress(ValueError):  # a module may change the list, too
+                sys.path.remove(folder)
 
 
 def accepted(function: Callable, given: dict[str, object]) -> dict[str, object]:
