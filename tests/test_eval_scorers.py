@@ -326,15 +326,17 @@ def test_a_file_may_hold_dataclasses_and_import_its_neighbours(tmp_path, monkeyp
     there.mkdir()
     here.mkdir()
     (there / "neighbour_of_rules.py").write_text("def value():\n    return 2.0\n")
+    (there / "late_neighbour.py").write_text("ADDED = 2.0\n")
     (here / "rules_of_here.py").write_text("LEAST = 1.0\n")
     (there / "json.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
         "from neighbour_of_rules import value\nfrom rules_of_here import LEAST\n"
         "@dataclass\nclass Found:\n    x: float\n"
-        "def f(completions):\n    return [Found(value() - LEAST).x for _ in completions]\n"
+        "def f(completions):\n    from late_neighbour import ADDED\n"
+        "    return [Found(value() - LEAST).x + ADDED for _ in completions]\n"
     )
     monkeypatch.chdir(here)
-    assert load_scorer("../there/json.py:f").scores([Prompt(1, {"prompt": "p"})], ["x"]) == [1.0]
+    assert load_scorer("../there/json.py:f").scores([Prompt(1, {"prompt": "p"})], ["x"]) == [3.0]
     assert sys.path == before
     assert sys.modules["json"] is json
     (there / "broken.py").write_text(

@@ -22,7 +22,7 @@ Completion = str | list[dict]  # a chat's is one message of the assistant
 def load_function(name: str, spec: str) -> Callable:
     """The function that `module:function` or `file.py:function` names.
 
-    Modules are looked for in the working directory, too; while a file runs, beside it first.
+    Modules are looked for in the working directory, too, and beside a file first.
 
     Args:
         name: of the setting, for complaints.
@@ -43,7 +43,7 @@ def load_function(name: str, spec: str) -> Callable:
 
 def _imported(where: str) -> ModuleType:
     if not where.endswith(".py"):
-        with _looked_in(""):
+        with _importing(where):
             return importlib.import_module(where)
     path = Path(where).resolve()
     name = re.sub(r"\W", "_", str(path))  # no other module's, and no package's
@@ -51,7 +51,7 @@ def _imported(where: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses look up the names of their types
     try:
-        with _looked_in(str(path.parent), ""):
+        with _importing(where):
             spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)
@@ -60,8 +60,10 @@ def _imported(where: str) -> ModuleType:
 
 
 @contextmanager
-def _looked_in(*folders: str) -> Iterator[None]:
-    """Modules are looked for in some folders before all others."""
+def _importing(where: str) -> Iterator[None]:
+    """Around a module that runs, or a function of it: what stands beside a file and in the working
+    directory is found before all else."""
+    folders = [str(Path(where).resolve().parent), ""] if where.endswith(".py") else [""]
     sys.path[:0] = folders
     try:
         yield
@@ -115,7 +117,8 @@ def rewards_of(
         ValueError: if it raises, or returns anything else.
     """
     given = {"prompts": prompts, "completions": completions, **columns}
-    with _located(function), foreign(f"{name} {spec!r} failed"):
+    where = spec.rpartition(":")[0]
+    with _importing(where), _located(function), foreign(f"{name} {spec!r} failed"):
         returned = function(**accepted(function, given))
         returned = returned.tolist() if hasattr(returned, "tolist") else returned
         is_list = isinstance(returned, Iterable) and not isinstance(returned, (str, bytes, Mapping))
