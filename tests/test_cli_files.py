@@ -175,6 +175,15 @@ def test_options_win_over_the_file(scan, tmp_path):
     assert settings["min_p"] == 0.2
 
 
+def test_switches_win_over_the_file_too(scan, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("resume: true\n")
+    options = ("train", "--config", path, "--scan", scan, "--output", tmp_path / "out")
+    assert command(*options, "--max-steps", 1, "--no-resume").returncode == 0
+    assert "there is nothing to resume" in command(*options, "--max-steps", 1).stderr
+    assert_refuses(command(*options, "--no-resume"), "holds a head already")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

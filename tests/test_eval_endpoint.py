@@ -1,6 +1,7 @@
 """Evaluation against an OpenAI-compatible server: one on this machine's loopback."""
 
 import json
+import signal
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -111,12 +112,26 @@ def test_asks_for_each_sample_once_under_its_seed(prompts):
         assert body["max_tokens"] == 9
         assert body["stop"] == ["\n"]
         assert ("messages" in body) == ("chat" in path) != ("prompt" in body)
-    fields = {tuple(sorted((k, v) for k, v in body.items()
-                           if k in ("temperature", "top_p", "min_p", "top_k")))
-              for _, body in asked}  # fmt: skip
+    said = ("temperature", "top_p", "min_p", "top_k", "repetition_penalty")
+    fields = {
+        tuple(sorted((name, value) for name, value in body.items() if name in said))
+        for _, body in asked
+    }
     assert fields == {
-        (("min_p", 0.1), ("temperature", 0.7)),
-        (("temperature", 1.0), ("top_k", 40), ("top_p", 0.9)),
+        (
+            ("min_p", 0.1),
+            ("repetition_penalty", 1.0),
+            ("temperature", 0.7),
+            ("top_k", -1),
+            ("top_p", 1.0),
+        ),
+        (
+            ("min_p", 0.0),
+            ("repetition_penalty", 1.0),
+            ("temperature", 1.0),
+            ("top_k", 40),
+            ("top_p", 0.9),
+        ),
     }
     seeds = Counter(body["seed"] for _, body in asked)
     assert seeds == {seed_of(0, p, s): 2 for p in range(2) for s in range(4)}
@@ -240,6 +255,54 @@ def test_policies_that_the_protocol_cannot_say_are_refused(prompts, text):
 
 
 def test_static_policies_in_the_words_of_the_protocol():
-    assert sampling_fields(parse("greedy")) == {"temperature": 0.0}
-    assert sampling_fields(parse("static T=0.8 scale=2 t_max=1.5")) == {"temperature": 1.5}
-    assert sampling_fields(parse("static T=0.1 t_min=0.3")) == {"temperature": 0.3}
+    """With a top-p always: a server may have another of its own."""
+    fixed = {"top_p": 1.0}
+    assert sampling_fields(parse("greedy")) == {"temperature": 0.0, **fixed}
+    assert sampling_fields(parse("static T=0.8 scale=2 t_max=1.5")) == {"temperature": 1.5, **fixed}
+    assert sampling_fields(parse("static T=0.1 t_min=0.3")) == {"temperature": 0.3, **fixed}
+
+
+def _without_extensions(path: str, body: dict) -> tuple[int, dict]:
+    """A server that knows the protocol alone."""
+    unknown = {"min_p", "top_k", "repetition_penalty"} & set(body)
+    if unknown:
+        return 400, {"error": f"Unrecognized request argument supplied: {min(unknown)}"}
+    return completion(path, body)
+
+
+def test_a_server_without_extensions_is_not_told_what_cuts_nothing(prompts):
+    with Server(_without_extensions) as server:
+        evaluate(config(prompts, server.url, policy=("static T=1 top_p=0.9",)), console=QUIET)
+        told = ["min_p" in body for _, body in server.requests]
+        assert told[0]
+        assert not any(told[6:])  # a batch of three, each asked twice
+        refused(config(prompts, server.url, output=prompts.parent / "b"), "400", "supplied: min_p")
+    assert len(samples_of(prompts.parent / "out")) == 8
+
+
+def test_an_interrupt_does_not_wait_for_a_server(prompts):
+    """Nor does the end of the process: what waits for an answer is daemons."""
+    asked, release = threading.Event(), threading.Event()
+
+    def hangs(path, body):
+        asked.set()
+        release.wait()
+        return completion(path, body)
+
+    def interrupt():
+        asked.wait()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    give_up = threading.Timer(10, release.set)
+    give_up.start()
+    before = set(threading.enumerate())
+    with Server(hangs) as server:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(config(prompts, server.url), console=QUIET)
+        hanging = not release.is_set()
+        alive = set(threading.enumerate()) - before - {server.thread, give_up}
+        release.set()
+        give_up.cancel()
+    assert hanging
+    assert all(thread.daemon for thread in alive)

@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+from dataclasses import replace
+from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,10 +14,13 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from autodeco_fast.demo import EMBEDDED_MODEL
+from autodeco_fast.training import eval_page, report_page
 from autodeco_fast.training.eval_page import PROMPTS, show_tables, tables
+from autodeco_fast.training.eval_store import Sample
 from autodeco_fast.training.shading import colour, token_texts
 from tests.browser import BROWSER, opened
 from tests.evaluations import POLICIES, run, samples_of, write_prompts
+from tests.tokenizers_of_kinds import TEXT, every_tokenizer, tokenizer_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -66,6 +71,28 @@ def test_figures_are_whole_svg_with_a_curve_a_family(page):
         assert "http://" not in re.sub(r'xmlns:?\w*="[^"]*"', "", texts).replace(
             "http://purl.org", ""
         )
+
+
+def test_names_are_no_markup():
+    """Of tasks, which may be any text."""
+    found = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    name, title = '"><script>-distinct', '"><b>'
+    parser.feed(report_page.image(name, b"", title, "<i>"))
+    assert [tag for tag, _ in found] == ["h2", "figure", "img", "figcaption"]
+    assert found[1][1] == {"id": name}
+    assert found[2][1]["alt"] == title
+
+
+def test_a_sample_that_is_cut_off_is_marked(model, output):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    sample = Sample(**json.loads((output / "samples.jsonl").open().readline()))
+    for n, marked in ((400, False), (401, True)):
+        tokens = (sample.tokens * n)[:n]
+        shown = eval_page._shaded(replace(sample, tokens=tokens, temperature=[1.0] * n), tokenizer)
+        assert shown.count("<span") == 400
+        assert shown.endswith("…</pre>") == marked
 
 
 def test_samples_are_shaded_token_by_token(page, output, model):
@@ -134,6 +161,16 @@ def test_texts_of_tokens_make_the_text():
     assert "" in texts
     assert not any("\ufffd" in t for t in texts)
     assert token_texts(tokenizer, []) == []
+
+
+@every_tokenizer
+def test_texts_of_tokens_make_the_text_of_any_tokenizer(kind):
+    tokenizer = tokenizer_of(kind)
+    ids = tokenizer(TEXT).input_ids
+    texts = token_texts(tokenizer, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == TEXT
+    assert not any("\ufffd" in t for t in texts)
 
 
 def test_colours_go_from_white_to_orange():

@@ -7,6 +7,9 @@ import pytest
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training.eval_config import EvalConfig
+from autodeco_fast.training.eval_measures import Measured
+from autodeco_fast.training.evaluate import check_tasks, tasks_of
+from autodeco_fast.training.prompts import Prompt
 from tests.commands import assert_refuses, command, listing
 from tests.evaluations import (
     run,
@@ -52,6 +55,29 @@ def test_a_prompt_that_is_none_is_named_by_its_line(model, tmp_path, line, words
     line = line if isinstance(line, bytes) else line.encode()
     (tmp_path / "prompts.jsonl").write_bytes(b'{"prompt": "w5", "answer": "x"}\n' + line + b"\n")
     refused(tmp_path, model, words)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "number", "words"),
+    [
+        (("a", "all"), 2, "must be another name than 'all', which stands for all prompts"),
+        (("other", ""), 1, "must be another name than 'other', which stands for prompts without"),
+    ],
+)
+def test_a_task_that_is_called_like_other_prompts(model, tmp_path, tasks, number, words):
+    """Its measures would take the place of theirs."""
+    lines = [{"prompt": "w5", "answer": "x", **({"task": task} if task else {})} for task in tasks]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    refused(tmp_path, model, f"prompts, line {number}: task {words}")
+
+
+def test_a_task_may_be_called_other_where_all_have_one():
+    prompts = [Prompt(n, {"prompt": "w5", "task": task}) for n, task in enumerate(("a", "other"))]
+    check_tasks(prompts)
+    check_tasks([Prompt(1, {"prompt": "w5", "task": "all"})] * 2)
+    groups = tasks_of([Measured(prompt, {}) for prompt in prompts])
+    assert {name: len(group) for name, group in groups.items()} == {"all": 2, "a": 1, "other": 1}
 
 
 def test_no_prompts(model, tmp_path):

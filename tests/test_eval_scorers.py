@@ -1,6 +1,7 @@
 """Scorers on what models write, and on what nobody should."""
 
 import json
+import sys
 import threading
 
 import numpy as np
@@ -115,6 +116,12 @@ def test_json_of_the_first_line_only():
     assert score("json", text, keys=["a"]) == 0
     assert score("json", text, keys=["a"], first_line=True) == 1
     assert score("json", "", keys=["a"], first_line=True) == 0
+
+
+def test_a_line_of_json_ends_with_the_line_and_not_within_a_text():
+    """Unicode's other ends of lines may stand in JSON's texts."""
+    for sign in "\u2028\u2029\x85":
+        assert score("json", f'{{"a": "x{sign}y"}}\r\nmore', keys=["a"], first_line=True) == 1
 
 
 def test_records_are_the_same_in_any_order_and_spacing():
@@ -311,6 +318,34 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
         with pytest.raises(ValueError, match=r"^scorer ") as caught:
             load_scorer(name)
         assert words in str(caught.value)
+
+
+def test_a_file_may_hold_dataclasses_and_import_its_neighbours(tmp_path, monkeypatch):
+    """As when Python runs it; what stands in the working directory is found, too."""
+    there, here, before = tmp_path / "there", tmp_path / "here", list(sys.path)
+    there.mkdir()
+    here.mkdir()
+    (there / "neighbour_of_rules.py").write_text("def value():\n    return 2.0\n")
+    (there / "late_neighbour.py").write_text("ADDED = 2.0\n")
+    (here / "rules_of_here.py").write_text("LEAST = 1.0\n")
+    (there / "json.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from neighbour_of_rules import value\nfrom rules_of_here import LEAST\n"
+        "@dataclass\nclass Found:\n    x: float\n"
+        "def f(completions):\n    from late_neighbour import ADDED\n"
+        "    return [Found(value() - LEAST).x + ADDED for _ in completions]\n"
+    )
+    monkeypatch.chdir(here)
+    assert load_scorer("../there/json.py:f").scores([Prompt(1, {"prompt": "p"})], ["x"]) == [3.0]
+    assert sys.path == before
+    assert sys.modules["json"] is json
+    (there / "broken.py").write_text(
+        "import sys\nmine = __name__\nassert mine in sys.modules\n1 / 0"
+    )
+    known = set(sys.modules)
+    with pytest.raises(ValueError, match="ZeroDivisionError"):
+        load_scorer("../there/broken.py:f")
+    assert set(sys.modules) == known
 
 
 def test_another_text_of_the_function_is_another_scorer(tmp_path):

@@ -61,8 +61,9 @@ def test_an_option_is_in_the_documentation_and_on_the_command_line(name, config)
             continue  # shown as `TrainConfig` has it
         assert field.metadata["help"] in option.help
         assert field.metadata["must_be"] in option.help
-        assert option.opts == [f"--{field.name.replace('_', '-')}"]
-        assert not option.secondary_opts
+        written = field.name.replace("_", "-")
+        assert option.opts == [f"--{written}"]
+        assert option.secondary_opts == ([f"--no-{written}"] if field.type is bool else [])
         if field.default is MISSING:
             assert option.required == (name != "train")  # which may find it in a file
         elif field.metadata["is_size"]:

@@ -3,13 +3,17 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from autodeco_fast.training.report import report_from_files
-from autodeco_fast.training.report_data import CLASSES, classes_of
+from autodeco_fast.training.report_data import CLASSES, classes_of, passages, target_texts
 from tests.browser import BROWSER, opened
 from tests.scans import link_embedded
+from tests.tokenizers_of_kinds import TEXT, every_tokenizer, tokenizer_of
 
 FIGURES = ["v-curve", "reliability", "cost", "difficulty", "classes"]
 
@@ -70,6 +74,49 @@ def test_the_browser_would_tell(tmp_path):
     assert seen["figures"] == [0]
     assert seen["wide"] > seen["screen"]
     assert "CONSOLE" in said
+
+
+def _domain(kind: str, text: str):
+    """A document's targets: all tokens but the first."""
+    target = torch.tensor(tokenizer_of(kind)(text).input_ids[1:])
+    tokens = SimpleNamespace(target=target, document=torch.zeros(len(target)).long())
+    return SimpleNamespace(
+        tokens=tokens, document=tokens.document.numpy(), temperature=np.ones(len(target))
+    )
+
+
+@every_tokenizer
+def test_passages_read_as_the_text(kind):
+    tokenizer, text = tokenizer_of(kind), "the " + TEXT
+    (passage,) = passages(_domain(kind, text), tokenizer, count=1, length=999)
+    assert text.endswith("".join(text for text, _ in passage))
+    assert text.removeprefix(tokenizer.decode(tokenizer(text).input_ids[:1])) == "".join(
+        text for text, _ in passage
+    )
+
+
+def test_a_word_begins_behind_a_space():
+    texts = target_texts(tokenizer_of("llama"), _domain("llama", "the cat sat on the mat").tokens)
+    assert texts == [" cat", " sat", " on", " the", " mat"]
+    assert {CLASSES[c] for c in classes_of(texts)} == {"word start"}
+
+
+@pytest.mark.parametrize("kind", ["llama", "byte-level"])
+def test_a_character_of_several_tokens_is_of_one_class(kind):
+    texts = target_texts(tokenizer_of(kind), _domain(kind, "the東京").tokens)
+    assert texts[-6:] == ["", "", "東", "", "", "京"]
+    assert [CLASSES[c] for c in classes_of(texts)[-6:]] == ["inside a word"] * 6
+
+
+def test_targets_are_read_in_their_documents():
+    """Which may be mixed."""
+    tokenizer = tokenizer_of("llama")
+    one, other = (tokenizer(text).input_ids for text in ("the cat", "Tür 東"))
+    ids = [i for pair in zip(other, one * 9) for i in pair]
+    tokens = SimpleNamespace(target=torch.tensor(ids), document=torch.arange(len(ids)) % 2)
+    texts = target_texts(tokenizer, tokens)
+    assert "".join(texts[::2]) == " Tür 東"
+    assert "".join(texts[1::2]).startswith(" the cat")
 
 
 def test_classes_of_tokens():

@@ -1,14 +1,16 @@
 """Rollouts: which completions there are, where they end, and what is known of their tokens."""
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model, rewards
 from autodeco_fast.training.eval_model import LocalModel, _Row
-from autodeco_fast.training.recorded import Recorded, group_rollouts
+from autodeco_fast.training.recorded import Recorded, group_rollouts, read_rollouts
 from autodeco_fast.training.rollouts import OnPolicy, Rollout, advantages, chosen
 from tests.reward_runs import config_of, even_share, numbers, rollouts_of, some_prompts
 from tests.tiny_models import every_model, tiny_model
@@ -86,6 +88,28 @@ def test_groups_of_recorded_rollouts_are_whole():
     shared = [Recorded(rollouts, config).rollouts(0, None, rank, 2) for rank in range(2)]
     assert len(found) == 6
     assert sorted(r.reward for r in found) == sorted(r.reward for part in shared for r in part)
+
+
+def test_a_group_is_one_of_a_name_or_of_a_prompt(tmp_path):
+    """null is no name, and a prompt is none that is written like it."""
+    base = base_model.wrap(tiny_model("llama"))
+    lines = [
+        {"prompt": prompt, "completion": " 6", "reward": float(i), **group}
+        for i, (prompt, group) in enumerate(
+            [("3", {"group": None}), ("4", {"group": None}), ("3", {}), ("5", {"group": "3"})]
+        )
+    ]
+    found = group_rollouts(numbers(), lines, base, config_of(tmp_path))
+    assert [[rollout.reward for rollout in group] for group in found] == [[0.0, 2.0], [1.0], [3.0]]
+    assert [rollout.advantage for rollout in found[0]] == [-1.0, 1.0]
+
+
+def test_truncated_is_true_or_false(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    line = {"prompt": "3", "completion": "6", "reward": 1, "truncated": "false"}
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match="line 1: truncated must be true or false, got 'false'"):
+        read_rollouts(path)
 
 
 def test_a_recorded_chat_that_was_cut_off_has_no_end(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from autodeco_fast.demo import EMBEDDED_MODEL
+from autodeco_fast.training import base_model
 from autodeco_fast.training.data import read_examples
 from tests.commands import Done, assert_refuses, command, listing
 from tests.forked import forked
@@ -166,6 +167,17 @@ def test_prompts_that_are_none_are_refused(model, tmp_path, prompt, words):
     done = draw(model, tmp_path / "a.jsonl", "--prompts", path)
     assert_refuses(done, words)
     assert set(listing(tmp_path)) == {"prompts.jsonl"}
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(
+    model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(base_model, "load_causal_lm", None)  # calling it would be a traceback
+    (tmp_path / "file").touch()
+    for name in ("file/a.jsonl", "file/b/a.jsonl", "n" * 255):
+        output = tmp_path / name
+        assert_refuses(draw(model, output), f"output {str(output)!r} cannot be written: [Errno")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize(

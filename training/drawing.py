@@ -10,8 +10,19 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from autodeco_fast.training.eval_requests import cut_at_stop
+from autodeco_fast.training.shading import BROKEN
 
-_BROKEN = "\ufffd"  # what a tokenizer makes of a part of a character
+_LEAD_IN = 8  # ids of a prompt at most
+
+
+class LeadIn(NamedTuple):
+    """The end of a prompt, behind which its completions are decoded."""
+
+    ids: Sequence[int] = ()
+    text: str = ""
+
+
+_NOTHING = LeadIn()
 
 
 class StopStrings:
@@ -28,34 +39,55 @@ class StopStrings:
         # Decoded alone, a token may lose the space it begins with.
         any_token = " " in last
         self._may_end = torch.tensor(
-            [any_token or _BROKEN in text or not last.isdisjoint(text) for text in texts],
+            [any_token or BROKEN in text or not last.isdisjoint(text) for text in texts],
             dtype=torch.bool,
             device=device,
         )
 
-    def found(self, new_ids: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
-        """Which rows of new ids `[B, n]` hold a stop string, of those that have not ended. [B]"""
+    def found(
+        self, new_ids: torch.Tensor, ended: torch.Tensor, leads: Sequence[LeadIn]
+    ) -> torch.Tensor:
+        """Which rows of new ids `[B, n]`, each behind its prompt's end, hold a stop string, of
+        those that have not ended. [B]"""
         out = torch.zeros_like(ended)
         if not self.stop:
             return out
         for row in (self._may_end[new_ids[:, -1]] & ~ended).nonzero().flatten().tolist():
-            text = decode(self.tokenizer, new_ids[row].tolist())
+            text = decode(self.tokenizer, new_ids[row].tolist(), leads[row])
             out[row] = any(s in text for s in self.stop)
         return out
 
 
-def decode(tokenizer, ids: list[int]) -> str:
-    """Text without special tokens, spaces as they are."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def lead_in(tokenizer, content: str | list[dict], ids: list[int]) -> LeadIn:
+    """The last ids of a text prompt that make whole characters: decoded alone, a completion may
+    lose the space it begins with, and prompt + completion would be another text.
+
+    None of a chat: what stands between a template and an answer is no part of the answer.
+    """
+    if isinstance(content, str):
+        for n in range(1, min(len(ids), _LEAD_IN) + 1):
+            text = decode(tokenizer, ids[-n:])
+            if text and BROKEN not in text:
+                return LeadIn(ids[-n:], text)
+    return _NOTHING
+
+
+def decode(tokenizer, ids: Sequence[int], lead: LeadIn = _NOTHING) -> str:
+    """Text without special tokens, spaces as they are: what ids add to the text before them."""
+    how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    text = tokenizer.decode([*lead.ids, *ids], **how)
+    if not text.startswith(lead.text):
+        return tokenizer.decode(list(ids), **how)
+    return text[len(lead.text) :]
 
 
 def completion_text(
-    tokenizer, ids: list[int], *, ends: Collection[int], stop: Sequence[str]
+    tokenizer, ids: list[int], *, lead: LeadIn, ends: Collection[int], stop: Sequence[str]
 ) -> str:
     """A completion as scorers and reward functions get it: without what ended it, be that an id or
     a stop string."""
     ids = ids[:-1] if ids and ids[-1] in ends else ids
-    return cut_at_stop(decode(tokenizer, ids), stop)
+    return cut_at_stop(decode(tokenizer, ids, lead), stop)
 
 
 class Ends(StoppingCriteria):
@@ -67,16 +99,17 @@ class Ends(StoppingCriteria):
         eos: torch.Tensor,
         *,
         start: int,
-        rows: int,
+        leads: Sequence[LeadIn],
         early: bool = False,
     ):
         """
         Args:
             eos: ids that end a completion.
             start: length of the padded prompts.
+            leads: `[rows]`, the prompts' ends.
             early: whether to stop once half of the rows have ended.
         """
-        self.early = early
+        self.early, self.leads, rows = early, leads, len(leads)
         self.strings, self.eos, self.start = strings, eos, start
         self.ended = torch.zeros(rows, dtype=torch.bool, device=eos.device)
         self.length = torch.zeros(rows, dtype=torch.int64, device=eos.device)
@@ -84,7 +117,7 @@ class Ends(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
         new = input_ids[:, self.start :]
         self.length += ~self.ended
-        ending = torch.isin(new[:, -1], self.eos) | self.strings.found(new, self.ended)
+        ending = torch.isin(new[:, -1], self.eos) | self.strings.found(new, self.ended, self.leads)
         self.ended |= ending
         return self.ended | (2 * self.ended.sum() >= len(new)) if self.early else self.ended
 
@@ -132,6 +165,7 @@ def stretches(
     *,
     cache: DynamicCache | None,
     strings: StopStrings,
+    leads: Sequence[LeadIn],
     eos: torch.Tensor,
     max_new_tokens: int,
     of_rows: dict[str, torch.Tensor],
@@ -143,6 +177,7 @@ def stretches(
     Args:
         ids, mask: `[rows, W]`, left-padded prompts.
         cache: of what `prefilled` gives, for all rows.
+        leads: `[rows]`, the prompts' ends.
         of_rows: options of `generate` that have a value a row.
         options: others.
     """
@@ -151,7 +186,8 @@ def stretches(
         options["past_key_values"] = cache
     while len(rows):
         length = ids.shape[1]
-        ends = Ends(strings, eos, start=start, rows=len(rows), early=cache is not None)
+        going_on = [leads[row] for row in rows.tolist()]
+        ends = Ends(strings, eos, start=start, leads=going_on, early=cache is not None)
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autodeco_fast.training.figure_text import as_it_is
+
 _COLOURS = (
     "#475569", "#c2410c", "#0f766e", "#7c3aed", "#a16207", "#1d4ed8", "#be185d", "#4d7c0f",
 )  # fmt: skip
@@ -86,12 +88,14 @@ def draw(points: Sequence[Point], label: str) -> bytes:
                 )  # fmt: skip
         axes.plot(
             *zip(*(point.at for point in frontier(members))),
-            color=colour, lw=1.5, marker=marker, ms=5, label=family,
+            color=colour, lw=1.5, marker=marker, ms=5, label=as_it_is(family),
         )  # fmt: skip
     axes.set(xlabel=label, ylabel="score")
     axes.legend(frameon=False, fontsize=8, loc="lower left")  # falling curves leave it free
     if named:
-        names = [f"{number}  {short(point.policy)}" for number, point in enumerate(points, 1)]
+        names = [
+            as_it_is(f"{number}  {short(point.policy)}") for number, point in enumerate(points, 1)
+        ]
         figure.legend(
             [Line2D([], [], ls="")] * len(names), names, loc="outside right upper", handlelength=0,
             frameon=False, fontsize=8,

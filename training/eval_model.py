@@ -17,9 +17,11 @@ from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.policies import Policy
 from autodeco_fast.training.base_model import end_ids, left_padded, positions, wrap
 from autodeco_fast.training.drawing import (
+    LeadIn,
     StopStrings,
     Stretch,
     completion_text,
+    lead_in,
     prefilled,
     stretches,
 )
@@ -46,6 +48,7 @@ class LocalModel:
             "new_tokens": max_new_tokens,
         }
         self.ids = [encode_prompt(tokenizer, prompt, **limits) for prompt in prompts]
+        self.leads = [lead_in(tokenizer, p.content, ids) for p, ids in zip(prompts, self.ids)]
         device = model.device
         self.eos = torch.tensor(end_ids(model, tokenizer), device=device).long()
         vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -95,6 +98,7 @@ class LocalModel:
         ids, mask = left_padded([self.ids[r.prompt] for r in requests], self.pad, self.model.device)
         seeds = torch.tensor([request.seed for request in requests])
         drawn = [_Row([], [], []) for _ in requests]
+        leads = [self.leads[request.prompt] for request in requests]
         for stretch in stretches(
             self.model,
             ids,
@@ -102,13 +106,14 @@ class LocalModel:
             # A memory would not survive the thinning.
             cache=None if policy.remembers else self._prefilled(requests, ids, mask),
             strings=self.strings,
+            leads=leads,
             eos=self.eos,
             max_new_tokens=self.max_new_tokens,
             of_rows={"seed": seeds},
             pad_token_id=self.pad,
         ):
             _take(drawn, stretch, attachment)
-        return [self._drawn(row) for row in drawn]
+        return [self._drawn(row, lead) for row, lead in zip(drawn, leads)]
 
     def _prefilled(
         self, requests: Sequence[Request], ids: torch.Tensor, mask: torch.Tensor
@@ -120,10 +125,12 @@ class LocalModel:
         copies = torch.tensor([first.index(number) for number in numbers])
         return prefilled(self.model, ids[once], mask[once], copies)
 
-    def _drawn(self, row: "_Row") -> Drawn:
+    def _drawn(self, row: "_Row", lead: LeadIn | None = None) -> Drawn:
         ends, stop = self.eos.tolist(), self.strings.stop
         return Drawn(
-            text=completion_text(self.tokenizer, row.tokens, ends=ends, stop=stop),
+            text=completion_text(
+                self.tokenizer, row.tokens, lead=lead or LeadIn(), ends=ends, stop=stop
+            ),
             tokens=row.tokens,
             temperature=row.temperature,
             kept=row.kept,

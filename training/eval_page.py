@@ -235,4 +235,5 @@ def _shaded(sample: Sample, tokenizer) -> str:
     if tokenizer is None or sample.tokens is None or sample.temperature is None:
         return html.shaded([], HOTTEST, before=sample.text)
     texts = token_texts(tokenizer, sample.tokens[:_SHOWN_TOKENS])
-    return html.shaded(list(zip(texts, sample.temperature)), HOTTEST)
+    cut = "…" if len(sample.tokens) > len(texts) else ""
+    return html.shaded(list(zip(texts, sample.temperature)), HOTTEST, behind=cut)

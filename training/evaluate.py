@@ -37,7 +37,7 @@ from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.training.scorers import Scorer, load_scorer
 
 RESULTS, PAGE = "results.json", "eval.html"
-ALL = "all"  # the name of all tasks together
+ALL, OTHER = "all", "other"  # the names of all tasks together, and of the prompts without one
 _LIBRARIES = ("torch", "transformers", "triton", "numpy", "math-verify")
 
 
@@ -103,6 +103,7 @@ def evaluate(
             where another process has ended.
     """
     prompts, scorer = read_prompts(config.prompts), load_scorer(config.scorer)
+    check_tasks(prompts)
     scorer.check(prompts)
     compared = entries(config, policies)
     mine = accelerator is None and several()
@@ -329,14 +330,24 @@ def _values(measured: Measured) -> dict:
     return {"line": measured.prompt.line, "task": measured.prompt.task, **values}
 
 
+def check_tasks(prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError for a task whose name stands for other prompts in the results."""
+    tasks = {prompt.task for prompt in prompts}
+    taken = {ALL: "all prompts", **({OTHER: "prompts without a task"} if "" in tasks else {})}
+    for prompt in prompts:
+        if prompt.task in taken and len(tasks) > 1:
+            raise ValueError(
+                f"prompts, line {prompt.line}: task must be another name than {prompt.task!r}, "
+                f"which stands for {taken[prompt.task]}"
+            )
+
+
 def tasks_of(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
     """All prompts, then those of each task, if there is more than one."""
     tasks = list(dict.fromkeys(m.prompt.task for m in measured))
     groups = {ALL: list(measured)}
     if len(tasks) > 1:
-        groups |= {
-            task or "other": [m for m in measured if m.prompt.task == task] for task in tasks
-        }
+        groups |= {task or OTHER: [m for m in measured if m.prompt.task == task] for task in tasks}
     return groups
 
 

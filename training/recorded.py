@@ -50,7 +50,7 @@ def read_rollouts(path: Path) -> list[dict]:
         missing = {"prompt", "completion", "reward"} - set(line)
         if missing:
             raise ValueError(f"{where}: lacks {', '.join(sorted(missing))}")
-        complaint = complaint_of({name: line[name] for name in ("prompt", "completion")})
+        complaint = complaint_of(_as_example(line))
         if complaint:
             raise ValueError(f"{where}: {complaint}")
         finite(f"{where}: reward", line["reward"])
@@ -60,10 +60,22 @@ def read_rollouts(path: Path) -> list[dict]:
     return found
 
 
+def _as_example(line: dict) -> dict:
+    """What training examples have of it."""
+    return {name: line[name] for name in ("prompt", "completion", "truncated") if name in line}
+
+
+def _group(line: dict) -> str:
+    """What a line shares with the others of its group: its group, or else its prompt."""
+    name = "prompt" if line.get("group") is None else "group"
+    return json.dumps([name, line[name]], sort_keys=True)
+
+
 def group_rollouts(
     tokenizer, lines: list[dict], base: BaseModel, config: RewardConfig
 ) -> list[list[Rollout]]:
-    """Recorded rollouts by `group`, or by prompt where a line has none; with their advantages.
+    """Recorded rollouts by `group`, or by prompt where a line has none or null; with their
+    advantages.
 
     A completion ends with an id that ends a text or a turn, unless its line says `truncated`.
 
@@ -72,16 +84,13 @@ def group_rollouts(
     """
     groups: dict[str, list[dict]] = {}
     for line in lines:
-        key = json.dumps(line["group"] if "group" in line else line["prompt"], sort_keys=True)
-        groups.setdefault(key, []).append(line)
+        groups.setdefault(_group(line), []).append(line)
     longest, found = base.example_length(2**31), []
     for members in groups.values():
         gained = advantages([float(line["reward"]) for line in members], config.scale_rewards)
         rollouts = []
         for line, advantage in zip(members, gained):
-            truncated = bool(line.get("truncated", False))
-            said = {name: line[name] for name in ("prompt", "completion")}
-            said["truncated"] = truncated
+            said, truncated = _as_example(line), line.get("truncated", False)
             example = encode(tokenizer, said, longest, base.vocabulary, ends=base.ends)
             if example is None:
                 continue

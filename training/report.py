@@ -120,7 +120,7 @@ def _report(
     }
     body = [html.paragraph(_facts(subject)), _summary(domains, subject.limit)]
     body += _compared(costs)
-    classes = data.classes_of(tokenizer.batch_decode([[int(i)] for i in domains[0].tokens.target]))
+    classes = data.classes_of(data.target_texts(tokenizer, domains[0].tokens))
     for name, drawing in _drawings(
         subject, domains, costs=costs, curves=curves, classes=classes
     ).items():

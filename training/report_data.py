@@ -20,6 +20,7 @@ from autodeco_fast.training.measures import (
 )
 from autodeco_fast.training.predictions import predict, required_temperatures
 from autodeco_fast.training.scan_store import Scan, ScanTokens
+from autodeco_fast.training.shading import BROKEN, token_texts
 
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 # Close together: comparisons are linear between neighbours, and the curve is not.
@@ -162,8 +163,28 @@ def costs(d: Domain, base: BaseModel, head: TemperatureHead, *, min_p: float) ->
     return Costs({name: means(value) for name, value in sums.items()}, comparisons)
 
 
+def target_texts(tokenizer, tokens: ScanTokens) -> list[str]:
+    """The text of every target, read in its document."""
+    target, document = tokens.target.numpy(), tokens.document.numpy()
+    order = np.argsort(document, kind="stable")
+    texts = np.empty(len(target), dtype=object)
+    for index in np.split(order, np.flatnonzero(np.diff(document[order])) + 1):
+        texts[index] = _behind_another(tokenizer, target[index].tolist())
+    return texts.tolist()
+
+
+def _behind_another(tokenizer, ids: list[int]) -> list[str]:
+    """The texts of tokens the first of which stands behind another: a document's first token is no
+    target."""
+    lead = ids[:1]
+    if BROKEN in tokenizer.decode(lead):
+        return token_texts(tokenizer, ids)
+    return token_texts(tokenizer, [*lead, *ids])[len(lead) :]
+
+
 def classes_of(texts: Sequence[str]) -> np.ndarray:
-    """The class of every token's text, an index into CLASSES."""
+    """The class of every token's text, an index into CLASSES. A token without one is part of the
+    character that a later token ends, and of its class."""
 
     def one(text: str) -> int:
         bare = text.strip()
@@ -175,7 +196,10 @@ def classes_of(texts: Sequence[str]) -> np.ndarray:
             return 1 if text != text.lstrip() else 2
         return 4 if not any(c.isalnum() for c in bare) else 5
 
-    return np.array([one(text) for text in texts])
+    classes: list[int] = []
+    for text in reversed(texts):
+        classes.append(classes[-1] if classes and not text else one(text))
+    return np.array(classes[::-1])
 
 
 def passages(d: Domain, tokenizer, *, count: int, length: int) -> list[list[tuple[str, float]]]:
@@ -184,6 +208,6 @@ def passages(d: Domain, tokenizer, *, count: int, length: int) -> list[list[tupl
     documents = np.unique(d.document)
     for name in documents[:: max(1, len(documents) // count)][:count]:
         index = np.flatnonzero(d.document == name)[:length]
-        texts = tokenizer.batch_decode([[int(i)] for i in d.tokens.target[index]])
+        texts = _behind_another(tokenizer, d.tokens.target[index].tolist())
         found.append(list(zip(texts, d.temperature[index].tolist())))
     return found

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 
+from autodeco_fast.training.figure_text import as_it_is
 from autodeco_fast.training.report_data import BUCKETS, CLASSES, Costs, Domain, VCurve
 
 HEAD, FIXED, ORACLE, OTHER = "#c2410c", "#475569", "#0f766e", "#7c3aed"
@@ -44,7 +45,7 @@ def v_curves(domains: dict[str, tuple[VCurve, VCurve]], mass: float) -> bytes:
                 x, low, high, color=colour, alpha=0.2, lw=0, label="20 to 80 % of predictions"
             )
             a.plot(x, mean, "D-", ms=4, color=colour, label="predicted T, mean")
-            a.set(title=f"{name}: {correlation(curve)}", xlabel=label)
+            a.set(title=as_it_is(f"{name}: {correlation(curve)}"), xlabel=label)
         panels[1].legend(frameon=False)
     axes[0].set_ylabel("temperature")
     return _png(figure)
@@ -65,7 +66,8 @@ def reliability(
     a.plot([low, 1], [low, 1], "--", color=FIXED, lw=1, label="as promised")
     for (name, curve), colour in zip(curves.items(), _COLOURS):
         if curve:
-            a.plot(*zip(*curve), "o-", ms=4, color=colour, label=f"calibrated, measured on {name}")
+            label = as_it_is(f"calibrated, measured on {name}")
+            a.plot(*zip(*curve), "o-", ms=4, color=colour, label=label)
     if trained is not None:
         a.plot(*trained, "*", ms=14, color=HEAD, label="the head as it is, at 1 − λ (within reach)")
     a.set(xlabel="promised: 1 − α", ylabel="measured coverage")
@@ -82,7 +84,7 @@ def costs(domains: dict[str, Costs]) -> bytes:
             pair, ("temperature", "kept_set_size"), ("T", "kept-set size")
         ):
             _cost(a, cost.measures, measure)
-            a.set(title=name, xlabel=f"mean {label}")
+            a.set(title=as_it_is(name), xlabel=f"mean {label}")
         pair[1].set_xscale("log")
         pair[1].legend(frameon=False, loc="lower right")
     axes[0].set_ylabel("coverage of the reference token")

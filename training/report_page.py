@@ -58,19 +58,22 @@ def image(name: str, drawing: bytes, title: str, caption: str, *, kind: str = "p
     """A figure, of PNG or `kind="svg+xml"`, with its heading and caption."""
     source = f"data:image/{kind};base64,{base64.b64encode(drawing).decode()}"
     return (
-        f'{heading(title)}\n<figure id="{name}"><img alt="{html.escape(title)}" src="{source}">'
+        f'{heading(title)}\n<figure id="{html.escape(name)}">'
+        f'<img alt="{html.escape(title)}" src="{source}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 
 
-def shaded(passage: Sequence[tuple[str, float]], limit: float, before: str = "") -> str:
-    """Text whose background is the warmer the higher the temperature."""
+def shaded(
+    passage: Sequence[tuple[str, float]], limit: float, *, before: str = "", behind: str = ""
+) -> str:
+    """Text whose background is the warmer the higher the temperature, between texts without one."""
     spans = (
         f'<span title="T = {T:.2f}" style="background:{colour(T, limit)}">'
         f"{html.escape(text)}</span>"
         for text, T in passage
     )
-    return f"<pre>{html.escape(before)}{''.join(spans)}</pre>"
+    return f"<pre>{html.escape(before)}{''.join(spans)}{html.escape(behind)}</pre>"
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -5,11 +5,12 @@ import importlib.util
 import inspect
 import math
 import numbers
+import re
 import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,7 @@ Completion = str | list[dict]  # a chat's is one message of the assistant
 def load_function(name: str, spec: str) -> Callable:
     """The function that `module:function` or `file.py:function` names.
 
-    Modules are looked for in the working directory, too.
+    Modules are looked for in the working directory, too, and beside a file first.
 
     Args:
         name: of the setting, for complaints.
@@ -42,15 +43,34 @@ def load_function(name: str, spec: str) -> Callable:
 
 def _imported(where: str) -> ModuleType:
     if not where.endswith(".py"):
-        sys.path.insert(0, "")
-        try:
+        with _importing(where):
             return importlib.import_module(where)
-        finally:
-            sys.path.remove("")
-    spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+    path = Path(where).resolve()
+    name = re.sub(r"\W", "_", str(path))  # no other module's, and no package's
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # where dataclasses look up the names of their types
+    try:
+        with _importing(where):
+            spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     return module
+
+
+@contextmanager
+def _importing(where: str) -> Iterator[None]:
+    """Around a module that runs, or a function of it: what stands beside a file and in the working
+    directory is found before all else."""
+    folders = [str(Path(where).resolve().parent), ""] if where.endswith(".py") else [""]
+    sys.path[:0] = folders
+    try:
+        yield
+    finally:
+        for folder in folders:
+            with suppress(ValueError):  # a module may change the list, too
+                sys.path.remove(folder)
 
 
 def accepted(function: Callable, given: dict[str, object]) -> dict[str, object]:
@@ -97,7 +117,8 @@ def rewards_of(
         ValueError: if it raises, or returns anything else.
     """
     given = {"prompts": prompts, "completions": completions, **columns}
-    with _located(function), foreign(f"{name} {spec!r} failed"):
+    where = spec.rpartition(":")[0]
+    with _importing(where), _located(function), foreign(f"{name} {spec!r} failed"):
         returned = function(**accepted(function, given))
         returned = returned.tolist() if hasattr(returned, "tolist") else returned
         is_list = isinstance(returned, Iterable) and not isinstance(returned, (str, bytes, Mapping))

@@ -21,8 +21,10 @@ from autodeco_fast import attach
 from autodeco_fast.training.base_model import BaseModel, end_ids, left_padded, positions
 from autodeco_fast.training.data import IGNORED, Example
 from autodeco_fast.training.drawing import (
+    LeadIn,
     StopStrings,
     completion_text,
+    lead_in,
     prefilled,
     stretches,
 )
@@ -54,6 +56,7 @@ class EncodedPrompt(NamedTuple):
     given: Completion  # as the reward function gets it
     ids: list[int]
     columns: dict[str, object]  # what else its line has
+    lead: LeadIn = LeadIn()
 
 
 class Rounds(Protocol):
@@ -110,7 +113,14 @@ def prompts_of(
                 f"prompts, line {line.line}: prompts and completions are what the function is given"
             )
         ids = encode_prompt(tokenizer, line, **limits)
-        found.append(EncodedPrompt(line.content, ids, {name: own.get(name) for name in names}))
+        found.append(
+            EncodedPrompt(
+                line.content,
+                ids,
+                {name: own.get(name) for name in names},
+                lead_in(tokenizer, line.content, ids),
+            )
+        )
     return found
 
 
@@ -190,6 +200,7 @@ class OnPolicy:
                 mask[copies],
                 cache=cache,
                 strings=self.strings,
+                leads=[self.prompts[index].lead for _, index in some for _ in range(size)],
                 eos=torch.tensor(self.end, device=device).long(),
                 max_new_tokens=config.max_completion_length,
                 of_rows={"seed": seeds.repeat_interleave(size), "stream": streams},
@@ -229,7 +240,9 @@ class OnPolicy:
 
     def _shown(self, prompt: EncodedPrompt, ids: list[int]) -> Completion:
         """A completion as the reward function gets it."""
-        said = completion_text(self.tokenizer, ids, ends=self.end, stop=self.strings.stop)
+        said = completion_text(
+            self.tokenizer, ids, lead=prompt.lead, ends=self.end, stop=self.strings.stop
+        )
         if isinstance(prompt.given, str):
             return said
         return [{"role": "assistant", "content": said}]

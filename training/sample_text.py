@@ -13,12 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from autodeco_fast.files import append_text, atomic_write
 from autodeco_fast.options import Options, documented, option
 from autodeco_fast.training.data import IGNORED
 from autodeco_fast.training.prompts import encode_prompt, read_prompts
 from autodeco_fast.values import require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _LIVE_SETTINGS = ("output", "batch_size")  # may change when a file is continued
 
@@ -63,20 +67,31 @@ def _first_token(tokenizer) -> list[int]:
     return ids[:1]
 
 
+def _held(path: Path, output: Path) -> BinaryIO:
+    """The file where lines gather, open and locked."""
+    given = str(output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    except OSError as error:
+        raise ValueError(f"output {given!r} cannot be written: {error}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"output {given!r} is being written by another run") from None
+    return file
+
+
 @contextmanager
 def _part(output: Path, header: str) -> Iterator[tuple[Path, int]]:
     """The file where lines gather, held by this run, and how many continuations it has.
 
     Raises:
-        ValueError: if it was begun with other settings, or another run holds it.
+        ValueError: if it cannot be written, was begun with other settings, or another run holds it.
     """
     path = output.with_name(output.name + ".part")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"output {str(output)!r} is being written by another run") from None
+    with _held(path, output) as file:
         file.seek(0)
         lines = file.read().splitlines(keepends=True)
         lines = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
@@ -160,10 +175,8 @@ def _new_tokens(lines: list[dict]) -> int:
     return sum(sum(y != IGNORED for y in line["labels"]) for line in lines)
 
 
-def _opened(config: SampleTextConfig) -> tuple[Sampler, list[list[int]]]:
-    """The model and the prompts; the model's weights are looked at last."""
-    import torch
-
+def _checked(config: SampleTextConfig) -> tuple["PreTrainedTokenizerBase", list[list[int]]]:
+    """The tokenizer and the prompts; the model's weights are not looked at."""
     from autodeco_fast.numerics import HIGHEST_TEMPERATURE
     from autodeco_fast.training import base_model
 
@@ -187,10 +200,18 @@ def _opened(config: SampleTextConfig) -> tuple[Sampler, list[list[int]]]:
             positions=found.positions,
             new_tokens=config.max_new_tokens,
         )
+    return tokenizer, prompts
+
+
+def _loaded(config: SampleTextConfig, tokenizer: "PreTrainedTokenizerBase") -> Sampler:
+    import torch
+
+    from autodeco_fast.training import base_model
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = base_model.frozen_dtype(device)
     model = base_model.load_causal_lm(config.model, dtype=dtype).to(device).eval()
-    return Sampler(model, tokenizer, config), prompts
+    return Sampler(model, tokenizer, config)
 
 
 def sample_text(config: SampleTextConfig) -> None:
@@ -205,11 +226,12 @@ def sample_text(config: SampleTextConfig) -> None:
     from autodeco_fast.training.console import Speed, progress_bar
     from autodeco_fast.training.scan_store import fingerprint
 
-    sampler, prompts = _opened(config)
+    tokenizer, prompts = _checked(config)
     settings = {n: v for n, v in asdict(config).items() if n not in (*_LIVE_SETTINGS, "prompts")}
     settings["prompts"] = fingerprint(json.dumps(prompts).encode())
     console, header = Console(stderr=True, markup=False), json.dumps(settings) + "\n"
     with _part(config.output, header) as (part, done), progress_bar(console) as move:
+        sampler = _loaded(config, tokenizer)
         move(total=config.number, completed=done)
         on_lines = Speed(move)
         while done < config.number:

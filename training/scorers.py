@@ -143,7 +143,7 @@ def parse_record(completion: str, fields: dict) -> dict[str, str] | None:
     """The values of a completion that is one JSON object with exactly `keys`, each as JSON; None of
     any other. NaN, infinities and repeated keys are no JSON here."""
     if fields.get("first_line"):
-        completion = next(iter(completion.strip().splitlines()), "")
+        completion = completion.strip().partition("\n")[0]  # JSON's texts may hold U+2028
     completion = fields.get("prefix", "") + completion
     try:
         found = json.loads(completion, parse_constant=_refuse, object_pairs_hook=_without_repeats)

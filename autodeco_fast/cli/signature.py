@@ -12,7 +12,8 @@ from autodeco_fast.urls import Location
 
 
 def _parameter(field: Field, required: bool) -> inspect.Parameter:
-    """What typer reads; a size is text on the command line, a switch has no opposite."""
+    """What typer reads; a size is text on the command line, a switch a pair like `--resume` and
+    `--no-resume`, so that it can win over a file, too."""
     option_type, optional = type_of(field)
     default = field.default
     if default is MISSING:
@@ -23,14 +24,13 @@ def _parameter(field: Field, required: bool) -> inspect.Parameter:
         option_type = str  # a Path would make one slash of a URL's two
     if is_list(field):
         option_type = list[option_type]
-    names = [f"--{field.name.replace('_', '-')}"] if option_type is bool else []
     return inspect.Parameter(
         name=field.name,
         kind=inspect.Parameter.KEYWORD_ONLY,
         default=default,
         annotation=Annotated[
             option_type | None if optional else option_type,
-            typer.Option(*names, help=help_of(field)),
+            typer.Option(help=help_of(field)),
         ],
     )
 
