@@ -43,8 +43,8 @@ ALLOWED = [3, 40, 77, 100]
 def test_ngram_speculation_draws_from_the_kept_set(shim, llama, head_folder):
     asked = [{}] * 4
     if shim == "v2":  # V1 builds no logits processors then
-        asked = [{}, {"temperature": 0.7}, {"autodeco_min_p": 0.4}, {"autodeco": 0}]
-        asked = [{"temperature": each.pop("temperature", 1.0), "extra_args": each} for each in asked]
+        own = [{"autodeco_min_p": 0.4}, {"autodeco": 0}]
+        asked = [{}, {"temperature": 0.7}, *({"extra_args": each} for each in own)]
     calls = [
         call(REPEATING, *({**DRAWS, **each} for each in asked)),
         call(REPEATING[:1], min_p=0.1),
@@ -69,6 +69,8 @@ def test_ngram_speculation_draws_from_the_kept_set(shim, llama, head_folder):
         min_p = extra.get("autodeco_min_p", models.MIN_P)
         if "autodeco" in extra:
             T, min_p = torch.ones_like(T), 0.0
+        else:
+            reference.assert_drawn_inside(z, answer["tokens"], t * T, min_p)
         for n, token in enumerate(answer["tokens"]):
             expected = reference.drawn_from(z[n], t * float(T[n]), min_p=min_p)
             expected.assert_equals(answer["logprobs"][n], t * float(T[n]))
