@@ -4,8 +4,8 @@
 
 `id` is what the request gave as `autodeco_log`, `index` counts its new tokens from 0, `temperature`
 is the T that the logits were divided by, factor and range included. A request's lines come in the
-order of its tokens; of several lines with the same index the last one holds (a prompt that is
-computed in several steps writes one at the end of each).
+order of its tokens; of several lines with the same index the last one holds (in vLLM's V1 runner a
+prompt that is computed in several steps writes one at the end of each).
 """
 
 import json
