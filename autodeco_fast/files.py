@@ -69,7 +69,8 @@ def append_text(path: Path, text: str) -> None:
             while data:
                 data = data[file.write(data) :]
         except OSError:
-            file.truncate(before)
+            with suppress(OSError):  # what was wrong first is what is told
+                file.truncate(before)
             raise
 
 

@@ -92,6 +92,8 @@ def test_what_the_user_can_mend_is_one_line(fake, monkeypatch, capfd):
             assert err.count("\n") == 1
     assert main(["--port", "65536"]) == 2
     assert capfd.readouterr().err == "error: --port must be in [0, 65535], got 65536\n"
+    assert main(["--port", "9", "--api-port", "9"]) == 2
+    assert capfd.readouterr().err == "error: --port and --api-port must differ, got 9 for both\n"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["--port", "0", "--api-port", "0"]) == 2
     assert re.fullmatch(r"error: vLLM is not .*make serve.*\n", capfd.readouterr().err)

@@ -6,14 +6,16 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from autodeco_fast import TemperatureHead
+from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.policies import HeadPolicy
+from autodeco_fast.policies.autodeco import AutoDecoPolicy
 from autodeco_fast.policies.base import Picked
 from autodeco_fast.serving import vllm_settings
 from autodeco_fast.serving.vllm_log import TemperatureLog
@@ -33,7 +35,8 @@ def config(model="nowhere", **additional):
 
 
 def params(**given):
-    return SimpleNamespace(**{"temperature": 1.0, "min_p": 0.0, "extra_args": None, **given})
+    defaults = {"temperature": 1.0, "min_p": 0.0, "n": 1, "extra_args": None}
+    return SimpleNamespace(**{**defaults, **given})
 
 
 def test_nothing_here_imports_a_server():
@@ -111,6 +114,11 @@ def test_what_a_request_may_say():
     assert read_options(params(extra_args={"autodeco": False, "others": 1})).autodeco == 0
     with pytest.raises(ValueError, match=r"min_p 0.2 and min_p 0.1 are the same cut: give one"):
         read_options(params(extra_args={"autodeco_min_p": 0.2}, min_p=0.1))
+    with pytest.raises(ValueError, match=r"defaults bring min_p, give \"min_p\": 0 too"):
+        read_options(params(extra_args={"autodeco_min_p": 0.0}, min_p=0.1))
+    with pytest.raises(ValueError, match="autodeco_log names one completion, got n 2"):
+        read_options(params(extra_args={"autodeco_log": "x"}, n=2))
+    assert read_options(params(extra_args={"t_scale": 2}, n=2)).t_scale == 2
 
 
 def served(policy, asked: list[dict]) -> Rows:
@@ -172,7 +180,40 @@ def test_logits_come_over_t_in_place_and_are_handed_out_in_slices():
     cut = Adaptive(policy, cuts_here=True).over_temperature(hidden, z.bfloat16())
     assert cut.dtype == torch.float32
     expected = min_p_distribution(z.bfloat16().double(), T.double()[:, None], MIN_P)
-    assert torch.equal(cut == -math.inf, expected == 0)
+    assert torch.equal(cut.softmax(1) == 0, expected == 0)
+
+
+@pytest.mark.parametrize("top_p", [None, 0.5])
+def test_a_mask_after_the_cut_leaves_the_most_probable_token_that_it_allows(top_p):
+    policy = HeadPolicy(head=TemperatureHead(32, min_p=MIN_P))
+    if top_p is not None:
+        policy = AutoDecoPolicy(head=policy.head, top_p_head=TopPHead(32))
+    torch.manual_seed(0)
+    hidden, z = torch.randn(6, 32), 3 * torch.randn(6, 96)
+    adaptive = Adaptive(policy, cuts_here=True)
+    cut = adaptive.over_temperature(hidden, z.clone())
+    T = adaptive.take(6).temperature[:, None]
+    kept = cut.softmax(1) > 0
+    assert torch.equal(cut[kept], (z / T)[kept])
+    assert 6 <= kept.sum() < kept.numel() / 2
+    allowed = ~kept & (torch.rand(kept.shape) < 0.5)
+    expected = z.masked_fill(~allowed, -math.inf).argmax(1)
+    drawn = (cut.masked_fill(~allowed, -math.inf) / 2).softmax(1)  # a request's T of 2
+    assert torch.equal(drawn.argmax(1), expected)
+    assert drawn.amax(1).min() > 0.999
+
+
+def test_a_cut_after_the_requests_temperatures_is_the_same():
+    """In vLLM's V1 runner, where penalties and those divisions come before it."""
+    policy = HeadPolicy(head=TemperatureHead(32, min_p=MIN_P))
+    asked = [{"temperature": 0.7}, {"temperature": 1.6}, {"temperature": 0.0}, {"min_p": 0.2}]
+    rows, slots = served(policy, asked), np.arange(4)
+    z, t = 3 * torch.randn(4, 96), torch.tensor([0.7, 1.6, 1.0, 1.0])[:, None]
+    at = Picked(torch.ones(4)), slots, torch.arange(4)
+    before = rows.cut(z.clone(), *at)
+    after = rows.cut(z / t, *at, over_temperature=True)
+    torch.testing.assert_close(before / t, after)
+    assert before.isinf().any(1).tolist() == [True, True, False, False]
 
 
 def test_a_broken_cut_would_be_seen():
@@ -191,6 +232,16 @@ def test_the_log_has_a_line_a_token(tmp_path):
     assert [line["id"] for line in lines] == ["a", "b", "a"]
     with pytest.raises(ValueError, match=r"cannot be written: .*directory"):
         TemperatureLog(str(tmp_path))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_ends_the_log_and_nothing_else(caplog):
+    log = TemperatureLog("/dev/full")
+    for _ in range(3):
+        log.write([("a", 0, 0.5)])
+    (said,) = caplog.messages
+    assert re.match(r"autodeco_log /dev/full cannot be written: .*No space left", said), said
+    assert "\n" not in said
 
 
 def test_the_page_names_every_key():

@@ -137,6 +137,17 @@ def test_a_token_without_a_temperature_is_an_error(page, vllm):
     assert_one_line(error["error"], "log of temperatures has no line of token 1")
 
 
+def test_a_log_that_is_gone_is_an_error(page, vllm, tmp_path):
+    log = tmp_path / "log.jsonl"
+    before = Temperatures(log, "a")
+    log.unlink()
+    (error,) = completion(page, ADAPTIVE)
+    assert_one_line(error["error"], "the log of temperatures cannot be read: ", "No such file")
+    assert not vllm.requests
+    with pytest.raises(ValueError, match=r"the log of temperatures cannot be read: .*No such file"):
+        before.of(0)
+
+
 @pytest.mark.parametrize(
     "body, complaint",
     [
@@ -267,7 +278,7 @@ def test_other_sites_get_nothing(page, vllm):
 
 
 def test_large_and_endless_requests(page, vllm):
-    for length in (str(1 << 21), "-1", "x", ""):
+    for length in (str(1 << 21), "-1", "x", "", "9" * 5000, "²"):
         answer, _ = request(page, "POST", "/complete", b"", Content_Length=length)
         assert answer.status == 413, length
     assert not vllm.requests
@@ -398,3 +409,22 @@ def test_errors_and_stops_in_a_browser(page, vllm, tmp_path):
         opened.press("Enter", 13, modifiers=2)
         opened.wait_for(FINISHED)
         assert opened.value(problem) == "the page's server does not answer: start it again"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium found")
+@pytest.mark.parametrize(
+    "query, expected",
+    [
+        ("cut=typical&go=1", "cut must be one of min_p, top_p, none, got typical min_p true"),
+        ("cut=top_p&one_line=false&go=0", " top_p false"),
+    ],
+)
+def test_addresses_that_do_not_start_it(query, expected, page, vllm, tmp_path):
+    shown = """[document.getElementById('problem').innerText, document.getElementById('cut').value,
+        document.getElementById('one_line').checked].join(' ')"""
+    with tab(f"{page.url}?{query}", tmp_path) as opened:
+        opened.wait_for("document.querySelector('#static-title small')?.textContent")
+        assert opened.value(shown) == expected
+        assert opened.value("document.getElementById('stop').disabled")
+        assert opened.console == []
+    assert not vllm.requests

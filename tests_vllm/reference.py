@@ -89,7 +89,7 @@ class Drawn:
         """Processed log-probabilities of a row are these."""
         got = torch.full_like(self.log_probs, -math.inf)
         for token, value in reported.items():
-            got[int(token)] = value
+            got[int(token)] = value if math.exp(value) > 0 else -math.inf
         sure = ~self.doubtful
         assert torch.equal(got.isfinite()[sure], self.log_probs.isfinite()[sure])
         if self.doubtful.any():

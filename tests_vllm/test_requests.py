@@ -25,6 +25,7 @@ ASKED = {
     "own Min-P": {"min_p": 0.02},
     "no cut": {"extra_args": {"autodeco_min_p": 0}},
     "own cut here": {"extra_args": {"autodeco_min_p": 0.4}, "temperature": 1.5},
+    "penalties": {"frequency_penalty": 2.0, "temperature": 0.7},
     "greedy": {"temperature": 0.0},
     "greedy, opted out": {"temperature": 0.0, "extra_args": {"autodeco": 0}},
     "logged": {"extra_args": {"autodeco_log": "a.b-1", "t_scale": 1.25}},
@@ -35,6 +36,7 @@ BAD = [
     ({"extra_args": {"autodeco_typo": 1}}, "vllm_xargs are autodeco, t_scale"),
     ({"extra_args": {"t_min": 1.0, "t_max": 0.5}}, "t_max must be ≥ t_min 1.0, got 0.5"),
     ({"extra_args": {"autodeco_min_p": 0.1}, "min_p": 0.2}, "are the same cut"),
+    ({"extra_args": {"autodeco_log": "x"}, "n": 2}, "names one completion, got n 2"),
 ]
 
 
@@ -64,7 +66,9 @@ def check(done: dict, prompt: list[int], asked: dict) -> torch.Tensor:
         return T
     for n, token in enumerate(done["tokens"]):
         at = float(T[n]) * t
-        expected = reference.drawn_from(seen.logits[n], at, min_p=min_p)
+        times = torch.bincount(torch.tensor(done["tokens"][:n]).long(), minlength=models.VOCAB)
+        penalised = seen.logits[n] - asked.get("frequency_penalty", 0.0) * float(T[n]) * times
+        expected = reference.drawn_from(penalised, at, min_p=min_p)
         assert expected.log_probs[token].isfinite() or expected.doubtful[token]
         expected.assert_equals(done["logprobs"][n], at)
     return T
@@ -99,6 +103,24 @@ def test_a_mixed_batch_draws_from_what_each_request_asked(shim, llama, offset_he
         assert complaint in answer["error"]
         assert "\n" not in answer["error"]
     assert done.log.count("is not the 0.1 that the head was made for") == 2
+
+
+def test_a_prompt_in_steps_is_logged_from_its_first_new_token(llama, head_folder, tmp_path):
+    (prompt,), log = models.prompts(1, length=40), tmp_path / "log.jsonl"
+    done = engine(
+        llama,
+        [call([prompt], max_tokens=3, extra_args={"autodeco_log": "long"})],
+        head=head_folder,
+        config={"autodeco_log": str(log)},
+        shim="v2",
+        max_num_batched_tokens=16,
+    )
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2]
+    seen = reference.rows(models.model("llama"), prompt, done[0][0]["tokens"])
+    expected = reference.temperatures(models.head(), seen.hidden)
+    logged = torch.tensor([line["temperature"] for line in lines], dtype=torch.float64)
+    torch.testing.assert_close(logged, expected, rtol=0, atol=2e-5)
 
 
 def test_our_sampler_draws_its_own_tokens(llama, offset_head):

@@ -1,6 +1,7 @@
 """Two tensor-parallel ranks, speculation, and servers that must not start."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -35,21 +36,60 @@ def test_two_tensor_parallel_ranks(llama, head_folder):
     check("llama", done[0], prompts)
 
 
+ALLOWED = [3, 40, 77, 100]
+
+
 @pytest.mark.parametrize("shim", ["v1", "v2"])
-def test_ngram_speculation_cuts_where_the_logits_are(shim, llama, head_folder):
-    calls = [call(REPEATING, **DRAWS), call(REPEATING[:1], min_p=0.1)]
-    done = engine(llama, calls, head=head_folder, shim=shim, inspect=True, speculative_config=NGRAM)
+def test_ngram_speculation_draws_from_the_kept_set(shim, llama, head_folder):
+    asked = [{}] * 4
+    if shim == "v2":  # V1 builds no logits processors then
+        own = [{"autodeco_min_p": 0.4}, {"autodeco": 0}]
+        asked = [{}, {"temperature": 0.7}, *({"extra_args": each} for each in own)]
+    calls = [
+        call(REPEATING, *({**DRAWS, **each} for each in asked)),
+        call(REPEATING[:1], min_p=0.1),
+        call(REPEATING, max_tokens=6, allowed_token_ids=ALLOWED),
+        call(REPEATING, max_tokens=6, allowed_token_ids=ALLOWED, temperature=0.0),
+    ]
+    # V1 cuts before the logits that raw log-probabilities are of.
+    mode = "processed_logprobs" if shim == "v2" else "raw_logprobs"
+    done = engine(
+        llama,
+        calls,
+        head=head_folder,
+        shim=shim,
+        inspect=True,
+        speculative_config=NGRAM,
+        logprobs_mode=mode,
+    )
     assert done[-1]["runner"].endswith(".model_runner") == (shim == "v2")
-    model, head = models.model("llama"), models.head()
-    for prompt, answer in zip(REPEATING, done[0], strict=True):
-        seen = reference.rows(model, prompt, answer["tokens"])
-        T = reference.temperatures(head, seen.hidden)
-        reference.assert_drawn_inside(seen.logits, answer["tokens"], T, models.MIN_P)
+    for prompt, answer, each in zip(REPEATING, done[0], asked, strict=True):
+        z, T = logits_and_temperatures(prompt, answer)
+        extra, t = each.get("extra_args", {}), each.get("temperature", 1.0)
+        min_p = extra.get("autodeco_min_p", models.MIN_P)
+        if "autodeco" in extra:
+            T, min_p = torch.ones_like(T), 0.0
+        else:
+            reference.assert_drawn_inside(z, answer["tokens"], t * T, min_p)
         for n, token in enumerate(answer["tokens"]):
-            expected = reference.drawn_from(seen.logits[n], float(T[n]), min_p=models.MIN_P)
-            expected.assert_equals(answer["logprobs"][n], float(T[n]))
+            expected = reference.drawn_from(z[n], t * float(T[n]), min_p=min_p)
+            expected.assert_equals(answer["logprobs"][n], t * float(T[n]))
             assert expected.log_probs[token].isfinite() or expected.doubtful[token]
     assert "not yet supported with speculative decoding" in done[1]["error"]
+    least = math.inf
+    for prompt, drawn, greedy in zip(REPEATING, done[2], done[3], strict=True):
+        assert set(drawn["tokens"]) <= set(ALLOWED)
+        z, T = logits_and_temperatures(prompt, drawn)
+        below = (z[:, ALLOWED].amax(1) - reference.cut(z, T, models.MIN_P)).min()
+        least = min(least, float(below))
+        z, _ = logits_and_temperatures(prompt, greedy)
+        assert greedy["tokens"] == [ALLOWED[i] for i in z[:, ALLOWED].argmax(1)]
+    assert least < 0  # rows of whose kept set the list leaves nothing
+
+
+def logits_and_temperatures(prompt: list[int], answer: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    seen = reference.rows(models.model("llama"), prompt, answer["tokens"])
+    return seen.logits, reference.temperatures(models.head(), seen.hidden)
 
 
 def refused(*args, **options) -> str:
@@ -89,9 +129,12 @@ def test_without_a_head_and_with_the_models_own_settings(llama, head_folder, tmp
     reference.assert_log_probs(plain[0][0]["logprobs"], seen.logits, ones, models.MIN_P)
     assert "Requests ask for adaptive decoding; this server has no head" in plain.log
     shutil.copytree(llama, tmp_path / "model")
-    asked = call([prompt], {"top_k": 5, "max_tokens": 2})
-    done = engine(tmp_path / "model", [asked], head=head_folder)
+    logged = {"top_k": 5, "max_tokens": 3, "extra_args": {"autodeco_log": "x"}}
+    full = {"autodeco_log": "/dev/full"}
+    done = engine(tmp_path / "model", [call([prompt], logged)], head=head_folder, config=full)
     assert "A request's top_k 5 and top_p 1 cut beside the head" in done.log
+    assert len(done[0][0]["tokens"]) == 3
+    assert done.log.count("autodeco_log /dev/full cannot be written: [Errno 28]") == 1
 
 
 def test_the_benchmark_runs(tmp_path):

@@ -1,6 +1,14 @@
 """Logits over the predicted temperature, where they leave a model of vLLM.
 
-    z' = z / T(h)        and under speculation also z'_i = −∞ where z'_i < max z' + ln min_p
+    z' = z / T(h)
+
+and under speculation in vLLM's V1 runner, where nobody can cut later, with the kept set K at z'
+
+    z'_i − C (1 + max z' − z'_i)   for i outside of K, C = 1e4
+
+whose probability is 0 in fp32. It is finite, and it keeps their order and stretches it: masks come
+later (structured outputs, allowed tokens), and one that leaves nothing of K leaves the most
+probable token that it allows.
 
 h `[R, H]` is what vLLM hands to `compute_logits`, z `[R, V]` what it returns. R is a row a request,
 k + 1 rows with k drafted tokens. The loaded model keeps its class and gets a `compute_logits` of
@@ -8,6 +16,7 @@ its own in front.
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,12 +30,17 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
+_DEPTH = 1e4  # over any temperature of a request below 90, e to the minus that is 0 in fp32
+
+
 class Adaptive:
     """A policy at work on one model, and what it picked last.
 
     Args:
         cuts_here: whether the policy's cut is made here, since nobody can make it later.
     """
+
+    cut_later: Callable[[torch.Tensor], torch.Tensor] | None = None  # V1: set by who has the rows
 
     def __init__(self, policy: Policy, *, cuts_here: bool):
         self.policy = policy
@@ -58,8 +72,9 @@ class Adaptive:
         if not self.cuts_here:
             return logits
         if self._picked.top_p is not None:
-            return masked(logits, self.policy.cut(None).at(self._picked.top_p))
-        return cut_min_p_(logits, _log(self.policy.min_p))
+            inside = masked(logits, self.policy.cut(None).at(self._picked.top_p)) > -math.inf
+            return push_down_(logits, ~inside)
+        return push_down_(logits, below_min_p(logits, _log(self.policy.min_p)))
 
     def take(self, rows: int) -> Picked:
         """What was picked of the next rows of the last logits: the sampler may ask for them in
@@ -77,17 +92,26 @@ class Adaptive:
         return Picked(*(each if each is None else each[start:end] for each in self._picked))
 
 
-def cut_min_p_(logits: torch.Tensor, log_min_p: torch.Tensor | float) -> torch.Tensor:
-    """Sets logits below `max + log_min_p` to −inf, in place.
+def below_min_p(logits: torch.Tensor, log_min_p: torch.Tensor | float) -> torch.Tensor:
+    """Where logits are below `max + log_min_p`, `[R, V]` bool.
 
     Args:
         logits: `[R, V]` fp32.
         log_min_p: a number, or `[R, 1]`; −inf cuts nothing.
     """
-    if isinstance(log_min_p, float) and log_min_p == -math.inf:
-        return logits
-    tau = logits.amax(1, keepdim=True).add_(log_min_p)
-    return logits.masked_fill_(logits < tau, -math.inf)
+    return logits < logits.amax(1, keepdim=True).add_(log_min_p)
+
+
+def push_down_(logits: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
+    """Pushes logits outside a kept set so far down that their probability is 0, in place and in
+    their order.
+
+    Args:
+        logits: `[R, V]` fp32.
+        outside: `[R, V]` bool; never the largest of a row.
+    """
+    gap = logits.amax(1, keepdim=True) - logits
+    return logits.sub_(gap.add_(1).mul_(_DEPTH).masked_fill_(~outside, 0.0))
 
 
 def cut_top_p_(
@@ -128,7 +152,8 @@ def attach(
             "temperatures of their rows"
         )
     policy = policy.to(next(model.parameters()).device)
-    adaptive = Adaptive(policy, cuts_here=config.speculative_config is not None)
+    has_processors = config.speculative_config is None or config.use_v2_model_runner
+    adaptive = Adaptive(policy, cuts_here=not has_processors)
     if fused:
         from autodeco_fast.serving.vllm_sampler import model_state
 

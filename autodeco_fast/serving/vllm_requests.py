@@ -1,24 +1,32 @@
-"""vLLM's logits processor: single requests' options, the cut, the log.
+"""vLLM's logits processors: single requests' options, the cut, the log.
 
-vLLM has two runners with an interface each, and loads the same entry point for both; this class has
-both interfaces.
+vLLM has two runners with an interface each, and loads the same entry points for both; these classes
+have both interfaces.
 
-V1: `update_state` says which request is in which place of the batch; a place is a row.
+V1: `update_state` says which request is in which place of the batch; a place is a row. Penalties
+    come after processors that may change a greedy token, and before those that may not: `Requests`
+    is of the first kind, the cut is left to `Cut`.
 V2: `add_request` fills a slot; rows come in any order with their slots, several a request under
-    speculation, and in slices.
+    speculation, and in slices. Penalties come first, and `Requests` does everything.
 """
 
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
-from vllm.v1.sample.logits_processor import BatchUpdate, process_dict_updates
+from vllm.v1.sample.logits_processor import (
+    LOGITSPROCS_GROUP,
+    BatchUpdate,
+    process_dict_updates,
+)
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Processor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcRequestState
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2Processor
 
+from autodeco_fast.policies.base import Picked
 from autodeco_fast.serving import vllm_loading
 from autodeco_fast.serving.vllm_log import TemperatureLog
 from autodeco_fast.serving.vllm_model import Adaptive
@@ -39,7 +47,7 @@ class Requests(V1Processor, V2Processor):
 
     Raises:
         RuntimeError: if a head is configured and this process has no wrapped loaders, which is so
-            where VLLM_PLUGINS names other plugins only.
+            where VLLM_PLUGINS names other plugins only, or if nobody would cut.
     """
 
     def __init__(
@@ -56,6 +64,8 @@ class Requests(V1Processor, V2Processor):
                 "VLLM_PLUGINS must name it too, or be unset"
             )
         self._is_v2 = is_pin_memory is None
+        if self._head is not None and not self._is_v2:
+            _require_cut()
         device = device_or_state.device if self._is_v2 else device_or_state
         self._state = device_or_state if self._is_v2 else None
         self._speculates = vllm_config.speculative_config is not None
@@ -63,6 +73,7 @@ class Requests(V1Processor, V2Processor):
         self._device = torch.device(device)
         self._placed: dict[int, _Placed] = {}
         self._made: tuple[Adaptive, Rows] | None = None
+        self._picked: Picked | None = None  # V1: of the rows that `Cut` gets next
         settings = read_settings(vllm_config) if self._head is not None else Settings()
         self._sampler_cuts = settings.sampler == "fused"
         writes = settings.log is not None and get_tensor_model_parallel_rank() == 0
@@ -120,15 +131,22 @@ class Requests(V1Processor, V2Processor):
             return logits
         adaptive, rows = self._working()
         rows.upload()
+        picked = adaptive.take(len(logits))
         if ctx is None:
-            slots = np.arange(len(logits))
-            row_slots = torch.arange(len(logits), device=logits.device)
+            self._picked = picked
+            slots, row_slots = _places(logits)
+            logits, T = rows.scale(logits, picked, slots, row_slots)
         else:
             slots, row_slots = ctx.idx_mapping_np, ctx.expanded_idx_mapping
-        logits, T = rows.apply(logits, adaptive.take(len(logits)), slots, row_slots)
+            logits, T = rows.apply(logits, picked, slots, row_slots)
         if self._log is not None and any(slot in rows.log_keys for slot in slots.tolist()):
             self._write(rows, T, row_slots, ctx)
         return logits
+
+    def _cut(self, logits: torch.Tensor) -> torch.Tensor:
+        """V1's cut of the rows that `apply` had last, over the requests' temperatures by now."""
+        _, rows = self._working()
+        return rows.cut(logits, self._picked, *_places(logits), over_temperature=True)
 
     def _row(self, params: "SamplingParams") -> Row:
         adaptive, _ = self._working()
@@ -155,6 +173,7 @@ class Requests(V1Processor, V2Processor):
                 )
             top_p = adaptive.predicts_top_p and not adaptive.cuts_here
             self._made = adaptive, Rows(self._slots, self._device, top_p=top_p)
+            adaptive.cut_later = self._cut
         return self._made
 
     def _write(
@@ -167,8 +186,49 @@ class Requests(V1Processor, V2Processor):
             prompts = self._state.prompt_len.np
             indices = [at + 1 - int(prompts[slot]) for at, slot in zip(ctx.pos.tolist(), slots)]
         keys = (rows.log_keys.get(slot) for slot in slots)
-        lines = [line for line in zip(keys, indices, temperatures) if line[0] is not None]
-        self._log.write(lines)
+        lines = list(zip(keys, indices, temperatures))
+        # Below 0 are ends of steps within the prompt: no token is drawn there.
+        self._log.write([line for line in lines if line[0] is not None and line[1] >= 0])
+
+
+class Cut(V1Processor, V2Processor):
+    """In V1, the cut of `Requests`, behind penalties and temperatures; in V2 nothing."""
+
+    def __init__(
+        self,
+        vllm_config: "VllmConfig",
+        device_or_state: torch.device | LogitsProcRequestState,
+        is_pin_memory: bool | None = None,
+    ):
+        self._config = vllm_config
+
+    def is_argmax_invariant(self) -> bool:
+        return True
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """`Requests` has the rows."""
+
+    def add_request(self, req_idx: int, sampling_params: "SamplingParams") -> bool:
+        return False
+
+    def apply(self, logits: torch.Tensor, ctx: LogitsContext | None = None) -> torch.Tensor:
+        adaptive = vllm_loading.attached(self._config) if ctx is None else None
+        if adaptive is None:  # the V2 runner, or there is no head
+            return logits
+        return adaptive.cut_later(logits)
+
+
+def _places(logits: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+    """V1's slots and slots of rows: they are the rows."""
+    return np.arange(len(logits)), torch.arange(len(logits), device=logits.device)
+
+
+def _require_cut() -> None:
+    """Raises RuntimeError if this package was installed when it had no `Cut`."""
+    if not any(each.load() is Cut for each in entry_points(group=LOGITSPROCS_GROUP)):
+        raise RuntimeError(
+            "the entry points of autodeco_fast are those of another version: install it again"
+        )
 
 
 def _warn(params: "SamplingParams", adaptive: Adaptive) -> None:

@@ -4,7 +4,8 @@
     z'' = z' · T / T'                         the logits z' = z / T come over T already
     z''_i = −∞ where z''_i < max z'' + t ln min_p, t the request's own temperature
 
-vLLM divides by t afterwards, so the cut is Min-P of the distribution that is drawn from.
+vLLM divides by t afterwards, so the cut is Min-P of the distribution that is drawn from; where it
+has done so before, ln min_p takes the place of t ln min_p.
 """
 
 import math
@@ -18,7 +19,7 @@ import torch
 from autodeco_fast.options import Options, documented, option
 from autodeco_fast.policies.base import Picked, Policy
 from autodeco_fast.policies.temperature import divisor
-from autodeco_fast.serving.vllm_model import cut_min_p_, cut_top_p_
+from autodeco_fast.serving.vllm_model import below_min_p, cut_top_p_
 from autodeco_fast.values import require
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def read_options(params: "SamplingParams") -> RequestOptions:
 
     Raises:
         ValueError: on one line, for a key that begins with `autodeco` and is none, a value that is
-            none of its, or two Min-P.
+            none of its, two Min-P, or one name in the log for several completions.
     """
     given: dict[str, Any] = params.extra_args or {}
     known = [each.name for each in fields(RequestOptions)]
@@ -84,7 +85,11 @@ def read_options(params: "SamplingParams") -> RequestOptions:
     if options.autodeco_min_p is not None and params.min_p:
         raise ValueError(
             f"vllm_xargs: autodeco_min_p {options.autodeco_min_p:g} and min_p {params.min_p:g} are "
-            "the same cut: give one"
+            'the same cut: give one; where the server\'s defaults bring min_p, give "min_p": 0 too'
+        )
+    if options.autodeco_log is not None and params.n > 1:
+        raise ValueError(
+            f"vllm_xargs: autodeco_log names one completion, got n {params.n}: send a request each"
         )
     return options
 
@@ -183,7 +188,14 @@ class Rows:
     def apply(
         self, logits: torch.Tensor, picked: Picked, slots: np.ndarray, rows: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits as the requests want them, in place, and their T.
+        """Logits as the requests want them, in place, and their T: `scale`, then `cut`."""
+        logits, T = self.scale(logits, picked, slots, rows)
+        return self.cut(logits, picked, slots, rows), T
+
+    def scale(
+        self, logits: torch.Tensor, picked: Picked, slots: np.ndarray, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits over the requests' own T, in place, and that T.
 
         Args:
             logits: `[R, V]` fp32, over T.
@@ -191,16 +203,37 @@ class Rows:
             slots: those in the batch, in any order.
             rows: the slot of each row, `[R]`.
         """
-        on, scale, t_min, t_max, cut, temperature, _ = self._on_device[rows].unbind(1)
+        on, scale, t_min, t_max, *_ = self._on_device[rows].unbind(1)
         T = picked.temperature
         if self.changes_t[slots].any():
             wanted = torch.where(on > 0, (T * scale).clamp(t_min, t_max), 1.0)
             logits.mul_(divisor(T) / divisor(wanted))
             T = wanted
+        return logits, T
+
+    def cut(
+        self,
+        logits: torch.Tensor,
+        picked: Picked,
+        slots: np.ndarray,
+        rows: torch.Tensor,
+        *,
+        over_temperature: bool = False,
+    ) -> torch.Tensor:
+        """Logits with −inf outside the kept sets, in place.
+
+        Args:
+            logits: `[R, V]` fp32, of `scale`.
+            picked: as there, and so are `slots` and `rows`.
+            over_temperature: whether they are over the requests' own temperatures already.
+        """
+        *_, cut, temperature, min_p = self._on_device[rows].unbind(1)
         if self.cuts_top_p and self.draws[slots].any():
             draws = temperature > 0
+            divide = draws & (not over_temperature)
             top_p = torch.where(draws, picked.top_p, 1.0)
-            logits = cut_top_p_(logits, top_p, torch.where(draws, temperature, 1.0))
+            logits = cut_top_p_(logits, top_p, torch.where(divide, temperature, 1.0))
         if self.cuts[slots].any():
-            logits = cut_min_p_(logits, cut[:, None])
-        return logits, T
+            level = min_p.log() if over_temperature else cut
+            logits.masked_fill_(below_min_p(logits, level[:, None]), -math.inf)
+        return logits

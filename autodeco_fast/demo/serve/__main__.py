@@ -64,6 +64,8 @@ def serve(*, port: int, api_port: int) -> int:
     Raises:
         ValueError: before anything is started.
     """
+    if port and port == api_port:
+        raise ValueError(f"--port and --api-port must differ, got {port} for both")
     port, api_port = free_port("--port", port), free_port("--api-port", api_port)
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(f"vLLM is not installed for {sys.executable}: `make serve` installs it")

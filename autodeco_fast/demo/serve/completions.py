@@ -18,6 +18,7 @@ from autodeco_fast.values import require
 from autodeco_fast.values import text as check_text
 
 _DATA, _DONE = b"data: ", b"[DONE]"
+_UNREADABLE = "the log of temperatures cannot be read"
 _LONGEST_ERROR = 1 << 16  # bytes that are read of one
 
 
@@ -81,21 +82,26 @@ class Temperatures:
     Args:
         log: the file.
         key: the request's `autodeco_log`.
+
+    Raises:
+        ValueError: if it cannot be read.
     """
 
     def __init__(self, log: Path, key: str):
         self._log, self._key = log, key
-        self._at = log.stat().st_size
+        with foreign(_UNREADABLE):
+            self._at = log.stat().st_size
         self._found: dict[int, float] = {}
 
     def of(self, index: int) -> float:
         """Of a token that has been sent.
 
         Raises:
-            ValueError: if the log does not hold it.
+            ValueError: if the log does not hold it, or cannot be read.
         """
         if index not in self._found:
-            self._read()
+            with foreign(_UNREADABLE):
+                self._read()
         if index not in self._found:
             raise ValueError(f"the log of temperatures has no line of token {index}")
         return self._found[index]

@@ -10,6 +10,7 @@ of other origins get nothing: hosts, origins and content types are checked.
 """
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         if urlsplit(self.path).path != "/complete":
             return self._say(404, "there is no such page")
         length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit() and int(length) <= _LARGEST):
+        if not re.fullmatch("[0-9]{1,9}", length) or int(length) > _LARGEST:
             return self._say(413, f"a request must have a length of at most {_LARGEST} bytes")
         try:
             asked = Asked.read(self.rfile.read(int(length)))

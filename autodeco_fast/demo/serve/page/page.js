@@ -226,13 +226,17 @@ async function start() {
   shares.min_p = about.static.min_p;
   // What the address says wins: ?prompt=…&max_tokens=…&temperature=…&t_scale=…&cut=…&share=…&completions=…&one_line=0&go=1
   const given = new URLSearchParams(location.search);
+  const is = (name, otherwise) => given.has(name) ? !["0", "false"].includes(given.get(name)) : otherwise;
+  const cuts = Array.from(find("#cut").options, (each) => each.value);
+  const asksFor = given.get("cut") ?? "min_p";
+  const cut = cuts.includes(asksFor) ? asksFor : "min_p";
   const first = {
-    prompt: about.examples[0].prompt, temperature: about.static.temperature, cut: "min_p",
-    share: shares[given.get("cut")] ?? shares.min_p, t_scale: about.t_scale,
-    completions: 4, max_tokens: 40,
+    prompt: about.examples[0].prompt, temperature: about.static.temperature,
+    share: shares[cut] ?? shares.min_p, t_scale: about.t_scale, completions: 4, max_tokens: 40,
   };
   for (const [id, value] of Object.entries(first)) find(`#${id}`).value = given.get(id) ?? value;
-  find("#one_line").checked = given.get("one_line") !== "0";
+  find("#cut").value = cut;
+  find("#one_line").checked = is("one_line", true);
 
   panes = [new Pane("static"), new Pane("adaptive")];
   const form = find("#ask");
@@ -250,7 +254,8 @@ async function start() {
     form.requestSubmit();
   });
   describe();
-  if (given.get("go")) generate();
+  if (cut !== asksFor) complain(`cut must be one of ${cuts.join(", ")}, got ${asksFor}`);
+  else if (is("go", false)) generate();
 }
 
 start().catch(() => complain(GONE));
