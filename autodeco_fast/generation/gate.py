@@ -128,6 +128,15 @@ def _scaled(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     return logits.float() / divisor(temperature)
 
 
+def _decided(scaled: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
+    """For other sampling steps than ours, which would draw among tokens that tie: in greedy rows
+    the lowest of the largest, nats above the others and by next to nothing in what it was."""
+    at = scaled.argmax(-1, keepdim=True)
+    top = scaled.gather(-1, at)
+    above = torch.where(top.isfinite(), top + top.abs() * 2**-20 + 1e14, top)
+    return torch.where(greedy[..., None], scaled.scatter(-1, at, above), scaled)
+
+
 def _cut(scaled: torch.Tensor, policy: Policy, top_p: torch.Tensor) -> torch.Tensor:
     """Logits over T, `[rows, positions, V]`, −inf outside the cut at a top-p a position."""
     flat = scaled.flatten(0, 1)
@@ -168,6 +177,8 @@ class _Hooks:
         scaled = _scaled(logits, picked.temperature)
         if call is not None:
             call.picked = picked
+            if not call.fused:
+                scaled = _decided(scaled, picked.greedy)
             if call.masked:
                 scaled = _cut(scaled, call.policy, picked.top_p)
         if isinstance(output, tuple):

@@ -172,19 +172,6 @@ class FusedSampler(LogitsProcessor):
         return cut.sample(scores, greedy=self.call.greedy, **options)
 
 
-class Greedy(LogitsProcessor):
-    """For other sampling steps than ours: −inf in greedy rows, but for the lowest of their largest
-    tokens. Divided by next to nothing, tokens that tie with it would be as likely."""
-
-    def __init__(self, call: Call):
-        self.call = call
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        others = torch.ones_like(scores, dtype=torch.bool)
-        others.scatter_(1, scores.argmax(1, keepdim=True), False)
-        return scores.masked_fill(others & self.call.greedy[:, None], -torch.inf)
-
-
 class Masking(LogitsProcessor):
     """For other sampling steps than ours: −inf outside a cut that differs from row to row."""
 
@@ -211,11 +198,10 @@ class Recording(LogitsProcessor):
 def unfused(call: Call, processors: list) -> list:
     """The processors of a call that is sampled by transformers: with the policy's cut, before a
     watermark and after all others, and with the records that are asked for."""
-    at = next((i for i, each in enumerate(processors) if isinstance(each, _LAST)), len(processors))
-    ours: list[LogitsProcessor] = [Masking(call)] if call.policy.cuts_by_row else []
-    if not call.candidates:  # of which row and position a processor is shown it cannot know
-        ours.append(Greedy(call))
-    processors = [*processors[:at], *ours, *processors[at:]]
+    processors = list(processors)
+    if call.policy.cuts_by_row:
+        at = next((i for i, each in enumerate(processors) if isinstance(each, _LAST)), None)
+        processors.insert(len(processors) if at is None else at, Masking(call))
     return [*processors, Recording(call)] if call.recorded else processors
 
 
