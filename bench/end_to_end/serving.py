@@ -52,8 +52,8 @@ def _models(folder: Path, *, tiny: bool) -> Iterator[tuple[str, Path, Path]]:
 
 
 def _switch(worker: Any, on: bool) -> None:
-    """Puts the head on a worker's model, or takes it and its processor away."""
-    from autodeco_fast.serving.vllm_requests import Requests
+    """Puts the head on a worker's model, or takes it and its processors away."""
+    from autodeco_fast.serving.vllm_requests import Cut, Requests
 
     runner = worker.model_runner
     model = runner.get_model()
@@ -63,14 +63,17 @@ def _switch(worker: Any, on: bool) -> None:
     if on:
         model.compute_logits = runner._bench_adaptive
     if hasattr(runner, "input_batch"):
-        processors = runner.input_batch.logitsprocs.non_argmax_invariant
+        every = runner.input_batch.logitsprocs
+        lists = [every.non_argmax_invariant, every.argmax_invariant]
     else:
-        processors = runner.sampler.logits_processors
-    ours = [each for each in processors if type(each) is Requests]
-    runner._bench_ours = ours or runner._bench_ours
-    for each in ours:
-        processors.remove(each)
-    processors.extend(runner._bench_ours if on else [])
+        lists = [runner.sampler.logits_processors]
+    ours = [[each for each in some if type(each) in (Requests, Cut)] for some in lists]
+    if any(ours):
+        runner._bench_ours = ours
+    for some, here, kept in zip(lists, ours, runner._bench_ours):
+        for each in here:
+            some.remove(each)
+        some.extend(kept if on else [])
 
 
 def _run(llm: Any, prompts: list[dict], *, on: bool, **settings: Any) -> None:
