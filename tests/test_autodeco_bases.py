@@ -8,6 +8,7 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, OPTConfi
 from autodeco_fast import AutoDecoConfig, AutoDecoModelForCausalLM
 from autodeco_fast.autodeco import convert, loading
 from tests.autodeco_checkpoints import HIDDEN, base_model
+from tests.output_embeddings import Method, Nameless, Packed
 from tests.tiny_models import VOCAB, prompts
 
 load = AutoDecoModelForCausalLM.from_pretrained
@@ -45,46 +46,6 @@ def test_the_width_is_that_of_the_output_embedding(made, tmp_path):
         got = load(tmp_path / name)(ids)
         assert torch.equal(got.logits, expected.logits)
         assert torch.equal(got.temp_logits, expected.temp_logits)
-
-
-class Packed(nn.Linear):
-    """As bitsandbytes has 4-bit weights: two of them a byte, in a column."""
-
-    def __init__(self, plain: nn.Linear):
-        super().__init__(plain.in_features, plain.out_features, bias=False)
-        self.plain = [plain]
-        column = torch.zeros(self.weight.numel() // 2, 1, dtype=torch.uint8)
-        self.weight = nn.Parameter(column, requires_grad=False)
-
-    def forward(self, hidden):
-        return self.plain[0](hidden)
-
-
-class Nameless(nn.Module):
-    """As GPTQ's layers: buffers of other names."""
-
-    def __init__(self, plain: nn.Linear):
-        super().__init__()
-        self.in_features, self.out_features = plain.in_features, plain.out_features
-        self.register_buffer("qweight", plain.weight.detach().clone())
-
-    def forward(self, hidden):
-        return nn.functional.linear(hidden, self.qweight)
-
-
-class Method(nn.Module):
-    """As torch's dynamically quantised layers: `weight()`, and no tensor that a module knows."""
-
-    def __init__(self, plain: nn.Linear):
-        super().__init__()
-        self.in_features, self.out_features = plain.in_features, plain.out_features
-        self.plain = [plain]
-
-    def weight(self):
-        return self.plain[0].weight
-
-    def forward(self, hidden):
-        return self.plain[0](hidden)
 
 
 @pytest.mark.parametrize("layer", [Packed, Nameless, Method])

@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from autodeco_fast import TemperatureHead, attach
 from autodeco_fast.policies import MinK, parse
+from tests.output_embeddings import Method, Nameless, Packed
 from tests.tiny_models import both_paths, prompts, tiny_head, tiny_model
 
 
@@ -107,33 +108,7 @@ def test_a_mask_of_floats():
     assert torch.equal(got, want)
 
 
-class Packed(nn.Module):
-    """An output embedding whose weight has another name."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.register_buffer("codes", linear.weight.detach().clone())
-
-    def forward(self, hidden):
-        return nn.functional.linear(hidden, self.codes)
-
-
-class PackedWithoutTensors(Packed):
-    """One whose weight is a method, as of torch's own int8 layers."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__(linear)
-        self.kept = (self._buffers.pop("codes"),)
-
-    def weight(self):
-        return self.kept[0]
-
-    def forward(self, hidden):
-        return nn.functional.linear(hidden, self.weight())
-
-
-@pytest.mark.parametrize("kind", [Packed, PackedWithoutTensors])
+@pytest.mark.parametrize("kind", [Packed, Nameless, Method])
 def test_an_output_embedding_without_a_weight(kind):
     model, ids = tiny_model("llama"), prompts()
     with attach(model, tiny_head(model)):

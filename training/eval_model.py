@@ -125,12 +125,10 @@ class LocalModel:
         copies = torch.tensor([first.index(number) for number in numbers])
         return prefilled(self.model, ids[once], mask[once], copies)
 
-    def _drawn(self, row: "_Row", lead: LeadIn | None = None) -> Drawn:
+    def _drawn(self, row: "_Row", lead: LeadIn) -> Drawn:
         ends, stop = self.eos.tolist(), self.strings.stop
         return Drawn(
-            text=completion_text(
-                self.tokenizer, row.tokens, lead=lead or LeadIn(), ends=ends, stop=stop
-            ),
+            text=completion_text(self.tokenizer, row.tokens, lead=lead, ends=ends, stop=stop),
             tokens=row.tokens,
             temperature=row.temperature,
             kept=row.kept,

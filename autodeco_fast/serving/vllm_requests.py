@@ -194,12 +194,7 @@ class Requests(V1Processor, V2Processor):
 class Cut(V1Processor, V2Processor):
     """In V1, the cut of `Requests`, behind penalties and temperatures; in V2 nothing."""
 
-    def __init__(
-        self,
-        vllm_config: "VllmConfig",
-        device_or_state: torch.device | LogitsProcRequestState,
-        is_pin_memory: bool | None = None,
-    ):
+    def __init__(self, vllm_config: "VllmConfig", *_: object):
         self._config = vllm_config
 
     def is_argmax_invariant(self) -> bool:
