@@ -158,7 +158,7 @@ def test_a_copy_of_what_is_around_an_attached_model(wrap):
 
 @both_paths
 def test_greedy_rows_take_the_lowest_of_tokens_that_tie(fused):
-    """In bf16 that happens to one token in sixty of a real model."""
+    """As they do in 16 bits, where logits are few."""
     model, ids = tiny_model("llama"), prompts(1)
     with torch.no_grad():
         model.lm_head.weight[40:80] = model.lm_head.weight[:40]
