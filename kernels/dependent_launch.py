@@ -6,10 +6,11 @@ GPUs from compute capability 9 on).
                                 that it wrote is seen
     between  both
 
-What is saved is the wait for the launch of the one behind. It is safe as long as every kernel that is launched with `options` waits before its first read and write, and the
-one ahead of it is either launched without them, so that it began when all before it had ended, or
-waits itself: then whatever was launched before has ended when the wait has. A kernel of somebody
-else's that comes next waits for the end of ours, as ever, or by itself if it is launched so, too.
+What is saved is the wait for the launch of the one behind. It is safe as long as every kernel that
+is launched with `options` waits before its first read and write, and the one ahead of it is either
+launched without them, so that it began when all before it had ended, or waits itself: then whatever
+was launched before has ended when the wait has. A kernel of somebody else's that comes next waits
+for the end of ours, as ever, or by itself if it is launched so, too.
 
 [CUDA programming guide, "Programmatic Dependent Launch and Synchronization"]
 """
