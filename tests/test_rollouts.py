@@ -142,11 +142,13 @@ def test_a_reward_and_an_evaluation_are_shown_the_same_text(tmp_path):
     config = config_of(tmp_path, max_completion_length=30, stop="7 5")
     source = OnPolicy(base, tokenizer, some_prompts(), reward, config)
     rollouts = source.rollouts(0, TemperatureHead(32, min_p=0.1), 0, 1)
-    drawn = [[y for y in rollout.example.labels if y != -100] for rollout in rollouts]
+    leads = {tuple(prompt.ids): prompt.lead for prompt in source.prompts}
     evaluation = LocalModel(base.model, tokenizer, [], max_new_tokens=30, stop=["7 5"])
-    for text, ids in zip(seen, drawn, strict=True):
-        row = _Row(ids, [], [])
-        assert evaluation._drawn(row).text == text
+    drawn = []
+    for text, (example, *_) in zip(seen, rollouts, strict=True):
+        drawn.append([y for y in example.labels if y != -100])
+        asked = tuple(example.input_ids[: -len(drawn[-1])])
+        assert evaluation._drawn(_Row(drawn[-1], [], []), leads[asked]).text == text
         assert "40" not in text.split()
         assert "7 5" not in text
     assert any("7 5" in tokenizer.decode(ids) for ids in drawn)
