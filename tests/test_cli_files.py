@@ -280,8 +280,9 @@ def test_near_points_of_a_sweep_have_folders_of_their_own(scan, tmp_path):
         (lambda m: {**m, "hidden_size": 33}, "its tensors are not those of width 33"),
         (
             lambda m: {k: v for k, v in m.items() if k != "format"},
-            "format must be an integer in [1, 1], got None",
+            "format must be 2, as this version writes it, got None",
         ),
+        (lambda m: {**m, "format": 1}, "format must be 2, as this version writes it, got 1"),
     ],
 )
 def test_odd_manifests_are_one_line(scan, head, tmp_path, change, words):

@@ -13,6 +13,7 @@ from autodeco_fast.training.loop import objective_of, train, with_min_p
 from autodeco_fast.training.scan import scan_batch
 from autodeco_fast.training.scan_store import (
     COUNTS,
+    FORMAT,
     Scan,
     shard_path,
     write_manifest,
@@ -49,7 +50,7 @@ def make_scan(tmp_path, easy_fraction: float, all_tokens: bool = False) -> Scan:
     write_shard(shard_path(config.output, 0), tokens, counts, share=1.0)
     names = ("model", "all_tokens", "seed", "easy_fraction", "trivial_prob")
     manifest = {
-        **{"format": 1, "hidden_size": len(LAW), "lm_head": "", "tokenizer": "", "data": ""},
+        **{"format": FORMAT, "hidden_size": len(LAW), "lm_head": "", "tokenizer": "", "data": ""},
         "settings": {name: getattr(config, name) for name in names},
         **{"share": 1.0, "shards": 1, "tokens": len(tokens), "counts": counts},
     }

@@ -37,6 +37,7 @@ from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.training.scorers import Scorer, load_scorer
 
 RESULTS, PAGE = "results.json", "eval.html"
+FORMAT = 2  # 1: texts lost the space they began with, and greedy rows could take any of ties
 ALL, OTHER = "all", "other"  # the names of all tasks together, and of the prompts without one
 _LIBRARIES = ("torch", "transformers", "triton", "numpy", "math-verify")
 
@@ -156,7 +157,7 @@ class Run:
     def manifest(self, identity: dict) -> dict:
         """What fixes a sample, and by what it was scored."""
         return {
-            "format": 1,
+            "format": FORMAT,
             "prompts": fingerprint(self.config.prompts.read_bytes()),
             **identity,
             "seed": self.config.seed,

@@ -24,6 +24,7 @@ from autodeco_fast.training.data import IGNORED, Example, encode, stream_example
 from autodeco_fast.training.processes import Processes
 from autodeco_fast.training.scan_store import (
     COUNTS,
+    FORMAT,
     MANIFEST,
     ScanTokens,
     all_facts,
@@ -170,7 +171,7 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
     settings = {name: value for name, value in asdict(config).items() if name not in _LIVE_SETTINGS}
     vocabulary = sorted(tokenizer.get_vocab().items())
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "settings": settings,
         "revision": getattr(base.model.config, "_commit_hash", None),
         "hidden_size": base.weight.shape[1],

@@ -35,6 +35,7 @@ from autodeco_fast.urls import Location, Unreachable, Url, location, of_each
 from autodeco_fast.values import SEEDS, finite, require, whole
 
 MANIFEST = "scan.json"
+FORMAT = 2  # 1: the targets of chats were others
 _SHORT = 16  # of a digest, in hexadecimal digits
 _FACTS = "scan"  # the one key of a shard's metadata: safetensors writes several in any order
 FIELDS = ("gap", "target_prob", "entropy", "rank", "target", "document", "position")
@@ -251,7 +252,8 @@ def _is_text(holder: dict, name: str) -> None:
 
 
 def _check_manifest(manifest: dict) -> None:
-    whole("format", manifest.get("format"), 1, 1)
+    came = manifest.get("format")
+    require(came == FORMAT, "format", came, f"{FORMAT}, as this version writes it")
     whole("hidden_size", manifest.get("hidden_size"), 1, 2**24)
     for name in ("lm_head", "tokenizer", "data"):
         _is_text(manifest, name)

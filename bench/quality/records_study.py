@@ -212,6 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     with ThreadPoolExecutor(1) as beside:
         static = beside.submit(evaluate_static, study)
         study.train({name for name, _ in tried()}, SEEDS[:1])
+        study.train(set(ALWAYS), SEEDS)
         validation, folders = static.result()
     wanted = list(dict.fromkeys([*((name, "") for name in ALWAYS), *choose(study, validation)]))
     study.train({name for name, _ in wanted}, SEEDS)
