@@ -34,11 +34,16 @@ def test_python_examples_of_the_readme_run(tmp_path):
         assert tokens.shape[1] > scope["inputs"]["input_ids"].shape[1]
 
 
-def test_python_examples_of_the_recipes_run(tmp_path):
-    scope = run("docs/recipes.md", tmp_path)
+@pytest.mark.parametrize("page", ["docs/recipes.md", "docs/autodeco.md"])
+def test_python_examples_that_write_run(tmp_path, page):
+    scope = run(page, tmp_path)
     assert scope["tokens"].shape[1] > scope["batch"]["input_ids"].shape[1]
-    for trained in (scope["head"], scope["heads"]):
-        assert all(p.grad is not None for p in trained.parameters())
+
+
+@pytest.mark.parametrize(("page", "trained"), [("functions", "head"), ("autodeco", "heads")])
+def test_python_examples_that_train_run(tmp_path, page, trained):
+    scope = run(f"docs/{page}.md", tmp_path)
+    assert all(p.grad is not None for p in scope[trained].parameters())
 
 
 def anchors(text: str) -> set[str]:
@@ -60,5 +65,5 @@ def test_every_link_leads_somewhere(page):
 def test_every_public_name_is_listed():
     import autodeco_fast
 
-    table = (ROOT / "docs/recipes.md").read_text().partition("## All names")[2]
+    table = (ROOT / "docs/functions.md").read_text().partition("## All names")[2]
     assert set(re.findall(r"`([A-Za-z]\w+)`", table)) >= set(autodeco_fast.__all__)
