@@ -107,6 +107,12 @@ def test_batches_say_what_each_token_may_miss(wished, tmp_path):
     assert len(set(counts.tolist())) == 1
 
 
+def test_an_objective_that_follows_none_is_refused(wished, tmp_path):
+    config = scan_config(tmp_path, scan=wished, objective="autodeco_temperature")
+    with pytest.raises(ValueError, match="autodeco_temperature follows no wishes, and scan"):
+        ScanSource(Scan(wished), config, CPU)
+
+
 @pytest.mark.parametrize("objective", [MinPHinge, LabelFree])
 def test_each_token_is_held_to_its_own_gravity(objective):
     """Loss and gradient of a mixed batch are those of one objective a λ."""

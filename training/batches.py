@@ -144,7 +144,8 @@ class ShardSlice(NamedTuple):
 
 
 def check_selection(config: TrainConfig, scan: Scan) -> None:
-    """Refuses a scan that left out tokens which the objective looks at.
+    """Refuses a scan that left out tokens which the objective looks at, or wishes that it does not
+    follow.
 
     Raises:
         ValueError: naming the objective.
@@ -155,6 +156,11 @@ def check_selection(config: TrainConfig, scan: Scan) -> None:
         raise ValueError(
             f"objective {config.objective} looks at every token, and scan {str(scan.folder)!r} "
             "left some out by difficulty: scan with --all-tokens"
+        )
+    if config.objective in AUTODECO and scan.variants > 1:
+        raise ValueError(
+            f"objective {config.objective} follows no wishes, and scan {str(scan.folder)!r} has "
+            "them: scan without --wishes"
         )
 
 
