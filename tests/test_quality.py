@@ -113,12 +113,12 @@ def test_no_error_has_no_interval(tmp_path, capsys):
     assert re.search(r"min_k  ratio 0\.00$", capsys.readouterr().out, re.MULTILINE)
 
 
-def evaluation(folder, samples: dict[str, list[str]]):
+def evaluation(folder, samples: dict[str, list[str]], seed: int = 0):
     """A folder as `autodeco-fast eval` leaves it, of one prompt."""
     folder.mkdir()
     prompt = {"prompt": '{"a":', "keys": ["a"], "prefix": '{"a":', "task": "t"}
     (folder / "prompts.jsonl").write_text(json.dumps(prompt) + "\n")
-    settings = {"prompts": str(folder / "prompts.jsonl"), "scorer": "json"}
+    settings = {"prompts": str(folder / "prompts.jsonl"), "scorer": "json", "seed": seed}
     (folder / "results.json").write_text(json.dumps({"settings": settings}))
     lines = (
         json.dumps({"policy": policy, "prompt": 0, "text": text, "temperature": [1.0]}) + "\n"
@@ -132,8 +132,11 @@ def evaluation(folder, samples: dict[str, list[str]]):
 def test_results_of_an_evaluation(tmp_path):
     same, differ = [" 1}"] * 3 + ["x"], [f" {i}}}" for i in range(4)]
     samples = {"static T=0.5": same, "static T=1": differ[:2] + ["x"] * 2}
-    samples |= {"head=/a/b-seed0 scale=2": differ, "head=/a/b-seed1 scale=2": differ}
-    found = frontier.results(frontier.read([evaluation(tmp_path / "e", samples)]))
+    folders = [evaluation(tmp_path / "e", samples)]
+    for seed in (0, 1):
+        of_seed = {f"head=/a/b-seed{seed} scale=2": differ}
+        folders.append(evaluation(tmp_path / f"e{seed}", of_seed, seed))
+    found = frontier.results(frontier.read(folders))
     by_name = {result["variant"]: result for result in found}
     assert set(by_name) == {"static T=0.5", "static T=1", "head=b scale=2"}
     assert by_name["static T=0.5"]["error"] == 0.25

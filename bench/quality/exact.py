@@ -10,7 +10,8 @@ import torch
 from autodeco_fast.policies import Policy
 from autodeco_fast.policies.masking import masked
 from autodeco_fast.policies.temperature import divisor
-from bench.quality.frontier import STATIC, compare, interval
+from bench.quality.frontier import STATIC, compare
+from bench.quality.resampling import interval, seed_deviations
 
 RESAMPLES = 1000
 
@@ -52,14 +53,12 @@ def resamples(sizes: Sequence[int]) -> list[tuple[np.ndarray, ...]]:
 
 def points(seeds: Sequence[Measured], picks: Sequence[tuple[np.ndarray, ...]]) -> np.ndarray:
     """`[resamples + 1, 2]` error and what it is held against, means over seeds; the first is of all
-    there is."""
-    rng = np.random.default_rng(1)
+    there is, resamples are of things and of seeds."""
     every = tuple(np.arange(size) for size in seeds[0].sizes)
-    found = [np.mean([one.point(*every) for one in seeds], 0)]
-    for pick in picks:
-        some = rng.integers(len(seeds), size=len(seeds))
-        found.append(np.mean([seeds[i].point(*pick) for i in some], 0))
-    return np.array(found)
+    of_seeds = np.array([one.point(*every) for one in seeds])
+    of_things = [np.mean([one.point(*pick) for one in seeds], 0) for pick in picks]
+    resampled = np.array(of_things) + seed_deviations(of_seeds, len(picks))
+    return np.concatenate([of_seeds.mean(0)[None], resampled])
 
 
 def results(measured: dict[str, list[Measured]], axis: str) -> list[dict]:

@@ -13,8 +13,9 @@ training seeds:
 
 A policy is compared with static settings at equal diversity: the lower edge of their points, two
 neighbours of it joined by a line, picked on the very samples it is compared on, in their favour.
-Intervals are 95 % of bootstrap resamples: of a head's seeds, and of samples within schemas; there
-is none of no errors, which have no width. Heads in folders `…-seed0`, `…-seed1` are one policy.
+Intervals are 95 % of bootstrap resamples: of a head's seeds, which must have had noise of their
+own; of a policy without seeds, of samples within prompts. There is none of no errors, which have no
+width. Heads in folders `…-seed0`, `…-seed1` are one policy.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from autodeco_fast.training.scorers import parse_record
 from bench.machine import RESULTS
 from bench.quality import sums
 from bench.quality.figures import figure
+from bench.quality.resampling import interval, seed_deviations
 from bench.records import write
 
 RESAMPLES, RECORDS = 300, 32
@@ -52,6 +54,7 @@ class Lines:
     records: list[dict[str, str] | None]
     temperatures: list[float]
     also: dict[str, float] = field(default_factory=dict)  # fields that diversity leaves out
+    noise: int = 0  # the evaluation's seed
 
     def entropies(self, picks: Sequence[int], fields: dict[str, float] | None = None) -> list:
         """Of each field, over its highest possible; 0 for fewer than two records."""
@@ -110,7 +113,8 @@ def read(folders: Sequence[Path]) -> Study:
                 key, prompt = (sample["policy"], sample["prompt"]), prompts[sample["prompt"]]
                 keys = sums.VALUES if of_sums else dict.fromkeys(prompt.fields["keys"], math.inf)
                 also = sums.OTHER_VALUES if of_sums else {}
-                one = lines.setdefault(key, Lines(prompt.task, keys, [], [], also))
+                new = Lines(prompt.task, keys, [], [], also, settings["seed"])
+                one = lines.setdefault(key, new)
                 one.records.append(parse(sample["text"], prompt.fields))
                 one.temperatures += sample["temperature"]
         for (policy, _), one in lines.items():
@@ -137,17 +141,24 @@ def centre(seeds: dict[str, list[Lines]]) -> np.ndarray:
 def points(seeds: dict[str, list[Lines]], resamples: int = RESAMPLES) -> np.ndarray:
     """`[resamples + 1, 2]` error and diversity, means over seeds; the first is of all samples.
 
-    A resample holds samples twice, so its entropies are low: resamples are moved to the mean of
-    the first.
+    Of one seed the same samples are taken for every policy that has as many: their noise was the
+    same. A resample holds samples twice, so its entropies are low: resamples are moved to the mean
+    of the first.
+
+    Raises:
+        ValueError: for seeds that drew with the same noise: their errors would not be independent.
     """
-    rng, names = np.random.default_rng(0), list(seeds)
-    out = [centre(seeds)]
-    for _ in range(resamples):
-        picked = rng.choice(names, size=len(names))
-        out.append(np.mean([_point(seeds[s], rng) for s in picked], 0))
-    found = np.array(out)
-    found[1:] += found[0] - found[1:].mean(0)
-    return found.clip(0, 1)
+    every = np.array([_point(lines, None) for lines in seeds.values()])
+    if len(seeds) > 1:
+        noises = [lines[0].noise for lines in seeds.values()]
+        if len({*noises}) < len(noises):
+            raise ValueError(f"seeds of a head must draw with noise of their own, got {noises}")
+        deviations = seed_deviations(every, resamples)
+    else:
+        (lines,), rng = seeds.values(), np.random.default_rng(0)
+        deviations = np.array([_point(lines, rng) for _ in range(resamples)])
+        deviations -= deviations.mean(0)
+    return np.concatenate([every.mean(0)[None], every.mean(0) + deviations]).clip(0, 1)
 
 
 def static_error(error: np.ndarray, diversity: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -211,12 +222,6 @@ def over(errors: np.ndarray, others: np.ndarray) -> dict[str, float | list[float
         return {"ratio": None, "ratio_95": None}
     ratio = ours / theirs.clip(1e-9)
     return {"ratio": float(ratio[0]), "ratio_95": interval(ratio) if ours[0] else None}
-
-
-def interval(values: np.ndarray) -> list[float]:
-    """95 %, of resamples behind the value of all there is."""
-    low, high = np.quantile(values[1:], (0.025, 0.975))
-    return [float(low), float(high)]
 
 
 def _by_task(lines: Sequence[Lines]) -> dict[str, dict]:

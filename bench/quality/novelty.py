@@ -47,6 +47,7 @@ from bench.quality.arguments import parsed
 from bench.quality.figures import figure
 from bench.quality.frontier import STATIC, print_ranking, static_error
 from bench.quality.records_study import static_grid
+from bench.quality.resampling import interval, seed_deviations
 from bench.records import write
 
 FOLDER = RESULTS / "quality"
@@ -202,16 +203,14 @@ def unbeaten(found: Found) -> list[str]:
 
 def over(ours: list[Measured], others: list[Measured]) -> dict[str, float | list[float]]:
     """Distinct answers of a policy over those of another, with a 95 % interval."""
-    rng, ratios = np.random.default_rng(2), []
-    for (pick,) in exact.resamples(ours[0].sizes):
-        means = [
-            np.mean([some[i].distinct[pick] for i in rng.integers(len(some), size=len(some))])
-            for some in (ours, others)
-        ]
-        ratios.append(means[0] / means[1])
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    ratio = mean_distinct(ours) / mean_distinct(others)
-    return {"ratio": ratio, "ratio_95": [float(low), float(high)]}
+    picks, columns = exact.resamples(ours[0].sizes), []
+    for seeds in (ours, others):
+        distinct = np.array([one.distinct for one in seeds])  # [seeds, questions]
+        resampled = np.array([distinct[:, pick].mean() for (pick,) in picks])
+        resampled += seed_deviations(distinct.mean(1), len(picks))
+        columns.append(np.array([distinct.mean(), *resampled]))
+    ratio = columns[0] / columns[1]
+    return {"ratio": float(ratio[0]), "ratio_95": interval(ratio)}
 
 
 def against(found: Found, chosen: dict[str, str]) -> list[dict]:

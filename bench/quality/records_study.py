@@ -134,13 +134,14 @@ class Study:
         return self._from(name, seed, *(x for pair in options.items() for x in pair), *more)
 
     def evaluate(self, part: str, groups: dict[str, list[str]], samples: int) -> list[Path]:
-        """Evaluations of groups of policies, one beside the other."""
+        """Evaluations of groups of policies, one beside the other; the noise is each head seed's
+        own."""
         folders = {name: self.work / "evaluations" / f"{part}-{name}" for name in groups}
         commands = [
             command("eval", "--model", self.model, "--prompts", self.work / f"{part}.jsonl")
             + ["--scorer", "json", "--stop", "\n", "--max-new-tokens", "48"]
             + ["--samples", str(samples), "--batch-size", "1024", "--dtype", "float32"]
-            + ["--output", str(folders[name])]
+            + ["--output", str(folders[name]), "--seed", name.partition("seed")[2] or "0"]
             + [word for policy in policies for word in ("--policy", policy)]
             for name, policies in groups.items()
         ]

@@ -31,7 +31,7 @@ from bench.quality import frontier, sums, sums_model
 SEEDS, TEXTS, CALIBRATION_TEXTS = (0, 1, 2, 3, 4), 4000, 2000
 DIVERSE = 0.97
 SAMPLES = {"validation": (600, 120), "test": (2000, 400)}  # texts a policy; of each seed of a head
-NOISE = {"validation": 1, "test": 2}
+NOISE = {"validation": 1, "test": 2}  # and twice a head's seed more, so that no two share theirs
 GRAVITIES, ENTROPY_WEIGHTS = (0.1, 0.05), (0.02, 0.03, 0.05)
 WITH_CUT = (0.03, 0.05)  # β of heads with Min-P 0.1: new ones, and begun as a hinge head of 0.05
 ENTROPY = 0.5  # nats a token to hold: what the language has
@@ -184,7 +184,7 @@ class Study:
 
     def evaluate(self, part: str, groups: dict[str, list[str]]) -> frontier.Study:
         """The samples of groups of policies, one group beside the other; the noise is the part's
-        own."""
+        own, and each head seed's."""
         folders = {name: self.work / "evaluations" / f"{part}-{name}" for name in groups}
         configs = [
             EvalConfig(
@@ -193,7 +193,7 @@ class Study:
                 scorer=frontier.SUMS,
                 policy=tuple(policies),
                 samples=SAMPLES[part]["seed" in name],
-                seed=NOISE[part],
+                seed=NOISE[part] + 2 * int(name.partition("seed")[2] or 0),
                 batch_size=1000,
                 max_new_tokens=sums_model.LONGEST,
                 output=folders[name],
