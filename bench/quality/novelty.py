@@ -191,16 +191,6 @@ def mean_distinct(seeds: list[Measured]) -> float:
     return float(np.mean([one.distinct for one in seeds]))
 
 
-def unbeaten(found: Found) -> list[str]:
-    """The settings that no other beats in both error and diversity."""
-    at = {name: seeds[0].point(np.arange(len(seeds[0].valid))) for name, seeds in found.items()}
-    return [
-        name
-        for name, (error, diversity) in at.items()
-        if not any(e < error and d > diversity for e, d in at.values())
-    ]
-
-
 def over(ours: list[Measured], others: list[Measured]) -> dict[str, float | list[float]]:
     """Distinct answers of a policy over those of another, with a 95 % interval."""
     picks, columns = exact.resamples(ours[0].sizes), []
@@ -264,8 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
         for family, some in tried.items()
     }
     print("chosen on validation:", chosen, flush=True)
-    fixed = unbeaten({name: validation[name] for name in tried["static"]})
-    wanted = {name: settings[name] for name in (*fixed, *chosen.values(), *REWARDS)}
+    wanted = {name: settings[name] for name in (*tried["static"], *chosen.values(), *REWARDS)}
     test = measure(args.folder, args.model, "test", {"greedy": ["greedy"], **wanted})
     found = against(test, chosen)
     facts = {f"{part}_questions": len(some) for part, some in texts.PARTS.items()}
