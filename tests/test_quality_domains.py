@@ -44,7 +44,7 @@ def test_a_head_is_held_against_fixed_settings():
     assert head["error"] == pytest.approx(0.2)
     assert head["error_of_static_at_equal_diversity"] == pytest.approx(0.4)
     assert head["ratio"] == pytest.approx(0.5)
-    assert head["ratio_95"] == pytest.approx([0.25, 0.75])
+    assert head["ratio_95"] == pytest.approx([0, 1 / 0.4])  # two seeds say next to nothing
     assert "ratio" not in found["greedy"]
 
 

@@ -126,7 +126,8 @@ def test_what_was_chosen_is_held_against_the_fixed_setting(tmp_path):
     assert "chosen_of" not in found["greedy"]
     assert head["ratio"] == pytest.approx(0.2 / 0.48)
     assert head["distinct_over_static"]["ratio"] == pytest.approx(0.48 / 0.2)
-    assert head["distinct_over_static"]["ratio_95"] == pytest.approx([0.4 / 0.2, 0.56 / 0.2])
+    # Two seeds say next to nothing.
+    assert head["distinct_over_static"]["ratio_95"] == pytest.approx([0, 1 / 0.2])
     assert set(head["by_question"]) == {question.name for question in texts.TEST}
     novelty.draw(list(found.values()), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

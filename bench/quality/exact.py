@@ -58,7 +58,7 @@ def points(seeds: Sequence[Measured], picks: Sequence[tuple[np.ndarray, ...]]) -
     of_seeds = np.array([one.point(*every) for one in seeds])
     of_things = [np.mean([one.point(*pick) for one in seeds], 0) for pick in picks]
     resampled = np.array(of_things) + seed_deviations(of_seeds, len(picks))
-    return np.concatenate([of_seeds.mean(0)[None], resampled])
+    return np.concatenate([of_seeds.mean(0)[None], resampled]).clip(0, (1, np.inf))
 
 
 def results(measured: dict[str, list[Measured]], axis: str) -> list[dict]:

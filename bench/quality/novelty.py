@@ -198,7 +198,7 @@ def over(ours: list[Measured], others: list[Measured]) -> dict[str, float | list
         distinct = np.array([one.distinct for one in seeds])  # [seeds, questions]
         resampled = np.array([distinct[:, pick].mean() for (pick,) in picks])
         resampled += seed_deviations(distinct.mean(1), len(picks))
-        columns.append(np.array([distinct.mean(), *resampled]))
+        columns.append(np.array([distinct.mean(), *resampled.clip(0, 1)]))
     ratio = columns[0] / columns[1]
     return {"ratio": float(ratio[0]), "ratio_95": interval(ratio)}
 
