@@ -37,6 +37,12 @@ def stats_of(seconds: list[float]) -> dict[str, float]:
     }
 
 
+def reason(error: Exception) -> str:
+    """Why a peer is left out, in one line."""
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line[:200]}"
+
+
 def _benchmark(result: dict, group: str, facts: dict) -> dict:
     extra = {key: value for key, value in result.items() if key not in _NOT_EXTRA}
     first_text = next((value for value in extra.values() if isinstance(value, str)), group)
