@@ -2,10 +2,13 @@
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from bench import (
     clock,
     gpu,
     linear_sample_tiles,
+    machine,
     memory,
     quantized_head_tiles,
     records,
@@ -173,6 +177,25 @@ def test_a_step_that_takes_too_long_is_interrupted(tmp_path):
     assert (tmp_path / "log").read_text().splitlines() == ["interrupted after 2 s", "kept"]
 
 
+def test_on_a_gpu_the_tests_of_every_kernel_are_run():
+    """Every file that imports `tests.on_device`, whose ops run there, but for those that skip all
+    of it on a GPU; no other."""
+    users = {
+        path.name: path.read_text()
+        for path in (ROOT / "tests").glob("test_*.py")
+        if any(
+            "on_device" in line and line.lstrip().startswith(("from tests", "import tests"))
+            for line in path.read_text().splitlines()
+        )
+    }
+    run = {path.removeprefix("tests/") for path in gpu.kernel_tests()}
+    assert run <= set(users)
+    left_out = {"hostile_samplers", "hostile_stats", "interpreter", "memory_safety"}
+    assert set(users) - run == {f"test_{name}.py" for name in left_out}
+    assert {"test_nucleus_width.py", "test_ops.py", "test_autodeco_policy.py"} <= run
+    assert gpu.OTHERS["tests"][-len(run) :] == gpu.kernel_tests()
+
+
 def test_gpu_steps_go_on_after_a_failure_and_are_kept_one_by_one(tmp_path, monkeypatch, capsys):
     """Its logic alone: what it runs is replaced."""
     limits, archives = {}, []
@@ -202,6 +225,46 @@ def test_gpu_steps_go_on_after_a_failure_and_are_kept_one_by_one(tmp_path, monke
     assert "FAILED, see" in capsys.readouterr().out
 
 
+def committed(folder: Path, *, tracked: str) -> Callable[..., None]:
+    """A repository with one commit, of a file `kernel.py`; and git in it."""
+
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=n", "-c", "user.email=e", "-c", "init.defaultBranch=main")
+        subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+    git("init")
+    (folder / "kernel.py").write_text(tracked)
+    git("add", "kernel.py")
+    git("commit", "-m", "first")
+    return git
+
+
+def test_a_new_kernel_file_makes_a_tree_differ_from_its_commit(tmp_path, monkeypatch):
+    monkeypatch.delenv("BENCH_COMMIT", raising=False)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    git = committed(tmp_path, tracked="x = 1\n")
+    assert machine.commit_info()["dirty"] is False
+    (tmp_path / "notes.txt").write_text("")
+    assert machine.commit_info()["dirty"] is False
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels/new.py").write_text("")
+    assert machine.commit_info()["dirty"] is True
+    git("add", "kernels/new.py")
+    git("commit", "-m", "second")
+    assert machine.commit_info()["dirty"] is False
+    (tmp_path / "kernel.py").write_text("x = 2\n")
+    assert machine.commit_info()["dirty"] is True
+
+
+def test_where_git_cannot_tell_nobody_claims_a_clean_tree(tmp_path, monkeypatch):
+    monkeypatch.delenv("BENCH_COMMIT", raising=False)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert machine.commit_info() == {"id": "unknown", "time": None, "dirty": None}
+    monkeypatch.setenv("BENCH_COMMIT", "abc")
+    assert machine.commit_info() == {"id": "abc", "time": None, "dirty": None}
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda p: p.stem)
 def test_records_say_on_what_they_were_taken(path):
     record = json.loads(path.read_text())
@@ -219,6 +282,24 @@ def test_the_plot_needs_nothing_but_records(tmp_path):
     assert {one["logits"] for one in report.sampling_results(record)} == {"peaked", "flat"}
     report.draw_sampling(tmp_path / "sampling.png", record)
     assert (tmp_path / "sampling.png").stat().st_size > 10_000
+
+
+def test_the_plot_has_a_line_for_every_sampler(tmp_path):
+    """More of them than colours, as on a GPU with every peer."""
+    record = json.loads((RESULTS / "cpu/sample.json").read_text())
+    benchmarks = [
+        one
+        for one in record["benchmarks"]
+        if one["extra_info"]["V"] == 151_936 and one["name"] != "transformers"
+    ]
+    names = [f"sampler {i}" for i in range(3 * len(report.OTHERS))]
+    benchmarks += [
+        {**one, "name": name} for one in benchmarks if one["name"] == "sample" for name in names
+    ]
+    report.draw_sampling(tmp_path / "sampling.png", record | {"benchmarks": benchmarks})
+    assert (tmp_path / "sampling.png").stat().st_size > 10_000
+    spare = itertools.islice(report.styles(), len(names))
+    assert len(set(spare)) == len(names)
 
 
 def test_durations_have_three_digits_and_a_unit():
