@@ -5,7 +5,7 @@ larger than the second-level cache is read, which leaves that cache without the 
 device sleeps, three times as long as the host took for the call (`host_seconds`), so that the host
 is ahead of it all the time. Where the host was not (it waited for the device, or had to fill a
 queue), its delays are in the time: `device_bound` says so. The pair around nothing is
-`empty_pair()`.
+`empty_pair()`. What is long and uses the host as much as the device is timed by `wall_seconds`.
 """
 
 import functools
@@ -20,7 +20,7 @@ from bench.machine import device
 Call = Callable[[], object]
 COMPILED = "torch.compile"  # the end of such variants' names
 LONG = 0.05  # seconds after which a burst stops
-_SHORTEST_SLEEP, _LONGEST_SLEEP = 6e-4, 0.05  # seconds; a host that waits is never ahead
+_SHORTEST_SLEEP, _LONGEST_SLEEP = 6e-4, 0.05  # seconds
 _CYCLES = 1_000_000  # of the sleep that is timed
 
 
@@ -48,22 +48,34 @@ def _sleep(duration: float) -> None:
 
 
 def sleep_before(work: Call) -> float:
-    """Seconds that the device sleeps before a call that is timed; 0 on a CPU."""
+    """Seconds that the device sleeps before a call that is timed: none on a CPU, and none for a
+    host that takes so long that it waits for something, and would use the sleep."""
     if device() == "cpu":
         return 0.0
-    return min(max(_SHORTEST_SLEEP, 3 * host_seconds(work)), _LONGEST_SLEEP)
+    sleep = max(_SHORTEST_SLEEP, 3 * host_seconds(work))
+    return sleep if sleep <= _LONGEST_SLEEP else 0.0
+
+
+def wall_seconds(work: Call) -> float:
+    """Of one call, until the device has done what it asked for."""
+    if device() == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if device() == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def _reading(work: Call, sleep: float) -> tuple[float, bool]:
     """Seconds of one call, and whether the device still slept when the host had started all of
     it."""
     if device() == "cpu":
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started, True
+        return wall_seconds(work), True
     _larger_than_the_cache().amax()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    _sleep(sleep)
+    if sleep:
+        _sleep(sleep)
     start.record()
     work()
     end.record()
@@ -101,13 +113,13 @@ def device_bound(work: Call) -> bool:
     return sum(_reading(work, sleep)[1] for _ in range(5)) > 2
 
 
-def _last_of_burst(work: Call, burst: int, sleep: float) -> float:
+def _last_of_burst(work: Call, burst: int, sleep: float | None) -> float:
     started = time.perf_counter()
     for _ in range(burst - 1):
         work()
         if time.perf_counter() - started > LONG:
             break
-    return _reading(work, sleep)[0]
+    return wall_seconds(work) if sleep is None else _reading(work, sleep)[0]
 
 
 def batches(variants: dict[str, Call]) -> list[dict[str, Call]]:
@@ -142,6 +154,7 @@ def in_turn(
     burst: int = 1,
     before: Callable[[str], object] | None = None,
     alternate: bool = False,
+    wall: bool = False,
     times: dict[str, list[float]] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of every variant, `rounds` of them, taken in turn so that a slow spell of the machine
@@ -154,11 +167,12 @@ def in_turn(
     Args:
         before: called with a variant's name ahead of its turn, and not timed.
         alternate: every second round goes through the variants backwards.
+        wall: takes `wall_seconds`.
         times: filled and returned, for a caller that wants what there is after an interruption.
     """
     times = {} if times is None else times
     times |= {name: [] for name in variants}
-    sleeps: dict[str, float] = {}
+    sleeps: dict[str, float | None] = dict.fromkeys(variants) if wall else {}
     for turn in range(warmup + rounds):
         order = list(variants)
         for name in reversed(order) if alternate and turn % 2 else order:

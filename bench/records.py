@@ -84,11 +84,25 @@ def options(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+class Recording:
+    """A record in this device's folder of `bench/results`, or in the file `output`, that is written
+    again with everything added: what ends a script early leaves what it had."""
+
+    def __init__(self, name: str, *, output: Path | None = None):
+        self.name, self.results = name, []
+        self.path = output or RESULTS / device_slug() / f"{name}.json"
+
+    def add(self, results: list[dict], **facts: object) -> None:
+        """Writes the results so far and prints the new ones; all results share the facts."""
+        self.results += results
+        write(self.path, self.name, self.results, **facts)
+        written = results_of(json.loads(self.path.read_text()))
+        print(markdown(written[-len(results) :]), flush=True)
+
+
 def record(name: str, results: list[dict], *, output: Path | None = None, **facts: object) -> None:
-    """Prints the results and writes them to this device's folder of `bench/results`."""
-    path = output or RESULTS / device_slug() / f"{name}.json"
-    write(path, name, results, **facts)
-    print(markdown(results_of(json.loads(path.read_text()))), flush=True)
+    """Prints the results and writes them at once, as `Recording` does."""
+    Recording(name, output=output).add(results, **facts)
 
 
 def results_of(record: dict) -> list[dict]:

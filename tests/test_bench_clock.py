@@ -86,7 +86,10 @@ def test_a_call_that_waits_for_the_device_is_not_bound_by_it(monkeypatch):
     work = simulated.call(host=1e-3, device=1e-3, waits=True)
     assert not clock.device_bound(work)
     slow = simulated.call(host=3.0, device=1e-3, waits=True)
-    assert clock.sleep_before(slow) == 0.05  # and not nine seconds
+    assert clock.sleep_before(slow) == 0  # which would be taken from its time
+    assert clock.turns({"slow": slow}, rounds=1)["slow"] == [pytest.approx(3.001)]
+    taken = clock.in_turn({"work": work}, rounds=1, warmup=0, wall=True)["work"]
+    assert taken == [pytest.approx(2e-3)]
 
 
 def test_on_a_gpu_compiled_code_takes_turns_with_the_rest(monkeypatch):
