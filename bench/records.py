@@ -8,6 +8,7 @@ import statistics
 from datetime import datetime, timezone
 from pathlib import Path
 
+from autodeco_fast.demo import smollm2
 from autodeco_fast.files import write_text
 from bench.clock import spread
 from bench.machine import RESULTS, commit_info, device_slug, machine
@@ -82,6 +83,20 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="small, to see that it runs")
     parser.add_argument("--output", type=Path, help="file of the record; else bench/results")
     return parser
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """Of a script that counts on a model, too: `model_of`."""
+    parser.add_argument(
+        "--model", help=f"a causal language model to count on, too; else {smollm2.NAME}, if here"
+    )
+
+
+def model_of(args: argparse.Namespace) -> str | None:
+    """The model that was named, or SmolLM2 where it is installed."""
+    if args.model is not None:
+        return args.model
+    return str(smollm2.folder()) if smollm2.available() else None
 
 
 class Recording:
