@@ -45,10 +45,12 @@ lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP) ## every benchmark on this machine, records in bench/results (takes a while; leave the machine alone)
+bench: $(STAMP) ## every benchmark but vLLM's on this machine, records in bench/results (takes a while; leave the machine alone)
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.resources --output bench/results/resources.json
 	$(BIN)/python -m bench.roofline
+	$(BIN)/python -m bench.linear_sample_repairs
+	$(BIN)/python -m bench.quantized_head
 	$(BIN)/python -m bench.quantized_head_tiles
 	$(BIN)/python -m bench.report
 

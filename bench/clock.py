@@ -2,9 +2,10 @@
 
 On a CPU the clock is wall-clock time. On a GPU it is a pair of device events: before it a buffer
 larger than the second-level cache is read, which leaves that cache without the call's data, and the
-device sleeps for a while, so that the host is ahead of it when the first event comes. The pair
-around nothing is `empty_pair()`; what the host takes to start a call is `host_seconds()`, and a
-call for which that is longer than the sleep is timed with the host's delays in it.
+device sleeps, three times as long as the host took for the call (`host_seconds`), so that the host
+is ahead of it all the time. Where the host was not (it waited for the device, or had to fill a
+queue), its delays are in the time: `device_bound` says so. The pair around nothing is
+`empty_pair()`. What is long and uses the host as much as the device is timed by `wall_seconds`.
 """
 
 import functools
@@ -19,7 +20,8 @@ from bench.machine import device
 Call = Callable[[], object]
 COMPILED = "torch.compile"  # the end of such variants' names
 LONG = 0.05  # seconds after which a burst stops
-_SLEEP_CYCLES = 1_000_000  # about 0.6 ms
+_SHORTEST_SLEEP, _LONGEST_SLEEP = 6e-4, 0.05  # seconds
+_CYCLES = 1_000_000  # of the sleep that is timed
 
 
 @functools.cache
@@ -27,20 +29,59 @@ def _larger_than_the_cache() -> torch.Tensor:
     return torch.zeros(1 << 26, device="cuda")  # 256 MB
 
 
-def seconds(work: Call) -> float:
-    """Of one call."""
+@functools.cache
+def _cycles_per_second() -> float:
+    """Of the device's sleep: the median of 5."""
+    times = []
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        torch.cuda._sleep(_CYCLES)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return _CYCLES / statistics.median(times)
+
+
+def _sleep(duration: float) -> None:
+    torch.cuda._sleep(int(duration * _cycles_per_second()))
+
+
+def sleep_before(work: Call) -> float:
+    """Seconds that the device sleeps before a call that is timed: none on a CPU, and none for a
+    host that takes so long that it waits for something, and would use the sleep."""
     if device() == "cpu":
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
+        return 0.0
+    sleep = max(_SHORTEST_SLEEP, 3 * host_seconds(work))
+    return sleep if sleep <= _LONGEST_SLEEP else 0.0
+
+
+def wall_seconds(work: Call) -> float:
+    """Of one call, until the device has done what it asked for."""
+    if device() == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if device() == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _reading(work: Call, sleep: float) -> tuple[float, bool]:
+    """Seconds of one call, and whether the device still slept when the host had started all of
+    it."""
+    if device() == "cpu":
+        return wall_seconds(work), True
     _larger_than_the_cache().amax()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(_SLEEP_CYCLES)
+    if sleep:
+        _sleep(sleep)
     start.record()
     work()
     end.record()
+    ahead = not start.query()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return start.elapsed_time(end) / 1e3, ahead
 
 
 def _nothing() -> None:
@@ -50,7 +91,7 @@ def _nothing() -> None:
 @functools.cache
 def empty_pair() -> float:
     """What the clock shows around nothing: the median of 20."""
-    return statistics.median(seconds(_nothing) for _ in range(20))
+    return statistics.median(_reading(_nothing, _SHORTEST_SLEEP)[0] for _ in range(20))
 
 
 def host_seconds(work: Call) -> float:
@@ -58,7 +99,7 @@ def host_seconds(work: Call) -> float:
     times = []
     for _ in range(5):
         torch.cuda.synchronize()
-        torch.cuda._sleep(_SLEEP_CYCLES)
+        _sleep(_SHORTEST_SLEEP)
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
@@ -66,21 +107,30 @@ def host_seconds(work: Call) -> float:
     return statistics.median(times)
 
 
-def _last_of_burst(work: Call, burst: int) -> float:
+def device_bound(work: Call) -> bool:
+    """Whether times of this call are the device's alone: the host was ahead of it in most of 5."""
+    sleep = sleep_before(work)
+    return sum(_reading(work, sleep)[1] for _ in range(5)) > 2
+
+
+def _last_of_burst(work: Call, burst: int, sleep: float | None) -> float:
     started = time.perf_counter()
     for _ in range(burst - 1):
         work()
         if time.perf_counter() - started > LONG:
             break
-    return seconds(work)
+    return wall_seconds(work) if sleep is None else _reading(work, sleep)[0]
 
 
 def batches(variants: dict[str, Call]) -> list[dict[str, Call]]:
-    """Variants that take turns with each other: those of `torch.compile` after all others.
+    """Variants that take turns with each other: all on a GPU; on a CPU those of `torch.compile`
+    after all others.
 
     On a CPU compiled code can bring threads of its own, which may still hold a core when the next
     variant begins.
     """
+    if device() != "cpu":
+        return [variants]
     compiled = {name: work for name, work in variants.items() if name.endswith(COMPILED)}
     others = {name: work for name, work in variants.items() if name not in compiled}
     return [batch for batch in (others, compiled) if batch]
@@ -89,21 +139,50 @@ def batches(variants: dict[str, Call]) -> list[dict[str, Call]]:
 def turns(
     variants: dict[str, Call], *, rounds: int = 20, warmup: int = 2, burst: int = 1
 ) -> dict[str, list[float]]:
+    """Seconds of every variant, `rounds` of them, those of a batch taken in turn."""
+    times: dict[str, list[float]] = {}
+    for batch in batches(variants):
+        times |= in_turn(batch, rounds=rounds, warmup=warmup, burst=burst)
+    return times
+
+
+def in_turn(
+    variants: dict[str, Call],
+    *,
+    rounds: int = 20,
+    warmup: int = 2,
+    burst: int = 1,
+    before: Callable[[str], object] | None = None,
+    alternate: bool = False,
+    wall: bool = False,
+    times: dict[str, list[float]] | None = None,
+) -> dict[str, list[float]]:
     """Seconds of every variant, `rounds` of them, taken in turn so that a slow spell of the machine
     hits all.
 
     A turn is `burst` calls in a row (fewer, but two, once they have taken `LONG`), the last of
     which is timed: with 1, a variant finds the caches as the variant before left them (on a GPU
     empty), with more as its own call before left them.
+
+    Args:
+        before: called with a variant's name ahead of its turn, and not timed.
+        alternate: every second round goes through the variants backwards.
+        wall: takes `wall_seconds`.
+        times: filled and returned, for a caller that wants what there is after an interruption.
     """
-    times: dict[str, list[float]] = {}
-    for batch in batches(variants):
-        times |= {name: [] for name in batch}
-        for turn in range(warmup + rounds):
-            for name, work in batch.items():
-                taken = _last_of_burst(work, burst)
-                if turn >= warmup:
-                    times[name].append(taken)
+    times = {} if times is None else times
+    times |= {name: [] for name in variants}
+    sleeps: dict[str, float | None] = dict.fromkeys(variants) if wall else {}
+    for turn in range(warmup + rounds):
+        order = list(variants)
+        for name in reversed(order) if alternate and turn % 2 else order:
+            if before is not None:
+                before(name)
+            if name not in sleeps:
+                sleeps[name] = sleep_before(variants[name])
+            taken = _last_of_burst(variants[name], burst, sleeps[name])
+            if turn >= warmup:
+                times[name].append(taken)
     return times
 
 

@@ -18,9 +18,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.clock import Call, batches, empty_pair, host_seconds, quantile, spread, turns
+from bench.clock import (
+    Call,
+    batches,
+    device_bound,
+    empty_pair,
+    host_seconds,
+    in_turn,
+    quantile,
+    spread,
+)
 from bench.machine import commit_info, device, machine
 from bench.memory import peak_mb
+from bench.peers import compiled_by_torch
+from bench.records import reason
 
 WARMUP = 2
 
@@ -75,8 +86,7 @@ def tiny(request) -> bool:
 @pytest.fixture
 def compiled(tiny) -> Callable[[Callable], Callable]:
     """`torch.compile` for the shapes of this test alone; tiny ones are traced and not compiled."""
-    torch._dynamo.reset()
-    return functools.partial(torch.compile, dynamic=False, **({"backend": "eager"} if tiny else {}))
+    return functools.partial(compiled_by_torch, tiny=tiny)
 
 
 def launches(call: Call) -> int | None:
@@ -100,8 +110,7 @@ def run_once(variants: dict[str, Call], ours: str) -> dict[str, str]:
         except Exception as error:
             if name == ours:
                 raise
-            first_line = (str(error).splitlines() or [""])[0]
-            failed[name] = f"{type(error).__name__}: {first_line[:200]}"
+            failed[name] = reason(error)
             warnings.warn(f"{name} is left out: {failed[name]}", stacklevel=2)
     if failed and device() == "cuda":
         torch.cuda.empty_cache()
@@ -114,7 +123,36 @@ def _measured(call: Call) -> dict:
     if device() == "cuda":
         facts["launches"] = launches(call)
         facts |= {"host_us": 1e6 * host_seconds(call), "empty_pair_us": 1e6 * empty_pair()}
+        facts["device_bound"] = device_bound(call)
     return facts
+
+
+def ratios(
+    times: dict[str, list[float]], ours: str, limit: float | str | None
+) -> dict[str, dict[str, float]]:
+    """Of variants that took turns: their median over that of ours, the limit over their median."""
+    medians = {name: quantile(values, 0.5) for name, values in times.items()}
+    found = {name: {"over_ours": median / medians[ours]} for name, median in medians.items()}
+    at_most = medians.get(limit) if isinstance(limit, str) else limit
+    for name, median in medians.items():
+        if at_most is not None:
+            found[name]["share_of_limit"] = at_most / median
+    return found
+
+
+def beside(
+    first: dict[str, Call], ours: str, limit: float | str | None
+) -> tuple[dict[str, Call], Call | None]:
+    """Of the first batch, what takes turns with a later one, too, and what is called ahead of each
+    turn there, untimed.
+
+    Ours and the limit take turns again, so that ratios are of calls side by side. Ahead of each
+    comes the last other variant: threads of compiled code are idle then, and the caches are as that
+    variant leaves them, which is how ours finds them in the first batch.
+    """
+    again = {name: call for name, call in first.items() if name in (ours, limit)}
+    others = [call for name, call in first.items() if name not in again]
+    return again, others[-1] if others else None
 
 
 @pytest.fixture
@@ -122,7 +160,9 @@ def take_turns(request, benchmark, tiny) -> Callable[..., None]:
     """Times variants in turn, `bench/clock.py`; each becomes a benchmark of its own in one group.
 
     The first variant is ours. Names of the result: `over_ours`, and `share_of_limit` where
-    `limit` is given: seconds, or the name of the variant that is the limit.
+    `limit` is given: seconds, or the name of the variant that is the limit. In a batch behind the
+    first (`clock.batches`) both are by ours and the limit as they were timed again there, and
+    `ours_beside` is the median of ours. `of` has facts of single variants.
     """
     session = request.config._benchmarksession
     benchmark._mode = "take_turns"  # or the plugin warns that it was not used
@@ -151,24 +191,30 @@ def take_turns(request, benchmark, tiny) -> Callable[..., None]:
         rounds: int = 20,
         burst: int = 1,
         limit: float | str | None = None,
+        of: dict[str, dict] | None = None,
         **facts: object,
     ) -> None:
         ours, failed, times = next(iter(variants)), {}, {}
+        first: dict[str, Call] = {}
+        found: dict[str, dict] = {}
         rounds = 2 if tiny else max(rounds, benchmark._min_rounds)
         warmup = 1 if tiny else WARMUP
         for batch in batches(variants):
             failed |= run_once(batch, ours)
-            if not session.disabled:
-                able = {name: call for name, call in batch.items() if name not in failed}
-                times |= turns(able, rounds=rounds, warmup=warmup, burst=burst)
-        if session.disabled:
-            return
-        medians = {name: quantile(values, 0.5) for name, values in times.items()}
-        at_most = medians.get(limit) if isinstance(limit, str) else limit
+            able = {name: call for name, call in batch.items() if name not in failed}
+            if session.disabled or not able:
+                continue
+            again, foreign = beside(first, ours, limit) if first else ({}, None)
+            before = (lambda _, call=foreign: call()) if foreign and burst == 1 else None
+            taken = in_turn(again | able, rounds=rounds, warmup=warmup, burst=burst, before=before)
+            compared = ratios(taken, ours, limit)
+            for name in able:
+                times[name], found[name] = taken[name], compared[name]
+                if first:
+                    found[name]["ours_beside"] = quantile(taken[ours], 0.5)
+            first = first or able
         for name, taken in times.items():
-            extra_info = {**facts, "over_ours": medians[name] / medians[ours]}
-            if at_most is not None:
-                extra_info["share_of_limit"] = at_most / medians[name]
+            extra_info = {**facts, **(of or {}).get(name, {}), **found[name]}
             extra_info |= _measured(variants[name])
             if name == ours and failed:
                 extra_info["failed"] = failed

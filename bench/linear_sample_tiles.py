@@ -70,7 +70,7 @@ def compiled(entry: tuple, aligned: tuple[str, ...] = ALIGNED) -> Tile:
 
 def entry(rows: int, block: int, step: int, warps: int, stages: int) -> tuple:
     """The first kernel in other tiles."""
-    kernel, signature, constants, *_ = linear_sample.AOT[0]
+    kernel, signature, constants, *_ = linear_sample.aot_entry(linear_sample._tiles, 1)
     return (
         kernel,
         signature,

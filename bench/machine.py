@@ -86,15 +86,18 @@ def _git(*arguments: str) -> str:
 
 
 def commit_info() -> dict:
-    """The commit measured, and whether the tree differs from it outside `bench/results`.
+    """The commit measured, its time, and whether the tree differs from it outside `bench/results`:
+    tracked files, and Python files that git does not know.
 
     The variable BENCH_COMMIT names the commit of a copy whose git folder is another's, or is not
-    there.
+    there. Then, and without git, `time` and `dirty` are None: nobody can say.
     """
     if "BENCH_COMMIT" in os.environ:
-        return {"id": os.environ["BENCH_COMMIT"], "dirty": False}
+        return {"id": os.environ["BENCH_COMMIT"], "time": None, "dirty": None}
     commit = _git("rev-parse", "HEAD")
     if not commit:
-        return {"id": "unknown", "dirty": False}
+        return {"id": "unknown", "time": None, "dirty": None}
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/results")
-    return {"id": commit, "time": _git("show", "-s", "--format=%cI"), "dirty": bool(changes)}
+    unknown = _git("ls-files", "--others", "--exclude-standard", "--", "*.py")
+    time = _git("show", "-s", "--format=%cI")
+    return {"id": commit, "time": time, "dirty": bool(changes or unknown)}

@@ -1,7 +1,8 @@
-"""Kernels of other libraries, where they are installed: names and calls of what `bench/` times
-beside this library. What transformers and eager torch do is in `tests/reference/peers.py`.
+"""`torch.compile`, and kernels of other libraries where they are installed: names and calls of what
+`bench/` times beside this library. What transformers and eager torch do is in
+`tests/reference/peers.py`.
 
-All are for GPUs. A call that its library's version refuses is noted in the record.
+Other libraries' are for GPUs. A call that its library's version refuses is noted in the record.
 """
 
 import importlib.util
@@ -17,6 +18,17 @@ Call = Callable[[], object]
 
 def installed(module: str) -> bool:
     return device() == "cuda" and importlib.util.find_spec(module) is not None
+
+
+def compiled_by_torch(function: Callable, *, tiny: bool = False) -> Callable:
+    """`torch.compile` for the shapes of the next calls alone; tiny ones are traced and not
+    compiled.
+
+    What was compiled before is forgotten, or a second shape would be compiled for all shapes, and
+    one too many not at all, in silence.
+    """
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False, **({"backend": "eager"} if tiny else {}))
 
 
 def samplers(z: torch.Tensor, temperature: float, **cuts: float) -> dict[str, Call]:

@@ -1,13 +1,14 @@
 """How many tokens an 8-bit copy of the LM head cannot rule out, and what is read then.
 
-    python -m bench.quantized_head --model FOLDER
+    python -m bench.quantized_head [--model FOLDER]
 
-On a model's hidden states at every position of `docs/concepts.md`, and on random ones of the width
-of a large model, whose logits have a deviation of 3. `left` is the share of the vocabulary whose
-exact logit is needed, for the mean row and for neighbouring rows together; `bytes` those of codes,
-scales, radii and rows of a 16-bit weight that are read, over that weight's. `listed` is the share
-that the kernels of `kernels/quantized_head.py` list, whose bounds and maxima are coarser, and
-`tiles` that of the tiles of 128 these fill. Needs no GPU.
+On a model's hidden states (SmolLM2's, where it is installed) at every position of
+`docs/concepts.md`, and on random ones of the width of a large model, whose logits have a deviation
+of 3. `left` is the share of the vocabulary whose exact logit is needed, for the mean row and for
+neighbouring rows together; `bytes` those of codes, scales, radii and rows of a 16-bit weight that
+are read, over that weight's. `listed` is the share that the kernels of `kernels/quantized_head.py`
+list, whose bounds and maxima are coarser, and `tiles` that of the tiles of 128 these fill. Needs no
+GPU.
 """
 
 import math
@@ -101,11 +102,12 @@ def counted(name: str, hidden: torch.Tensor, weight: torch.Tensor) -> list[dict]
 
 def main(arguments: list[str] | None = None) -> None:
     parser = records.options(__doc__)
-    parser.add_argument("--model", help="a causal language model to count on, too")
+    records.add_model_option(parser)
     args = parser.parse_args(arguments)
     found = counted("random", *random_case(*((8, 64, 500) if args.tiny else (64, 4096, 8192))))
-    if args.model is not None:
-        found += counted(Path(args.model).name, *model_case(args.model))
+    model = None if args.tiny else records.model_of(args)
+    if model is not None:
+        found += counted(Path(model).name, *model_case(model))
     records.record("quantized_head", found, output=args.output)
 
 

@@ -25,6 +25,7 @@ from bench import linear_sample_tiles, records
 from bench.linear_sample_tiles import H, Tile, V, launched
 from bench.machine import CARD, RESULTS
 from bench.records import markdown
+from bench.resources import find_entry
 from bench.sass import instruction_count, sass
 
 _SCREEN = (
@@ -41,7 +42,7 @@ ISSUE = CARD["multiprocessors"] * CARD["warp_instructions_per_clock"] * CARD["cl
 
 def entry(rows: int, block: int, step: int, warps: int, stages: int) -> tuple:
     """The screen in other tiles."""
-    kernel, signature, constants, *_ = quantized_head.AOT[1]
+    kernel, signature, constants, *_ = quantized_head.screen_entry(1)
     shape = {"rows": rows, "block": block, "step": step}
     return kernel, signature, constants | shape, warps, stages
 
@@ -70,9 +71,11 @@ def screen_bounds(tile: Tile, B: int) -> dict[str, float]:
 
 def side_seconds() -> dict[str, float]:
     """Of `_parts` and `_list`."""
-    parts = sass(quantized_head.AOT[0], ("x_ptr", "part_ptr", "row_ptr", "H", "x_stride"))
+    parts = sass(
+        find_entry(quantized_head._parts), ("x_ptr", "part_ptr", "row_ptr", "H", "x_stride")
+    )
     names = "high_ptr", "low_ptr", "bit_ptr", "list_ptr", "V"
-    listing = sass(quantized_head.AOT[-1], names)
+    listing = sass(find_entry(quantized_head._list), names)
     two = 2 / CARD["clock"]
     return {
         "parts": CARD["memory_latency_seconds"] + two * instruction_count(parts),

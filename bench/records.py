@@ -8,6 +8,7 @@ import statistics
 from datetime import datetime, timezone
 from pathlib import Path
 
+from autodeco_fast.demo import smollm2
 from autodeco_fast.files import write_text
 from bench.clock import spread
 from bench.machine import RESULTS, commit_info, device_slug, machine
@@ -35,6 +36,12 @@ def stats_of(seconds: list[float]) -> dict[str, float]:
         "iterations": 1,
         **spread(values),
     }
+
+
+def reason(error: Exception) -> str:
+    """Why a peer is left out, in one line."""
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line[:200]}"
 
 
 def _benchmark(result: dict, group: str, facts: dict) -> dict:
@@ -78,11 +85,39 @@ def options(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """Of a script that counts on a model, too: `model_of`."""
+    parser.add_argument(
+        "--model", help=f"a causal language model to count on, too; else {smollm2.NAME}, if here"
+    )
+
+
+def model_of(args: argparse.Namespace) -> str | None:
+    """The model that was named, or SmolLM2 where it is installed."""
+    if args.model is not None:
+        return args.model
+    return str(smollm2.folder()) if smollm2.available() else None
+
+
+class Recording:
+    """A record in this device's folder of `bench/results`, or in the file `output`, that is written
+    again with everything added: what ends a script early leaves what it had."""
+
+    def __init__(self, name: str, *, output: Path | None = None):
+        self.name, self.results = name, []
+        self.path = output or RESULTS / device_slug() / f"{name}.json"
+
+    def add(self, results: list[dict], **facts: object) -> None:
+        """Writes the results so far and prints the new ones; all results share the facts."""
+        self.results += results
+        write(self.path, self.name, self.results, **facts)
+        written = results_of(json.loads(self.path.read_text()))
+        print(markdown(written[-len(results) :]), flush=True)
+
+
 def record(name: str, results: list[dict], *, output: Path | None = None, **facts: object) -> None:
-    """Prints the results and writes them to this device's folder of `bench/results`."""
-    path = output or RESULTS / device_slug() / f"{name}.json"
-    write(path, name, results, **facts)
-    print(markdown(results_of(json.loads(path.read_text()))), flush=True)
+    """Prints the results and writes them at once, as `Recording` does."""
+    Recording(name, output=output).add(results, **facts)
 
 
 def results_of(record: dict) -> list[dict]:

@@ -6,8 +6,10 @@ of `bench/results`, by default this device's. Writes `tables.md` and `sampling.p
 records, from nothing but them.
 """
 
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from autodeco_fast.files import atomic_write, write_text
@@ -16,6 +18,7 @@ from bench.records import markdown, results_of
 
 COLOURS = {"sample": "#c2410c", "transformers": "#475569"}
 OTHERS = ("#0f766e", "#7c3aed", "#a16207", "#be185d", "#1d4ed8")
+MARKERS = "osD^"  # of the others: the next one when their colours are used up
 READ = "logits.amax(-1)"
 
 
@@ -88,13 +91,19 @@ def draw_sampling(path: Path, record: dict) -> None:
     atomic_write(path, lambda draft: figure.savefig(draft, dpi=130, format="png"))
 
 
+def styles() -> Iterator[tuple[str, str]]:
+    """Markers and colours of the other samplers, however many there are."""
+    return itertools.cycle(itertools.product(MARKERS, OTHERS))
+
+
 def _draw_one(axes, results: list[dict]) -> None:
-    spare = iter(OTHERS)
+    spare = styles()
     for name in dict.fromkeys(result["variant"] for result in results):
         mine = [result for result in results if result["variant"] == name]
-        batches, colour = [one["B"] for one in mine], COLOURS.get(name) or next(spare)
+        batches = [one["B"] for one in mine]
+        marker, colour = ("o", COLOURS[name]) if name in COLOURS else next(spare)
         median, low, high = ([1e6 * one[k] for one in mine] for k in ("median", "p20", "p80"))
-        axes.plot(batches, median, "o-", color=colour, ms=4, label=name)
+        axes.plot(batches, median, f"{marker}-", color=colour, ms=4, label=name)
         axes.fill_between(batches, low, high, color=colour, alpha=0.2, lw=0)
     ours = [result for result in results if result["variant"] == "sample"]
     batches = [one["B"] for one in ours]

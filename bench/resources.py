@@ -10,7 +10,9 @@ import argparse
 import importlib
 import re
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import triton
@@ -44,6 +46,26 @@ def kernels() -> list[tuple]:
             )
         ]
     return entries
+
+
+def find_entry(kernel: Callable, target: str = "sm_90", **wanted: object) -> tuple:
+    """The one entry of a kernel's file that is compiled for a target with these constexpr values or
+    argument types.
+
+    Raises:
+        LookupError: if there is none, or more than one.
+    """
+    entries = sys.modules[kernel.fn.__module__].AOT
+    found = [
+        entry
+        for entry in entries
+        if entry[0] is kernel
+        and target in (entry[5:] or TARGETS)
+        and all({**entry[1], **entry[2]}.get(name, ...) == value for name, value in wanted.items())
+    ]
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} entries of {kernel.__name__} for {target} with {wanted}")
+    return found[0]
 
 
 def _products(assembly: str) -> str:
@@ -115,9 +137,9 @@ def resident_warps(target: str, registers: int, shared: int, warps: int) -> int:
     return warps * min(65_536 // own, _SHARED[target] // (shared + 1024), 64 // warps, 32)
 
 
-def compiled(entry: tuple, target: str) -> CompiledKernel:
-    """One kernel as launches compile it: pointers, and sizes that the dispatcher looks at, are
-    taken as multiples of 16, as they are in most launches."""
+def compiled(entry: tuple, target: str, divisible: Collection[str] | None = None) -> CompiledKernel:
+    """One kernel as launches compile it: the arguments `divisible` are taken as multiples of 16; by
+    default pointers, and sizes that the dispatcher looks at, as they are in most launches."""
     function, signature, constants, warps, stages, *_ = entry
     names = [*function.arg_names]
     signature = {name: signature.get(name, "constexpr") for name in names}
@@ -125,7 +147,11 @@ def compiled(entry: tuple, target: str) -> CompiledKernel:
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
-        if _DIVISIBLE.search(signature[name]) and not function.params[i].do_not_specialize
+        if (
+            name in divisible
+            if divisible is not None
+            else _DIVISIBLE.search(signature[name]) and not function.params[i].do_not_specialize
+        )
     }
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": warps, "num_stages": stages}

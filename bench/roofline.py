@@ -48,7 +48,8 @@ from autodeco_fast.kernels.logit_tiles import TILE
 from autodeco_fast.sampling import SUBTILE
 from bench.linear_sample_tiles import chosen, seconds
 from bench.machine import CARD, RESULTS, ROOT
-from bench.records import markdown, write
+from bench.records import add_model_option, markdown, model_of, write
+from bench.resources import find_entry
 from bench.sass import fast_path, instruction_count, loop_lengths, sass
 
 WARPS = 4
@@ -62,10 +63,10 @@ def sample_instructions() -> dict[str, int]:
     """SASS instructions a warp issues: for a tile of bf16 logits in the pass for the maxima; for a
     sub-tile that draws noise; for the rest of that program, the last of its row, no NaN seen."""
     pointers = "z_ptr", "max_ptr", "V", "stride"
-    text = sass(sample.AOT[2], pointers)
+    text = sass(find_entry(sample._draw, dependent=True), pointers)
     rare, noise = sorted(loop_lengths(text))
     return {
-        "tile": fast_path(sass(subtile_maxima.AOT[2], pointers)),
+        "tile": fast_path(sass(find_entry(subtile_maxima._maxima, dependent=True), pointers)),
         "noise": noise,
         "program": instruction_count(text) - noise - rare,
     }
@@ -75,9 +76,10 @@ def head_instructions() -> dict[str, int]:
     """SASS instructions a warp issues in the head's kernels for few rows: for a row, for the rest
     of that program, for the kernel behind it."""
     names = "h_ptr", "w1_ptr", "layer_ptr", "H", "F", "stride_h"
-    text = sass(temperature_head.AOT[1], names)
+    text = sass(find_entry(temperature_head._slab, dependent=True), names)
     row = max(loop_lengths(text))
-    behind = sass(temperature_head.AOT[4], ("layer_ptr", "b1_ptr", "w2_ptr", "t_ptr", "F"))
+    join = find_entry(temperature_head._join, dependent=True)
+    behind = sass(join, ("layer_ptr", "b1_ptr", "w2_ptr", "t_ptr", "F"))
     return {
         "row": row,
         "program": instruction_count(text) - row,
@@ -286,8 +288,8 @@ def predict_statistics(N: int, H: int, V: int, instructions: int) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", help="a causal language model to count on, too")
-    counted = shares(parser.parse_args(arguments).model)
+    add_model_option(parser)
+    counted = shares(model_of(parser.parse_args(arguments)))
     how = sample_instructions(), counted["normal, deviation 3"]
     predictions = [
         predict_sample(B, V, *how) for V in (151_936, 262_208) for B in (1, 8, 64, 128, 512)
@@ -299,12 +301,16 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     statistics = [
         fast_path(sass(entry, ("x_ptr", "column_ptr", "float_ptr", "int_ptr", "V", "stride")))
-        for entry in logit_stats.AOT[:2]
+        for entry in (
+            find_entry(logit_stats._logit_stats, cut=False, inverse_ptr=inverse)
+            for inverse in (None, "*fp32")
+        )
     ]
     predictions += [predict_logit_stats(2048, V, statistics[0]) for V in (128_256, 151_936)]
     head = head_instructions()
     predictions += [predict_head(N, H, head) for H in (896, 4096) for N in (1, 8, 64)]
-    epilogue = epilogue_instructions(token_stats.AOT[0], "column_ptr", "threshold_ptr")
+    by_pointers = find_entry(token_stats._tiles, x_ptr="*bf16", inverse_ptr=None)
+    epilogue = epilogue_instructions(by_pointers, "column_ptr", "threshold_ptr")
     shapes = (
         (8192, 256, 128_256),
         (8192, 896, 151_936),

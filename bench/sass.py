@@ -6,27 +6,18 @@ import tempfile
 from pathlib import Path
 
 import triton
-from triton.compiler import ASTSource
 
-from bench.resources import TARGETS
+from bench.resources import compiled
 
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/")
 
 
-def sass(entry: tuple, divisible: tuple[str, ...], **fixed) -> str:
-    """The sm_90 code of a kernel."""
-    function, signature, constants, warps, stages, *_ = entry
-    names = [*function.arg_names]
-    signature = {name: signature.get(name, "constexpr") for name in names}
-    constants = {(names.index(k),): v for k, v in {**constants, **fixed}.items()}
-    divisible = {(names.index(n),): [["tt.divisibility", 16]] for n in divisible}
-    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=divisible)
-    compiled = triton.compile(
-        source, target=TARGETS["sm_90"], options={"num_warps": warps, "num_stages": stages}
-    )
+def sass(entry: tuple, divisible: tuple[str, ...]) -> str:
+    """The sm_90 code of a kernel, with these arguments as multiples of 16."""
+    kernel = compiled(entry, "sm_90", divisible)
     tool = next(Path(triton.__file__).parent.rglob("nvdisasm*"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(kernel.asm["cubin"])
         file.flush()
         return subprocess.run(
             [str(tool), "-c", file.name], capture_output=True, text=True, check=True

@@ -19,6 +19,15 @@ SIZES = ((4096, 151_936), (3840, 262_208)) if ON_GPU else ((896, 151_936),)
 DEVIATIONS = (3.0, 2.0) if ON_GPU else (3.0,)
 
 
+def bytes_of_copy(lm_head: QuantizedLMHead, hidden: torch.Tensor) -> int:
+    """What a draw reads of an 8-bit copy, and of the weight for the tokens that it cannot rule
+    out."""
+    copy = (lm_head.codes, lm_head.scale, lm_head.radius, lm_head.length)
+    left = lm_head.possible(hidden, T, MIN_P).any(0).sum().item()
+    row = lm_head.weight.shape[1] * lm_head.weight.element_size()
+    return sum(part.numel() * part.element_size() for part in copy) + left * row
+
+
 @pytest.mark.parametrize("B", (1, 8, 64, 128, 256, 512) if ON_GPU else (1, 8, 64, 256))
 @pytest.mark.parametrize(("H", "V"), SIZES)
 @pytest.mark.parametrize("deviation", DEVIATIONS)
@@ -33,10 +42,11 @@ def test_linear_sample(dtype, deviation, H, V, B, take_turns, tiny):
     def transformers() -> torch.Tensor:
         return transformers_sample((hidden @ weight.T).float(), T, min_p=MIN_P)
 
-    variants = {}
+    variants, of = {}, {}
     if ON_GPU and B <= FUSED_ROWS:
         lm_head = QuantizedLMHead(weight)
         variants["8-bit copy"] = lambda: linear_sample(hidden, lm_head, T, **how)
+        of["8-bit copy"] = {"bytes": bytes_of_copy(lm_head, hidden)}
     take_turns(
         {
             "linear_sample": lambda: linear_sample(hidden, weight, T, **how, fused=True),
@@ -48,6 +58,7 @@ def test_linear_sample(dtype, deviation, H, V, B, take_turns, tiny):
         group=f"linear_sample, B={B}, H={H}, V={V}, {dtype}, deviation {deviation:g}",
         burst=1 if ON_GPU else 2,
         limit="product alone",
+        of=of,
         B=B,
         H=H,
         V=V,

@@ -27,8 +27,8 @@ def test_nucleus_width(N, V, dtype, take_turns, compiled, tiny):
     take_turns(
         {
             "nucleus_width": gradients(lambda: nucleus_width_loss(T, z), T),
-            "eager torch": gradients(lambda: eager_nucleus_width(T, z.float()), T),
-            "torch.compile": gradients(lambda: compiled_width(T, z.float()), T),
+            "eager torch": gradients(lambda: eager_nucleus_width(T, z), T),
+            "torch.compile": gradients(lambda: compiled_width(T, z), T),
         },
         group=f"nucleus_width, N={N}, V={V}, {dtype}",
         limit=n_bytes / read_bandwidth(SMALL if tiny else LARGE),

@@ -1,4 +1,5 @@
-"""`sample` against the samplers people use; the limit is one read of the logits.
+"""`sample` against the samplers people use; the limit is one read of the logits, out of memory, or
+out of the caches where they are warm.
 
 "peaked" logits have a standard deviation of 3, a few tokens survive the cut; "flat" ones 0.1, all
 survive. A warm call follows up to five of the same sampler, a cold one a call of another sampler;
@@ -83,11 +84,12 @@ def test_sample(logits, V, B, caches, take_turns, compiled, tiny):
         variants |= {f"{name}, graph": Replay(variants[name]) for name in graphs}
         variants["sample, one by one, graph"] = Replay(one_by_one(variants["sample"]))
     n_bytes = z.numel() * z.element_size()
+    read = n_bytes if caches == "warm" else SMALL if tiny else LARGE
     take_turns(
         variants,
         group=f"sample, {logits}, B={B}, V={V}, {caches}",
         burst=6 if caches == "warm" else 1,
-        limit=n_bytes / read_bandwidth(SMALL if tiny else LARGE),
+        limit=n_bytes / read_bandwidth(read),
         logits=logits,
         B=B,
         V=V,

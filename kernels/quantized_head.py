@@ -296,14 +296,15 @@ _DATA = {
 }
 
 
-def _screen_of(B: int) -> tuple:
+def screen_entry(B: int) -> tuple:
+    """That of a call with B rows."""
     tile, warps, stages = tile_shape(B)
     return _screen, _DATA, {**tile, "group": GROUP}, warps, stages
 
 
 AOT = [
     (_parts, _DATA, {"block_h": 4096}, 8, 3),
-    _screen_of(1),
-    _screen_of(32),
+    screen_entry(1),
+    screen_entry(32),
     (_list, _DATA, {"rows": 32, "chunk": CHUNK, "group": GROUP, "block_s": 512}, 16, 3),
 ]

@@ -2,28 +2,28 @@
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from autodeco_fast.kernels import token_stats
 from bench import (
     clock,
     gpu,
-    linear_sample_tiles,
+    machine,
     memory,
-    quantized_head_tiles,
     records,
     report,
-    roofline,
 )
 from bench import run as bench_run
 from bench.conftest import run_once
-from bench.linear_sample_tiles import Tile
+from bench.end_to_end import generate, training
 from bench.machine import RESULTS, ROOT, device
 
 OURS = {
@@ -32,6 +32,7 @@ OURS = {
 }
 
 
+@pytest.mark.skipif(device() != "cpu", reason="on a GPU they take turns with the rest")
 def test_variants_take_turns_and_compiled_ones_come_last():
     seen = []
     variants = {n: lambda n=n: seen.append(n) for n in ("x, torch.compile", "a", "b")}
@@ -108,6 +109,9 @@ def test_every_microbenchmark_runs(taken):
         assert variants[name]["extra_info"]["over_ours"] == 1
         if device() == "cpu":
             assert "failed" not in variants[name]["extra_info"]
+            beside = {n for n, one in variants.items() if "ours_beside" in one["extra_info"]}
+            assert beside == {n for n in variants if n.endswith(clock.COMPILED)}
+            assert beside or name == "linear_sample"  # which has no compiled peer
     assert "min_p_hinge" in report.tables({"all": record})
 
 
@@ -156,6 +160,54 @@ def test_every_script_runs(name, tmp_path):
     assert name in report.tables({name: record})
 
 
+def test_a_record_is_written_as_it_grows(tmp_path, monkeypatch):
+    """What ends a script early leaves the shapes that it had finished."""
+    taken = iter([[{"variant": "first", "seconds": 1.0}], KeyboardInterrupt()])
+
+    def measure(*_, **__):
+        one = next(taken)
+        if isinstance(one, KeyboardInterrupt):
+            raise one
+        return one
+
+    monkeypatch.setattr(training, "measure", measure)
+    path = tmp_path / "draft"
+    with pytest.raises(KeyboardInterrupt):
+        training.main(["--shapes", "1,2,3", "4,5,6", "7,8,9", "--output", str(path)])
+    assert [one["name"] for one in json.loads(path.read_text())["benchmarks"]] == ["first"]
+
+
+def test_turns_that_are_interrupted_are_recorded(tmp_path, monkeypatch):
+    def in_turn(variants, *, times, **_):
+        times |= {name: [2.0, 1.0] for name in variants}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "in_turn", in_turn)
+    path = tmp_path / "draft"
+    with pytest.raises(KeyboardInterrupt):
+        generate.main(["--tiny", "--output", str(path)])
+    assert {one["stats"]["rounds"] for one in json.loads(path.read_text())["benchmarks"]} == {2}
+
+
+def test_a_training_peer_that_fails_is_noted_and_ours_is_not_excused(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("an index is out of range\nand a traceback")
+
+    monkeypatch.setattr(training.autodeco, "step", broken)
+    small = (8, 16, 99, torch.float32)
+    results = training.measure(*small, with_released=True, tiny=True)
+    notes = {one["variant"]: one["note"] for one in results if "note" in one}
+    reason = "RuntimeError: an index is out of range"
+    assert notes == {
+        f"AutoDeco's released {kind} step": reason for kind in ("temperature", "joint")
+    }
+    timed = {one["variant"] for one in results if "seconds" in one}
+    assert {training.HINGE, training.JOINT, training.EAGER} <= timed
+    monkeypatch.setattr(training, "training_step", broken)
+    with pytest.raises(RuntimeError, match="out of range"):
+        training.measure(*small, with_released=False, tiny=True)
+
+
 def test_a_run_replaces_a_record_only_by_a_record(tmp_path, monkeypatch):
     (tmp_path / "limits.json").write_text("{}")
     monkeypatch.setitem(bench_run.SCRIPTS, "limits", "bench.no_such_module")
@@ -171,6 +223,25 @@ def test_a_step_that_takes_too_long_is_interrupted(tmp_path):
     with (tmp_path / "log").open("w") as log:
         assert not bench_run.run(["-c", code], log=log, limit=2.0)
     assert (tmp_path / "log").read_text().splitlines() == ["interrupted after 2 s", "kept"]
+
+
+def test_on_a_gpu_the_tests_of_every_kernel_are_run():
+    """Every file that imports `tests.on_device`, whose ops run there, but for those that skip all
+    of it on a GPU; no other."""
+    users = {
+        path.name: path.read_text()
+        for path in (ROOT / "tests").glob("test_*.py")
+        if any(
+            "on_device" in line and line.lstrip().startswith(("from tests", "import tests"))
+            for line in path.read_text().splitlines()
+        )
+    }
+    run = {path.removeprefix("tests/") for path in gpu.kernel_tests()}
+    assert run <= set(users)
+    left_out = {"hostile_samplers", "hostile_stats", "interpreter", "memory_safety"}
+    assert set(users) - run == {f"test_{name}.py" for name in left_out}
+    assert {"test_nucleus_width.py", "test_ops.py", "test_autodeco_policy.py"} <= run
+    assert gpu.OTHERS["tests"][-len(run) :] == gpu.kernel_tests()
 
 
 def test_gpu_steps_go_on_after_a_failure_and_are_kept_one_by_one(tmp_path, monkeypatch, capsys):
@@ -202,6 +273,62 @@ def test_gpu_steps_go_on_after_a_failure_and_are_kept_one_by_one(tmp_path, monke
     assert "FAILED, see" in capsys.readouterr().out
 
 
+def committed(folder: Path, *, tracked: str) -> Callable[..., None]:
+    """A repository with one commit, of a file `kernel.py`; and git in it."""
+
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=n", "-c", "user.email=e", "-c", "init.defaultBranch=main")
+        subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+    git("init")
+    (folder / "kernel.py").write_text(tracked)
+    git("add", "kernel.py")
+    git("commit", "-m", "first")
+    return git
+
+
+def test_a_new_kernel_file_makes_a_tree_differ_from_its_commit(tmp_path, monkeypatch):
+    monkeypatch.delenv("BENCH_COMMIT", raising=False)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    git = committed(tmp_path, tracked="x = 1\n")
+    assert machine.commit_info()["dirty"] is False
+    (tmp_path / "notes.txt").write_text("")
+    assert machine.commit_info()["dirty"] is False
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels/new.py").write_text("")
+    assert machine.commit_info()["dirty"] is True
+    git("add", "kernels/new.py")
+    git("commit", "-m", "second")
+    assert machine.commit_info()["dirty"] is False
+    (tmp_path / "kernel.py").write_text("x = 2\n")
+    assert machine.commit_info()["dirty"] is True
+
+
+def make_bench() -> str:
+    """What `make bench` runs."""
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    rest = lines[next(i for i, line in enumerate(lines) if line.startswith("bench:")) + 1 :]
+    return "\n".join(itertools.takewhile(str.strip, rest))
+
+
+def test_make_bench_takes_every_record_of_a_cpu_but_vllms():
+    scripts = {"linear_sample_repairs", "quantized_head"}
+    names = {path.stem for path in (RESULTS / "cpu").glob("*.json")} - {"serving"}
+    assert names <= set(bench_run.NAMES) | scripts
+    assert "-m bench.run\n" in make_bench()
+    for name in (*scripts, "resources", "roofline", "quantized_head_tiles", "report"):
+        assert f"-m bench.{name}" in make_bench()
+
+
+def test_where_git_cannot_tell_nobody_claims_a_clean_tree(tmp_path, monkeypatch):
+    monkeypatch.delenv("BENCH_COMMIT", raising=False)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert machine.commit_info() == {"id": "unknown", "time": None, "dirty": None}
+    monkeypatch.setenv("BENCH_COMMIT", "abc")
+    assert machine.commit_info() == {"id": "abc", "time": None, "dirty": None}
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda p: p.stem)
 def test_records_say_on_what_they_were_taken(path):
     record = json.loads(path.read_text())
@@ -221,78 +348,25 @@ def test_the_plot_needs_nothing_but_records(tmp_path):
     assert (tmp_path / "sampling.png").stat().st_size > 10_000
 
 
+def test_the_plot_has_a_line_for_every_sampler(tmp_path):
+    """More of them than colours, as on a GPU with every peer."""
+    record = json.loads((RESULTS / "cpu/sample.json").read_text())
+    benchmarks = [
+        one
+        for one in record["benchmarks"]
+        if one["extra_info"]["V"] == 151_936 and one["name"] != "transformers"
+    ]
+    names = [f"sampler {i}" for i in range(3 * len(report.OTHERS))]
+    benchmarks += [
+        {**one, "name": name} for one in benchmarks if one["name"] == "sample" for name in names
+    ]
+    report.draw_sampling(tmp_path / "sampling.png", record | {"benchmarks": benchmarks})
+    assert (tmp_path / "sampling.png").stat().st_size > 10_000
+    spare = itertools.islice(report.styles(), len(names))
+    assert len(set(spare)) == len(names)
+
+
 def test_durations_have_three_digits_and_a_unit():
     seconds = (3.456, 0.1234, 48.06e-6, 12.3e-9, 12345.0, 0.0)
     written = ["3.46 s", "123 ms", "48.1 µs", "12.3 ns", "12,345 s", "0 ns"]
     assert [records.duration(s) for s in seconds] == written
-
-
-def test_the_fast_path_skips_what_is_rare():
-    text = """
-        /*0000*/ MOV ;
-    .L_x_1:
-        /*0010*/ LDG ;
-        /*0020*/ @P6 BRA `(.L_x_2) ;
-        /*0030*/ FSEL ;
-        /*0040*/ FSEL ;
-    .L_x_2:
-        /*0050*/ FMNMX ;
-        /*0060*/ @P0 BRA `(.L_x_1) ;
-        /*0070*/ EXIT ;
-    """
-    assert roofline.fast_path(text) == 4
-
-
-COUNTS = {"tile": 60, "noise": 500, "group": 50, "program": 700}
-
-
-def test_predictions_are_bounded_by_memory():
-    one = roofline.predict_sample(512, 151_936, COUNTS, 0.01)
-    assert one["predicted_us"] > one["memory_us"] > one["MB"] / 4.8
-    noisy = roofline.predict_sample(512, 151_936, COUNTS, 1.0)
-    assert noisy["draw_us"] > 10 * one["draw_us"]
-    linear = roofline.predict_linear_sample(1, 4096, 151_936, 2.9e-4, (COUNTS, 0.01))
-    assert linear["memory_us"] < linear["predicted_us"] == pytest.approx(290)
-    assert linear["predicted_us"] < linear["product_and_sample_us"]
-
-
-def test_predictions_of_the_screen_and_of_listed_tiles():
-    """Half the weight's bytes; more tokens take longer, up to the whole weight."""
-    tile = Tile(16, 128, 128, 4, 3, 200, 0, 40_960, 2, 100, 600)
-    plain = linear_sample_tiles.bounds(tile, (8, 4096, 151_936), 264)
-    screen = quantized_head_tiles.screen_bounds(tile, 8)
-    assert screen["memory"] / plain["memory"] == pytest.approx(0.5, rel=0.01)
-    assert screen["cache"] < plain["cache"]
-    few, more, all_of_them = (
-        quantized_head_tiles.tile_seconds(tile, share, share) for share in (0.01, 0.5, 1)
-    )
-    assert 0 < few < more < all_of_them
-    assert all_of_them >= plain["memory"]
-
-
-def test_predictions_of_the_head_and_of_statistics():
-    """Many rows cost more than one, and no less than their memory; twice the instructions of what
-    waits for memory change nothing."""
-    counts = {"row": 100, "program": 300, "behind": 200}
-    few, many = (roofline.predict_head(N, 4096, counts) for N in (1, 64))
-    assert few["memory_us"] < few["predicted_us"] < many["predicted_us"]
-    slow, fast = (roofline.predict_logit_stats(2048, 151_936, n) for n in (4000, 100))
-    assert slow["predicted_us"] == slow["issue_us"] > slow["memory_us"]
-    assert fast["predicted_us"] == fast["memory_us"]
-    assert fast["share_of_one_read"] == 1
-
-
-def test_sub_tiles_that_reach_the_cut_are_counted():
-    z = torch.zeros(2, 600)
-    z[0, 0] = z[1, 599] = 100.0  # one sub-tile of three
-    assert roofline.reached_share(z) == pytest.approx(1 / 3)
-    assert roofline.reached_share(z * 0) == 1
-
-
-def test_larger_tiles_are_predicted_to_help():
-    product = 2.0 * 8192 * 4096 * 128_256 / roofline.CARD["tflops"]
-    pointers, hopper = (
-        roofline.streaming_seconds(variant, 8192, 4096, 128_256, instructions=2000)
-        for variant in (token_stats.POINTERS, token_stats.HOPPER)
-    )
-    assert product < hopper < pointers

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from autodeco_fast import TemperatureHead, attach
-from bench.clock import quantile, turns
+from bench.clock import in_turn, quantile
 from bench.machine import device
 from bench.records import options, record
 
@@ -72,10 +72,19 @@ def main(arguments: list[str] | None = None) -> None:
         STATIC: lambda: model.generate(ids, **static, **length),
         "greedy": lambda: model.generate(ids, do_sample=False, **length),
     }
-    times = turns(variants, rounds=2 if args.tiny else 20)
+    times: dict[str, list[float]] = {}
+    try:
+        in_turn(variants, rounds=2 if args.tiny else 20, wall=True, times=times)
+    finally:
+        if all(times.get(name) for name in variants):  # interrupted, of fewer rounds
+            results = measured(times, size.batch * size.new_tokens)
+            record("generate", results, output=args.output, **asdict(size), dtype="float32")
+
+
+def measured(times: dict[str, list[float]], tokens: int) -> list[dict]:
+    """A result a variant, whose calls made so many tokens each."""
     medians = {name: quantile(seconds, 0.5) for name, seconds in times.items()}
-    tokens = size.batch * size.new_tokens
-    results = [
+    return [
         {
             "variant": name,
             "seconds": seconds,
@@ -84,7 +93,6 @@ def main(arguments: list[str] | None = None) -> None:
         }
         for name, seconds in times.items()
     ]
-    record("generate", results, output=args.output, **asdict(size), dtype="float32")
 
 
 if __name__ == "__main__":

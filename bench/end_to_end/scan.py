@@ -4,16 +4,17 @@ seconds, tokens/s, bytes, memory.
     python -m bench.end_to_end.scan
 
 The scan is compared with the bare forward of the base model with its LM head on the same batches;
-training from the scan with the same epochs online; the memory of training under `max_memory` with
-training that holds the whole scan, each in a process of its own.
+the same epochs online with training from the scan, as every further head costs
+(`over_scan_training`), and with the scan and training, as the first one does
+(`over_scan_and_training`); the memory of training under `max_memory` with training that holds the
+whole scan, each in a process of its own. Online training takes minutes on a CPU: it has fewer
+rounds, each behind one of training from the scan.
 """
 
 import json
 import multiprocessing
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,9 +29,10 @@ from autodeco_fast.training.data import encode, stream_examples
 from autodeco_fast.training.loop import train
 from autodeco_fast.training.scan import batches_by_length, pad, scan
 from autodeco_fast.training.scan_store import Scan
+from bench.clock import wall_seconds
 from bench.machine import device
 from bench.memory import peak_mb
-from bench.records import options, record
+from bench.records import Recording, options
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,12 @@ class Size:
     selected: int = 200_000  # tokens
     epochs: int = 5
     rounds: int = 5
+    online_rounds: int = 3
     memory_limits: tuple[int, ...] = (0, 1_000_000, 20_000_000, 60_000_000)
     length: int = 512  # tokens of an example
 
 
-TINY = Size(selected=500, epochs=1, rounds=1, memory_limits=(), length=64)
+TINY = Size(selected=500, epochs=1, rounds=1, online_rounds=1, memory_limits=(), length=64)
 
 
 class Work:
@@ -89,11 +92,11 @@ class Work:
     def scan(self, name: str) -> None:
         scan(replace(self.config, output=self.folder / name), self.base, self.tokenizer)
 
-    def train_online(self) -> None:
+    def train_online(self, name: str) -> None:
         settings = TrainConfig(
             model="embedded",
             data=self.data,
-            output=self.folder / "online",
+            output=self.folder / name,
             num_train_epochs=self.size.epochs,
             max_length=self.size.length,
         )
@@ -107,14 +110,6 @@ def train_from(scan_folder: Path, output: Path, epochs: int, max_memory: int = 0
         scan=scan_folder, output=output, num_train_epochs=epochs, max_memory=max_memory
     )
     train(ScanSource(Scan(scan_folder), settings, torch.device(device())), settings)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    if device() == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def _peak(connection, scan_folder: Path, output: Path, epochs: int, max_memory: int) -> None:
@@ -137,23 +132,16 @@ def peak_mb_of_training(*arguments: object) -> float | None:
     return grown
 
 
-def measure(folder: Path, size: Size) -> tuple[list[dict], dict]:
-    """Results, and facts that they share."""
-    work = Work(folder, size)
-    forward, scanning = [], []
+def measure_scan(work: Work) -> tuple[list[dict], dict]:
+    """The scan beside the bare forward; and facts that all results share."""
+    folder, forward, scanning = work.folder, [], []
     work.bare_forward()  # warm
-    for i in range(size.rounds):
-        forward.append(seconds(work.bare_forward))
-        scanning.append(seconds(lambda name=f"scan{i}": work.scan(name)))
+    for i in range(work.size.rounds):
+        forward.append(wall_seconds(work.bare_forward))
+        scanning.append(wall_seconds(lambda name=f"scan{i}": work.scan(name)))
     opened = Scan(folder / "scan0")
     seen = opened.manifest["counts"]["seen"]
     of_forward, of_scan = statistics.median(forward), statistics.median(scanning)
-    first, epochs = folder / "scan0", size.epochs
-    from_scan = [
-        seconds(lambda output=folder / f"head{i}": train_from(first, output, epochs))
-        for i in range(size.rounds)
-    ]
-    online = seconds(work.train_online)
     results = [
         {
             "variant": "bare forward with LM head",
@@ -167,28 +155,54 @@ def measure(folder: Path, size: Size) -> tuple[list[dict], dict]:
             "speed_over_forward": of_forward / of_scan,
             "bytes_per_selected_token": sum(p.stat().st_size for p in opened.paths) / len(opened),
         },
-        {"variant": f"training from the scan, {epochs} epochs", "seconds": from_scan},
-        {
-            "variant": f"training online, {epochs} epochs",
-            "seconds": online,
-            "over_scan_training": online / statistics.median(from_scan),
-        },
     ]
-    for limit in size.memory_limits:
-        output = folder / f"memory{limit}"
-        name = f"training from the scan, max_memory {limit / 1e6:.0f} MB"
-        results.append(
-            {"variant": name, "peak_mb": peak_mb_of_training(first, output, epochs, limit)}
-        )
     facts = {"tokens_seen": seen, "tokens_selected": len(opened), "H": opened.hidden_size}
     return results, facts
 
 
+def measure_training(work: Work, of_scan: float) -> list[dict]:
+    """Training from the scan beside the same epochs online, in turn."""
+    folder, size = work.folder, work.size
+    first, epochs = folder / "scan0", size.epochs
+    train_from(first, folder / "warm", epochs)
+    from_scan, online = [], []
+    for i in range(size.rounds):
+        output = folder / f"head{i}"
+        from_scan.append(wall_seconds(lambda output=output: train_from(first, output, epochs)))
+        if i < size.online_rounds:
+            online.append(wall_seconds(lambda i=i: work.train_online(f"online{i}")))
+    of_training, of_online = statistics.median(from_scan), statistics.median(online)
+    return [
+        {"variant": f"training from the scan, {epochs} epochs", "seconds": from_scan},
+        {
+            "variant": f"training online, {epochs} epochs",
+            "seconds": online,
+            "over_scan_training": of_online / of_training,
+            "over_scan_and_training": of_online / (of_scan + of_training),
+        },
+    ]
+
+
+def measure_memory(work: Work, limit: int) -> dict:
+    """Training from the scan under one `max_memory`."""
+    folder, epochs = work.folder, work.size.epochs
+    peak = peak_mb_of_training(folder / "scan0", folder / f"memory{limit}", epochs, limit)
+    name = f"training from the scan, max_memory {limit / 1e6:.0f} MB"
+    return {"variant": name, "peak_mb": peak}
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = options(__doc__).parse_args(arguments)
+    recording = Recording("scan", output=args.output)
     with tempfile.TemporaryDirectory() as name:
-        results, facts = measure(Path(name), TINY if args.tiny else Size())
-    record("scan", results, output=args.output, model="embedded", **facts)
+        work = Work(Path(name), TINY if args.tiny else Size())
+        results, facts = measure_scan(work)
+        facts["model"] = "embedded"
+        recording.add(results, **facts)
+        _, of_scan = (statistics.median(one["seconds"]) for one in results)
+        recording.add(measure_training(work, of_scan), **facts)
+        for limit in work.size.memory_limits:
+            recording.add([measure_memory(work, limit)], **facts)
 
 
 if __name__ == "__main__":

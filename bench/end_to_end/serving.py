@@ -1,12 +1,13 @@
-"""Time per output token of a served model, with the head and as vLLM is without this library, at
-1, 8 and 32 requests at a time.
+"""Time per new token of a served model, with the head and as vLLM is without this library, at 1, 8
+and 32 requests at a time.
 
     python -m bench.end_to_end.serving
 
-SmolLM2 where it is installed, and a random two-layer Llama with V = 151,936, in bf16, or in fp32
-where a CPU emulates that; prompts of 32 tokens, 64 new tokens each. Both ways take turns in one
-engine: off, the model computes logits by itself and the batch has none of our processors. Needs
-vLLM in the environment.
+SmolLM2 where it is installed, and a random two-layer Llama with V = 151,936, in bf16 on a GPU and
+in fp32 on a CPU; prompts of 32 tokens, 64 new tokens each. What is timed is the call, its prompts
+included, and divided by its new tokens. Both ways take turns in one engine, in alternating order,
+and switching between them is not timed: off, the model computes logits by itself and the batch has
+none of our processors. Needs vLLM in the environment.
 """
 
 import functools
@@ -23,13 +24,13 @@ from transformers import AutoConfig
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.demo import smollm2
-from bench.clock import quantile, turns
+from bench.clock import in_turn, quantile
 from bench.end_to_end.generate import Size, wide_vocabulary_model
 from bench.machine import product_dtypes
-from bench.records import options, record
+from bench.records import Recording, options
 
 HEAD, MIN_P, PLAIN = "with the head", "vLLM, T = 1, Min-P 0.1", "vLLM, T = 1"
-CONCURRENCY, PROMPT, NEW_TOKENS, ROUNDS = (1, 8, 32), 32, 64, 5
+CONCURRENCY, PROMPT, NEW_TOKENS, ROUNDS = (1, 8, 32), 32, 64, 20
 
 
 def _random_head(folder: Path, width: int) -> Path:
@@ -76,10 +77,9 @@ def _switch(worker: Any, on: bool) -> None:
         some.extend(kept if on else [])
 
 
-def _run(llm: Any, prompts: list[dict], *, on: bool, **settings: Any) -> None:
+def _run(llm: Any, prompts: list[dict], **settings: Any) -> None:
     from vllm import SamplingParams
 
-    llm.collective_rpc(_switch, args=(on,))
     params = SamplingParams(ignore_eos=True, **settings)
     llm.generate(prompts, params, use_tqdm=False)
 
@@ -106,18 +106,24 @@ def _measure(model: Path, head: Path, name: str, *, tiny: bool) -> list[dict]:
             _run, llm, [{"prompt_token_ids": each} for each in ids], max_tokens=new_tokens
         )
         variants = {
-            HEAD: functools.partial(run, on=True),
-            MIN_P: functools.partial(run, on=False, min_p=0.1),
-            PLAIN: functools.partial(run, on=False),
+            HEAD: run,
+            MIN_P: functools.partial(run, min_p=0.1),
+            PLAIN: run,
         }
-        times = turns(variants, rounds=2 if tiny else ROUNDS, warmup=1)
+        times = in_turn(
+            variants,
+            rounds=2 if tiny else ROUNDS,
+            before=lambda variant: llm.collective_rpc(_switch, args=(variant == HEAD,)),
+            alternate=True,
+            wall=True,
+        )
         plain = quantile(times[MIN_P], 0.5)
         results += [
             {
                 "variant": variant,
                 "group": f"serving, {name}, {concurrency} at a time",
                 "seconds": taken,
-                "seconds_per_output_token": quantile(taken, 0.5) / new_tokens,
+                "seconds_per_new_token": quantile(taken, 0.5) / new_tokens,
                 "over_min_p": quantile(taken, 0.5) / plain,
                 "model": name,
                 "concurrency": concurrency,
@@ -130,21 +136,15 @@ def _measure(model: Path, head: Path, name: str, *, tiny: bool) -> list[dict]:
 def main(arguments: list[str] | None = None) -> None:
     args = options(__doc__).parse_args(arguments)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the clock is this process's
-    results = []
+    recording = Recording("serving", output=args.output)
+    facts = {"prompt": PROMPT, "new_tokens": NEW_TOKENS, "dtype": product_dtypes()[0]}
     with tempfile.TemporaryDirectory() as folder:
         for name, model, head in _models(Path(folder), tiny=args.tiny):
             # An engine's memory is free once its process has ended.
             spawn = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=spawn) as process:
-                results += process.submit(_measure, model, head, name, tiny=args.tiny).result()
-    record(
-        "serving",
-        results,
-        output=args.output,
-        prompt=PROMPT,
-        new_tokens=NEW_TOKENS,
-        dtype=product_dtypes()[0],
-    )
+                taken = process.submit(_measure, model, head, name, tiny=args.tiny).result()
+            recording.add(taken, **facts)
 
 
 if __name__ == "__main__":

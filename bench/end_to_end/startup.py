@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-from bench.clock import quantile, turns
+from bench.clock import in_turn, quantile
 from bench.records import options, record
 
 TORCH = "import torch"
@@ -46,9 +46,11 @@ def main(arguments: list[str] | None = None) -> None:
     args = options(__doc__).parse_args(arguments)
     names = IN_TINY if args.tiny else COMMANDS
     starts = {name: functools.partial(start, COMMANDS[name]) for name in names}
-    times = turns(starts, rounds=1 if args.tiny else 20, warmup=0 if args.tiny else 1)
+    rounds, warmup = (1, 0) if args.tiny else (20, 1)
+    times = in_turn(starts, rounds=rounds, warmup=warmup, wall=True)
     if not args.tiny:
-        times |= turns({"the same, compiling": start_and_compile}, rounds=5, warmup=1)
+        compiling = {"the same, compiling": start_and_compile}
+        times |= in_turn(compiling, rounds=5, warmup=1, wall=True)
     of_torch = quantile(times[TORCH], 0.5)
     results = [
         {"variant": name, "seconds": taken, "seconds_over_torch": quantile(taken, 0.5) - of_torch}

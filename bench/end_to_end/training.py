@@ -6,8 +6,11 @@ peak memory.
 A step is the head forward, the statistics, the loss and the backward. The physical limit is the
 matrix product alone; it is taken in several chunkings, each into one reused buffer (or written out
 whole), and the fastest of them is what everything is compared with, in the same run. Peers: the
-hinge in plain torch from logits [N, V], on a GPU also compiled, and AutoDeco's released steps. A
-peer that runs out of memory is recorded as such. Statistics alone are `bench/test_token_stats.py`.
+hinge in plain torch from logits [N, V], as it is and compiled, and AutoDeco's released steps. They
+take turns with ours, `over_ours` is over its step there (`ours_beside`). A peer that fails, for
+want of memory or for another reason, is recorded with that. On two CPU cores such a round takes
+two and a half minutes, AutoDeco's released joint step more than half of it, and the six of them a
+quarter of an hour. Statistics alone are `bench/test_token_stats.py`.
 """
 
 import functools
@@ -19,10 +22,11 @@ from torch import nn
 from autodeco_fast import TemperatureHead, TopPHead
 from autodeco_fast.training.objectives import AutoDecoJoint, AutoDecoTemperature, MinPHinge
 from autodeco_fast.training.step import training_step
-from bench.clock import quantile, turns
+from bench.clock import Call, device_bound, in_turn, quantile, turns
 from bench.machine import device, product_dtypes
 from bench.memory import peak_mb
-from bench.records import options, record
+from bench.peers import compiled_by_torch
+from bench.records import Recording, options, reason
 from tests.reference import autodeco
 from tests.reference.peers import eager_hinge_step
 
@@ -34,7 +38,9 @@ GPU_SHAPES = [
 ]
 TINY_SHAPES = [(16, 32, 999)]
 EVERY_TOKEN = {"max_rank": 2**31 - 1, "easy_fraction": 1.0}
-RELEASED = "AutoDeco's released"
+HINGE, TEMPERATURE, JOINT = "hinge step", "AutoDeco temperature step", "AutoDeco joint step"
+EAGER, RELEASED = "eager torch, hinge", "AutoDeco's released"
+PEER_ROUNDS = 10 if device() == "cuda" else 5
 
 
 def product(hidden: torch.Tensor, weight: torch.Tensor, rows: int, columns: int):
@@ -95,18 +101,30 @@ class Case:
             for name, shape in blocks.items()
         }
 
-    def slow(self, *, with_released: bool) -> dict[str, tuple[Callable[[], object], int]]:
-        """Name → (call, rounds)."""
-        found = {
-            "AutoDeco joint step": (self.step(AutoDecoJoint()), 10),
-            "eager torch, hinge": (self.eager_hinge, 5),
-        }
-        if device() == "cuda":
-            found["eager torch, hinge, torch.compile"] = torch.compile(self.eager_hinge), 5
+    def peers(self, *, with_released: bool, tiny: bool) -> dict[str, tuple[Call, str]]:
+        """Name → (call, the step of ours that it is compared with)."""
+        compiled = compiled_by_torch(self.eager_hinge, tiny=tiny)
+        found = {EAGER: (self.eager_hinge, HINGE), f"{EAGER}, torch.compile": (compiled, HINGE)}
         if with_released:
-            found[f"{RELEASED} temperature step"] = self.released(joint=False), 2
-            found[f"{RELEASED} joint step"] = self.released(joint=True), 2
+            for joint, name in ((False, TEMPERATURE), (True, JOINT)):
+                call = self.released(joint=joint)
+                found[f"{RELEASED} {name.removeprefix('AutoDeco ')}"] = call, name
         return found
+
+
+def what_runs(peers: dict[str, tuple[Call, str]]) -> tuple[dict[str, Call], dict[str, str]]:
+    """Calls every peer once; those that can be timed, and why the others cannot."""
+    able, failed = {}, {}
+    for name, (call, _) in peers.items():
+        print(name, flush=True)
+        try:
+            call()
+            able[name] = call
+        except Exception as error:
+            failed[name] = reason(error)
+            if device() == "cuda":
+                torch.cuda.empty_cache()
+    return able, failed
 
 
 def measure(
@@ -116,37 +134,34 @@ def measure(
     products = case.products()
     times = turns(products, rounds=1 if tiny else 5, warmup=1)
     best = min(times, key=lambda name: quantile(times[name], 0.5))
-    calls = {
-        "hinge step": case.step(MinPHinge(**EVERY_TOKEN)),
-        "AutoDeco temperature step": case.step(AutoDecoTemperature()),
+    ours = {
+        HINGE: case.step(MinPHinge(**EVERY_TOKEN)),
+        TEMPERATURE: case.step(AutoDecoTemperature()),
     }
-    times |= turns({best: products[best], **calls}, rounds=1 if tiny else 20)
-    failed = {}
-    for name, (call, rounds) in case.slow(with_released=with_released).items():
-        print(name, flush=True)
-        try:
-            warmup = 0 if RELEASED in name else 1
-            times |= turns({name: call}, rounds=1 if tiny else rounds, warmup=warmup)
-            calls[name] = call
-        except torch.OutOfMemoryError:
-            failed[name] = "out of memory"
-            torch.cuda.empty_cache()
+    times |= turns({best: products[best], **ours}, rounds=1 if tiny else 20)
+    ours[JOINT] = case.step(AutoDecoJoint())
+    peers = case.peers(with_released=with_released, tiny=tiny)
+    able, failed = what_runs(peers)
+    # A second is longer than what threads or caches of the one before can change.
+    beside = in_turn({**ours, **able}, rounds=1 if tiny else PEER_ROUNDS, warmup=1)
+    times |= {name: beside[name] for name in (JOINT, *able)}
     shape = {"N": N, "H": H, "V": V, "dtype": str(dtype).removeprefix("torch.")}
     shape["group"] = f"training step, N={N}, H={H}, V={V}, {shape['dtype']}"
     limit, flops = quantile(times[best], 0.5), 2.0 * N * H * V
-    results = [
-        {
-            "variant": name,
-            **shape,
-            "flops": flops,
-            "seconds": seconds,
-            "over_product": quantile(seconds, 0.5) / limit,
-            "share_of_limit": limit / quantile(seconds, 0.5),
-            "tflops": flops / quantile(seconds, 0.5) / 1e12,
-            "peak_mb": peak_mb(calls[name]) if name in calls else None,
-        }
-        for name, seconds in times.items()
-    ]
+    calls, results = ours | able, []
+    for name, seconds in times.items():
+        median = quantile(seconds, 0.5)
+        result = {"variant": name, **shape, "flops": flops, "seconds": seconds}
+        result |= {"over_product": median / limit, "share_of_limit": limit / median}
+        result |= {"tflops": flops / median / 1e12, "peak_mb": None}
+        if name in able:
+            of_ours = quantile(beside[peers[name][1]], 0.5)
+            result |= {"over_ours": median / of_ours, "ours_beside": of_ours}
+        if name in calls:
+            result["peak_mb"] = peak_mb(calls[name])
+            if device() == "cuda":
+                result["device_bound"] = device_bound(calls[name])
+        results.append(result)
     return results + [{"variant": name, **shape, "note": note} for name, note in failed.items()]
 
 
@@ -159,14 +174,13 @@ def main(arguments: list[str] | None = None) -> None:
     on_gpu = device() == "cuda"
     given = [tuple(int(x) for x in shape.split(",")) for shape in args.shapes or ()]
     shapes = given or (TINY_SHAPES if args.tiny else GPU_SHAPES if on_gpu else CPU_SHAPES)
-    results = []
+    recording = Recording("training", output=args.output)
     for shape in shapes:
         for dtype in product_dtypes():
-            # The released step takes minutes on a CPU: there, once.
+            # The released steps take minutes on a CPU: there, in one dtype.
             with_released = on_gpu or dtype == "float32"
             how = {"with_released": with_released, "tiny": args.tiny}
-            results += measure(*shape, getattr(torch, dtype), **how)
-    record("training", results, output=args.output, targets="random")
+            recording.add(measure(*shape, getattr(torch, dtype), **how), targets="random")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def eager_sample(logits: torch.Tensor, temperature: float, min_p: float) -> torc
 
 
 def eager_stats(z: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The six statistics of `logit_stats`."""
+    """The six statistics of `logit_stats`, in fp32: the cast is part of it, so that a compiler may
+    read logits as they are."""
+    z = z.float()
     top, argmax = z.max(-1)
     at_target = z.gather(1, target[:, None])[:, 0]
     lse = z.logsumexp(-1)
@@ -51,7 +53,8 @@ def eager_hinge(T: torch.Tensor, gap: torch.Tensor, rank: torch.Tensor) -> torch
 
 
 def eager_nucleus_width(T: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """The hinge without labels at p_min = 0.1, λ = 0.1."""
+    """The hinge without labels at p_min = 0.1, λ = 0.1, in fp32, the cast in it."""
+    z = z.float()
     required = (z.amax(-1, keepdim=True) - z) / 2.302585
     p = z.softmax(-1) * (required <= 2.0)
     T = T[:, None]
