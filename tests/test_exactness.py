@@ -1,6 +1,6 @@
 """Every op that computes floats against fp64: its error is at most twice that of torch in the same
-dtype, written plainly (`tests/reference/plain.py`), plus one epsilon of the largest number returned,
-or of the softcap or logits that it is made of."""
+dtype, written plainly (`tests/reference/plain.py`), plus one epsilon of the largest number
+returned, or of the softcap that it is made of."""
 
 from collections.abc import Callable
 
@@ -129,8 +129,10 @@ def test_no_op_is_much_worse_than_torch(name, dtype, backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_log_probabilities_are_no_worse(dtype, backend):
-    """Of the token that was drawn."""
+    """Of the token that was drawn; in cold rows z/T is large, but no difference of logits need
+    be."""
     t = op_cases.tensors(64, dtype)
+    t["temperature"][::2] /= 30
     names = "temperature", "min_p", "seed"
     given = {name: t[name] for name in names} | {"backend": backend}
     asked = {"return_logprob": True, "return_full_logprob": True}
@@ -146,7 +148,7 @@ def test_log_probabilities_are_no_worse(dtype, backend):
     theirs, exact = (
         plain.log_prob(plain.product(x), x, drawn.token, cut=False) for x in (t, doubled(t))
     )
-    assert_no_worse(drawn.full_logprob, theirs, exact, size=float(plain.product(t).abs().max()))
+    assert_no_worse(drawn.full_logprob, theirs, exact)
 
 
 def test_a_worse_op_would_be_seen():
@@ -159,3 +161,22 @@ def test_a_worse_op_would_be_seen():
         assert_no_worse(theirs.bfloat16().float(), theirs, exact)
     with pytest.raises(AssertionError):
         assert_no_worse(theirs + float("nan"), theirs, exact)
+
+
+def test_log_probabilities_over_chunks_are_no_worse(monkeypatch):
+    """The maximum of all logits so far changes from chunk to chunk; one of them holds no token.
+    Logits are whole numbers, which every product gets right."""
+    monkeypatch.setattr("autodeco_fast.torch_backend.linear_sample.COLUMNS", 8)
+    monkeypatch.setattr("autodeco_fast.torch_backend.linear_sample.CHUNK", 0)
+    t = op_cases.tensors(64)
+    t |= {name: t[name].round() for name in ("hidden", "weight")}
+    t["temperature"][::2] /= 30
+    t["bias"] = torch.linspace(0, 9, len(t["bias"])).round()
+    t["bias"][:8] = -torch.inf
+    given = {name: t[name] for name in ("temperature", "bias", "seed")}
+    asked = {"return_full_logprob": True, "fused": True, "backend": "torch"}
+    drawn = af.linear_sample(t["hidden"], t["weight"], **given, **asked)
+    theirs, exact = (
+        plain.log_prob(plain.product(x), x, drawn.token, cut=False) for x in (t, doubled(t))
+    )
+    assert_no_worse(drawn.full_logprob, theirs, exact)
