@@ -177,10 +177,13 @@ def survey() -> list[dict]:
     """What the compiler says of every kernel and target."""
     results = []
     keys = ("block", "rows", "units", "described", "flatten", "specialize", "dependent")
+    options = {"list_ptr": "list", "bias_ptr": "bias", "softcap": "softcap"}
+    options |= {"full_logprob_ptr": "logprob"}
     for file, entry in kernels():
         config = ", ".join(f"{key}={entry[2][key]}" for key in keys if entry[2].get(key))
         if entry[1].get("x_ptr") == "*fp32":
             config += ", fp32"
+        config += "".join(f", {word}" for name, word in options.items() if name in entry[1])
         name = f"{file}.{entry[0].__name__.lstrip('_')}"
         for target in entry[5:] or TARGETS:
             facts = {"kernel": name, "config": config, "target": target, "warps": entry[3]}

@@ -236,9 +236,8 @@ def tile_shape(
     Noise of ids that are no neighbours, of listed tokens, takes more registers. Warps share
     columns, none shares a sum, so a logit does not depend on their number. A gfx942's have 64
     lanes: at 32 rows eight of them spill. Four stages of 64 rows are more shared memory than it
-    has. The rare path, `_settle`, spills where the compiler saves registers to hold more programs:
-    16 bytes for sm_80 at 32 rows of 16 bits with a bias, a softcap and the logprob, 8 for sm_80
-    and sm_100 at 16 rows of fp32.
+    has. Of the rare path, `_settle`, some variants spill 8 to 32 bytes a thread, because the
+    compiler saves registers to hold more programs: tests/test_resources.py.
     """
     rows = min(64 if element_size == 2 else 32, max(16, triton.next_power_of_2(B)))
     few = rows < 64 if amd else rows == 16 and not listed
@@ -351,13 +350,30 @@ _FIXED = {"bias_ptr": None, "softcap": None, "block": BLOCK, "step": DEPTH_H, "u
 _NVIDIA = "sm_80", "sm_90", "sm_100"
 
 
-def aot_entry(kernel, B: int, *targets: str, listed: bool = False, element_size: int = 2) -> tuple:
-    """That of a call with B rows, which only have a temperature and Min-P."""
+_OPTIONS = {  # of a call → the argument that is None without it
+    "bias": ("bias_ptr", "*bf16"),
+    "softcap": ("softcap", "fp32"),
+    "logprob": ("full_logprob_ptr", "*fp32"),
+}
+
+
+def aot_entry(
+    kernel,
+    B: int,
+    *targets: str,
+    listed: bool = False,
+    element_size: int = 2,
+    options: tuple[str, ...] = (),
+) -> tuple:
+    """That of a call with B rows, which only have a temperature and Min-P beside these options."""
     amd = "gfx942" in targets
     rows, warps, stages = tile_shape(B, listed=listed, amd=amd, element_size=element_size)
     data = {**_DATA, "list_ptr": "*i32"} if listed else {**_DATA}
     own = {"whole_mass": False} if kernel is _tiles else {"full_logprob_ptr": None, "block_n": 2048}
     fixed = {**_FIXED, **own, "rows": rows} | ({} if listed else {"list_ptr": None})
+    for name, kind in (_OPTIONS[option] for option in options):
+        del fixed[name]
+        data[name] = kind
     if element_size == 4:
         data |= dict.fromkeys(("x_ptr", "w_ptr"), "*fp32")
         fixed["step"] = DEPTH_FP32
@@ -368,12 +384,16 @@ AOT = [
     aot_entry(kernel, B, *targets, listed=listed)
     for kernel, listed, rows in (
         *((_tiles, False, (1, 32, 64)), (_tiles, True, (1, 32))),
-        *((_settle, False, (32, 64)), (_settle, True, (1, 32))),
+        *((_settle, False, (1, 32, 64)), (_settle, True, (1, 32))),
     )
     for B in rows
     for targets in (_NVIDIA, ("gfx942",))
-] + [
-    aot_entry(kernel, 64, *targets, element_size=4)
-    for kernel in (_tiles, _settle)
+]
+AOT += [
+    aot_entry(kernel, B, *targets, element_size=size, options=options)
+    for kernel, B, size, options in (
+        *((_tiles, 64, 4, ()), (_settle, 64, 4, ())),
+        *((_settle, 1, 4, ()), (_settle, 1, 4, ("bias",)), (_settle, 32, 2, (*_OPTIONS,))),
+    )
     for targets in (_NVIDIA, ("gfx942",))
 ]

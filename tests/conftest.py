@@ -29,11 +29,12 @@ def _poison(t: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch):
-    """`torch.empty` and `torch.empty_like` return NaN (or -77) instead of whatever the memory
-    held."""
-    for name in ("empty", "empty_like"):
-        original = getattr(torch, name)
-        monkeypatch.setattr(torch, name, lambda *a, _f=original, **k: _poison(_f(*a, **k)))
+    """Fresh memory holds NaN (or -77) instead of whatever it held."""
+    makers = {torch: ("empty", "empty_like", "empty_strided"), torch.Tensor: ("new_empty",)}
+    for owner, names in makers.items():
+        for name in names:
+            original = getattr(owner, name)
+            monkeypatch.setattr(owner, name, lambda *a, _f=original, **k: _poison(_f(*a, **k)))
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,13 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -76,51 +79,107 @@ def _exchange(card: int) -> int:
     return before
 
 
-class HostWatch(TorchDispatchMode):
-    """Fails where the host would wait for the device."""
+class _Reads(TorchDispatchMode):
+    """Refuses operators that make the host wait."""
 
-    READS = (
-        "_local_scalar_dense",
-        "nonzero",
-        "is_nonzero",
-        "masked_select",
-        "equal",
-        "unique",
-        "lift_fresh",
+    WAIT = (
+        *("_local_scalar_dense", "is_nonzero", "equal", "allclose", "_linalg_check_errors"),
+        *("nonzero", "masked_select", "bincount", "histc", "lift_fresh"),
+        *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
     )
 
+    def __init__(self, host: dict[int, torch.Tensor]):
+        super().__init__()
+        self.host = host
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name().split("::")[-1].split(".")[0]
-        if name in self.READS:
-            raise AssertionError(f"the host waits for the device: {func}")
-        if name in ("index", "index_put", "index_put_") and any(
+        name, kwargs = func.name().split("::")[-1].split(".")[0], kwargs or {}
+        by_mask = name in ("index", "index_put", "index_put_") and any(
             i is not None and i.dtype == torch.bool for i in args[1]
-        ):
-            raise AssertionError(f"the host waits for the device: {func} by a mask")
-        return func(*args, **(kwargs or {}))
+        )
+        counts = name == "repeat_interleave" and kwargs.get("output_size") is None
+        copies = name == "copy_" and (_store(args[0]) in self.host) != (
+            _store(args[1]) in self.host
+        )
+        if name in self.WAIT or by_mask or counts or copies:
+            raise AssertionError(f"the host waits for the device: {func}")
+        return func(*args, **kwargs)
+
+
+def _store(x: torch.Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+class HostWatch:
+    """Fails where the host would wait for the device.
+
+    A tensor is the host's if it was made without a device, or for "cpu" by name.
+    """
+
+    MAKERS = ("empty", "empty_strided", "zeros", "ones", "full", "arange")
+
+    def __init__(self):
+        self.host = {}  # where its memory is → a tensor, which keeps it
+        self.reads = _Reads(self.host)
+
+    def _refuse(self, name):
+        def read(*args, **options):
+            raise AssertionError(f"the host waits for the device: {name}")
+
+        return read
+
+    def _to(self, original):
+        def to(x, *args, **options):
+            given = (*args, *options.values())
+            moves = any(isinstance(one, torch.device | str) for one in given)
+            if "cpu" in [one for one in given if isinstance(one, str)]:
+                raise AssertionError("the host waits for the device: to")
+            if moves and _store(x) in self.host:
+                raise AssertionError("the host waits for the device: to, of a tensor of its own")
+            return original(x, *args, **options)
+
+        return to
+
+    def _maker(self, original):
+        def make(*args, **options):
+            x, device = original(*args, **options), options.get("device")
+            if device is None or isinstance(device, str):
+                self.host[_store(x)] = x
+            return x
+
+        return make
+
+    def _inside(self, original):
+        """An op of the project, which torch calls with the modes off."""
+
+        def call(*args, **options):
+            with self.reads:
+                return original(*args, **options)
+
+        return call
 
     def __enter__(self):
-        def refuse(name):
-            def read(*args, **options):
-                raise AssertionError(f"the host waits for the device: {name}")
+        self.patches = ExitStack()
 
-            return read
+        def patch(where, name, value):
+            self.patches.enter_context(mock.patch.object(where, name, value))
 
-        self.tensor = {
-            n: getattr(torch.Tensor, n)
-            for n in ("item", "tolist", "numpy", "cpu", "new_tensor", "__bool__")
-        }
-        self.torch = {n: getattr(torch, n) for n in ("tensor", "as_tensor", "from_numpy")}
-        for where, names in ((torch.Tensor, self.tensor), (torch, self.torch)):
-            for name in names:
-                setattr(where, name, refuse(name))
-        return super().__enter__()
+        for name in ("item", "tolist", "numpy", "cpu", "new_tensor", "__bool__"):
+            patch(torch.Tensor, name, self._refuse(name))
+        for name in ("tensor", "as_tensor", "from_numpy"):
+            patch(torch, name, self._refuse(name))
+        patch(torch.Tensor, "to", self._to(torch.Tensor.to))
+        for name in self.MAKERS:
+            patch(torch, name, self._maker(getattr(torch, name)))
+        for name, op in OPDEFS.items():
+            if name.startswith("autodeco_fast::"):
+                inside = {key: self._inside(f) for key, f in op._backend_fns.items()}
+                self.patches.enter_context(mock.patch.dict(op._backend_fns, inside))
+        self.patches.enter_context(self.reads)
+        return self
 
     def __exit__(self, *raised):
-        for where, names in ((torch.Tensor, self.tensor), (torch, self.torch)):
-            for name, original in names.items():
-                setattr(where, name, original)
-        return super().__exit__(*raised)
+        return self.patches.__exit__(*raised)
 
 
 def pretend() -> None:
@@ -161,6 +220,37 @@ def variants(calls: Iterable[Callable[[], object]]) -> dict:
     errors = [run(call)["error"] for call in calls]
     counts = Counter(kernel for kernel, _ in set(VARIANTS))
     return {"variants": counts, "error": next((e for e in errors if e is not None), None)}
+
+
+@torch.library.custom_op("autodeco_fast::waits", mutates_args=())
+def _waits(x: torch.Tensor) -> torch.Tensor:
+    return x.nonzero().clone()
+
+
+def waits() -> dict[str, Callable[[], object]]:
+    """Calls that make the host wait, each in a way of its own."""
+    x, counts = torch.ones(3), torch.tensor([1, 2, 3])
+    return {
+        "item": lambda: x.sum().item(),
+        "bool": lambda: bool(x.sum() > 0),
+        "mask": lambda: x[x > 0],
+        "nonzero": lambda: (x > 0).nonzero(),
+        "tensor": lambda: torch.tensor([1.0]),
+        "numpy": lambda: x.numpy(),
+        "unique": lambda: x.unique(),
+        "unique along an axis": lambda: x.unique(dim=0),
+        "runs": lambda: x.unique_consecutive(),
+        "repeats": lambda: x.repeat_interleave(counts),
+        "bincount": lambda: counts.bincount(),
+        "allclose": lambda: x.allclose(x),
+        "to": lambda: x.to("cpu"),
+        "to by name": lambda: x.to(device="cpu", non_blocking=True),
+        "copy to the host": lambda: torch.empty(3).copy_(x),
+        "part of the host's": lambda: torch.zeros(2, 3)[1].copy_(x),
+        "copy from the host": lambda: x.copy_(torch.ones(3, device="cpu")),
+        "to the device": lambda: torch.arange(3).to(x.device),
+        "in an op": lambda: _waits(x),
+    }
 
 
 def main() -> None:
@@ -210,16 +300,16 @@ def main() -> None:
         one(name, lambda: op_cases.CASES[name][1](plain), kind="Hopper")
     one("sample, all cuts", lambda: op_cases.NUMBERS["sample, all cuts"](plain), kind="Hopper")
     # the control: the watch sees what it is there for
-    x = torch.ones(3)
-    for name, look in (
-        ("item", lambda: x.sum().item()),
-        ("bool", lambda: bool(x.sum() > 0)),
-        ("mask", lambda: x[x > 0]),
-        ("nonzero", lambda: (x > 0).nonzero()),
-        ("tensor", lambda: torch.tensor([1.0])),
-        ("numpy", lambda: x.numpy()),
-    ):
+    for name, look in waits().items():
         one(name, look, kind="control")
+    x, counts = torch.ones(3), torch.tensor([1, 2, 3])
+    for name, call in (
+        ("a dtype", lambda: x.to(torch.bfloat16)),
+        ("a device", lambda: x.to(counts.device, torch.float64)),
+        ("repeats", lambda: x.repeat_interleave(counts, output_size=6)),
+        ("copy", lambda: torch.empty(3, device=x.device).copy_(x)),
+    ):
+        one(name, call, kind="no wait")
 
 
 if __name__ == "__main__":

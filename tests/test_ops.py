@@ -149,3 +149,17 @@ def test_opcheck(name, dtype, backend):
     op, arguments = cases(dtype)[name]
     backends = () if op is soft_top_p._soft_top_p else (backend,)
     torch.library.opcheck(op, (*arguments(), *backends), test_utils=CHECKS[dtype])
+
+
+def test_fresh_memory_is_poisoned():
+    """The control of all tests that look for what an op forgets to write."""
+    x = torch.ones(3)
+    ids = torch.ones(3, dtype=torch.int32)
+    for fresh in (
+        torch.empty(3),
+        torch.empty_like(x),
+        torch.empty_strided((3,), (2,)),
+        x.new_empty(3),
+    ):
+        assert fresh.isnan().all()
+    assert (ids.new_empty(3) == -77).all()

@@ -1,17 +1,19 @@
-"""The package works in place and from a wheel, and never claims the top-level name `kernels`."""
+"""The package works in place and from a wheel of its sdist, and never claims the name `kernels`."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import textwrap
 import zipfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+UNPACK = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # 3.10's first have none
 
 
 def start(code: str, *, cwd: Path = ROOT, path: tuple[Path, ...] = ()) -> subprocess.Popen:
@@ -39,33 +41,51 @@ def run(code: str) -> str:
     return finish(start(code))
 
 
-def setuptools_will_do() -> bool:
-    """Whether the one that is installed builds this package; else pip fetches one."""
-    try:
-        return int(version("setuptools").split(".")[0]) >= 77
-    except PackageNotFoundError:
-        return False
+def build(kind: str, source: Path, out: Path) -> Path:
+    """What the installed setuptools makes of a folder, beside whose setup.py it writes, too."""
+    code = f"import setuptools.build_meta as it; it.build_{kind}({str(out)!r})"
+    finish(start(code, cwd=source))
+    (built,) = out.iterdir()
+    return built
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    source = tmp_path_factory.mktemp("source") / "tree"  # setuptools writes build/ beside setup.py
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    for name in filter(None, tracked.split("\0")):
-        target = source / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).is_symlink():
-            target.symlink_to(os.readlink(ROOT / name))
-        elif (ROOT / name).exists():
-            target.write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    if setuptools_will_do():
-        command.append("--no-build-isolation")
-    subprocess.run([*command, "--wheel-dir", str(out), str(source)], check=True, timeout=600)
-    return next(out.glob("*.whl"))
+def sdist(tmp_path_factory) -> Path:
+    source = tmp_path_factory.mktemp("source")
+    for name in ("autodeco_fast", "kernels", "training"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
+    for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, source)
+    return build("sdist", source, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory) -> Path:
+    """From what the sdist holds."""
+    unpacked = tmp_path_factory.mktemp("unpacked")
+    shutil.unpack_archive(sdist, unpacked, **UNPACK)
+    (source,) = unpacked.iterdir()
+    return build("wheel", source, tmp_path_factory.mktemp("wheel"))
+
+
+def test_sdist_holds_what_is_installed(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {m.name.split("/", 1)[-1]: m.size for m in archive.getmembers() if m.isfile()}
+    for folder in ("kernels", "training"):
+        ours = {f"{folder}/{p.name}" for p in (ROOT / folder).glob("*.py")}
+        assert ours
+        assert ours <= set(names)
+    data = {
+        str(path.relative_to(ROOT))
+        for folder in ("demo/model", "demo/heads", "demo/serve/page")
+        for path in (ROOT / "autodeco_fast" / folder).rglob("*")
+        if path.is_file()
+    }
+    assert {"autodeco_fast/demo/model/model.safetensors"} < data
+    assert any(name.startswith("autodeco_fast/demo/heads/") for name in data)
+    assert {"LICENSE", "README.md", "pyproject.toml", "setup.py"} | data <= set(names)
+    assert all(names[name] == (ROOT / name).stat().st_size for name in data)
 
 
 def test_wheel_holds_real_files_below_one_package(wheel):

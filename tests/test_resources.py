@@ -2,6 +2,7 @@
 Needs no GPU."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,12 +21,20 @@ FAMILIES = {
     *("prob_stats", "quantized_head", "subtile_maxima", "temperature_head", "token_stats"),
     "top_k_top_p",
 }
-# kernel, target → why it may spill. With Triton 3.7 none does.
-EXCUSED: dict[tuple[str, str], str] = {}
+SETTLE = "linear_sample.settle"
+# kernel, configuration, target → bytes a thread that it may spill. `_settle` rarely multiplies a
+# tile again, and ptxas saves it registers so that more programs are resident.
+EXCUSED: dict[tuple[str, str, str], float] = {
+    (SETTLE, "block=128, rows=16, fp32", "sm_80"): 8,
+    (SETTLE, "block=128, rows=16, fp32", "sm_100"): 8,
+    (SETTLE, "block=128, rows=16, fp32, bias", "sm_100"): 24,
+    (SETTLE, "block=128, rows=32, bias, softcap, logprob", "sm_80"): 16,
+}
 if not COMPILES_SPECIALIZED:
-    EXCUSED["token_stats.tiles", "sm_90"] = (
-        "Triton 3.6 holds a 256 x 128 tile of the Hopper variant in more registers than there are"
-    )
+    # Triton 3.6 holds a 256 x 128 tile of the Hopper variant in more registers than there are; how
+    # many bytes it spills was not looked at.
+    hopper = "token_stats.tiles", "block=128, rows=256, described=True, flatten=True", "sm_90"
+    EXCUSED[hopper] = math.inf
 
 
 def run(*command: str) -> str:
@@ -49,7 +58,9 @@ def compiled(tmp_path_factory) -> list[dict]:
 def test_every_kernel_compiles_for_every_target_without_spills(compiled):
     assert {r["target"] for r in compiled} == {"sm_80", "sm_90", "sm_100", "gfx942"}
     assert {r["kernel"].split(".")[0] for r in compiled} == FAMILIES
-    assert [r for r in compiled if r["spills"] and (r["kernel"], r["target"]) not in EXCUSED] == []
+    spilled = [((r["kernel"], r["config"], r["target"]), r["spills"]) for r in compiled]
+    assert EXCUSED.keys() <= dict(spilled).keys()
+    assert [(key, n) for key, n in spilled if n > EXCUSED.get(key, 0)] == []
 
 
 def test_a_spill_would_be_seen():
@@ -137,7 +148,9 @@ def test_codes_are_multiplied_as_they_are(compiled):
     screen = {(r["target"], r["products"]) for r in compiled if r["kernel"].endswith(".screen")}
     nvidia = "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32"
     assert screen >= {(target, nvidia) for target in ("sm_80", "sm_90", "sm_100")}
-    assert all("i32" in products for target, products in screen if target == "gfx942")
+    on_amd = [products for target, products in screen if target == "gfx942"]
+    assert on_amd
+    assert all("i32" in products for products in on_amd)
 
 
 def test_variants_of_the_streaming_statistics(compiled):

@@ -1,6 +1,9 @@
 """`sample` against masked Gumbel-max in fp64 on the same integers, and against the distribution it
 claims."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper
 
 import autodeco_fast
 from autodeco_fast.sampling import SamplingParameters
+from autodeco_fast.torch_backend import sample_loops
 from autodeco_fast.torch_backend.sample_loops import philox4x32, uniform_bits
 from tests.on_device import DEVICE, on_device, rows_far_apart, sample
 from tests.reference.sampling import assert_same_tokens, gumbel, reference
@@ -179,9 +183,14 @@ def p_value(
     kind: str, T: float, min_p: float, believed_T: float, believed_min_p: float, draws: int = 40_000
 ) -> float:
     """Chi-square of `draws` draws against softmax(z/T) cut at Min-P; ids are pooled to at least 20
-    expected draws."""
+    expected draws.
+
+    Two ids share the largest logit and one is 0.02 below, so that no cut and no temperature leaves
+    a single token, whose law nothing could miss.
+    """
     g = torch.Generator().manual_seed(0)
     z = {"peaked": 6.0, "normal": 2.0, "flat": 0.1}[kind] * torch.randn(1, 300, generator=g)
+    z[0, 7], z[0, 123] = z.max(), z.max() - 0.02
     token = sample(z.expand(draws, -1), T, min_p=min_p, seed=17).token
     p = (z[0].double() / believed_T).softmax(-1)
     p = torch.where(p >= believed_min_p * p.max(), p, 0.0)
@@ -193,8 +202,7 @@ def p_value(
     expected = torch.zeros(60, dtype=torch.float64).index_add_(0, bins, p * draws)
     seen = torch.zeros(60, dtype=torch.float64).index_add_(0, bins, counts)
     filled = expected >= 20
-    if filled.sum() < 2:
-        return 1.0
+    assert filled.sum() > 1
     expected, seen = expected[filled], seen[filled]
     return float(chisquare(seen, expected * seen.sum() / expected.sum()).pvalue)
 
@@ -213,38 +221,42 @@ def test_distribution_control():
     assert p_value("normal", 1.0, 0.05, 1.0, 0.10) < 1e-6 / 60
 
 
-def far_tail_hits(draws: int) -> int:
-    """Draws that fall on 200,000 tokens 17.5 below one head token."""
-    z = torch.full((1, 200_001), -17.5)
-    z[0, 0] = 0.0
-    rows = z.expand(500, -1).contiguous()
-    return sum(
-        int((sample(rows, 1.0, seed=seed, backend="torch").token > 0).sum())
-        for seed in range(draws // 500)
-    )
-
-
-def far_tail_hits_of(largest_noise, draws: int, generator: np.random.Generator) -> int:
-    """The same where the largest noise of the 200,000 is `largest_noise` of a uniform number."""
-    head = -np.log(-np.log(generator.random(draws)))
-    return int((largest_noise(generator.random(draws)) - 17.5 > head).sum())
+def sample_with_noise_of_24_bits(folder: Path, monkeypatch) -> None:
+    """From here on the torch backend's loops are compiled with uniforms that end where those of 24
+    bits do: their noise ends at 16.6."""
+    source = Path(sample_loops.__file__).read_text()
+    ends = "return max(min((np.float32(r) + _HALF_STEP) * _TINY, _BELOW_ONE), np.float32(2.0**-24))"
+    broken = source.replace("return min((np.float32(r) + _HALF_STEP) * _TINY, _BELOW_ONE)", ends)
+    assert broken.count(ends) == 1
+    path = folder / "loops_of_24_bits.py"
+    path.write_text(broken)
+    name = "autodeco_fast.torch_backend.loops_of_24_bits"
+    spec = importlib.util.spec_from_file_location(name, path)
+    loops = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loops)
+    monkeypatch.setattr("autodeco_fast.torch_backend.sample.sample_rows", loops.sample_rows)
 
 
 @pytest.mark.slow
-def test_far_tail_and_its_controls():
-    """The tail holds 200000·e^−17.5 / (1 + 200000·e^−17.5) = 0.004997 of the mass: of 12,000 draws
-    60.0, and 5 σ is 39."""
-    n, generator = 200_000, np.random.default_rng(0)
+def test_far_tail_and_its_control(tmp_path, monkeypatch):
+    """200,000 tokens 17.5 below one head token hold 200000·e^−17.5 / (1 + 200000·e^−17.5) =
+    0.004997 of the mass: of 12,000 draws 60.0, and 5 σ is 39."""
+    z = torch.full((1, 200_001), -17.5)
+    z[0, 0] = 0.0
+    rows = z.expand(500, -1).contiguous()
 
-    def exact(v):
-        return np.log(n) - np.log(-np.log(v))  # the largest of n is a Gumbel moved by ln n
+    def hits(seed, stream):
+        z = rows[: len(stream)]
+        return sample(z, 1.0, seed=seed, stream=stream, backend="torch").token > 0
 
-    def capped(v):
-        return np.minimum(exact(v), 16.6)  # where a 24-bit uniform ends
-
-    assert abs(far_tail_hits(12_000) - 60.0) < 39
-    assert abs(far_tail_hits_of(exact, 12_000, generator) - 60.0) < 39
-    assert abs(far_tail_hits_of(capped, 12_000, generator) - 60.0) > 39
+    every = torch.arange(500)
+    found = [(seed, i) for seed in range(24) for i in every[hits(seed, every)].tolist()]
+    assert abs(len(found) - 60.0) < 39
+    again = torch.tensor(found).T
+    assert hits(*again).all()
+    # Noise that ends sooner is nowhere larger, so no other draw can fall on the tail.
+    sample_with_noise_of_24_bits(tmp_path, monkeypatch)
+    assert abs(int(hits(*again).sum()) - 60.0) > 39
 
 
 @pytest.mark.parametrize("kind", ["peaked", "normal", "flat"])

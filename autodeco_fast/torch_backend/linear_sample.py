@@ -49,15 +49,19 @@ def linear_sample(
         of_rows = parameters.of_rows(rows)
         return z, sample(z, of_rows, first_id=start, known_maximum=known, want=CANDIDATE)
 
-    known, log_mass, chunks, starts = None, None, [], range(0, V, columns)
+    # ln Σ e^{(z − top)/T} of the chunks so far: z/T itself may be large
+    known, top, log_mass, chunks, starts = None, None, None, [], range(0, V, columns)
     for start in starts:
         z, sampled = sampled_chunk(start, slice(None), known)
         chunks.append(sampled)
         known = sampled.candidate[0]
         if want & FULL_LOGPROB:
             z = z.float().masked_fill(~(z < float("inf")), -float("inf"))  # as the draw takes it
-            here = (z / _divisor(parameters.temperature, z)).logsumexp(-1)
-            log_mass = here if log_mass is None else torch.logaddexp(log_mass, here)
+            T, before, top = _divisor(parameters.temperature, z), top, _finite(known)
+            here = z.sub_(top).div_(T).logsumexp(-1)
+            if log_mass is not None:
+                here = torch.logaddexp(log_mass + ((before - top) / T)[:, 0], here)
+            log_mass = here
     stacked = torch.stack([chunk.candidate for chunk in chunks], 1)
     candidates = SamplePartial(*stacked, torch.stack([chunk.token for chunk in chunks]))
     candidates.maximum[:] = known  # every chunk knew those before it; τ is that of the whole row
@@ -75,7 +79,8 @@ def linear_sample(
         status |= chunk.status & 11  # 4 is decided by all chunks
     full_logprob = None
     if want & FULL_LOGPROB:
-        log_p = logit / _divisor(parameters.temperature, logit[:, None])[:, 0] - log_mass
+        T = _divisor(parameters.temperature, logit[:, None])
+        log_p = ((logit[:, None] - _finite(known)) / T)[:, 0] - log_mass
         greedy = row_of(parameters.temperature, logit) < GREEDY_BELOW
         full_logprob = torch.where(greedy | ~log_p.isfinite(), 0.0, log_p)
     return Sampled(token, status, full_logprob=full_logprob)
@@ -85,3 +90,8 @@ def _divisor(temperature: torch.Tensor | float, z: torch.Tensor) -> torch.Tensor
     """T of each row, `[B, 1]` or of no dimension, not 0."""
     T = row_of(temperature, z).clamp(min=GREEDY_BELOW)
     return T.expand(len(z))[:, None]
+
+
+def _finite(maximum: torch.Tensor) -> torch.Tensor:
+    """`[B, 1]`, what logits are taken relative to: not −inf."""
+    return maximum.clamp(min=torch.finfo(torch.float32).min)[:, None]

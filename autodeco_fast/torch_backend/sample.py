@@ -145,7 +145,9 @@ def _results(
 
 
 def _full_logprob(logits: torch.Tensor, T: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    """ln softmax(z/T)_token; 0 in greedy rows and where nothing is finite."""
-    z = logits.float() / torch.where(T > 0, T, 1.0)[:, None]
+    """ln softmax(z/T)_token, of differences of logits, as z/T may be large; 0 in greedy rows and
+    where nothing is finite."""
+    z = logits.float() - logits.amax(-1, keepdim=True)
+    z /= torch.where(T > 0, T, 1.0)[:, None]
     log_p = z.gather(1, token[:, None])[:, 0] - z.logsumexp(-1)
     return torch.where((T > 0) & log_p.isfinite(), log_p, 0.0)
