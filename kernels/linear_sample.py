@@ -375,7 +375,7 @@ def aot_entry(
         del fixed[name]
         data[name] = kind
     if element_size == 4:
-        data |= dict.fromkeys(("x_ptr", "w_ptr"), "*fp32")
+        data = {name: "*fp32" if kind == "*bf16" else kind for name, kind in data.items()}
         fixed["step"] = DEPTH_FP32
     return kernel, data, fixed, warps, stages, *targets
 
