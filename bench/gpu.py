@@ -21,8 +21,6 @@ from bench.run import GRACE, MICROBENCHMARKS, NAMES, has_plugin, parse_names, ru
 
 TESTS, REPORT = "tests", "report"
 _ON_DEVICE = re.compile(r"^\s*from tests(?:\.on_device import|\s+import .*\bon_device\b)", re.M)
-
-
 _ON_CPUS = 'pytestmark = pytest.mark.skipif(DEVICE != "cpu"'
 
 

@@ -64,12 +64,11 @@ def _numbers(value: object) -> bool:
 def _is_sample(value: object) -> bool:
     """Whether what JSON read has the fields of a sample, each of its type."""
     names = {field.name for field in fields(Sample)}
-    # top_p: runs that were begun before it was written go on.
-    if not isinstance(value, dict) or not names - {"top_p"} <= set(value) <= names:
+    if not isinstance(value, dict) or set(value) != names:
         return False
     counts = all(type(value[n]) is int and value[n] >= 0 for n in ("prompt", "sample", "length"))
     texts = all(isinstance(value[name], str) for name in ("policy", "text"))
-    columns = (value["tokens"], value["temperature"], value["kept"], value.get("top_p"))
+    columns = (value["tokens"], value["temperature"], value["kept"], value["top_p"])
     lists = all(column is None or _numbers(column) for column in columns)
     score = value["score"] is None or type(value["score"]) in (int, float)
     return counts and texts and lists and score and type(value["truncated"]) is bool

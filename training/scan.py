@@ -44,7 +44,6 @@ from autodeco_fast.urls import Location
 
 _BUCKETS = {"trivial": TRIVIAL, "middle": MIDDLE, "impossible": IMPOSSIBLE}
 _LIVE_SETTINGS = ("batch_tokens", "output", "device_map")  # may change when a scan is continued
-_DEFAULTS = {"wishes": False}  # of settings that scans once did not have
 
 
 def pad(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -189,7 +188,7 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
                     f"not {value}; name another folder"
                 )
         for name, value in settings.items():
-            if found["settings"].get(name, _DEFAULTS.get(name)) != value:
+            if found["settings"].get(name) != value:
                 raise ValueError(
                     f"output {str(config.output)!r} holds a scan with {name} "
                     f"{found['settings'].get(name)}, not {value}; name another folder"
