@@ -4,10 +4,16 @@
 
 Each file of `kernels/` lists its kernels in `AOT`: (function, argument types, constexpr values,
 warps, stages), and the targets, where it is a variant for some of them.
+
+A result has the hash of all that it was made from (`source`): the kernel and what it calls, its
+arguments and options, the compiler, and this file. `--known RECORD` takes the results of those that
+did not change since, and compiles the others.
 """
 
 import argparse
+import hashlib
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -137,9 +143,9 @@ def resident_warps(target: str, registers: int, shared: int, warps: int) -> int:
     return warps * min(65_536 // own, _SHARED[target] // (shared + 1024), 64 // warps, 32)
 
 
-def compiled(entry: tuple, target: str, divisible: Collection[str] | None = None) -> CompiledKernel:
-    """One kernel as launches compile it: the arguments `divisible` are taken as multiples of 16; by
-    default pointers, and sizes that the dispatcher looks at, as they are in most launches."""
+def _asked(entry: tuple, divisible: Collection[str] | None = None) -> tuple[ASTSource, dict]:
+    """What the compiler is given of a kernel, and with which options; `compiled` says what
+    `divisible` is."""
     function, signature, constants, warps, stages, *_ = entry
     names = [*function.arg_names]
     signature = {name: signature.get(name, "constexpr") for name in names}
@@ -154,8 +160,22 @@ def compiled(entry: tuple, target: str, divisible: Collection[str] | None = None
         )
     }
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": warps, "num_stages": stages}
+    return source, {"num_warps": warps, "num_stages": stages}
+
+
+def compiled(entry: tuple, target: str, divisible: Collection[str] | None = None) -> CompiledKernel:
+    """One kernel as launches compile it: the arguments `divisible` are taken as multiples of 16; by
+    default pointers, and sizes that the dispatcher looks at, as they are in most launches."""
+    source, options = _asked(entry, divisible)
     return triton.compile(source, target=TARGETS[target], options=options)
+
+
+def source_hash(entry: tuple, target: str) -> str:
+    """Of all that `compile_one` depends on."""
+    source, options = _asked(entry)
+    this = Path(__file__).read_bytes()
+    parts = (source.hash(), options, str(TARGETS[target]), triton.__version__)
+    return hashlib.sha256(repr(parts).encode() + this).hexdigest()
 
 
 def compile_one(entry: tuple, target: str) -> dict:
@@ -173,8 +193,12 @@ def compile_one(entry: tuple, target: str) -> dict:
     return {**_amd(kernel.asm["amdgcn"]), "shared_bytes": kernel.metadata.shared}
 
 
-def survey() -> list[dict]:
-    """What the compiler says of every kernel and target."""
+def survey(known: dict[str, dict] | None = None) -> list[dict]:
+    """What the compiler says of every kernel and target.
+
+    Args:
+        known: results by their source, which are taken as they are.
+    """
     results = []
     keys = ("block", "rows", "units", "described", "flatten", "specialize", "dependent")
     options = {"list_ptr": "list", "bias_ptr": "bias", "softcap": "softcap"}
@@ -187,8 +211,16 @@ def survey() -> list[dict]:
         name = f"{file}.{entry[0].__name__.lstrip('_')}"
         for target in entry[5:] or TARGETS:
             facts = {"kernel": name, "config": config, "target": target, "warps": entry[3]}
-            results.append({**facts, **compile_one(entry, target)})
+            source = source_hash(entry, target)
+            found = (known or {}).get(source) or {**compile_one(entry, target), "source": source}
+            results.append({**facts, **found})
     return results
+
+
+def known_results(record: Path) -> dict[str, dict]:
+    """Results of a record by their source."""
+    benchmarks = json.loads(record.read_text(encoding="utf-8"))["benchmarks"]
+    return {one["extra_info"]["source"]: one["extra_info"] for one in benchmarks}
 
 
 def main() -> None:
@@ -196,9 +228,12 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help="where to write the record (JSON); printed only, if left out"
     )
+    parser.add_argument(
+        "--known", type=Path, help="a record whose results hold where nothing has changed since"
+    )
     args = parser.parse_args()
-    results = survey()
-    print(markdown(results))
+    results = survey(known_results(args.known) if args.known else None)
+    print(markdown([{k: v for k, v in one.items() if k != "source"} for one in results]))
     if args.output:
         write(args.output, "resources", results)
 
