@@ -1,5 +1,9 @@
 """Every kernel compiles for every target, without spills and with the instructions that were meant.
-Needs no GPU."""
+Needs no GPU.
+
+What has not changed since the committed record was made is taken from it; `python -m
+bench.resources` compiles everything.
+"""
 
 import json
 import math
@@ -11,11 +15,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import triton
 
 from autodeco_fast.kernels.dependent_launch import TARGETS
 from autodeco_fast.kernels.token_stats import COMPILES_SPECIALIZED
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "bench/results/resources.json"
 FAMILIES = {
     *("linear_sample", "logit_stats", "min_p_hinge", "nucleus_width", "sample"),
     *("prob_stats", "quantized_head", "subtile_maxima", "temperature_head", "token_stats"),
@@ -46,12 +52,38 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def results(record: Path) -> list[dict]:
+    return [one["extra_info"] for one in json.loads(record.read_text())["benchmarks"]]
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> list[dict]:
     """What the compiler says of every kernel and target."""
     path = tmp_path_factory.mktemp("resources") / "resources.json"
-    run("-m", "bench.resources", "--output", str(path))
-    return [one["extra_info"] for one in json.loads(path.read_text())["benchmarks"]]
+    run("-m", "bench.resources", "--known", str(RECORD), "--output", str(path))
+    return results(path)
+
+
+def test_the_record_is_of_these_kernels(compiled):
+    """Else `python -m bench.resources --known bench/results/resources.json --output` the same."""
+    made_with = json.loads(RECORD.read_text())["machine_info"]["triton"]
+    if made_with != triton.__version__:
+        pytest.skip(f"the record is of Triton {made_with}")
+    assert compiled == results(RECORD)
+
+
+def test_the_record_is_what_the_compiler_says(compiled, tmp_path):
+    """Of two small kernels, compiled anew; nothing is known of a source that has changed."""
+    small = "min_p_hinge.", "subtile_maxima."
+    record = json.loads(RECORD.read_text())
+    for one in record["benchmarks"]:
+        if one["name"].startswith(small):
+            one["extra_info"] |= {"source": "of another file", "registers": 999, "spills": 999}
+    (tmp_path / "changed.json").write_text(json.dumps(record))
+    known, output = str(tmp_path / "changed.json"), str(tmp_path / "anew.json")
+    run("-m", "bench.resources", "--known", known, "--output", output)
+    assert results(Path(output)) == compiled
+    assert sum(one["kernel"].startswith(small) for one in compiled) >= 8
 
 
 @pytest.mark.slow
