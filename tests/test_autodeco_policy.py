@@ -15,6 +15,7 @@ from tests.reference.autodeco import joint_features
 from tests.reference.sampling import assert_same_tokens, kept_set, reference
 from tests.tiny_models import (
     NAMES,
+    NEVER,
     hidden_and_logits,
     of_one_layer,
     prompts,
@@ -271,7 +272,7 @@ def test_the_other_sampling_step_has_the_same_cut(name):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "assisted"])
 def test_every_candidate_has_its_own_top_p(name):
-    candidates = {"prompt_lookup_num_tokens": 3}
+    candidates = {"prompt_lookup_num_tokens": 3, "eos_token_id": NEVER}
     if name == "assisted":
         name, candidates = "llama", {"assistant_model": tiny_model("qwen3")}
     model, ids = tiny_model(name), prompts(1, 4).repeat(1, 3)

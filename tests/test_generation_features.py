@@ -8,6 +8,7 @@ from transformers import TextIteratorStreamer, pipeline
 
 from autodeco_fast import attach
 from tests.tiny_models import (
+    NEVER,
     both_paths,
     every_model,
     first_tokens,
@@ -91,8 +92,9 @@ def test_prompt_lookup(name):
     head = tiny_head(model)
     asked = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 8}
     with attach(model, head) as attachment:
-        out = model.generate(ids, prompt_lookup_num_tokens=3, seed=5, **asked)
-        fused = model.generate(ids, prompt_lookup_num_tokens=3, seed=5, max_new_tokens=8)
+        lookup = {"prompt_lookup_num_tokens": 3, "eos_token_id": NEVER, "seed": 5}
+        out = model.generate(ids, **lookup, **asked)
+        fused = model.generate(ids, **lookup, max_new_tokens=8)
         assert not attachment.gate.open
     assert torch.equal(out.sequences, fused)
     check_scores(model, head, out, 12)

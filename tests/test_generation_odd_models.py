@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from autodeco_fast import TemperatureHead, attach
 from autodeco_fast.policies import MinK, parse
 from tests.output_embeddings import Method, Nameless, Packed
-from tests.tiny_models import both_paths, prompts, tiny_head, tiny_model
+from tests.tiny_models import NEVER, both_paths, prompts, tiny_head, tiny_model
 
 
 def cold(width: int = 32) -> TemperatureHead:
@@ -163,7 +163,8 @@ def test_greedy_rows_take_the_lowest_of_tokens_that_tie(fused):
     with torch.no_grad():
         model.lm_head.weight[40:80] = model.lm_head.weight[:40]
     want = model.generate(ids, max_new_tokens=8, do_sample=False)
-    for options in ({}, {"output_logits": True}, {"prompt_lookup_num_tokens": 2}):
+    lookup = {"prompt_lookup_num_tokens": 2, "eos_token_id": NEVER}
+    for options in ({}, {"output_logits": True}, lookup):
         with attach(model, parse("greedy"), fused=fused):
             for seed in range(4):
                 got = model.generate(

@@ -8,6 +8,7 @@ from autodeco_fast import HeadPolicy, Policy, Static, attach
 from autodeco_fast.policies import AdaptiveP, parse
 from autodeco_fast.policies.masking import masked
 from tests.tiny_models import (
+    NEVER,
     every_model,
     hidden_and_logits,
     logits_and_temperature,
@@ -76,7 +77,7 @@ def test_the_other_sampling_step_has_the_same_cut(text):
         kept = (want > -torch.inf).sum(1)
         assert torch.equal(attached.records[0].kept, torch.where(T < 1e-3, 1, kept))
         assert len(attached.records) == 2
-        candidates = {"prompt_lookup_num_tokens": 2, "max_new_tokens": 4}
+        candidates = {"prompt_lookup_num_tokens": 2, "eos_token_id": NEVER, "max_new_tokens": 4}
         with pytest.raises(ValueError, match="record=True needs one token a step"):
             model.generate(ids[:1], **candidates)
     with attach(model, policy):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import MiniCPM3Config, MiniCPM3ForCausalLM
+import transformers
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model
@@ -73,8 +73,10 @@ def test_a_cap_of_another_name_is_applied(cap):
 def test_hidden_states_changed_before_the_embedding_are_refused():
     """As MiniCPM3 does, which divides them: its logits agree, but `generate` would show the head
     another h."""
+    if not hasattr(transformers, "MiniCPM3Config"):
+        pytest.skip("this transformers has no MiniCPM3")
     torch.manual_seed(0)
-    config = MiniCPM3Config(
+    config = transformers.MiniCPM3Config(
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -90,7 +92,7 @@ def test_hidden_states_changed_before_the_embedding_are_refused():
         dim_model_base=8,
     )
     with pytest.raises(ValueError, match="changes hidden states before its output embedding"):
-        base_model.wrap(MiniCPM3ForCausalLM(config)).verify(torch.arange(3, 10)[None])
+        base_model.wrap(transformers.MiniCPM3ForCausalLM(config)).verify(torch.arange(3, 10)[None])
 
 
 def test_heads_that_are_more_than_their_weight_are_refused():

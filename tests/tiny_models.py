@@ -37,6 +37,7 @@ SHAPE = {
     "bos_token_id": 1,
     "eos_token_id": None,
 }
+NEVER = VOCAB  # an end for prompt lookup, which fails without one in transformers 5.0
 
 
 def _llama():

@@ -90,7 +90,8 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
         require(any(used), "enable_temperature_head, enable_top_p_head", used, "true, one of them")
         if llm is None:
             options = {"attn_implementation": attention} if attention else {}
-            llm = AutoModelForCausalLM.from_config(config.base_config(), **options)
+            dtype = torch.get_default_dtype()  # that of `from_config`, which made us
+            llm = AutoModelForCausalLM.from_config(config.base_config(), dtype=dtype, **options)
         width = embedding_width(llm)
         expected = config.temperature_hidden_size, config.top_p_hidden_size
         if expected != (width, width):
