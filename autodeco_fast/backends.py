@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch.autograd import forward_ad
+from torch.compiler import assume_constant_result
 
 from autodeco_fast.numerics import FLOATS
 
@@ -26,11 +27,22 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+@assume_constant_result
+def _recent(index: int) -> bool:
+    """Whether Triton compiles for a GPU: AMD's, or NVIDIA's of compute capability 8 or newer."""
+    return torch.version.hip is not None or _capability(index) >= (8, 0)
+
+
 def supported(*tensors: torch.Tensor) -> bool:
-    """Whether the Triton kernels can run on these tensors: an installed Triton, a CUDA or ROCm
-    device, no fp64."""
+    """Whether the Triton kernels can run on these tensors: an installed Triton, a ROCm device or a
+    CUDA device of compute capability 8 or newer, no fp64."""
     for tensor in tensors:
-        if not (tensor.is_cuda and _taken(tensor)):
+        if not (tensor.is_cuda and _taken(tensor) and _recent(tensor.get_device())):
             return False
     return triton_available()
 
@@ -79,6 +91,12 @@ def resolve(backend: str | None, *tensors: torch.Tensor) -> str:
         wrong = [str(t.dtype).removeprefix("torch.") for t in tensors if not _taken(t)]
         if wrong:
             raise ValueError(f"backend='triton' takes bfloat16, float16 or float32, got {wrong[0]}")
+        old = [t.get_device() for t in tensors if t.is_cuda and not _recent(t.get_device())]
+        if old:
+            major, minor = _capability(old[0])
+            raise ValueError(
+                f"backend='triton' needs compute capability 8.0 or newer, got {major}.{minor}"
+            )
         if not interpreting():
             devices = sorted({str(t.device) for t in tensors})
             raise ValueError(

@@ -94,9 +94,11 @@ def finish(sums: RowSums) -> list[torch.Tensor]:
 
     Ignored rows are 0 everywhere, rank −1. The threshold that ranks were counted against comes from
     a product of its own and may round differently from the tile's z_y, so rank 0 is decided by z_y:
-    it is 0 exactly where z_y is the maximum.
+    it is 0 exactly where z_y is the maximum. A kernel's maximum leaves NaN out, its sums do not:
+    where they are NaN it is, too, so that no loss of the row can be a number.
     """
     (top, target, s, t), (argmax, count) = sums
+    top = torch.where(s.isnan() & (top < torch.inf), torch.nan, top)
     rank = torch.where(target == top, 0, count.clamp(min=1))
     mass = s.clamp(min=1e-30)  # 0 only where every logit is −inf
     log_mass = mass.log()

@@ -3,7 +3,8 @@
     python -m bench.resources --output bench/results/resources.json
 
 Each file of `kernels/` lists its kernels in `AOT`: (function, argument types, constexpr values,
-warps, stages), and the targets, where it is a variant for some of them.
+warps, stages), and the targets, where it is a variant for some of them; None stages are the
+compiler's own for the target, where launches name none.
 
 A result has the hash of all that it was made from (`source`): the kernel and what it calls, its
 arguments and options, the compiler, and this file. `--known RECORD` takes the results of those that
@@ -160,7 +161,8 @@ def _asked(entry: tuple, divisible: Collection[str] | None = None) -> tuple[ASTS
         )
     }
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    return source, {"num_warps": warps, "num_stages": stages}
+    options = {"num_warps": warps, "num_stages": stages}
+    return source, {name: value for name, value in options.items() if value is not None}
 
 
 def compiled(entry: tuple, target: str, divisible: Collection[str] | None = None) -> CompiledKernel:

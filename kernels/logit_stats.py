@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 
 from .device import on_its_device
+from .extrema import at_least
 from .lm_head_tiles import exp, transform
 
 BLOCK = 4096  # logits of a tile
@@ -35,7 +36,7 @@ LOWEST_X = tl.constexpr(-1e18)  # e^x is 0 there, and 0·x² too
 @triton.jit
 def moved(d, b_s, b_t, b_q):
     """Sums of x⁰, x¹ and x² after x grew by d ≤ 0."""
-    d = tl.maximum(d, -1e9)  # its square is finite
+    d = at_least(d, -1e9)  # its square is finite
     decay = exp(d)
     return decay * b_s, decay * (b_t + d * b_s), decay * (b_q + d * (2.0 * b_t + d * b_s))
 
@@ -65,13 +66,13 @@ def _take(
         b_e = exp(b_x)
         b_s, b_t, _ = moved(b_d, b_s, b_t, 0.0)
         b_s += tl.sum(b_e, 1)
-        b_t += tl.sum(b_e * tl.maximum(b_x, LOWEST_X), 1)
+        b_t += tl.sum(b_e * at_least(b_x, LOWEST_X), 1)
     if scaled:
         b_x *= inverse
         b_e = exp(b_x)
         if cut:
             b_e = tl.where(b_above, b_e, 0.0)
-        b_x = tl.maximum(b_x, LOWEST_X)
+        b_x = at_least(b_x, LOWEST_X)
         b_u, b_a, b_q = moved(b_d * inverse, b_u, b_a, b_q)
         b_u += tl.sum(b_e, 1)
         b_a += tl.sum(b_e * b_x, 1)
@@ -214,8 +215,8 @@ AOT = [
         _SIGNATURE,
         {**_WHOLE, **dict.fromkeys(("inverse_ptr", "scale", "softcap"))},
         WARPS,
-        3,
+        None,
     ),
-    (_logit_stats, _SCALED, _WHOLE, WARPS, 3),
-    (_logit_stats, {**_SCALED, "threshold_ptr": "*fp32"}, {"cut": True, **_TILE}, WARPS, 3),
+    (_logit_stats, _SCALED, _WHOLE, WARPS, None),
+    (_logit_stats, {**_SCALED, "threshold_ptr": "*fp32"}, {"cut": True, **_TILE}, WARPS, None),
 ]

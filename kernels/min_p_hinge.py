@@ -5,8 +5,9 @@
     ℓ'[n] = w[n]·(λ − power·relu(T*[n] − T[n])^(power−1)·[T* > T])
     loss  = Σ ℓ / Σ w over kept rows            (0 when none is kept)
 
-Rows with rank < 0 are ignored; rows with T* > T_max are dropped, or their T* is clipped. Reads 16
-bytes a row (20 weighted), writes 8; sums go through one partial a block, added in a fixed order.
+Rows with rank < 0 are ignored; rows with T* > T_max are dropped, or their T* is clipped; a row of
+NaN is not, and its loss is NaN. Reads 16 bytes a row (20 weighted), writes 8; sums go through one
+partial a block, added in a fixed order.
 The backward is a product with ℓ'.
 """
 
@@ -15,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .device import on_its_device
+from .extrema import at_least, at_most
 
 BLOCK, WARPS = 1024, 8  # four rows a thread: with eight, ptxas spills two words on sm_90
 
@@ -44,14 +46,14 @@ def _hinge(
     b_required = tl.load(gap_ptr + o_n, mask=m_n, other=0.0) * inv
     m_kept = m_n & (tl.load(rank_ptr + o_n, mask=m_n, other=-1) >= 0)
     if clip:
-        b_required = tl.minimum(b_required, t_max)
+        b_required = at_most(b_required, t_max)
     else:
-        m_kept = m_kept & (b_required <= t_max)
+        m_kept = m_kept & ~(b_required > t_max)
     if w_ptr is None:
         b_w = tl.where(m_kept, 1.0, 0.0)
     else:
         b_w = tl.where(m_kept, tl.load(w_ptr + o_n, mask=m_n, other=0.0), 0.0)
-    b_h = tl.maximum(b_required - b_t, 0.0)
+    b_h = at_least(b_required - b_t, 0.0)
     if power == 2:
         b_slope = 2.0 * b_h
         b_h = b_h * b_h
@@ -99,4 +101,4 @@ _SIGNATURE = {
     **{"loss_ptr": "*fp32", "slope_ptr": "*fp32", "partial_ptr": "*fp32"},
     **{"N": "i32", "blocks": "i32", "inv": "fp32", "t_max": "fp32", "gravity": "fp32"},
 }
-AOT = [(_hinge, _SIGNATURE, {"power": 2, "clip": False, "block": BLOCK}, WARPS, 3)]
+AOT = [(_hinge, _SIGNATURE, {"power": 2, "clip": False, "block": BLOCK}, WARPS, None)]

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from .device import on_its_device
+from .extrema import at_most
 from .lm_head_tiles import exp, transform
 
 BLOCK = 4096  # 8 KB of bf16 a step: one 16-byte load a thread
@@ -54,7 +55,7 @@ def _take_outside(b_z, m, inv, T, t_max, b_reach, b_mass, b_width, clip: tl.cons
     b_required = -b_d * inv
     b_e = tl.where(b_z > -float("inf"), exp(b_d), 0.0)
     if clip:
-        b_required = tl.minimum(b_required, t_max)
+        b_required = at_most(b_required, t_max)
     else:
         b_e = tl.where(b_required <= t_max, b_e, 0.0)
     # At −inf the product would be 0·inf.
@@ -161,4 +162,4 @@ _SIGNATURE = {
     **{"N": "i32", "V": "i32", "stride": "i32", "inv": "fp32", "gravity": "fp32"},
     **{"t_max": "fp32", "scale": "fp32", "softcap": "fp32"},
 }
-AOT = [(_nucleus_width, _SIGNATURE, {"clip": False, "block": BLOCK}, WARPS, 3)]
+AOT = [(_nucleus_width, _SIGNATURE, {"clip": False, "block": BLOCK}, WARPS, None)]

@@ -125,4 +125,4 @@ _SIGNATURE = {
     **{"x_ptr": "*bf16", "temperature_ptr": "*fp32", "out_ptr": "*fp32"},
     **{"N": "i32", "V": "i32", "stride": "i32", "scale": "fp32", "softcap": "fp32"},
 }
-AOT = [(_prob_stats, _SIGNATURE, {"block": BLOCK}, WARPS, 3)]
+AOT = [(_prob_stats, _SIGNATURE, {"block": BLOCK}, WARPS, None)]

@@ -303,8 +303,8 @@ def screen_entry(B: int) -> tuple:
 
 
 AOT = [
-    (_parts, _DATA, {"block_h": 4096}, 8, 3),
+    (_parts, _DATA, {"block_h": 4096}, 8, None),
     screen_entry(1),
     screen_entry(32),
-    (_list, _DATA, {"rows": 32, "chunk": CHUNK, "group": GROUP, "block_s": 512}, 16, 3),
+    (_list, _DATA, {"rows": 32, "chunk": CHUNK, "group": GROUP, "block_s": 512}, 16, None),
 ]

@@ -317,7 +317,7 @@ _BLOCKS = {"subtile": SUBTILE, "block_n": 1024, "block_d": ROW_PROGRAMS, "depend
 _ALONE = {name: dtype for name, dtype in _SIGNATURE.items() if name not in _PLAIN}
 _FIXED = {**dict.fromkeys(_PLAIN), **_BLOCKS}
 AOT = [  # numbers for all rows and the token alone; everything
-    (_draw, _ALONE, _FIXED, WARPS, 3),
-    (_draw, _SIGNATURE, _BLOCKS, WARPS, 3),
-    (_draw, _ALONE, {**_FIXED, "dependent": True}, WARPS, 3, *TARGETS),
+    (_draw, _ALONE, _FIXED, WARPS, None),
+    (_draw, _SIGNATURE, _BLOCKS, WARPS, None),
+    (_draw, _ALONE, {**_FIXED, "dependent": True}, WARPS, None, *TARGETS),
 ]

@@ -123,7 +123,7 @@ _ALL = {"allowed_ptr": "*i32", "temperature_ptr": "*fp32", "sum_ptr": "*fp32"}
 _TILE = {"block": TILE, "subtile": SUBTILE, "dependent": False}
 _PLAIN = {**dict.fromkeys(_ALL), **_TILE}
 AOT = [  # as a draw without cuts needs it; everything
-    (_maxima, _SIGNATURE, _PLAIN, 4, 3),
-    (_maxima, {**_SIGNATURE, **_ALL}, _TILE, 4, 3),
-    (_maxima, _SIGNATURE, {**_PLAIN, "dependent": True}, 4, 3, *TARGETS),
+    (_maxima, _SIGNATURE, _PLAIN, 4, None),
+    (_maxima, {**_SIGNATURE, **_ALL}, _TILE, 4, None),
+    (_maxima, _SIGNATURE, {**_PLAIN, "dependent": True}, 4, None, *TARGETS),
 ]

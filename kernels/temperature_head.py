@@ -24,6 +24,7 @@ import triton.language as tl
 
 from .dependent_launch import TARGETS, dependent, lets_next_start, options, waits
 from .device import on_its_device
+from .extrema import at_least
 
 FEW = 64  # rows
 SLAB = {"units": 16, "chunk": 256, "rows": 16}  # 16 KB of W1 in fp32: 32 registers a thread
@@ -86,7 +87,7 @@ def _join(
         p = layer_ptr + (o_s[:, None] * tl.cast(N, tl.int64) + row) * F + o_f[None, :]
         b_a += tl.sum(tl.load(p, mask=(o_s < splits)[:, None] & m_f[None, :], other=0.0), 0)
     b_w2 = tl.load(w2_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
-    s = tl.sum(tl.maximum(b_a, 0.0) * b_w2, 0) + tl.load(b2_ptr).to(tl.float32)
+    s = tl.sum(at_least(b_a, 0.0) * b_w2, 0) + tl.load(b2_ptr).to(tl.float32)
     tl.store(t_ptr + row, t_max * tl.sigmoid(s))
 
 
@@ -135,7 +136,7 @@ def _tiles(
         h_ptr, w1_ptr, b1_ptr, o_n, o_f, m_n, m_f, H, F, stride_h, rows, units, block_h, upcast
     )
     b_w2 = tl.load(w2_ptr + o_f, mask=m_f, other=0.0).to(tl.float32)
-    b_s = tl.sum(tl.maximum(b_a, 0.0) * b_w2[None, :], 1)
+    b_s = tl.sum(at_least(b_a, 0.0) * b_w2[None, :], 1)
     tl.store(partial_ptr + split.to(tl.int64) * N + o_n, b_s, mask=m_n)
 
 
@@ -189,7 +190,7 @@ def _backward(
     b_da = tl.where(b_a > 0, b_ds[:, None] * b_w2[None, :], 0.0)
     tl.store(da_ptr + o_n[:, None] * F + o_f[None, :], b_da, mask=m_n[:, None] & m_f[None, :])
     tl.store(db1_ptr + pid * F + o_f, tl.sum(b_da, 0), mask=m_f)
-    tl.store(dw2_ptr + pid * F + o_f, tl.sum(tl.maximum(b_a, 0.0) * b_ds[:, None], 0), mask=m_f)
+    tl.store(dw2_ptr + pid * F + o_f, tl.sum(at_least(b_a, 0.0) * b_ds[:, None], 0), mask=m_f)
 
 
 def keeps(rows: int) -> bool:
@@ -327,12 +328,12 @@ _SLAB, _TILE = {**_MATRICES, "layer_ptr": "*fp32"}, {**_MATRICES, **_VECTORS}
 _JOIN = {**_VECTORS, **_OUT, "layer_ptr": "*fp32", "F": "i32"}
 _JOINED = {"group": SPLITS, "block_f": 256}
 AOT = [
-    (_slab, _SLAB, {**SLAB, "dependent": False}, 4, 3),
-    (_slab, _SLAB, {**SLAB, "dependent": True}, 4, 3, *TARGETS),
-    (_slab, {**_SLAB, "h_ptr": "*fp32"}, {**SLAB, "dependent": False}, 4, 3),
-    (_join, _JOIN, {**_JOINED, "dependent": False}, 4, 3),
-    (_join, _JOIN, {**_JOINED, "dependent": True}, 4, 3, *TARGETS),
-    (_tiles, {**_TILE, "partial_ptr": "*fp32"}, {**TILE, "upcast": False}, 4, 3),
-    (_finish, {**_OUT, "partial_ptr": "*fp32"}, {"block": BLOCK}, 4, 3),
-    (_backward, {**_TILE, **_GRADIENTS}, {**TILE, "upcast": False}, 4, 3),
+    (_slab, _SLAB, {**SLAB, "dependent": False}, 4, None),
+    (_slab, _SLAB, {**SLAB, "dependent": True}, 4, None, *TARGETS),
+    (_slab, {**_SLAB, "h_ptr": "*fp32"}, {**SLAB, "dependent": False}, 4, None),
+    (_join, _JOIN, {**_JOINED, "dependent": False}, 4, None),
+    (_join, _JOIN, {**_JOINED, "dependent": True}, 4, None, *TARGETS),
+    (_tiles, {**_TILE, "partial_ptr": "*fp32"}, {**TILE, "upcast": False}, 4, None),
+    (_finish, {**_OUT, "partial_ptr": "*fp32"}, {"block": BLOCK}, 4, None),
+    (_backward, {**_TILE, **_GRADIENTS}, {**TILE, "upcast": False}, 4, None),
 ]  # fmt: skip

@@ -28,6 +28,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import on_hopper, on_its_device
+from .extrema import at_least
 from .lm_head_tiles import (
     DEPTH_FP32,
     DEPTH_H,
@@ -170,7 +171,7 @@ def _tiles(
         b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)
         b_d = tl.where(b_max == -float("inf"), 0.0, b_max - b_safe)
         # e^x is 0 there at any T below 900; 0·(−inf) must not reach a sum.
-        b_x = tl.maximum(b_z - b_safe[:, None], -1e5)
+        b_x = at_least(b_z - b_safe[:, None], -1e5)
         if not cut:
             b_e = tl.where(b_z == -float("inf"), 0.0, _exp(b_x, specialize))
             b_s, b_t, _ = moved(b_d, b_s, b_t, zero)
@@ -391,9 +392,9 @@ AOT = [
     _entry(POINTERS, True, cut=True),
     _entry(HOPPER, True, "sm_90", cut=True),
     *([_entry(BLACKWELL, True, "sm_100", cut=True)] if COMPILES_SPECIALIZED else []),
-    (_merge, _PARTIALS, {"block_s": MERGED}, 4, 3),
+    (_merge, _PARTIALS, {"block_s": MERGED}, 4, None),
     *(
-        (_target, _DOT, {**_PLAIN, "block": TARGET_BLOCK, "rounded": rounded}, 4, 3)
+        (_target, _DOT, {**_PLAIN, "block": TARGET_BLOCK, "rounded": rounded}, 4, None)
         for rounded in (False, True)
     ),
 ]

@@ -262,6 +262,6 @@ _SIGNATURE = {
 }
 _BLOCKS = {"subtile": SUBTILE, "block_n": 1024, "ways": WAYS}
 AOT = [
-    (_threshold, _SIGNATURE, {**_BLOCKS, "dependent": False}, WARPS, 3),
-    (_threshold, _SIGNATURE, {**_BLOCKS, "dependent": True}, WARPS, 3, *TARGETS),
+    (_threshold, _SIGNATURE, {**_BLOCKS, "dependent": False}, WARPS, None),
+    (_threshold, _SIGNATURE, {**_BLOCKS, "dependent": True}, WARPS, None, *TARGETS),
 ]

@@ -12,6 +12,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 import autodeco_fast
+from autodeco_fast.ops import temperature_head as op
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -43,6 +44,7 @@ prob_stats = on_device(autodeco_fast.prob_stats)
 target_logits = on_device(autodeco_fast.target_logits)
 token_stats_partial = on_device(autodeco_fast.token_stats_partial)
 merge_token_stats = on_device(autodeco_fast.merge_token_stats)
+temperature_head = on_device(op.temperature_head)
 min_p_hinge_loss = on_device(autodeco_fast.min_p_hinge_loss)
 nucleus_width_loss = on_device(autodeco_fast.nucleus_width_loss)
 linear_nucleus_width_loss = on_device(autodeco_fast.linear_nucleus_width_loss)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
+import torch
 
 import autodeco_fast.kernels
 import autodeco_fast.torch_backend
-from autodeco_fast.backends import implementation
+from autodeco_fast import backends
+from autodeco_fast.backends import implementation, resolve
 
 # How a launcher cuts its work up; results do not depend on these, and CPUs need none.
 TUNING = {"tile", "splits", "depth", "variant"}
@@ -67,6 +69,33 @@ def test_an_implementation_is_found_once_and_by_name():
     assert implementation("torch", "target_logit", module="token_stats").__name__ == "target_logit"
     with pytest.raises(AttributeError):
         implementation("torch", "no_such", module="sample")
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Every tensor says that it is on a GPU of this compute capability."""
+
+    def of(capability: tuple[int, int], hip: str | None = None) -> torch.Tensor:
+        monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
+        monkeypatch.setattr(torch.Tensor, "get_device", lambda _: 0)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(backends, "_capability", lambda index: capability)
+        return torch.ones(2, 3)
+
+    return of
+
+
+def test_a_gpu_that_triton_does_not_compile_for_gets_torch(card):
+    x = card((7, 5))
+    assert resolve(None, x) == "torch"
+    with pytest.raises(ValueError, match=r"needs compute capability 8\.0 or newer, got 7\.5$"):
+        resolve("triton", x)
+
+
+@pytest.mark.parametrize("capability, hip", [((8, 0), None), ((9, 0), None), ((7, 5), "6.4")])
+def test_other_gpus_get_triton(capability, hip, card):
+    x = card(capability, hip)
+    assert resolve(None, x) == resolve("triton", x) == "triton"
 
 
 def test_a_backend_is_imported_only_where_it_runs():

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from autodeco_fast import TemperatureHead
 from autodeco_fast.ops import temperature_head as op
 from autodeco_fast.torch_backend import temperature_head as torch_backend
-from tests.on_device import on_device
-
-temperature_head = on_device(op.temperature_head)
+from tests.on_device import temperature_head
 
 
 def make(N, H, F, dtype=torch.float32, seed=0):

@@ -140,8 +140,8 @@ class MinPHinge(_Goldilocks):
             stats = token_stats(batch.hidden, lm_head.weight, batch.target, **transform)
         weight = self.goldilocks(batch, stats)
         if self.unreachable == "drop":
-            reached = required_temperature(stats, self.min_p) <= head.max_temperature
-            weight = weight * reached
+            out_of_reach = required_temperature(stats, self.min_p) > head.max_temperature
+            weight = weight * ~out_of_reach
         T = head(batch.hidden)
         loss = min_p_hinge_loss(
             T,

@@ -65,7 +65,9 @@ def why(device: str) -> str:
     backend = resolve(None, torch.empty(0, device=device))
     if backend == "triton":
         return "triton (GPU tensors, triton installed)"
-    return "torch (CPU tensors)" if triton_available() else "torch (triton is not installed)"
+    if not triton_available():
+        return "torch (triton is not installed)"
+    return "torch (CPU tensors)" if device == "cpu" else "torch (Triton needs a newer GPU)"
 
 
 def self_test(device: str) -> dict[str, bool]:

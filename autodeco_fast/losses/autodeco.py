@@ -19,7 +19,7 @@ from autodeco_fast.ops.checks import (
     check_stats,
     check_target,
 )
-from autodeco_fast.ops.logit_stats import LOWEST_TEMPERATURE
+from autodeco_fast.ops.logit_stats import LOWEST_TEMPERATURE, columns_of
 from autodeco_fast.ops.soft_top_p import soft_top_p_rows
 from autodeco_fast.ops.token_stats import CHUNK_BYTES
 from autodeco_fast.stats import IGNORED, TokenStats
@@ -81,7 +81,7 @@ def autodeco_temperature_loss(
     """
     refuse_transforms()
     check_stats(stats)
-    check_row("temperature", temperature, stats.rank.shape[0])
+    check_row("temperature", temperature, stats.rank)
     if stats.scaled_log_mass is None:
         raise ValueError("stats must be taken with temperature=, these have none")
     easy_drop = check_number("easy_drop", easy_drop, PROBABILITY)
@@ -130,15 +130,16 @@ def soft_top_p_loss(
         RuntimeError: as `min_p_hinge_loss`.
     """
     check_product(hidden, weight, bias, ALL_FLOATS)
-    check_target(target, hidden.shape[0], weight.shape[0], ignore_index)
+    check_target(target, hidden, weight.shape[0], ignore_index)
     for name, value in (("temperature", temperature), ("top_p", top_p)):
-        check_row(name, value, hidden.shape[0])
+        check_row(name, value, hidden)
     steepness = check_number("steepness", steepness, NOT_NEGATIVE)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     chunk_bytes = check_integer("chunk_bytes", chunk_bytes, SIZE)
     check_choice("reduction", reduction, _REDUCTIONS)
-    valid = target != ignore_index
-    column = torch.where(valid, target, IGNORED)
+    column = columns_of(target, weight.shape[0], ignore_index)
+    valid = column >= 0
+    column = torch.where(valid, column, IGNORED)
     options = {"bias": bias, "steepness": steepness, "logit_scale": scale, "softcap": softcap}
     rows = soft_top_p_rows(
         hidden, weight, column, temperature, top_p, **options, chunk_bytes=chunk_bytes

@@ -77,9 +77,9 @@ def min_p_hinge_loss(
     """
     inv = inverse_width(min_p)
     check_stats(stats)
-    check_row("temperature", temperature, stats.rank.shape[0])
+    check_row("temperature", temperature, stats.rank)
     if weight is not None:
-        check_row("weight", weight, stats.rank.shape[0])
+        check_row("weight", weight, stats.rank)
     gravity = check_number("gravity", gravity, NOT_NEGATIVE)
     largest = check_number("max_temperature", max_temperature, POSITIVE)
     check_choice("power", power, (1, 2))

@@ -153,10 +153,9 @@ def _loss(
     backend: str,
 ) -> torch.Tensor:
     """Both losses, once logits or hidden states are checked."""
-    N = hidden.shape[0]
-    check_row("temperature", temperature, N)
+    check_row("temperature", temperature, hidden)
     if row_weight is not None:
-        check_row("row_weight", row_weight, N)
+        check_row("row_weight", row_weight, hidden)
         row_weight = row_parameter(row_weight, hidden)
     check_choice("unreachable", unreachable, ("drop", "clip"))
     check_choice("reduction", reduction, ("mean", "sum", "none"))
@@ -181,6 +180,6 @@ def _loss(
     if reduction == "sum":
         return total
     if row_weight is None:
-        return total / max(N, 1)
+        return total / max(hidden.shape[0], 1)
     mass = row_weight.sum()
     return total / torch.where(mass > 0, mass, 1.0)

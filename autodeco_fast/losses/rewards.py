@@ -49,10 +49,10 @@ def reward_loss(
     """
     refuse_transforms()
     check_stats(stats)
-    check_row("temperature", temperature, stats.rank.shape[0])
-    check_row("advantage", advantage, stats.rank.shape[0])
+    check_row("temperature", temperature, stats.rank)
+    check_row("advantage", advantage, stats.rank)
     if weight is not None:
-        check_row("weight", weight, stats.rank.shape[0])
+        check_row("weight", weight, stats.rank)
     if stats.scaled_log_mass is None:
         raise ValueError("stats must be taken with temperature=, these have none")
     entropy_weight = check_number("entropy_weight", entropy_weight, FINITE)

@@ -78,7 +78,7 @@ def goldilocks_weight(
     max_rank = check_integer("max_rank", max_rank, COUNT)
     check_choice("easy_weight", easy_weight, ("inverse", "none"))
     if uniform is not None:
-        check_row("uniform", uniform, stats.rank.shape[0])
+        check_row("uniform", uniform, stats.rank)
     bucket = difficulty(stats, max_rank=max_rank, trivial_prob=trivial_prob)
     if uniform is None:
         uniform = torch.rand(bucket.shape, generator=generator, device=bucket.device)

@@ -118,6 +118,12 @@ def check_tensor(name: str, value: torch.Tensor) -> None:
         raise ValueError(f"{name} must be a dense tensor, got layout {value.layout}")
 
 
+def check_device(name: str, value: torch.Tensor, like: torch.Tensor) -> None:
+    """A kernel would read another device's memory, or fail there."""
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on {like.device} like the rest, got {value.device}")
+
+
 def unit_stride(x: torch.Tensor) -> torch.Tensor:
     """`[N, V]` detached, with neighbouring columns side by side, as kernels read it."""
     x = x.detach() if x.requires_grad else x
@@ -174,6 +180,7 @@ def check_product(
         raise ValueError(
             f"weight must have the dtype of hidden, got {weight.dtype} and {hidden.dtype}"
         )
+    check_device("weight", weight, hidden)
     if bias is not None:
         check_tensor("bias", bias)
         if bias.shape != weight.shape[:1] or bias.dtype != hidden.dtype:
@@ -181,6 +188,7 @@ def check_product(
                 f"bias must be [{weight.shape[0]}] {hidden.dtype}, got {tuple(bias.shape)} "
                 f"{bias.dtype}"
             )
+        check_device("bias", bias, hidden)
 
 
 def check_logits(logits: torch.Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:
@@ -191,13 +199,15 @@ def check_logits(logits: torch.Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS)
         raise ValueError(f"logits must be {_names(dtypes)}, got {logits.dtype}")
 
 
-def check_row(name: str, value: torch.Tensor, n: int) -> None:
-    """`[n]` real numbers."""
+def check_row(name: str, value: torch.Tensor, like: torch.Tensor) -> None:
+    """`[N]` real numbers, of the rows of `like [N, …]`, where that is."""
+    n = like.shape[0]
     check_tensor(name, value)
     if value.shape != (n,):
         raise ValueError(f"{name} must be [{n}], got shape {tuple(value.shape)}")
     if not value.is_floating_point():
         raise ValueError(f"{name} must be a floating-point tensor, got {value.dtype}")
+    check_device(name, value, like)
 
 
 def check_stats(stats: TokenStats) -> None:
@@ -207,13 +217,17 @@ def check_stats(stats: TokenStats) -> None:
         )
 
 
-def check_target(target: torch.Tensor, n: int, V: int | None, ignore_index: int) -> None:
-    """`[n]` int64; its values, below V if given, only on a CPU: on a GPU looking would be a host
-    sync."""
+def check_target(
+    target: torch.Tensor, like: torch.Tensor, V: int | None, ignore_index: int
+) -> None:
+    """`[N]` int64 of the rows of `like [N, …]`, where that is; its values, below V if given, are
+    looked at only on a CPU: on a GPU that would be a host sync."""
+    n = like.shape[0]
     check_integer("ignore_index", ignore_index, IDS)
     check_tensor("target", target)
     if target.shape != (n,) or target.dtype != torch.int64:
         raise ValueError(f"target must be [{n}] int64, got {tuple(target.shape)} {target.dtype}")
+    check_device("target", target, like)
     if not readable(target):
         return
     wrong = target[

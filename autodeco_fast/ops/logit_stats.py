@@ -21,6 +21,7 @@ from autodeco_fast.ops.checks import (
     unit_stride,
 )
 from autodeco_fast.stats import (
+    ABSENT,
     IGNORED,
     RowSums,
     TokenStats,
@@ -68,17 +69,24 @@ def _below_cut(top: torch.Tensor, temperature: torch.Tensor, min_p: float) -> to
     return torch.nextafter(cut, torch.full_like(cut, -torch.inf))
 
 
+def columns_of(target: torch.Tensor, V: int, ignore_index: int, first_id: int = 0) -> torch.Tensor:
+    """Targets' columns among V ids from `first_id` on, `[N]` int64: `ABSENT` where they are none of
+    them, as an id on a GPU may be that nobody looked at, `IGNORED` at `ignore_index`."""
+    column = target - first_id
+    column = torch.where((column >= 0) & (column < V), column, ABSENT)
+    return torch.where(target == ignore_index, IGNORED, column)
+
+
 def statistics(
     sums_of: SumsOf,
-    target: torch.Tensor,
+    column: torch.Tensor,
     temperature: torch.Tensor | None,
     min_p: float | None,
-    ignore_index: int,
     cut: bool = False,
 ) -> TokenStats:
     """From what makes row sums to statistics, differentiable in the temperature."""
     with torch.no_grad():
-        stats, moments = _without_graph(sums_of, target, temperature, min_p, ignore_index, cut)
+        stats, moments = _without_graph(sums_of, column, temperature, min_p, cut)
     if temperature is None:
         return stats
     T = temperature.clamp(min=LOWEST_TEMPERATURE).to(moments[0].dtype)
@@ -93,15 +101,13 @@ def statistics(
 
 def _without_graph(
     sums_of: SumsOf,
-    target: torch.Tensor,
+    column: torch.Tensor,
     temperature: torch.Tensor | None,
     min_p: float | None,
-    ignore_index: int,
     cut: bool,
 ) -> tuple[TokenStats, list[torch.Tensor]]:
     """The fields that do not depend on T, `kept`, and the moments at T that the others are made
     of."""
-    column = torch.where(target == ignore_index, IGNORED, target)
     inverse = None if temperature is None else inverse_of(temperature)
     floats, ints = sums_of(column, None, None if cut else inverse, False)
     stats, scaled = TokenStats(*finish((floats[:4], ints))), floats[4:]
@@ -128,11 +134,11 @@ def _unless_greedy(scaled: torch.Tensor, temperature: torch.Tensor) -> torch.Ten
 
 
 def check_temperature(
-    temperature: torch.Tensor | None, min_p: float | None, n: int, cut: bool = False
+    temperature: torch.Tensor | None, min_p: float | None, like: torch.Tensor, cut: bool = False
 ) -> float | None:
     """min_p, checked with the temperature and `cut`."""
     if temperature is not None:
-        check_row("temperature", temperature, n)
+        check_row("temperature", temperature, like)
     check_choice("cut", cut, (False, True))
     if min_p is None:
         if cut:
@@ -207,13 +213,14 @@ def logit_stats(
     """
     check_logits(logits, ALL_FLOATS)
     chosen = resolve(backend, logits)
-    check_target(target, *logits.shape, ignore_index)
+    check_target(target, logits, logits.shape[1], ignore_index)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
-    min_p = check_temperature(temperature, min_p, logits.shape[0], cut)
+    min_p = check_temperature(temperature, min_p, logits, cut)
     logits = unit_stride(logits)
 
     def sums_of(column, threshold, inverse, cut):
         rows = row_parameter(threshold, logits), row_parameter(inverse, logits)
         return _logit_stats(logits, column, *rows, scale, softcap, cut, chosen)
 
-    return statistics(sums_of, target, temperature, min_p, ignore_index, cut)
+    column = columns_of(target, logits.shape[1], ignore_index)
+    return statistics(sums_of, column, temperature, min_p, cut)

@@ -67,7 +67,7 @@ def prob_stats(
     """
     check_logits(logits, ALL_FLOATS)
     chosen = resolve(backend, logits)
-    check_row("temperature", temperature, logits.shape[0])
+    check_row("temperature", temperature, logits)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
     logits = unit_stride(logits)
     return ProbStats(

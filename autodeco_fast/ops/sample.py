@@ -9,6 +9,7 @@ from autodeco_fast.numerics import HIGHEST_TEMPERATURE
 from autodeco_fast.ops.checks import (
     PROBABILITY,
     Interval,
+    check_device,
     check_integer,
     check_logits,
     check_parameter,
@@ -140,16 +141,18 @@ def sampled_logits(logits: torch.Tensor, vocab_size: int | None) -> torch.Tensor
     return unit_stride(logits)
 
 
-def allowed_tokens(token_bitmask: torch.Tensor | None, B: int, V: int) -> torch.Tensor | None:
-    """The checked bitmask, contiguous."""
+def allowed_tokens(token_bitmask: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor | None:
+    """The checked bitmask of logits, contiguous."""
     if token_bitmask is None:
         return None
+    B, V = logits.shape
     check_tensor("token_bitmask", token_bitmask)
     words, shape = -(-V // 32), tuple(token_bitmask.shape)
     if token_bitmask.dtype != torch.int32 or len(shape) != 2 or shape[0] != B or shape[1] < words:
         raise ValueError(
             f"token_bitmask must be [{B}, {words}] int32, got {shape} {token_bitmask.dtype}"
         )
+    check_device("token_bitmask", token_bitmask, logits)
     return token_bitmask.contiguous()
 
 
@@ -229,7 +232,7 @@ def sample(
             `torch.jit.trace`.
     """
     logits = sampled_logits(logits, vocab_size)
-    B, V = logits.shape
+    B = logits.shape[0]
     backend = resolve(backend, logits)
     parameters = checked_parameters(
         B,
@@ -242,7 +245,7 @@ def sample(
         position=position,
         stream=stream,
     )
-    allowed = allowed_tokens(token_bitmask, B, V)
+    allowed = allowed_tokens(token_bitmask, logits)
     maxima = given_maxima(maxima, logits)
     want = wanted(return_logprob, return_kept, return_full_logprob)
     # Where there is nothing to trace, the dispatcher would cost as much as the op.

@@ -8,6 +8,7 @@ from autodeco_fast.backends import implementation, resolve
 from autodeco_fast.ops.checks import (
     PROBABILITY,
     Interval,
+    check_device,
     check_integer,
     check_parameter,
     check_tensor,
@@ -25,13 +26,15 @@ from autodeco_fast.vocab_parallel import SamplePartial, merge_candidates
 FIRST_ID = Interval(0, 2**31 - 4, "[0, 2**31)")
 
 
-def _known(maximum: torch.Tensor, B: int) -> torch.Tensor:
+def _known(maximum: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """The checked maxima, contiguous."""
+    B = logits.shape[0]
     check_tensor("maximum", maximum)
     if maximum.shape != (B,) or maximum.dtype != torch.float32:
         raise ValueError(
             f"maximum must be [{B}] float32, got {tuple(maximum.shape)} {maximum.dtype}"
         )
+    check_device("maximum", maximum, logits)
     if readable(maximum) and not (maximum < float("inf")).all():
         raise ValueError(
             f"maximum must be below inf, got {maximum[~(maximum < float('inf'))][0].item()}"
@@ -71,9 +74,9 @@ def sample_partial(
     if check_integer("first_id", first_id, FIRST_ID) % 4:
         raise ValueError(f"first_id must be a multiple of 4 and ≥ 0, got {first_id}")
     logits = sampled_logits(logits, None)
-    B, V = logits.shape
+    B = logits.shape[0]
     backend = resolve(backend, logits)
-    known = None if maximum is None else _known(maximum, B)
+    known = None if maximum is None else _known(maximum, logits)
     parameters = checked_parameters(
         B,
         logits.device,
@@ -86,7 +89,7 @@ def sample_partial(
     out = implementation(backend, "sample")(
         logits,
         parameters,
-        allowed=allowed_tokens(token_bitmask, B, V),
+        allowed=allowed_tokens(token_bitmask, logits),
         first_id=first_id,
         known_maximum=known,
         want=CANDIDATE,

@@ -48,7 +48,7 @@ def subtile_maxima(
     """
     logits = sampled_logits(logits, vocab_size)
     backend = resolve(backend, logits)
-    allowed = allowed_tokens(token_bitmask, *logits.shape)
+    allowed = allowed_tokens(token_bitmask, logits)
     if tracing(logits):
         return _subtile_maxima(logits, allowed, backend)
     return implementation(backend, "subtile_maxima")(logits, allowed=allowed)

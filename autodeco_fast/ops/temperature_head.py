@@ -6,7 +6,7 @@ from torch.autograd.function import once_differentiable
 
 from autodeco_fast.backends import implementation, resolve
 from autodeco_fast.numerics import ALL_FLOATS, compute_dtype, without_autocast
-from autodeco_fast.ops.checks import POSITIVE, check_number, check_tensor, tracing
+from autodeco_fast.ops.checks import POSITIVE, check_device, check_number, check_tensor, tracing
 from autodeco_fast.ops.eager import eager
 
 
@@ -141,6 +141,7 @@ def temperature_head(
             raise ValueError(
                 f"{name} must be bfloat16, float16, float32 or float64, got {value.dtype}"
             )
+        check_device(name, value, hidden)
     if w1.dim() != 2 or hidden.dim() == 0:
         raise ValueError(
             f"hidden and w1 must be [..., H] and [F, H], got {tuple(hidden.shape)} and "

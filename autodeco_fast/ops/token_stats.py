@@ -20,6 +20,7 @@ from autodeco_fast.ops.checks import (
 )
 from autodeco_fast.ops.logit_stats import (
     check_temperature,
+    columns_of,
     fake_row_sums,
     statistics,
 )
@@ -213,8 +214,8 @@ def token_stats(
     """
     check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
-    check_target(target, hidden.shape[0], weight.shape[0], ignore_index)
-    min_p = check_temperature(temperature, min_p, hidden.shape[0], cut)
+    check_target(target, hidden, weight.shape[0], ignore_index)
+    min_p = check_temperature(temperature, min_p, hidden, cut)
     # Once for both sweeps: a cut is only good for logits that were rounded as its maximum was.
     fused = streams(fused, chosen, hidden, temperature)
 
@@ -234,4 +235,5 @@ def token_stats(
             cut=cut,
         )
 
-    return statistics(sums_of, target, temperature, min_p, ignore_index, cut)
+    column = columns_of(target, weight.shape[0], ignore_index)
+    return statistics(sums_of, column, temperature, min_p, cut)

@@ -11,6 +11,7 @@ from autodeco_fast.numerics import ALL_FLOATS
 from autodeco_fast.ops.checks import (
     COUNT,
     FINITE,
+    IDS,
     check_integer,
     check_number,
     check_product,
@@ -22,11 +23,12 @@ from autodeco_fast.ops.checks import (
 )
 from autodeco_fast.ops.logit_stats import (
     check_temperature,
+    columns_of,
     inverse_of,
     statistics,
 )
 from autodeco_fast.ops.token_stats import CHUNK_BYTES, row_sums_of_product, streams
-from autodeco_fast.stats import ABSENT, IGNORED, TokenStats
+from autodeco_fast.stats import IGNORED, TokenStats
 from autodeco_fast.vocab_parallel import merge_row_sums
 
 
@@ -36,12 +38,6 @@ class TokenStatsPartial(NamedTuple):
     # [4 or 7, N]: largest logit, target's logit, sums; see autodeco_fast/stats.py
     floats: torch.Tensor
     ints: torch.Tensor  # [2, N] int64: argmax in the whole vocabulary, ids above the target
-
-
-def _columns(target: torch.Tensor, first_id: int, V: int, ignore_index: int) -> torch.Tensor:
-    column = target - first_id
-    column = torch.where((column >= 0) & (column < V), column, ABSENT)
-    return torch.where(target == ignore_index, IGNORED, column)
 
 
 @torch.no_grad()
@@ -69,11 +65,11 @@ def target_logits(
     check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
     first_id = check_integer("first_id", first_id, COUNT)
-    check_target(target, hidden.shape[0], None, ignore_index)
+    check_target(target, hidden, None, ignore_index)
     scale, softcap = check_number("logit_scale", logit_scale, FINITE), check_softcap(softcap)
-    column = _columns(target, first_id, weight.shape[0], ignore_index)
+    column = columns_of(target, weight.shape[0], ignore_index, first_id)
     bias = None if bias is None else bias.contiguous()
-    check_temperature(temperature, None, hidden.shape[0])
+    check_temperature(temperature, None, hidden)
     run = implementation(chosen, "target_logit", module="token_stats")
     # The torch backend's products are all in the dtype of hidden.
     rounded = chosen == "torch" or not streams(fused, chosen, hidden, temperature)
@@ -117,10 +113,10 @@ def token_stats_partial(
     check_product(hidden, weight, bias, ALL_FLOATS)
     chosen = resolve(backend, hidden, weight)
     first_id = check_integer("first_id", first_id, COUNT)
-    check_target(target, hidden.shape[0], None, ignore_index)
-    check_row("target_logit", target_logit, hidden.shape[0])
-    check_temperature(temperature, None, hidden.shape[0])
-    column = _columns(target, first_id, weight.shape[0], ignore_index)
+    check_target(target, hidden, None, ignore_index)
+    check_row("target_logit", target_logit, hidden)
+    check_temperature(temperature, None, hidden)
+    column = columns_of(target, weight.shape[0], ignore_index, first_id)
     inverse = None if temperature is None else inverse_of(temperature)
     floats, ints = row_sums_of_product(
         hidden,
@@ -161,14 +157,14 @@ def merge_token_stats(
     if not partials:
         raise ValueError("partials must hold one TokenStatsPartial a rank, got none")
     pairs = [tuple(part) for part in partials]
-    n = pairs[0][0].shape[1]
+    like = pairs[0][0][0]
     resolve(None, pairs[0][0])
-    check_target(target, n, None, ignore_index)
-    check_temperature(temperature, None, n)
+    check_target(target, like, None, ignore_index)
+    check_temperature(temperature, None, like)
     if temperature is not None and len(pairs[0][0]) != 7:
         raise ValueError("temperature must be None: the partials were taken without one")
 
     def sums_of(column, threshold, inverse_temperature, cut):
         return merge_row_sums(pairs, row_parameter(inverse_temperature, pairs[0][0]))
 
-    return statistics(sums_of, target, temperature, None, ignore_index)
+    return statistics(sums_of, columns_of(target, IDS.high, ignore_index), temperature, None)

@@ -29,7 +29,8 @@ def logit_stats(
     for i, rows in enumerate(valid.split(block)):
         target = column[rows]
         if threshold is None:
-            against = transform_(logits[rows, target], scale, softcap)
+            against = transform_(logits[rows, target.clamp(min=0)], scale, softcap)
+            against.masked_fill_(target < 0, -float("inf"))
         else:
             against = threshold[rows]
         inverse = None if inverse_temperature is None else inverse_temperature[rows]

@@ -20,7 +20,7 @@ def min_p_hinge(
     if clip:
         required.clamp_(max=max_temperature)
     else:
-        out |= ~(required <= max_temperature)
+        out |= required > max_temperature
     w = torch.ones_like(temperature) if weight is None else weight.clone()
     w.masked_fill_(out, 0.0)
     hinge = required.sub_(temperature).relu_()
