@@ -66,13 +66,13 @@ def _take(
         b_e = exp(b_x)
         b_s, b_t, _ = moved(b_d, b_s, b_t, 0.0)
         b_s += tl.sum(b_e, 1)
-        b_t += tl.sum(b_e * at_least(b_x, LOWEST_X), 1)
+        b_t += tl.sum(b_e * tl.maximum(b_x, LOWEST_X), 1)
     if scaled:
         b_x *= inverse
         b_e = exp(b_x)
         if cut:
             b_e = tl.where(b_above, b_e, 0.0)
-        b_x = at_least(b_x, LOWEST_X)
+        b_x = tl.maximum(b_x, LOWEST_X)
         b_u, b_a, b_q = moved(b_d * inverse, b_u, b_a, b_q)
         b_u += tl.sum(b_e, 1)
         b_a += tl.sum(b_e * b_x, 1)

@@ -122,6 +122,12 @@ def test_a_spill_would_be_seen():
         assert run(file.name) == "True\n"
 
 
+def test_every_block_fits_the_smallest_memory(compiled):
+    """AMD's 64 KiB, and the 99 KiB of a block on consumer cards that run code for sm_80."""
+    for target, most in (("gfx942", 64 << 10), ("sm_80", 99 << 10)):
+        assert max(r["shared_bytes"] for r in compiled if r["target"] == target) <= most
+
+
 def test_what_is_launched_early_waits_before_it_looks_at_memory(compiled):
     found = [r for r in compiled if r["target"] in TARGETS and "dependent=True" in r["config"]]
     assert [(r["kernel"], r["target"], r["before_memory"]) for r in found] == [
