@@ -130,6 +130,14 @@ def test_another_run_is_refused(model, tmp_path, changes, words):
     assert listing(tmp_path) == before
 
 
+def test_samples_of_an_earlier_format_are_refused(model, tmp_path):
+    run(tmp_path, model, policy=POLICIES[:1])
+    path = tmp_path / "out/eval.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(ValueError, match="another run: format 2, not 3"):
+        run(tmp_path, model, policy=POLICIES[:1])
+
+
 def test_other_prompts_another_model_or_head_are_refused(model, spread_head, tmp_path):
     policy = (f"head={spread_head}",)
     run(tmp_path, model, policy=policy)

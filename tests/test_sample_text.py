@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import textwrap
 from pathlib import Path
@@ -70,6 +71,15 @@ def test_without_chance_it_is_greedy(model, tmp_path, options):
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     want = base.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=6, do_sample=False)[0].tolist()
     assert all(line["input_ids"] == want for line in lines(path))
+
+
+def test_the_models_own_generation_settings_do_not_count(model, tmp_path):
+    shutil.copytree(model, tmp_path / "own")
+    path = tmp_path / "own/generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 9.0}))
+    for folder, name in ((model, "a"), (tmp_path / "own", "b")):
+        assert draw(folder, tmp_path / name, prompts=[{"prompt": "w5 w6"}]).returncode == 0
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
 
 
 def test_without_prompts_it_begins_at_the_beginning(tmp_path):

@@ -1,12 +1,14 @@
-"""What drawing from a model takes beside `generate`: where completions end, prompts that are read
-once however many completions they get, and rows that leave the batch when they have ended."""
+"""What drawing from a model takes beside `generate`: where completions end, no settings of the
+model's own, prompts that are read once however many completions they get, and rows that leave the
+batch when they have ended."""
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from autodeco_fast.training.eval_requests import cut_at_stop
@@ -120,6 +122,17 @@ class Ends(StoppingCriteria):
         ending = torch.isin(new[:, -1], self.eos) | self.strings.found(new, self.ended, self.leads)
         self.ended |= ending
         return self.ended | (2 * self.ended.sum() >= len(new)) if self.early else self.ended
+
+
+@contextmanager
+def plain(model: nn.Module) -> Iterator[None]:
+    """The model without generation settings of its own: a repetition penalty, say, would change
+    what is drawn, and what is known of the tokens would not be of it. Ends go, too."""
+    before, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def prefilled(

@@ -22,6 +22,7 @@ from autodeco_fast.training.drawing import (
     Stretch,
     completion_text,
     lead_in,
+    plain,
     prefilled,
     stretches,
 )
@@ -75,7 +76,7 @@ class LocalModel:
     @contextmanager
     def under(self, policy: Policy) -> Iterator[Draw]:
         """Yields what draws a batch of samples under a policy."""
-        with attach(self.model, policy, record=True) as attachment:
+        with plain(self.model), attach(self.model, policy, record=True) as attachment:
             self._warm_up()
             yield lambda requests: self._draw(attachment, policy, requests)
 

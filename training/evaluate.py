@@ -37,7 +37,9 @@ from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.training.scorers import Scorer, load_scorer
 
 RESULTS, PAGE = "results.json", "eval.html"
-FORMAT = 2  # 1: texts lost the space they began with, and greedy rows could take any of ties
+# 1: texts lost the space they began with, and greedy rows could take any of ties.
+# 2: a model's own generation settings counted.
+FORMAT = 3
 ALL, OTHER = "all", "other"  # the names of all tasks together, and of the prompts without one
 _LIBRARIES = ("torch", "transformers", "triton", "numpy", "math-verify")
 

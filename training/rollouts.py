@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
 
 from autodeco_fast import attach
 from autodeco_fast.training.base_model import BaseModel, end_ids, left_padded, positions
@@ -25,6 +24,7 @@ from autodeco_fast.training.drawing import (
     StopStrings,
     completion_text,
     lead_in,
+    plain,
     prefilled,
     stretches,
 )
@@ -125,17 +125,6 @@ def prompts_of(
 
 
 @contextmanager
-def _plain(model: nn.Module) -> Iterator[None]:
-    """The model without generation settings of its own: a repetition penalty, say, would change
-    what is sampled, and the statistics would not know."""
-    before, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = before
-
-
-@contextmanager
 def _hidden_states(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """`[rows, H]` of every forward: what enters the output embedding at the last position."""
     seen = []
@@ -176,7 +165,7 @@ class OnPolicy:
         mine = list(chosen(len(self.prompts), round, count=count, seed=seed))[rank::world]
         at_once = max(1, config.generation_batch_size // config.num_generations)
         completions = []
-        with _plain(model), attach(model, head, min_p=head.min_p):
+        with plain(model), attach(model, head, min_p=head.min_p):
             for i in range(0, len(mine), at_once):
                 completions += self._completions(mine[i : i + at_once])
         return self._scored([self.prompts[index] for _, index in mine], completions)

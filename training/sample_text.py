@@ -121,16 +121,12 @@ class Sampler:
     """Draws continuations from a causal language model of transformers at one temperature."""
 
     def __init__(self, model, tokenizer, config: SampleTextConfig):
-        from transformers import GenerationConfig
-
         from autodeco_fast.policies import Static
         from autodeco_fast.training.base_model import end_ids
 
         self.model, self.config, self.ends = model, config, end_ids(model, tokenizer)
         self.pad = (self.ends or [0])[0]
         self.policy = Static(temperature=config.temperature, min_p=config.min_p)
-        # Nothing of its own: a penalty for repetition would not be the model's probability.
-        model.generation_config = GenerationConfig()
 
     def __call__(self, prompts: list[list[int]], first: int) -> list[dict]:
         """Continues a batch of prompts; `first` is the number of the first one.
@@ -142,10 +138,11 @@ class Sampler:
 
         from autodeco_fast import attach
         from autodeco_fast.training.base_model import left_padded
+        from autodeco_fast.training.drawing import plain
 
         ids, mask = left_padded(prompts, self.pad, self.model.device)
         try:
-            with torch.inference_mode(), attach(self.model, self.policy):
+            with torch.inference_mode(), plain(self.model), attach(self.model, self.policy):
                 out = self.model.generate(
                     ids,
                     attention_mask=mask,
