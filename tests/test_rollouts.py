@@ -104,6 +104,20 @@ def test_a_group_is_one_of_a_name_or_of_a_prompt(tmp_path):
     assert [rollout.advantage for rollout in found[0]] == [-1.0, 1.0]
 
 
+def test_recorded_rollouts_are_known_by_their_ids(tmp_path):
+    """Another chat template makes others of the same file."""
+    base, tokenizer, config = base_model.wrap(tiny_model("llama")), numbers(), config_of(tmp_path)
+    ask, said = ([{"role": r, "content": c}] for r, c in (("user", "5"), ("assistant", "6 7")))
+    lines = [{"prompt": ask, "completion": said, "reward": float(i)} for i in range(2)]
+    known = []
+    for begin in (3, 3, 4):
+        turn = f"{begin} {{{{ m.content }}}} 40 "
+        tokenizer.chat_template = f"{{% for m in messages %}}{turn}{{% endfor %}}"
+        groups = group_rollouts(tokenizer, lines, base, config)
+        known.append(Recorded(groups, config).identity())
+    assert known[0] == known[1] != known[2]
+
+
 def test_truncated_is_true_or_false(tmp_path):
     path = tmp_path / "rollouts.jsonl"
     line = {"prompt": "3", "completion": "6", "reward": 1, "truncated": "false"}

@@ -2,6 +2,7 @@
 model's own, prompts that are read once however many completions they get, and rows that leave the
 batch when they have ended."""
 
+import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria, Stopp
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from autodeco_fast.training.eval_requests import cut_at_stop
+from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.training.shading import BROKEN
 
 _LEAD_IN = 8  # ids of a prompt at most
@@ -58,6 +60,12 @@ class StopStrings:
             text = decode(self.tokenizer, new_ids[row].tolist(), leads[row])
             out[row] = any(s in text for s in self.stop)
         return out
+
+
+def known_by(prompts: Sequence[Sequence[int]], ends: Sequence[int]) -> dict[str, object]:
+    """What completions of encoded prompts depend on beside the model: a changed chat template or
+    generation configuration shows in it."""
+    return {"prompt_ids": fingerprint(json.dumps(prompts).encode()), "ends": sorted(set(ends))}
 
 
 def lead_in(tokenizer, content: str | list[dict], ids: list[int]) -> LeadIn:

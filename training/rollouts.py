@@ -23,6 +23,7 @@ from autodeco_fast.training.drawing import (
     LeadIn,
     StopStrings,
     completion_text,
+    known_by,
     lead_in,
     plain,
     prefilled,
@@ -61,6 +62,10 @@ class EncodedPrompt(NamedTuple):
 
 class Rounds(Protocol):
     """Where the rollouts of a round come from."""
+
+    def identity(self) -> dict[str, object]:
+        """What they depend on beside the settings, the LM head and the file."""
+        ...
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
         """Those of process `rank` of `world`."""
@@ -158,6 +163,9 @@ class OnPolicy:
         self.end = end_ids(base.model, tokenizer)
         stop = [config.stop] if config.stop else []
         self.strings = StopStrings(tokenizer, stop, base.vocabulary, base.weight.device)
+
+    def identity(self) -> dict[str, object]:
+        return known_by([prompt.ids for prompt in self.prompts], self.end)
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
         config, model = self.config, self.base.model
