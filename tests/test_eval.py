@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 
 from autodeco_fast import attach
 from autodeco_fast.policies import Policy, parse
@@ -135,6 +135,23 @@ def test_a_model_whose_cache_cannot_be_thinned(tmp_path, model):
     assert lines_of(tmp_path / "out1")
     for key, sample in samples_of(tmp_path / "out1").items():
         assert samples_of(tmp_path / "out8")[key]["tokens"] == sample["tokens"]
+
+
+def test_a_special_token_may_end_a_sample(model, tmp_path):
+    """Where it does as a text; what is decoded does not hold it."""
+    shutil.copytree(model, tmp_path / "special")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([AddedToken("w95", special=True)])
+    tokenizer.save_pretrained(tmp_path / "special")
+    options = {"stop": ("w95",), "max_new_tokens": 24}
+    run(tmp_path, model, "text", **options)
+    run(tmp_path, tmp_path / "special", "token", **options)
+    as_text, as_token = (samples_of(tmp_path / name) for name in ("text", "token"))
+    for key, sample in as_text.items():
+        for name in ("tokens", "truncated"):
+            assert as_token[key][name] == sample[name]
+        assert as_token[key]["text"] == sample["text"].rstrip()
+    assert any(sample["tokens"][-1] == 95 for sample in as_token.values())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import AddedToken
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model, rewards
@@ -79,6 +80,18 @@ def test_statistics_are_of_what_the_sampler_saw(tmp_path, name):
     assert sums.temperature.std() > 0.1
     assert (sums.stats.rank < sums.stats.kept).all()
     assert int((sums.weight > 0).sum()) == 64 * 12
+
+
+def test_a_special_token_may_end_a_completion(tmp_path):
+    tokenizer = numbers()
+    tokenizer.add_tokens([AddedToken("40", special=True)])
+    options = {"max_completion_length": 30, "stop": "40"}
+    found = rollouts_of(config_of(tmp_path, **options), some_prompts(), tokenizer)
+    for rollout in found:
+        labels = [y for y in rollout.example.labels if y != -100]
+        assert 40 not in labels[:-1]
+        assert rollout.truncated == (labels[-1] != 40)
+    assert 5 < sum(rollout.truncated for rollout in found) < len(found) - 5
 
 
 def test_groups_of_recorded_rollouts_are_whole():

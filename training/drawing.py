@@ -12,6 +12,7 @@ from torch import nn
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from autodeco_fast.training.base_model import end_ids
 from autodeco_fast.training.eval_requests import cut_at_stop
 from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.training.shading import BROKEN
@@ -60,6 +61,14 @@ class StopStrings:
             text = decode(self.tokenizer, new_ids[row].tolist(), leads[row])
             out[row] = any(s in text for s in self.stop)
         return out
+
+
+def ends_of(model, tokenizer, stop: Sequence[str]) -> list[int]:
+    """The ids after which a text of the model ends, and those of stop strings that are special
+    tokens, which no decoded text holds."""
+    vocabulary = tokenizer.get_vocab() if stop else {}
+    own, found = end_ids(model, tokenizer), [vocabulary[s] for s in stop if s in vocabulary]
+    return own + [i for i in found if tokenizer.decode([i]) and not decode(tokenizer, [i])]
 
 
 def known_by(prompts: Sequence[Sequence[int]], ends: Sequence[int]) -> dict[str, object]:

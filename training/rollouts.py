@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from autodeco_fast import attach
-from autodeco_fast.training.base_model import BaseModel, end_ids, left_padded, positions
+from autodeco_fast.training.base_model import BaseModel, left_padded, positions
 from autodeco_fast.training.data import IGNORED, Example
 from autodeco_fast.training.drawing import (
     LeadIn,
     StopStrings,
     completion_text,
+    ends_of,
     known_by,
     lead_in,
     plain,
@@ -160,8 +161,8 @@ class OnPolicy:
     ):
         self.base, self.tokenizer, self.prompts = base, tokenizer, prompts
         self.reward, self.config = reward, config
-        self.end = end_ids(base.model, tokenizer)
         stop = [config.stop] if config.stop else []
+        self.end = ends_of(base.model, tokenizer, stop)
         self.strings = StopStrings(tokenizer, stop, base.vocabulary, base.weight.device)
 
     def identity(self) -> dict[str, object]:
