@@ -1,11 +1,12 @@
 """A run of `autodeco-fast eval`: the same samples in any batch, and what comes out."""
 
 import json
+import shutil
 from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 
 from autodeco_fast import attach
 from autodeco_fast.policies import Policy, parse
@@ -134,6 +135,44 @@ def test_a_model_whose_cache_cannot_be_thinned(tmp_path, model):
     assert lines_of(tmp_path / "out1")
     for key, sample in samples_of(tmp_path / "out1").items():
         assert samples_of(tmp_path / "out8")[key]["tokens"] == sample["tokens"]
+
+
+def test_a_special_token_may_end_a_sample(model, tmp_path):
+    """Where it does as a text; what is decoded does not hold it."""
+    shutil.copytree(model, tmp_path / "special")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([AddedToken("w95", special=True)])
+    tokenizer.save_pretrained(tmp_path / "special")
+    options = {"stop": ("w95",), "max_new_tokens": 24}
+    run(tmp_path, model, "text", **options)
+    run(tmp_path, tmp_path / "special", "token", **options)
+    as_text, as_token = (samples_of(tmp_path / name) for name in ("text", "token"))
+    for key, sample in as_text.items():
+        for name in ("tokens", "truncated"):
+            assert as_token[key][name] == sample[name]
+        assert as_token[key]["text"] == sample["text"].rstrip()
+    assert any(sample["tokens"][-1] == 95 for sample in as_token.values())
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"use_cache": False},
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"cache_implementation": "static"},
+        {"num_beams": 4},
+        {"min_new_tokens": 4, "repetition_penalty": 1.5},
+        {"exponential_decay_length_penalty": [2, 1.5]},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_the_models_own_generation_settings_do_not_count(model, tmp_path, own):
+    run(tmp_path, model, "plain", policy=POLICIES[:1])
+    shutil.copytree(model, tmp_path / "own")
+    path = tmp_path / "own/generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    run(tmp_path, tmp_path / "own", policy=POLICIES[:1])
+    assert lines_of(tmp_path / "out") == lines_of(tmp_path / "plain")
 
 
 # What comes out

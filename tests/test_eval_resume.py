@@ -9,11 +9,12 @@ import time
 from dataclasses import replace
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.demo import EMBEDDED_MODEL
 from autodeco_fast.training.evaluate import evaluate
+from tests.checkpoint_folders import chat_model
 from tests.commands import ROOT, command, listing
 from tests.evaluations import (
     POLICIES,
@@ -130,6 +131,16 @@ def test_another_run_is_refused(model, tmp_path, changes, words):
     assert listing(tmp_path) == before
 
 
+def test_samples_of_an_earlier_format_are_refused(model, tmp_path):
+    run(tmp_path, model, policy=POLICIES[:1])
+    path = tmp_path / "out/eval.json"
+    manifest = json.loads(path.read_text()) | {"format": 2}
+    del manifest["prompt_ids"], manifest["ends"]  # which it did not hold
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="another run: format 2, not 3"):
+        run(tmp_path, model, policy=POLICIES[:1])
+
+
 def test_other_prompts_another_model_or_head_are_refused(model, spread_head, tmp_path):
     policy = (f"head={spread_head}",)
     run(tmp_path, model, policy=policy)
@@ -149,6 +160,24 @@ def test_other_prompts_another_model_or_head_are_refused(model, spread_head, tmp
     write_prompts(tmp_path / "prompts.jsonl", 4)
     with pytest.raises(ValueError, match="another run: prompts "):
         run(tmp_path, model, policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("turn", "ends", "words"),
+    [
+        ("w4 {{ m.content }} ", 1, "another run: prompt_ids "),
+        ("w3 {{ m.content }} ", [1, 40], r"another run: ends \[1\], not \[1, 40\]"),
+    ],
+)
+def test_another_template_or_other_ends_are_refused(model, tmp_path, turn, ends, words):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"answer": "x", "messages": [{"role": "user", "content": "w5"}]}\n')
+    begun, _ = chat_model(model, tmp_path / "begun", turn="w3 {{ m.content }} ", answer="w9")
+    run(tmp_path, begun, policy=POLICIES[:1])
+    other, _ = chat_model(model, tmp_path / "other", turn=turn, answer="w9")
+    GenerationConfig(eos_token_id=ends).save_pretrained(other)
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path, other, policy=POLICIES[:1])
 
 
 def test_a_scorer_that_fails_loses_nothing(model, tmp_path, monkeypatch):

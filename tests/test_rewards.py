@@ -8,8 +8,10 @@ import torch
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.checkpoint import training_settings
-from autodeco_fast.training import rewards
-from tests.reward_runs import config_of, even_share, train
+from autodeco_fast.training import base_model, rewards
+from tests import reward_runs
+from tests.reward_runs import config_of, even_share, some_prompts, train
+from tests.tiny_models import tiny_model
 from tests.training_runs import equal
 
 
@@ -95,6 +97,24 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
     assert resumed_lines == lines
     with pytest.raises(ValueError, match="holds a head already"):
         train(tmp_path / "b", **options)
+
+
+def test_a_run_on_other_prompt_ids_or_ends_is_not_resumed(tmp_path, monkeypatch):
+    """As a changed chat template or generation configuration makes them."""
+
+    def stop(metrics):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, on_round=stop)
+    base = base_model.wrap(tiny_model("llama"))
+    base.model.generation_config.eos_token_id = [41, 40]
+    with pytest.raises(ValueError, match=r"was begun with ends \[\], got \[40, 41\]: resume with"):
+        train(tmp_path, base=base, resume=True)
+    prompts = [prompt._replace(ids=[*prompt.ids, 3]) for prompt in some_prompts()]
+    monkeypatch.setattr(reward_runs, "some_prompts", lambda: prompts)
+    with pytest.raises(ValueError, match="was begun with prompt_ids "):
+        train(tmp_path, resume=True)
 
 
 def test_a_failing_reward_loses_nothing(tmp_path):

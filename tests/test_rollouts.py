@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import AddedToken
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.training import base_model, rewards
@@ -81,6 +82,18 @@ def test_statistics_are_of_what_the_sampler_saw(tmp_path, name):
     assert int((sums.weight > 0).sum()) == 64 * 12
 
 
+def test_a_special_token_may_end_a_completion(tmp_path):
+    tokenizer = numbers()
+    tokenizer.add_tokens([AddedToken("40", special=True)])
+    options = {"max_completion_length": 30, "stop": "40"}
+    found = rollouts_of(config_of(tmp_path, **options), some_prompts(), tokenizer)
+    for rollout in found:
+        labels = [y for y in rollout.example.labels if y != -100]
+        assert 40 not in labels[:-1]
+        assert rollout.truncated == (labels[-1] != 40)
+    assert 5 < sum(rollout.truncated for rollout in found) < len(found) - 5
+
+
 def test_groups_of_recorded_rollouts_are_whole():
     rollouts = [[Rollout(None, float(i), 0.0, False)] * 3 for i in range(5)]
     config = config_of(Path("out"), rollouts=Path("r"), prompts_per_round=2)
@@ -102,6 +115,20 @@ def test_a_group_is_one_of_a_name_or_of_a_prompt(tmp_path):
     found = group_rollouts(numbers(), lines, base, config_of(tmp_path))
     assert [[rollout.reward for rollout in group] for group in found] == [[0.0, 2.0], [1.0], [3.0]]
     assert [rollout.advantage for rollout in found[0]] == [-1.0, 1.0]
+
+
+def test_recorded_rollouts_are_known_by_their_ids(tmp_path):
+    """Another chat template makes others of the same file."""
+    base, tokenizer, config = base_model.wrap(tiny_model("llama")), numbers(), config_of(tmp_path)
+    ask, said = ([{"role": r, "content": c}] for r, c in (("user", "5"), ("assistant", "6 7")))
+    lines = [{"prompt": ask, "completion": said, "reward": float(i)} for i in range(2)]
+    known = []
+    for begin in (3, 3, 4):
+        turn = f"{begin} {{{{ m.content }}}} 40 "
+        tokenizer.chat_template = f"{{% for m in messages %}}{turn}{{% endfor %}}"
+        groups = group_rollouts(tokenizer, lines, base, config)
+        known.append(Recorded(groups, config).identity())
+    assert known[0] == known[1] != known[2]
 
 
 def test_truncated_is_true_or_false(tmp_path):

@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from autodeco_fast.demo import EMBEDDED_MODEL
-from autodeco_fast.training import base_model
+from autodeco_fast.training import base_model, sample_text
 from autodeco_fast.training.data import read_examples
 from tests.commands import Done, assert_refuses, command, listing
 from tests.forked import forked
@@ -70,6 +72,15 @@ def test_without_chance_it_is_greedy(model, tmp_path, options):
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     want = base.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=6, do_sample=False)[0].tolist()
     assert all(line["input_ids"] == want for line in lines(path))
+
+
+def test_the_models_own_generation_settings_do_not_count(model, tmp_path):
+    shutil.copytree(model, tmp_path / "own")
+    path = tmp_path / "own/generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 9.0}))
+    for folder, name in ((model, "a"), (tmp_path / "own", "b")):
+        assert draw(folder, tmp_path / name, prompts=[{"prompt": "w5 w6"}]).returncode == 0
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
 
 
 def test_without_prompts_it_begins_at_the_beginning(tmp_path):
@@ -137,6 +148,36 @@ def test_killed_in_the_middle_of_a_line_it_goes_on(model, tmp_path):
     assert draw(model, killed, *options).returncode == 0
     assert killed.read_bytes() == whole.read_bytes()
     assert_refuses(draw(model, killed, *options), "is there already; name another file")
+
+
+@pytest.mark.parametrize("change", ["weights", "ends"])
+def test_a_model_that_was_changed_is_refused(model, tmp_path, monkeypatch, change):
+    folder, path = tmp_path / "model", tmp_path / "a.jsonl"
+    shutil.copytree(model, folder)
+    with monkeypatch.context() as failing:
+        failing.setattr(sample_text, "_finish", lambda part, output: sys.exit(3))
+        with pytest.raises(SystemExit):
+            draw(folder, path)
+    begun = (tmp_path / "a.jsonl.part").read_bytes()
+    if change == "weights":
+        other = AutoModelForCausalLM.from_pretrained(model)
+        other.model.layers[0].mlp.up_proj.weight.data += 0.01
+        other.save_pretrained(folder)
+    else:
+        GenerationConfig(eos_token_id=[1, 40]).save_pretrained(folder)
+    assert_refuses(draw(folder, path), "was begun with other weights, dtype or ends of the model")
+    assert (tmp_path / "a.jsonl.part").read_bytes() == begun
+
+
+def test_a_part_of_something_else_is_left_alone(model, tmp_path):
+    part = tmp_path / "a.jsonl.part"
+    for text, words in (
+        ("x\n", "a.jsonl.part, line 1: not JSON"),
+        ("[1]\n", "was begun with other"),
+    ):
+        part.write_text(text)
+        assert_refuses(draw(model, tmp_path / "a.jsonl"), words)
+        assert part.read_text() == text
 
 
 def test_one_run_at_a_time(model, tmp_path):

@@ -1,15 +1,20 @@
-"""What drawing from a model takes beside `generate`: where completions end, prompts that are read
-once however many completions they get, and rows that leave the batch when they have ended."""
+"""What drawing from a model takes beside `generate`: where completions end, no settings of the
+model's own, prompts that are read once however many completions they get, and rows that leave the
+batch when they have ended."""
 
+import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from autodeco_fast.training.base_model import end_ids
 from autodeco_fast.training.eval_requests import cut_at_stop
+from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.training.shading import BROKEN
 
 _LEAD_IN = 8  # ids of a prompt at most
@@ -56,6 +61,20 @@ class StopStrings:
             text = decode(self.tokenizer, new_ids[row].tolist(), leads[row])
             out[row] = any(s in text for s in self.stop)
         return out
+
+
+def ends_of(model, tokenizer, stop: Sequence[str]) -> list[int]:
+    """The ids after which a text of the model ends, and those of stop strings that are special
+    tokens, which no decoded text holds."""
+    vocabulary = tokenizer.get_vocab() if stop else {}
+    own, found = end_ids(model, tokenizer), [vocabulary[s] for s in stop if s in vocabulary]
+    return own + [i for i in found if tokenizer.decode([i]) and not decode(tokenizer, [i])]
+
+
+def known_by(prompts: Sequence[Sequence[int]], ends: Sequence[int]) -> dict[str, object]:
+    """What completions of encoded prompts depend on beside the model: a changed chat template or
+    generation configuration shows in it."""
+    return {"prompt_ids": fingerprint(json.dumps(prompts).encode()), "ends": sorted(set(ends))}
 
 
 def lead_in(tokenizer, content: str | list[dict], ids: list[int]) -> LeadIn:
@@ -120,6 +139,17 @@ class Ends(StoppingCriteria):
         ending = torch.isin(new[:, -1], self.eos) | self.strings.found(new, self.ended, self.leads)
         self.ended |= ending
         return self.ended | (2 * self.ended.sum() >= len(new)) if self.early else self.ended
+
+
+@contextmanager
+def plain(model: nn.Module) -> Iterator[None]:
+    """The model without generation settings of its own: a repetition penalty, say, would change
+    what is drawn, and what is known of the tokens would not be of it. Ends go, too."""
+    before, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def prefilled(

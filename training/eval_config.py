@@ -36,7 +36,9 @@ class EvalConfig(Options):
     )
     samples: int = option("of a prompt under every policy", 4, must_be="at least 1")
     max_new_tokens: int = option("tokens of a sample", 128, must_be="at least 1")
-    stop: tuple[str, ...] = option("a text that ends a sample, and is no part of it", ())
+    stop: tuple[str, ...] = option(
+        "a text, or of a model a special token, that ends a sample, and is no part of it", ()
+    )
     batch_size: int = option(
         "samples drawn at once; with an endpoint, requests at once", 64, must_be="at least 1"
     )

@@ -15,13 +15,15 @@ from transformers import DynamicCache
 from autodeco_fast import Attachment, attach
 from autodeco_fast.numerics import GREEDY_BELOW
 from autodeco_fast.policies import Policy
-from autodeco_fast.training.base_model import end_ids, left_padded, positions, wrap
+from autodeco_fast.training.base_model import left_padded, positions, wrap
 from autodeco_fast.training.drawing import (
     LeadIn,
     StopStrings,
     Stretch,
     completion_text,
+    ends_of,
     lead_in,
+    plain,
     prefilled,
     stretches,
 )
@@ -50,7 +52,7 @@ class LocalModel:
         self.ids = [encode_prompt(tokenizer, prompt, **limits) for prompt in prompts]
         self.leads = [lead_in(tokenizer, p.content, ids) for p, ids in zip(prompts, self.ids)]
         device = model.device
-        self.eos = torch.tensor(end_ids(model, tokenizer), device=device).long()
+        self.eos = torch.tensor(ends_of(model, tokenizer, stop), device=device).long()
         vocabulary = model.get_output_embeddings().weight.shape[0]
         self.strings = StopStrings(tokenizer, stop, vocabulary, device)
         pad = tokenizer.pad_token_id
@@ -75,7 +77,7 @@ class LocalModel:
     @contextmanager
     def under(self, policy: Policy) -> Iterator[Draw]:
         """Yields what draws a batch of samples under a policy."""
-        with attach(self.model, policy, record=True) as attachment:
+        with plain(self.model), attach(self.model, policy, record=True) as attachment:
             self._warm_up()
             yield lambda requests: self._draw(attachment, policy, requests)
 

@@ -24,6 +24,7 @@ def source_of(
         source = Endpoint(config.endpoint, config.endpoint_model, prompts, **drawn)
         return source, {"endpoint": config.endpoint, "endpoint_model": config.endpoint_model}
     from autodeco_fast.autodeco import AutoDecoModelForCausalLM  # from now on transformers knows it
+    from autodeco_fast.training.drawing import known_by
     from autodeco_fast.training.eval_model import LocalModel
 
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,8 +33,13 @@ def source_of(
     model = base_model.load_on(config.model, dtype, device, config.device_map)
     if isinstance(model, AutoDecoModelForCausalLM):
         model = model.llm  # a policy draws from it: autodeco=… is its own heads
-    identity = {"model": model_fingerprint(model, tokenizer), "dtype": str(dtype)}
-    return LocalModel(model, tokenizer, prompts, **drawn), identity
+    source = LocalModel(model, tokenizer, prompts, **drawn)
+    identity = {
+        "model": model_fingerprint(model, tokenizer),
+        "dtype": str(dtype),
+        **known_by(source.ids, source.eos.tolist()),
+    }
+    return source, identity
 
 
 def model_fingerprint(model, tokenizer) -> str:

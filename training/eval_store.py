@@ -1,6 +1,7 @@
 """An evaluation on disk.
 
-    eval.json      what fixes a sample: settings, fingerprints of prompts, model and heads
+    eval.json      what fixes a sample: settings, fingerprints of prompts, their ids, model and
+                   heads
     samples.jsonl  a line a sample; a torn last line is dropped
     speed.jsonl    a line a batch: policy, samples, tokens, seconds
     part-0001/     samples.jsonl and speed.jsonl of process 1 of several, until they are put beside
@@ -214,7 +215,7 @@ class Store(_Lines):
             self._write_manifest()
             return manifest
         self.manifest = found = read_json_object(path)
-        for name in sorted({*manifest, *found} - {"policies", "scorer"}):
+        for name in [name for name in manifest | found if name not in ("policies", "scorer")]:
             if found.get(name) != manifest.get(name):
                 raise ValueError(
                     f"output {str(self.folder)!r} holds another run: {name} {found.get(name)!r}, "

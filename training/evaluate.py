@@ -37,7 +37,9 @@ from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.training.scorers import Scorer, load_scorer
 
 RESULTS, PAGE = "results.json", "eval.html"
-FORMAT = 2  # 1: texts lost the space they began with, and greedy rows could take any of ties
+# 1: texts lost the space they began with, and greedy rows could take any of ties.
+# 2: a model's own generation settings counted, and special tokens ended no sample.
+FORMAT = 3
 ALL, OTHER = "all", "other"  # the names of all tasks together, and of the prompts without one
 _LIBRARIES = ("torch", "transformers", "triton", "numpy", "math-verify")
 
@@ -159,10 +161,10 @@ class Run:
         return {
             "format": FORMAT,
             "prompts": fingerprint(self.config.prompts.read_bytes()),
-            **identity,
             "seed": self.config.seed,
             "max_new_tokens": self.config.max_new_tokens,
             "stop": list(self.config.stop),
+            **identity,
             "policies": {entry.text: policy_fingerprint(entry.policy) for entry in self.compared},
             "scorer": self.scorer.identity,
         }

@@ -14,6 +14,7 @@ from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.data import complaint_of, encode
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.rollouts import Rollout, advantages, chosen
+from autodeco_fast.training.scan_store import fingerprint
 from autodeco_fast.values import finite, text
 
 
@@ -22,6 +23,10 @@ class Recorded:
 
     def __init__(self, groups: list[list[Rollout]], config: RewardConfig):
         self.groups, self.config = groups, config
+
+    def identity(self) -> dict[str, object]:
+        ids = [[list(rollout.example) for rollout in group] for group in self.groups]
+        return {"rollout_ids": fingerprint(json.dumps(ids).encode())}
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
         n, seed = len(self.groups), self.config.seed

@@ -49,8 +49,8 @@ class RewardConfig(Options):
     )
     max_completion_length: int = option("tokens of a completion", 64, must_be="at least 1")
     stop: str | None = option(
-        "text that ends a completion, as the end-of-sequence token does; the reward function is "
-        "given what stands before it",
+        "text or special token that ends a completion, as the end-of-sequence token does; the "
+        "reward function is given what stands before it",
         None,
     )
     generation_batch_size: int = option(

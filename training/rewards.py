@@ -126,7 +126,7 @@ class _Run:
         self, on_start: Callable[[int, int], None], on_round: Callable[[dict], None]
     ) -> TemperatureHead:
         config, newest = self.config, checkpoints.newest(self.config.output)
-        identity = {"lm_head": lm_head_fingerprint(self.base)}
+        identity = {"lm_head": lm_head_fingerprint(self.base), **self.rounds.identity()}
         source = config.prompts if config.rollouts is None else config.rollouts
         if source.is_file():
             identity["trained_on"] = file_fingerprint(source)

@@ -15,16 +15,18 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
 
 from autodeco_fast import attach
-from autodeco_fast.training.base_model import BaseModel, end_ids, left_padded, positions
+from autodeco_fast.training.base_model import BaseModel, left_padded, positions
 from autodeco_fast.training.data import IGNORED, Example
 from autodeco_fast.training.drawing import (
     LeadIn,
     StopStrings,
     completion_text,
+    ends_of,
+    known_by,
     lead_in,
+    plain,
     prefilled,
     stretches,
 )
@@ -61,6 +63,10 @@ class EncodedPrompt(NamedTuple):
 
 class Rounds(Protocol):
     """Where the rollouts of a round come from."""
+
+    def identity(self) -> dict[str, object]:
+        """What they depend on beside the settings, the LM head and the file."""
+        ...
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
         """Those of process `rank` of `world`."""
@@ -125,17 +131,6 @@ def prompts_of(
 
 
 @contextmanager
-def _plain(model: nn.Module) -> Iterator[None]:
-    """The model without generation settings of its own: a repetition penalty, say, would change
-    what is sampled, and the statistics would not know."""
-    before, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = before
-
-
-@contextmanager
 def _hidden_states(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """`[rows, H]` of every forward: what enters the output embedding at the last position."""
     seen = []
@@ -166,9 +161,12 @@ class OnPolicy:
     ):
         self.base, self.tokenizer, self.prompts = base, tokenizer, prompts
         self.reward, self.config = reward, config
-        self.end = end_ids(base.model, tokenizer)
         stop = [config.stop] if config.stop else []
+        self.end = ends_of(base.model, tokenizer, stop)
         self.strings = StopStrings(tokenizer, stop, base.vocabulary, base.weight.device)
+
+    def identity(self) -> dict[str, object]:
+        return known_by([prompt.ids for prompt in self.prompts], self.end)
 
     def rollouts(self, round: int, head: nn.Module, rank: int, world: int) -> list[Rollout]:
         config, model = self.config, self.base.model
@@ -176,7 +174,7 @@ class OnPolicy:
         mine = list(chosen(len(self.prompts), round, count=count, seed=seed))[rank::world]
         at_once = max(1, config.generation_batch_size // config.num_generations)
         completions = []
-        with _plain(model), attach(model, head, min_p=head.min_p):
+        with plain(model), attach(model, head, min_p=head.min_p):
             for i in range(0, len(mine), at_once):
                 completions += self._completions(mine[i : i + at_once])
         return self._scored([self.prompts[index] for _, index in mine], completions)

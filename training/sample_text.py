@@ -3,18 +3,19 @@
 A line of the output is a continuation, `{"input_ids": …, "labels": …}`, the ids as they were drawn:
 text made of them might be cut into others, and an end added where none was drawn. Continuation k
 draws its noise from stream k of the seed, whatever it is batched with. Lines gather in
-`<output>.part`, whose first line is the settings; killed, the same command goes on behind the last
-whole line, and the last step renames.
+`<output>.part`, whose first line is the settings and what the model is known by; killed, the same
+command goes on behind the last whole line, and the last step renames.
 """
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from autodeco_fast.errors import parse_json
 from autodeco_fast.files import append_text, atomic_write
 from autodeco_fast.options import Options, documented, option
 from autodeco_fast.training.data import IGNORED
@@ -84,11 +85,13 @@ def _held(path: Path, output: Path) -> BinaryIO:
 
 
 @contextmanager
-def _part(output: Path, header: str) -> Iterator[tuple[Path, int]]:
-    """The file where lines gather, held by this run, and how many continuations it has.
+def _part(output: Path, settings: dict) -> Iterator[tuple[Path, Callable[[dict], int]]]:
+    """The file where lines gather, held by this run, and what begins it: given what the model is
+    known by, it says how many continuations there are.
 
     Raises:
-        ValueError: if it cannot be written, was begun with other settings, or another run holds it.
+        ValueError: if it cannot be written, was begun with other settings or, on the call, of
+            another model, or another run holds it.
     """
     path = output.with_name(output.name + ".part")
     with _held(path, output) as file:
@@ -96,18 +99,26 @@ def _part(output: Path, header: str) -> Iterator[tuple[Path, int]]:
         lines = file.read().splitlines(keepends=True)
         lines = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
         file.truncate(sum(map(len, lines)))
-        if not lines:
-            append_text(path, header)
-        elif lines[0].decode() != header:
-            raise ValueError(
-                f"{path} was begun with other settings or prompts: delete it, or name another "
-                "output"
-            )
+        header = parse_json(lines[0], f"{path}, line 1") if lines else {"settings": settings}
+        _check(path, header, "settings", settings, "other settings or prompts")
+
+        def begin(model: dict) -> int:
+            if not lines:
+                append_text(path, json.dumps({**header, "model": model}) + "\n")
+                return 0
+            _check(path, header, "model", model, "other weights, dtype or ends of the model")
+            return len(lines) - 1
+
         try:
-            yield path, max(0, len(lines) - 1)
+            yield path, begin
         finally:
-            if path.exists() and path.stat().st_size == len(header.encode()):
+            if path.exists() and path.read_bytes().count(b"\n") < 2:
                 path.unlink()  # nothing was drawn
+
+
+def _check(path: Path, header: object, name: str, value: dict, another: str) -> None:
+    if not isinstance(header, dict) or header.get(name) != value:
+        raise ValueError(f"{path} was begun with {another}: delete it, or name another output")
 
 
 def _finish(part: Path, output: Path) -> None:
@@ -121,16 +132,18 @@ class Sampler:
     """Draws continuations from a causal language model of transformers at one temperature."""
 
     def __init__(self, model, tokenizer, config: SampleTextConfig):
-        from transformers import GenerationConfig
-
         from autodeco_fast.policies import Static
         from autodeco_fast.training.base_model import end_ids
+        from autodeco_fast.training.eval_source import model_fingerprint
 
         self.model, self.config, self.ends = model, config, end_ids(model, tokenizer)
         self.pad = (self.ends or [0])[0]
         self.policy = Static(temperature=config.temperature, min_p=config.min_p)
-        # Nothing of its own: a penalty for repetition would not be the model's probability.
-        model.generation_config = GenerationConfig()
+        self.identity = {
+            "weights": model_fingerprint(model, tokenizer),
+            "dtype": str(model.dtype),
+            "ends": sorted(self.ends),
+        }
 
     def __call__(self, prompts: list[list[int]], first: int) -> list[dict]:
         """Continues a batch of prompts; `first` is the number of the first one.
@@ -142,10 +155,11 @@ class Sampler:
 
         from autodeco_fast import attach
         from autodeco_fast.training.base_model import left_padded
+        from autodeco_fast.training.drawing import plain
 
         ids, mask = left_padded(prompts, self.pad, self.model.device)
         try:
-            with torch.inference_mode(), attach(self.model, self.policy):
+            with torch.inference_mode(), plain(self.model), attach(self.model, self.policy):
                 out = self.model.generate(
                     ids,
                     attention_mask=mask,
@@ -229,16 +243,18 @@ def sample_text(config: SampleTextConfig) -> None:
     tokenizer, prompts = _checked(config)
     settings = {n: v for n, v in asdict(config).items() if n not in (*_LIVE_SETTINGS, "prompts")}
     settings["prompts"] = fingerprint(json.dumps(prompts).encode())
-    console, header = Console(stderr=True, markup=False), json.dumps(settings) + "\n"
-    with _part(config.output, header) as (part, done), progress_bar(console) as move:
+    console = Console(stderr=True, markup=False)
+    with _part(config.output, settings) as (part, begin):
         sampler = _loaded(config, tokenizer)
-        move(total=config.number, completed=done)
-        on_lines = Speed(move)
-        while done < config.number:
-            numbers = range(done, min(done + config.batch_size, config.number))
-            lines = sampler([prompts[k % len(prompts)] for k in numbers], done)
-            append_text(part, "".join(json.dumps(line) + "\n" for line in lines))
-            done += len(lines)
-            on_lines(len(lines), _new_tokens(lines))
+        done = begin(sampler.identity)
+        with progress_bar(console) as move:
+            move(total=config.number, completed=done)
+            on_lines = Speed(move)
+            while done < config.number:
+                numbers = range(done, min(done + config.batch_size, config.number))
+                lines = sampler([prompts[k % len(prompts)] for k in numbers], done)
+                append_text(part, "".join(json.dumps(line) + "\n" for line in lines))
+                done += len(lines)
+                on_lines(len(lines), _new_tokens(lines))
         _finish(part, config.output)
     console.print(f"written to {config.output}: {done:,} continuations", soft_wrap=True)
