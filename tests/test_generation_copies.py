@@ -6,11 +6,13 @@ import pickle
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 from autodeco_fast import TemperatureHead, attach, detach
 from tests.tiny_models import (
     every_model,
     first_tokens,
+    of_one_layer,
     prompts,
     tiny_head,
     tiny_model,
@@ -54,6 +56,22 @@ def test_copies_of_an_attached_model_are_plain(name, how):
         assert embedding.weight.grad is not None
         attach(got, tiny_head(got)).detach()
     assert not other
+
+
+@pytest.mark.parametrize("by", ["the user", "generate"])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_of_a_compiled_model_runs_its_own_weights(by, how):
+    model, ids = of_one_layer("llama"), prompts()
+    if by == "the user":
+        model.compile(backend="eager")
+    with attach(model, tiny_head(model)):
+        if by == "generate":
+            model.get_compiled_call(CompileConfig(backend="eager"))
+        got = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
+    assert not {"_compiled_call_impl", "_compiled_call", "_last_compile_config"} & set(vars(got))
+    torch.nn.init.zeros_(got.lm_head.weight)
+    assert not got(ids).logits.any()
+    assert model(ids).logits.any()
 
 
 def test_an_attached_model_saves_as_if_it_were_not(tmp_path):

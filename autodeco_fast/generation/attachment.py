@@ -27,7 +27,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from autodeco_fast.causal_lm import embedding_device
 from autodeco_fast.generation import loop
-from autodeco_fast.generation.copies import plain_copy, shared_tensors
+from autodeco_fast.generation.copies import COMPILED, plain_copy, shared_tensors
 from autodeco_fast.generation.gate import Call, Gate, Record, Unscaled, install
 from autodeco_fast.generation.settings import Plan, plan
 from autodeco_fast.policies.base import Policy
@@ -200,7 +200,7 @@ class Attachment:
 
     def _switch_class(self, cls: type) -> None:
         self.model.__class__ = cls
-        for name in ("_compiled_call", "_last_compile_config"):  # compiled with the other hooks
+        for name in COMPILED:  # with the other hooks
             self.model.__dict__.pop(name, None)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ _HOOKS = (
     "_forward_hooks_with_kwargs",
     "_forward_pre_hooks_with_kwargs",
 )
+COMPILED = ("_compiled_call", "_last_compile_config")  # what transformers compiles, of one model
 
 
 def plain_copy(
@@ -31,7 +32,8 @@ def plain_copy(
             memo[id(table)] = OrderedDict(copy.deepcopy(others, memo))
     new = base.__new__(base)
     memo[id(model)] = new
-    new.__dict__.update(copy.deepcopy(model.__dict__, memo))
+    state = {name: value for name, value in model.__getstate__().items() if name not in COMPILED}
+    new.__dict__.update(copy.deepcopy(state, memo))
     return new
 
 
