@@ -116,7 +116,8 @@ def attach(
     Returns:
         An `Attachment`: a context manager with `.detach()`, and `.records`. Neither ends while a
         `generate` runs in another thread: join it, or read its streamer to the end, inside the
-        block.
+        block. Where an exception ends the block, the policy is detached when the last call has
+        ended.
 
     Raises:
         TypeError: if `model` cannot generate.
