@@ -22,12 +22,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationConfig, GenerationMixin
 
 from autodeco_fast.causal_lm import embedding_device
 from autodeco_fast.generation import loop
-from autodeco_fast.generation.copies import COMPILED, plain_copy, shared_tensors
+from autodeco_fast.generation.copies import COMPILED, plain_state
 from autodeco_fast.generation.gate import Call, Gate, Record, Unscaled, install
 from autodeco_fast.generation.settings import Plan, plan
 from autodeco_fast.policies.base import Policy
@@ -121,7 +120,7 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         )
 
     def __reduce_ex__(self, protocol):
-        return object.__new__, (base,), attachment.plain_copy(shared_tensors(self)).__dict__
+        return object.__new__, (base,), plain_state(self)
 
     def __call__(self, *args, **kwargs):
         """A frame for `torch.compile`, which leaves the hooks of the module that it is given out of
@@ -277,16 +276,6 @@ class Attachment:
                 self.detach()
         if self._leaving and hasattr(error, "add_note"):  # Python 3.11
             error.add_note("a generate still runs: the policy is detached when it has ended")
-
-    def plain_copy(self, memo: dict) -> nn.Module:
-        """`copy.deepcopy` of the model, unattached; of what the memo knows there is no copy."""
-        return plain_copy(
-            self.model,
-            self._base,
-            modules=[self.model, self.embedding],
-            hooks={handle.id for handle in self._handles},
-            memo=memo,
-        )
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
