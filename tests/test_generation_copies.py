@@ -29,7 +29,8 @@ def saved(thing) -> tuple[object, bytes]:
     file = io.BytesIO()
     torch.save(thing, file)
     file.seek(0)
-    return torch.load(file, weights_only=False), file.getvalue()
+    weights_only = isinstance(thing, torch.Tensor)
+    return torch.load(file, weights_only=weights_only), file.getvalue()
 
 
 @every_model
@@ -121,6 +122,27 @@ def test_copies_of_a_parametrized_output_embedding_are_plain():
     for embedding in (model.lm_head, copied.lm_head, *heads):
         assert set(vars(embedding)) == before
         assert list(embedding._forward_pre_hooks.values()) == [_counting]
+
+
+def test_copies_of_what_enters_the_output_embedding_are_plain():
+    model, ids, found = tiny_model("llama"), prompts(), []
+
+    def hook(_, args):
+        (hidden,) = args
+        loaded, written = saved(hidden)
+        assert b"autodeco" not in written
+        for got in (copy.deepcopy(hidden), pickle.loads(pickle.dumps(hidden)), loaded):
+            assert type(got) is torch.Tensor
+            assert torch.equal(got, hidden)
+            assert got.data_ptr() != hidden.data_ptr()
+        found.append(type(hidden))
+
+    with attach(model, tiny_head(model)) as attachment:
+        model.lm_head.register_forward_pre_hook(hook)
+        model.generate(ids, max_new_tokens=2)
+        assert attachment.lazy
+    assert len(found) == 2
+    assert torch.Tensor not in found
 
 
 def test_peft_copies_the_output_embedding_of_an_attached_model():
