@@ -28,6 +28,8 @@ def _advice(model: object) -> str:
         return ": attach to the model before compiling it"
     if isinstance(getattr(model, "model", None), GenerationMixin):
         return ": attach to its model, like pipe.model"
+    if isinstance(_inside(getattr(model, "module", None)), GenerationMixin):
+        return ": attach to the model inside it, its .module"
     return ""
 
 
