@@ -125,6 +125,14 @@ def test_copies_and_pickles_of_a_model_that_has_generated(model):
     assert torch.equal(model.generate(prompts(), max_new_tokens=3, seed=1), expected)
 
 
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_of_a_compiled_model_runs_its_own_weights(model, how):
+    model.compile(backend="eager")
+    got = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
+    torch.nn.init.zeros_(got.llm.lm_head.weight)
+    assert not got(prompts()).logits.any()
+
+
 def test_threads_may_generate_at_once(model):
     ids, got = prompts(), {}
     expected = [copy.deepcopy(model).generate(ids, max_new_tokens=6, seed=s) for s in range(3)]

@@ -223,6 +223,8 @@ def test_attaching_checks():
         attach(SimpleNamespace(model=model), tiny_head(model))
     with pytest.raises(TypeError, match=r"attach to the model before compiling it$"):
         attach(torch.compile(model, backend="eager"), tiny_head(model))
+    with pytest.raises(TypeError, match=r"attach to the model inside it, its \.module$"):
+        attach(torch.nn.DataParallel(model), tiny_head(model))
     attached = attach(model, tiny_head(model))
     assert repr(attached) == "Attachment(GPT2LMHeadModel, 'head='<in memory>' min_p=0.1')"
     attached.detach()

@@ -6,19 +6,31 @@ import pickle
 
 import pytest
 import torch
+from torch.nn.utils.parametrize import register_parametrization
+from transformers import CompileConfig
 
 from autodeco_fast import TemperatureHead, attach, detach
 from tests.tiny_models import (
     every_model,
     first_tokens,
+    of_one_layer,
     prompts,
     tiny_head,
     tiny_model,
 )
 
 
-def _counting(module, args, output):
+def _counting(module, args, output=None):
     """Somebody's own hook, which copies keep."""
+
+
+def saved(thing) -> tuple[object, bytes]:
+    """What torch loads of what it saved, and the bytes."""
+    file = io.BytesIO()
+    torch.save(thing, file)
+    file.seek(0)
+    weights_only = isinstance(thing, torch.Tensor)
+    return torch.load(file, weights_only=weights_only), file.getvalue()
 
 
 @every_model
@@ -35,11 +47,8 @@ def test_copies_of_an_attached_model_are_plain(name, how):
         elif how == "pickle":
             got = pickle.loads(pickle.dumps(model))
         else:
-            file = io.BytesIO()
-            torch.save(model, file)
-            assert b"autodeco" not in file.getvalue()
-            file.seek(0)
-            got = torch.load(file, weights_only=False)
+            got, written = saved(model)
+            assert b"autodeco" not in written
         assert attachment.attached
         assert torch.equal(model.generate(ids, max_new_tokens=5, seed=0), adaptive)
         assert type(got) is cls
@@ -54,6 +63,98 @@ def test_copies_of_an_attached_model_are_plain(name, how):
         assert embedding.weight.grad is not None
         attach(got, tiny_head(got)).detach()
     assert not other
+
+
+@pytest.mark.parametrize("by", ["the user", "generate"])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_of_a_compiled_model_runs_its_own_weights(by, how):
+    model, ids = of_one_layer("llama"), prompts()
+    if by == "the user":
+        model.compile(backend="eager")
+    with attach(model, tiny_head(model)):
+        if by == "generate":
+            model.get_compiled_call(CompileConfig(backend="eager"))
+        got = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
+    assert not {"_compiled_call_impl", "_compiled_call", "_last_compile_config"} & set(vars(got))
+    torch.nn.init.zeros_(got.lm_head.weight)
+    assert not got(ids).logits.any()
+    assert model(ids).logits.any()
+
+
+@every_model
+def test_copies_of_an_attached_output_embedding_are_plain(name):
+    model, other = tiny_model(name), tiny_model(name)
+    embedding = model.get_output_embeddings()
+    other.set_output_embeddings(embedding)
+    embedding.register_forward_pre_hook(_counting)
+    before = set(vars(embedding))
+    first, second = attach(model, tiny_head(model)), attach(other, tiny_head(model))
+    for attachment in (None, first):
+        if attachment is not None:
+            attachment.detach()
+        loaded, written = saved(embedding)
+        assert b"autodeco" not in written
+        for got in (copy.deepcopy(embedding), pickle.loads(pickle.dumps(embedding)), loaded):
+            assert type(got) is torch.nn.Linear
+            assert set(vars(got)) == before
+            assert list(got._forward_pre_hooks.values()) == [_counting]
+            assert not got._forward_pre_hooks_with_kwargs
+            assert torch.equal(got.weight, embedding.weight)
+            assert got.weight is not embedding.weight
+    second.detach()
+    assert set(vars(embedding)) == before
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_copies_of_a_parametrized_output_embedding_are_plain():
+    """Whose class has a `__deepcopy__` of its own."""
+    model, ids = tiny_model("llama"), prompts()
+    register_parametrization(model.lm_head, "weight", Doubled())
+    model.lm_head.register_forward_pre_hook(_counting)
+    want, before = model(ids).logits, set(vars(model.lm_head))
+    with attach(model, tiny_head(model)):
+        copied, heads = copy.deepcopy(model), [copy.deepcopy(model.lm_head)]
+    assert torch.equal(copied(ids).logits, want)
+    for embedding in (model.lm_head, copied.lm_head, *heads):
+        assert set(vars(embedding)) == before
+        assert list(embedding._forward_pre_hooks.values()) == [_counting]
+
+
+def test_copies_of_what_enters_the_output_embedding_are_plain():
+    model, ids, found = tiny_model("llama"), prompts(), []
+
+    def hook(_, args):
+        (hidden,) = args
+        loaded, written = saved(hidden)
+        assert b"autodeco" not in written
+        for got in (copy.deepcopy(hidden), pickle.loads(pickle.dumps(hidden)), loaded):
+            assert type(got) is torch.Tensor
+            assert torch.equal(got, hidden)
+            assert got.data_ptr() != hidden.data_ptr()
+        found.append(type(hidden))
+
+    with attach(model, tiny_head(model)) as attachment:
+        model.lm_head.register_forward_pre_hook(hook)
+        model.generate(ids, max_new_tokens=2)
+        assert attachment.lazy
+    assert len(found) == 2
+    assert torch.Tensor not in found
+
+
+def test_peft_copies_the_output_embedding_of_an_attached_model():
+    peft = pytest.importorskip("peft")
+    model, ids = tiny_model("llama"), prompts()
+    with attach(model, tiny_head(model)):
+        config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+        wrapped = peft.get_peft_model(model, config)
+        with pytest.raises(RuntimeError, match="output embedding was replaced after attach"):
+            wrapped.generate(input_ids=ids, max_new_tokens=2)
+    with attach(wrapped, tiny_head(model)):
+        assert wrapped.generate(input_ids=ids, max_new_tokens=2).shape == (2, 7)
 
 
 def test_an_attached_model_saves_as_if_it_were_not(tmp_path):

@@ -60,6 +60,44 @@ def test_a_policy_stays_until_every_generate_has_ended(fused):
     assert type(model) is LlamaForCausalLM
 
 
+def test_an_exception_leaves_the_block_and_the_last_generate_detaches():
+    model, ids, streamers, got = tiny_model("llama"), prompts(1), [Gated(), Gated()], {}
+    want = model.generate(ids, max_new_tokens=8, do_sample=False)
+
+    def run(k: int):
+        got[k] = model.generate(ids, max_new_tokens=8, streamer=streamers[k], seed=0)
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(2)]
+
+    def interrupted():
+        with attachment:
+            for thread, streamer in zip(threads, streamers):
+                thread.start()
+                assert streamer.there.wait(60)
+            raise KeyboardInterrupt
+
+    attachment = attach(model, cold())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupted()
+    notes = ["a generate still runs: the policy is detached when it has ended"]
+    assert getattr(caught.value, "__notes__", notes) == notes
+    for thread, streamer in zip(threads, streamers):
+        assert attachment.attached
+        streamer.go.set()
+        thread.join()
+    assert all(torch.equal(tokens, want) for tokens in got.values())
+    assert not attachment.attached
+    assert type(model) is LlamaForCausalLM
+
+
+def test_a_generate_that_began_before_the_policy_was_detached():
+    model = tiny_model("llama")
+    with attach(model, cold()):
+        generate = model.generate
+    with pytest.raises(RuntimeError, match="detached while this generate began: call again"):
+        generate(prompts(1), max_new_tokens=2)
+
+
 class Delegating(LlamaForCausalLM):
     def generate(self, inputs=None, generation_config=None, **kwargs):
         return self.__dict__["inside"].generate(inputs, generation_config, **kwargs)

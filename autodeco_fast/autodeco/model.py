@@ -303,7 +303,7 @@ class AutoDecoModelForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __getstate__(self) -> dict:
         """Copies and pickles are unattached; the base makes a plain one of itself."""
-        return {**self.__dict__, "_attachment": None}
+        return {**super().__getstate__(), "_attachment": None}
 
     def train(self, mode: bool = True) -> "AutoDecoModelForCausalLM":
         super().train(mode)

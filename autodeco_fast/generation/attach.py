@@ -28,6 +28,8 @@ def _advice(model: object) -> str:
         return ": attach to the model before compiling it"
     if isinstance(getattr(model, "model", None), GenerationMixin):
         return ": attach to its model, like pipe.model"
+    if isinstance(_inside(getattr(model, "module", None)), GenerationMixin):
+        return ": attach to the model inside it, its .module"
     return ""
 
 
@@ -81,11 +83,11 @@ def attach(
       alone gets the noise of row 0. Without a seed `torch.manual_seed` fixes the output;
     * takes `stream=`: an integer, or one a row (prompts × num_return_sequences), in place of the
       row's number;
-    * ignores the temperature, top-k, top-p and other cuts that the model's generation configuration
-      or a pipeline brings, and honours those passed in the call, as arguments or in a configuration
-      (of one that was made of the model's, what differs from it): a temperature multiplies the
-      policy's, a `min_p`, `top_k` or `top_p` replaces the policy's, but for a top-p that is
-      predicted, which cuts after them;
+    * ignores `do_sample`, the temperature, top-k, top-p and other cuts that the model's generation
+      configuration or a pipeline brings, and honours those passed in the call, as arguments or in a
+      configuration (of one that is or was made of the model's, what differs from it): a temperature
+      multiplies the policy's, a `min_p`, `top_k` or `top_p` replaces the policy's, but for a top-p
+      that is predicted, which cuts after them;
     * raises ValueError for beams, guidance, sequence biases, contrastive, DoLa, constrained and
       custom decoding, and continuous batching, and if a policy that remembers (adaptive-p) is asked
       for what the fused sampler cannot serve; RuntimeError, at its end, if a row held NaN, inf or
@@ -116,7 +118,8 @@ def attach(
     Returns:
         An `Attachment`: a context manager with `.detach()`, and `.records`. Neither ends while a
         `generate` runs in another thread: join it, or read its streamer to the end, inside the
-        block.
+        block. Where an exception ends the block, the policy is detached when the last call has
+        ended.
 
     Raises:
         TypeError: if `model` cannot generate.

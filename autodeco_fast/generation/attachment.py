@@ -22,12 +22,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationConfig, GenerationMixin
 
 from autodeco_fast.causal_lm import embedding_device
 from autodeco_fast.generation import loop
-from autodeco_fast.generation.copies import plain_copy, shared_tensors
+from autodeco_fast.generation.copies import COMPILED, plain_state
 from autodeco_fast.generation.gate import Call, Gate, Record, Unscaled, install
 from autodeco_fast.generation.settings import Plan, plan
 from autodeco_fast.policies.base import Policy
@@ -121,7 +120,7 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         )
 
     def __reduce_ex__(self, protocol):
-        return object.__new__, (base,), attachment.plain_copy(shared_tensors(self)).__dict__
+        return object.__new__, (base,), plain_state(self)
 
     def __call__(self, *args, **kwargs):
         """A frame for `torch.compile`, which leaves the hooks of the module that it is given out of
@@ -159,7 +158,8 @@ class Attachment:
         self.embedding = model.get_output_embeddings()
         self._warned = False
         self._warn_of(policy)
-        self._running, self._lock = 0, threading.Lock()  # calls of `generate`, in any thread
+        self._running, self._lock = 0, threading.RLock()  # calls of `generate`, in any thread
+        self._leaving = False  # whether the last of them detaches
         if self.device.type != "meta":  # offloaded weights are
             policy = policy.to(self.device)
         self.policy = policy
@@ -200,7 +200,7 @@ class Attachment:
 
     def _switch_class(self, cls: type) -> None:
         self.model.__class__ = cls
-        for name in ("_compiled_call", "_last_compile_config"):  # compiled with the other hooks
+        for name in COMPILED:  # with the other hooks
             self.model.__dict__.pop(name, None)
 
     @torch.no_grad()
@@ -246,50 +246,55 @@ class Attachment:
             RuntimeError: if a `generate` is running, or something else has switched the model's
                 class since.
         """
-        if not self.attached:
-            return
-        if self._running:
-            raise RuntimeError(
-                "detach() came while generate runs, whose remaining tokens would not follow the "
-                "policy: wait for it (join its thread, read its streamer to the end) inside the "
-                "with block"
-            )
-        if type(self.model) not in (self._class, self._base):
-            raise RuntimeError(
-                f"the class of the model was changed after attach(), to {type(self.model)}: undo "
-                "that first"
-            )
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._switch_class(self._base)
+        with self._lock:
+            if not self.attached:
+                return
+            if self._running:
+                raise RuntimeError(
+                    "detach() came while generate runs, whose remaining tokens would not follow "
+                    "the policy: wait for it (join its thread, read its streamer to the end) "
+                    "inside the with block"
+                )
+            if type(self.model) not in (self._class, self._base):
+                raise RuntimeError(
+                    f"the class of the model was changed after attach(), to {type(self.model)}: "
+                    "undo that first"
+                )
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+            self._switch_class(self._base)
 
     def __enter__(self) -> "Attachment":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.detach()
-
-    def plain_copy(self, memo: dict) -> nn.Module:
-        """`copy.deepcopy` of the model, unattached; of what the memo knows there is no copy."""
-        return plain_copy(
-            self.model,
-            self._base,
-            modules=[self.model, self.embedding],
-            hooks={handle.id for handle in self._handles},
-            memo=memo,
-        )
+    def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
+        """Detaches; after an exception, which goes on, once no `generate` runs any more."""
+        with self._lock:
+            self._leaving = kind is not None and self._running > 0
+            if not self._leaving:
+                self.detach()
+        if self._leaving and hasattr(error, "add_note"):  # Python 3.11
+            error.add_note("a generate still runs: the policy is detached when it has ended")
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """A call of `generate` runs."""
+        """A call of `generate` runs.
+
+        Raises:
+            RuntimeError: if the policy was detached since the call began.
+        """
         with self._lock:
+            if not self.attached:
+                raise RuntimeError("the policy was detached while this generate began: call again")
             self._running += 1
         try:
             yield
         finally:
             with self._lock:
                 self._running -= 1
+                if self._leaving and not self._running:
+                    self.detach()
 
     def generate(
         self,

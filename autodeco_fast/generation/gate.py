@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from autodeco_fast.generation import lazy
+from autodeco_fast.generation.copies import CopiedPlain, NotCopied
 from autodeco_fast.policies.base import Picked, Policy
 from autodeco_fast.policies.masking import masked
 from autodeco_fast.policies.temperature import divisor
@@ -143,7 +144,7 @@ def _cut(scaled: torch.Tensor, policy: Policy, top_p: torch.Tensor) -> torch.Ten
     return masked(flat, policy.cut(flat).at(top_p.flatten())).view_as(scaled)
 
 
-class _Hooks:
+class _Hooks(NotCopied):
     """Those of one attached model."""
 
     def __init__(self, name: str, embedding: nn.Module, policy: Policy, gate: Gate):
@@ -210,7 +211,7 @@ class _Hooks:
 
 
 def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) -> list:
-    """Registers the hooks and returns their handles.
+    """Registers the hooks and returns their handles; they are removed in this order.
 
     Args:
         embedding: the output embedding, `h [..., H] → logits [..., V]`.
@@ -220,4 +221,5 @@ def install(model: nn.Module, embedding: nn.Module, policy: Policy, gate: Gate) 
         model.register_forward_pre_hook(hooks.enter),
         embedding.register_forward_pre_hook(hooks.read, with_kwargs=True),
         model.register_forward_hook(hooks.leave, prepend=True),
+        CopiedPlain(embedding),
     ]

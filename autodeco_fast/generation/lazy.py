@@ -185,6 +185,12 @@ class _Handed(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
+    def __reduce_ex__(self, protocol):
+        return self.source.__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo):
+        return self.source.clone()
+
 
 def can_stay_lazy(embedding: torch.nn.Module, hidden: torch.Tensor) -> bool:
     """Whether the product of this output embedding is one that `linear_sample` can take over."""
