@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 from torch.autograd import forward_ad
-from torch.compiler import assume_constant_result
 
 from autodeco_fast.numerics import FLOATS
 
@@ -32,10 +31,13 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-@assume_constant_result
 def _recent(index: int) -> bool:
     """Whether Triton compiles for a GPU: AMD's, or NVIDIA's of compute capability 8 or newer."""
     return torch.version.hip is not None or _capability(index) >= (8, 0)
+
+
+# What torch.compiler.assume_constant_result sets, which would import all of torch.compile here.
+_recent._dynamo_marked_constant = True
 
 
 def supported(*tensors: torch.Tensor) -> bool:

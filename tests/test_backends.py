@@ -98,6 +98,20 @@ def test_other_gpus_get_triton(capability, hip, card):
     assert resolve(None, x) == resolve("triton", x) == "triton"
 
 
+def test_a_compiler_does_not_look_for_the_gpu(monkeypatch):
+    """Which one a tensor is on is settled when it traces."""
+
+    def capability(index):
+        assert not torch.compiler.is_compiling()
+        return 8, 0
+
+    monkeypatch.setattr(backends, "_capability", capability)
+    compiled = torch.compile(
+        lambda x: x + backends._recent(x.get_device()), backend="eager", fullgraph=True
+    )
+    assert compiled(torch.zeros(1)).tolist() == [1.0]
+
+
 def test_a_backend_is_imported_only_where_it_runs():
     """numba costs 0.4 s: who runs kernels does not pay it, and torch's users import no kernel."""
     script = """

@@ -298,7 +298,8 @@ def test_a_process_whose_partner_was_killed_says_so_and_ends(model, tmp_path):
 SLOW = """
 import os, pathlib, time
 def score(completions):
-    pathlib.Path("pid-" + os.environ.get("RANK", "")).write_text(str(os.getpid()))
+    pathlib.Path(f"new-{os.getpid()}").write_text(str(os.getpid()))
+    os.replace(f"new-{os.getpid()}", "pid-" + os.environ.get("RANK", ""))  # never seen empty
     time.sleep(0.15)
     return [float(len(c) > 9) for c in completions]
 """

@@ -111,7 +111,7 @@ def test_a_spill_would_be_seen():
             tl.store(y_ptr + o, total + b)
 
         entry = (hungry, {"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32"}, {"block": 16384}, 1, 1)
-        targets = ("sm_80", "sm_90", "sm_100", "gfx942")
+        targets = ("sm_90", "gfx942")  # each vendor's is read in its own way
         print(all(compile_one(entry, target)["spills"] > 0 for target in targets))
     """
     with tempfile.NamedTemporaryFile(
