@@ -102,7 +102,7 @@ def test_a_compiler_does_not_look_for_the_gpu(monkeypatch):
     """Which one a tensor is on is settled when it traces."""
 
     def capability(index):
-        assert not torch.compiler.is_compiling()
+        os.stat("/")  # what no compiler takes into a graph
         return 8, 0
 
     monkeypatch.setattr(backends, "_capability", capability)
