@@ -28,7 +28,7 @@ serve: $(VLLM_STAMP) ## SmolLM2 with its head behind vLLM, and a page that strea
 	@exec $(VLLM_VENV)/bin/python -m autodeco_fast.demo.serve
 
 test: $(STAMP) ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # vLLM pins torch and transformers of its own, so it gets an environment of its own.
 $(VLLM_STAMP): pyproject.toml setup.py constraints-vllm.txt
