@@ -1,6 +1,7 @@
-"""The larger and the smaller of two numbers, NaN where the first is NaN.
+"""The larger and the smaller of two numbers, NaN where one is.
 
-`tl.maximum` is a GPU's own instruction, which leaves NaN out; what is broken would look whole.
+`tl.maximum` alone is a GPU's `max`, which leaves NaN out, so that what is broken would look whole.
+On NVIDIA's GPUs these are one instruction, too, `max.NaN`.
 """
 
 import triton
@@ -9,9 +10,9 @@ import triton.language as tl
 
 @triton.jit
 def at_least(b_x, low):
-    return tl.where(b_x < low, low, b_x)
+    return tl.maximum(b_x, low, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def at_most(b_x, high):
-    return tl.where(b_x > high, high, b_x)
+    return tl.minimum(b_x, high, propagate_nan=tl.PropagateNan.ALL)
