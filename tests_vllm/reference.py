@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from autodeco_fast import TemperatureHead
 
-# Of |Δ log p| at T ≥ 0.2; errors of logits grow as 1/T.
-TOLERANCE = 3e-5
+# Of |Δ log p| at T ≥ 0.2; errors of logits, which CPUs round in their own ways, grow as 1/T.
+TOLERANCE = 6e-5
 
 
 @dataclass(frozen=True)
