@@ -4,6 +4,7 @@ import textwrap
 
 import pytest
 import torch
+import transformers
 from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook
 
@@ -96,6 +97,9 @@ SHARED = """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    transformers.__version__.startswith("5.0."), reason="leaves the LM head whole under tp_plan"
+)
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_share_a_model(tmp_path):
     """FSDP2, whose bits are those of the whole model; tensor parallelism, where the LM head's
