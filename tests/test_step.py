@@ -175,3 +175,14 @@ def test_compiles_without_a_break(objective):
     )
     for a, b in zip(ours, eager):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("unreachable", ["drop", "clip"])
+def test_the_loss_of_broken_hidden_states_is_not_a_number(unreachable):
+    """So that a run stops, instead of learning from what is left."""
+    hidden, y, lm_head, heads = case()
+    hidden[1] = math.nan
+    step, _ = training_step(
+        hidden, y, lm_head, heads["temp_head"], MinPHinge(unreachable=unreachable), torch.zeros(40)
+    )
+    assert step.terms["hinge"].loss.isnan()

@@ -125,7 +125,7 @@ def start_accelerator(**options):
             "DeepSpeed's zero_stage must be 0, 1 or 2, got 3: it takes the base model's weights "
             "apart, and heads read all of its LM head"
         )
-    # With it transformers, up to some version, gives weights to the first process alone.
+    # Under an FSDP configuration transformers 5.0 would give weights to the first process alone.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if _asked_for(name) and accelerator.is_main_process:
