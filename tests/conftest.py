@@ -1,6 +1,7 @@
 """Kernels run in Triton's interpreter unless a GPU is there; whatever a kernel forgets to write
 shows up as NaN."""
 
+import gc
 import os
 from importlib.util import find_spec
 
@@ -17,6 +18,20 @@ if not torch.cuda.is_available():
 
         interpreter.quicken()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first. A process that has nothing left takes over the last tests
+    of another, and would make again what the tests of a file share."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: Python need not look through it for garbage again and
+    again."""
+    gc.freeze()
 
 
 def _poison(t: torch.Tensor) -> torch.Tensor:

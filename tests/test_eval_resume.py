@@ -45,9 +45,9 @@ def test_a_torn_last_line_is_drawn_again(model, tmp_path, left):
 
 
 SLOW = """
-import time
+import os, time
 def score(completions):
-    time.sleep(0.15)
+    time.sleep(float(os.environ.get("SECONDS", "0")))
     return [float(len(c) > 9) for c in completions]
 """
 
@@ -64,7 +64,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch
     options = ["eval", "--model", EMBEDDED_MODEL, "--prompts", prompts, "--scorer", "slowly:score"]
     options += ["--samples", 4, "--batch-size", 2, "--max-new-tokens", 8, "--dtype", "float32"]
     options += ["--policy", "static T=1 min_p=0.1", "--policy", "greedy", "--stop", ")"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SECONDS": "0.15"}
     killed = subprocess.Popen(
         [sys.executable, "-m", "autodeco_fast", *map(str, options), "--output", "killed"],
         env=environment,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from autodeco_fast.training import scorers
 from autodeco_fast.training.eval_checks import CHECKS
 from autodeco_fast.training.prompts import Prompt
 from autodeco_fast.training.scorers import load_scorer, of_function, parse_record, read_answer
@@ -58,15 +59,19 @@ def test_exact(completion, answer, expected):
         ("nothing", "17", 0),
         ("", "17", 0),
         ("NaN", "17", 0),
-        ("$9^{9^{9^{9}}}$", "17", 0),
         ("(" * 5000, "17", 0),
         (HUGE + " 17", "17", 1),
         ("17 " + HUGE, "17", 0),
     ],
-    ids=range(20),
+    ids=range(19),
 )
 def test_math(completion, answer, expected):
     assert score("math", completion, answer=answer) == expected
+
+
+def test_math_that_takes_too_long_is_wrong(monkeypatch):
+    monkeypatch.setattr(scorers, "_SECONDS", 1)
+    assert score("math", "$9^{9^{9^{9}}}$", answer="17") == 0
 
 
 def test_math_takes_gold_answers_as_gsm8k_writes_them():

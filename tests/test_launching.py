@@ -84,6 +84,7 @@ def assert_launched(run: dict, kernels: list[str]) -> None:
     assert run["current"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bf16", "one strided row"])
 @pytest.mark.parametrize("op", CASES)
 def test_launches(op, kind, runs):
