@@ -10,8 +10,8 @@ from autodeco_fast.vocab_parallel import SamplePartial, merge_candidates, row_of
 
 from .sample import sample
 
-CHUNK = 1 << 22  # logits held at a time: 16 MB of fp32
-COLUMNS = 4096  # narrowest chunk
+CHUNK = 1 << 22  # logits that are one chunk: 16 MB of fp32
+COLUMNS = 4096  # of a chunk, where there are more: wider ones were slower
 
 
 def linear_sample(
@@ -32,7 +32,7 @@ def linear_sample(
     the maximum is not open).
     """
     B, V = len(hidden), len(weight)
-    columns = min(V, max(COLUMNS, CHUNK // max(B, 1)))
+    columns = V if B * V <= CHUNK else min(V, COLUMNS)
     buffer = torch.empty(B * columns, dtype=hidden.dtype, device=hidden.device)
     if parameters.stream is None:
         parameters = parameters._replace(stream=torch.arange(B, device=hidden.device))
