@@ -5,11 +5,13 @@ import json
 import warnings
 
 import pytest
+import torch
 
 from autodeco_fast import TemperatureHead
 from autodeco_fast.checkpoint import SETTINGS_NAME
 from autodeco_fast.training import base_model
 from autodeco_fast.training.batches import OnlineSource
+from autodeco_fast.training.data import Example
 from autodeco_fast.training.loop import train
 from autodeco_fast.training.scan_store import file_fingerprint
 from tests.tiny_models import tiny_model
@@ -63,6 +65,30 @@ def test_other_data_and_processes_are_refused(begun, name):
     path.write_text(json.dumps(settings | {name: "another"}))
     with pytest.raises(ValueError, match=f"was begun with {name} another, got"):
         train_from_scan(begun, save_steps=2, resume=True)
+
+
+def test_online_on_other_weights_or_ids_is_refused(tmp_path):
+    """Under the same LM head and file, as another adapter or chat template makes them."""
+    base, examples = base_model.wrap(tiny_model("llama")), make_examples(16)
+
+    def go_on() -> None:
+        settings = online_config(tmp_path, save_steps=1, resume=True)
+        train(OnlineSource(base, examples, settings), settings, on_step=stop)
+
+    def stop(metrics: dict) -> None:
+        if metrics["step"] == 2:
+            raise _Stopped
+
+    with pytest.raises(_Stopped):
+        go_on()
+    whole = examples[3]
+    examples[3] = Example(whole.input_ids[1:], whole.labels[1:])
+    with pytest.raises(ValueError, match="was begun with encoded "):
+        go_on()
+    examples[3] = whole
+    torch.nn.init.ones_(base.model.model.layers[0].mlp.up_proj.weight)
+    with pytest.raises(ValueError, match="was begun with weights "):
+        go_on()
 
 
 def test_where_things_lie_and_how_often_they_are_saved_may_change(begun):

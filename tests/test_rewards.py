@@ -100,7 +100,8 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
 
 
 def test_a_run_on_other_prompt_ids_or_ends_is_not_resumed(tmp_path, monkeypatch):
-    """As a changed chat template or generation configuration makes them."""
+    """As a changed chat template or generation configuration makes them; nor one of a model with
+    the same LM head."""
 
     def stop(metrics):
         raise KeyboardInterrupt
@@ -110,6 +111,10 @@ def test_a_run_on_other_prompt_ids_or_ends_is_not_resumed(tmp_path, monkeypatch)
     base = base_model.wrap(tiny_model("llama"))
     base.model.generation_config.eos_token_id = [41, 40]
     with pytest.raises(ValueError, match=r"was begun with ends \[\], got \[40, 41\]: resume with"):
+        train(tmp_path, base=base, resume=True)
+    base = base_model.wrap(tiny_model("llama"))
+    torch.nn.init.ones_(base.model.model.layers[0].mlp.up_proj.weight)
+    with pytest.raises(ValueError, match="was begun with weights "):
         train(tmp_path, base=base, resume=True)
     prompts = [prompt._replace(ids=[*prompt.ids, 3]) for prompt in some_prompts()]
     monkeypatch.setattr(reward_runs, "some_prompts", lambda: prompts)

@@ -3,7 +3,7 @@
 z = softcap·tanh(logit_scale·(h Wᵀ + b) / softcap)          (no softcap: no tanh)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,6 +162,16 @@ class BaseModel:
                 "for it"
             )
         return entered[0][0].to(self.weight.device), logits.to(self.weight.device)
+
+
+def glance(model: torch.nn.Module) -> Iterator[bytes | torch.Tensor]:
+    """Names, shapes and some values of every weight, by which `fingerprint` tells models apart. Of
+    weights that are offloaded there are no values to see."""
+    for name, weight in sorted(model.named_parameters()):
+        yield f"{name} {tuple(weight.shape)}".encode()
+        if not weight.is_meta:
+            flat = weight.detach().flatten()
+            yield flat[:: max(1, len(flat) // 1024)].float()
 
 
 def _alike(ours: torch.Tensor, theirs: torch.Tensor) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from autodeco_fast.training.base_model import BaseModel
+from autodeco_fast.training.base_model import BaseModel, glance
 from autodeco_fast.training.config import AUTODECO, TrainConfig
 from autodeco_fast.training.data import IGNORED, Example
 from autodeco_fast.training.objectives import Batch
@@ -21,6 +21,7 @@ from autodeco_fast.training.scan_store import (
     Scan,
     ScanTokens,
     file_fingerprint,
+    fingerprint,
     read_fields,
     read_shard,
     token_bytes,
@@ -107,7 +108,13 @@ class OnlineSource:
     def identity(self) -> dict[str, str]:
         data = self.config.data
         of_data = {"trained_on": file_fingerprint(data)} if data.is_file() else {}
-        return {"lm_head": lm_head_fingerprint(self.lm_head), **of_data}
+        return {
+            "lm_head": lm_head_fingerprint(self.lm_head),
+            "weights": fingerprint(*glance(self.lm_head.model)),
+            # A changed tokenizer or chat template shows in it.
+            "encoded": fingerprint(*(repr(example).encode() for example in self.examples)),
+            **of_data,
+        }
 
     def steps_per_epoch(self, world: int) -> int:
         return -(-len(self.examples) // self._width(world))

@@ -44,12 +44,8 @@ def source_of(
 
 def model_fingerprint(model, tokenizer) -> str:
     """Of the names, shapes and some values of every weight, and of the vocabulary."""
-    parts: list[bytes | torch.Tensor] = [repr(sorted(tokenizer.get_vocab().items())).encode()]
-    for name, weight in sorted(model.named_parameters()):
-        parts.append(f"{name} {tuple(weight.shape)}".encode())
-        flat = weight.detach().flatten()
-        parts.append(flat[:: max(1, len(flat) // 1024)].float())
-    return fingerprint(*parts)
+    vocabulary = repr(sorted(tokenizer.get_vocab().items())).encode()
+    return fingerprint(vocabulary, *base_model.glance(model))
 
 
 def policy_fingerprint(policy: Policy) -> str:
