@@ -75,8 +75,8 @@ def draw_sampling(path: Path, record: dict) -> None:
     FigureCanvasAgg(figure)
     names = list(dict.fromkeys(result["logits"] for result in results))
     for axes, logits in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
-        _draw_one(axes, [r for r in results if r["logits"] == logits and r["variant"] != READ])
         axes.set(xscale="log", yscale="log", xlabel="rows", title=f"{logits} logits")
+        _draw_one(axes, [r for r in results if r["logits"] == logits and r["variant"] != READ])
     figure.axes[0].set_ylabel("µs a call")
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(),
