@@ -30,8 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Python's collector never looks through what is there by now, and looks less often: it took a
-    tenth of the suite's time."""
+    """From here on Python looks for garbage less often, and never among what is there by now."""
     gc.freeze()
     gc.set_threshold(20_000)
     gc.enable()

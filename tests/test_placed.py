@@ -9,7 +9,7 @@ from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook
 
 from autodeco_fast.training import base_model
-from autodeco_fast.training.scan_store import Scan
+from autodeco_fast.training.scan_store import Scan, fingerprint
 from tests.commands import assert_refuses, command
 from tests.evaluations import run
 from tests.forked import on_two_processes
@@ -38,6 +38,18 @@ def test_a_dispatched_model_is_scanned_like_a_whole_one(tmp_path):
     assert not base.weight.is_meta
     assert model.lm_head.weight.is_meta
     assert files(make_scan(tmp_path, base=base)) == files(make_scan(tmp_path, "whole"))
+
+
+def test_a_dispatched_model_is_known_by_the_weights_that_are_here(tmp_path):
+    """Of the others by name and shape."""
+    model = dispatch_model(
+        tiny_model("llama"), PLACES, main_device="cpu", offload_dir=tmp_path / "weights"
+    )
+    known = fingerprint(*base_model.glance(model))
+    weight = model.model.layers[1].mlp.up_proj.weight
+    assert not weight.is_meta
+    torch.nn.init.ones_(weight)
+    assert fingerprint(*base_model.glance(model)) != known
 
 
 def test_the_commands_take_a_device_map(model, tmp_path, monkeypatch):

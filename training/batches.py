@@ -12,11 +12,11 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from autodeco_fast.training.base_model import BaseModel, glance
+from autodeco_fast.training.base_model import BaseModel
 from autodeco_fast.training.config import AUTODECO, TrainConfig
 from autodeco_fast.training.data import IGNORED, Example
 from autodeco_fast.training.objectives import Batch
-from autodeco_fast.training.scan import lm_head_fingerprint, pad
+from autodeco_fast.training.scan import model_identity, pad
 from autodeco_fast.training.scan_store import (
     Scan,
     ScanTokens,
@@ -109,8 +109,7 @@ class OnlineSource:
         data = self.config.data
         of_data = {"trained_on": file_fingerprint(data)} if data.is_file() else {}
         return {
-            "lm_head": lm_head_fingerprint(self.lm_head),
-            "weights": fingerprint(*glance(self.lm_head.model)),
+            **model_identity(self.lm_head),
             # A changed tokenizer or chat template shows in it.
             "encoded": fingerprint(*(repr(example).encode() for example in self.examples)),
             **of_data,

@@ -24,7 +24,7 @@ import torch
 
 from autodeco_fast import TemperatureHead, TokenStats, reward_loss, token_stats
 from autodeco_fast.training import checkpoints
-from autodeco_fast.training.base_model import BaseModel, glance, width
+from autodeco_fast.training.base_model import BaseModel, width
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.data import IGNORED
 from autodeco_fast.training.head_folder import check_model, check_resumed, written_settings
@@ -40,8 +40,8 @@ from autodeco_fast.training.objectives import Sums, transform_of
 from autodeco_fast.training.processes import Processes
 from autodeco_fast.training.reward_config import RewardConfig
 from autodeco_fast.training.rollouts import Rollout, Rounds
-from autodeco_fast.training.scan import batches_by_length, lm_head_fingerprint, pad
-from autodeco_fast.training.scan_store import file_fingerprint, fingerprint
+from autodeco_fast.training.scan import batches_by_length, lm_head_fingerprint, model_identity, pad
+from autodeco_fast.training.scan_store import file_fingerprint
 from autodeco_fast.training.step import Step, differentiate
 
 _GAIN = 10.0
@@ -126,11 +126,7 @@ class _Run:
         self, on_start: Callable[[int, int], None], on_round: Callable[[dict], None]
     ) -> TemperatureHead:
         config, newest = self.config, checkpoints.newest(self.config.output)
-        identity = {
-            "lm_head": lm_head_fingerprint(self.base),
-            "weights": fingerprint(*glance(self.base.model)),
-            **self.rounds.identity(),
-        }
+        identity = {**model_identity(self.base), **self.rounds.identity()}
         source = config.prompts if config.rollouts is None else config.rollouts
         if source.is_file():
             identity["trained_on"] = file_fingerprint(source)

@@ -18,7 +18,7 @@ import torch
 from autodeco_fast import TokenStats
 from autodeco_fast.losses import IMPOSSIBLE, MIDDLE, TRIVIAL, difficulty
 from autodeco_fast.losses.selection import bucket_of
-from autodeco_fast.training.base_model import BaseModel
+from autodeco_fast.training.base_model import BaseModel, glance
 from autodeco_fast.training.config import ScanConfig
 from autodeco_fast.training.data import IGNORED, Example, encode, stream_examples
 from autodeco_fast.training.processes import Processes
@@ -209,6 +209,12 @@ def lm_head_fingerprint(base: BaseModel) -> str:
     return fingerprint(
         *(t.bfloat16() for t in base.lm_head()), f"{base.logit_scale} {base.softcap}".encode()
     )
+
+
+def model_identity(base: BaseModel) -> dict[str, str]:
+    """What `training.json` knows a model by that is run while a head is trained."""
+    weights = fingerprint(*glance(base.model))
+    return {"lm_head": lm_head_fingerprint(base), "weights": weights}
 
 
 def _ignore(examples: int, tokens: int) -> None:
