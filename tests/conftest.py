@@ -3,6 +3,7 @@ shows up as NaN."""
 
 import gc
 import os
+import signal
 from importlib.util import find_spec
 
 import pytest
@@ -18,6 +19,8 @@ if not torch.cuda.is_available():
 
         interpreter.quicken()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells begin what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.disable()  # until tests run: what is imported and collected is no garbage
 
 
