@@ -33,7 +33,7 @@ from bench.memory import peak_mb
 from bench.peers import compiled_by_torch
 from bench.records import reason
 
-WARMUP = 2
+WARMUP, SETTLE = 2, 0.2  # rounds, seconds
 
 
 def pytest_addoption(parser) -> None:
@@ -198,7 +198,8 @@ def take_turns(request, benchmark, tiny) -> Callable[..., None]:
         first: dict[str, Call] = {}
         found: dict[str, dict] = {}
         rounds = 2 if tiny else max(rounds, benchmark._min_rounds)
-        warmup = 1 if tiny else WARMUP
+        how = {"rounds": rounds, "burst": burst, "warmup": 1 if tiny else WARMUP}
+        how["settle"] = 0.0 if tiny else SETTLE
         for batch in batches(variants):
             failed |= run_once(batch, ours)
             able = {name: call for name, call in batch.items() if name not in failed}
@@ -206,7 +207,7 @@ def take_turns(request, benchmark, tiny) -> Callable[..., None]:
                 continue
             again, foreign = beside(first, ours, limit) if first else ({}, None)
             before = (lambda _, call=foreign: call()) if foreign and burst == 1 else None
-            taken = in_turn(again | able, rounds=rounds, warmup=warmup, burst=burst, before=before)
+            taken = in_turn(again | able, before=before, **how)
             compared = ratios(taken, ours, limit)
             for name in able:
                 times[name], found[name] = taken[name], compared[name]

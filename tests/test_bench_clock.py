@@ -1,6 +1,7 @@
 """The clock of the benchmarks: turns, ratios of calls side by side, and on a simulated device the
 times of calls whose host is slow."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -127,6 +128,15 @@ def test_what_was_timed_before_an_interruption_is_there():
     with pytest.raises(KeyboardInterrupt):
         clock.in_turn({"a": work}, rounds=9, warmup=1, times=kept)
     assert len(kept["a"]) == 2
+
+
+def test_rounds_of_the_first_seconds_are_not_kept(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    calls = []
+    kept = clock.in_turn({"a": lambda: calls.append(1)}, rounds=3, warmup=1, settle=20.0)["a"]
+    # A round looks at the clock four times: whether it is kept, and around the call.
+    assert (len(kept), len(calls)) == (3, 8)
 
 
 def test_a_later_batch_is_compared_with_what_was_timed_in_it():

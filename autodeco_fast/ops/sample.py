@@ -118,9 +118,9 @@ def checked_parameters(
         stream = whole("stream", stream, COUNTER)
     return SamplingParameters(
         temperature=real("temperature", temperature, TEMPERATURE),
-        min_p=real("min_p", 0.0 if min_p is None else min_p, PROBABILITY),
-        top_k=whole("top_k", 0 if top_k is None else top_k, TOP_K),
-        top_p=real("top_p", 1.0 if top_p is None else top_p, TOP_P),
+        min_p=0.0 if min_p is None else real("min_p", min_p, PROBABILITY),
+        top_k=0 if top_k is None else whole("top_k", top_k, TOP_K),
+        top_p=1.0 if top_p is None else real("top_p", top_p, TOP_P),
         seed=whole("seed", seed, None),
         position=whole("position", position, COUNTER),
         stream=stream,

@@ -49,7 +49,9 @@ def sample(
     T, min_p, *integers = numbers
     token = torch.empty(B, dtype=torch.int64, device="cpu")
     status = torch.empty(B, dtype=torch.int32, device="cpu")
-    found = torch.empty(7, B, dtype=torch.float64, device="cpu")
+    here = logits.is_cpu and logits.dtype is torch.float32
+    waits = not here or p.truncated
+    found = torch.empty(7, B, dtype=torch.float64, device="cpu") if want or waits else None
 
     def draw(
         z: torch.Tensor, maxima: torch.Tensor | None, floor: torch.Tensor | None, lowest: float
@@ -59,7 +61,7 @@ def sample(
         call = [z.data_ptr(), z.stride(0), B, V, SUBTILE, first_id]
         call += [0 if x is None else x.data_ptr() for x in sides]
         call += [float(T), float(min_p), *integers, step, lowest, measure]
-        call += [token.data_ptr(), status.data_ptr(), found.data_ptr()]
+        call += [token.data_ptr(), status.data_ptr(), 0 if found is None else found.data_ptr()]
         well = []
 
         def work(rows: slice) -> None:
@@ -68,9 +70,7 @@ def sample(
         in_threads(work, B, B * V // _WORTH_A_THREAD)
         return all(well)
 
-    here = logits.is_cpu and logits.dtype is torch.float32
     values = logits if here else torch.empty(B, V, device="cpu")
-    waits = not here or p.truncated
     lowest = _INFINITY if waits else -_INFINITY  # nothing reaches τ before all of it is known
     if not here and maxima is None:
         maxima = maxima_of_subtiles(logits).float()
@@ -117,7 +117,7 @@ def _results(
     logits: torch.Tensor,
     token: torch.Tensor,
     status: torch.Tensor,
-    found: torch.Tensor,
+    found: torch.Tensor | None,
     first_id: int,
     want: int,
 ) -> Sampled:

@@ -202,13 +202,13 @@ def sample_rows(
     token,  # [B] int64, written: where the best score is
     status,  # [B] int32, written: 4 and 8 of `SampleOutput`, or BROKEN
     # [7, B] fp64, written: maximum, T (0 if greedy), τ of Min-P, the best z + T·g, its z, tokens of
-    # the kept set, Σ e^{(z − top)/T} of these
+    # the kept set, Σ e^{(z − top)/T} of these; or 0
     found,
 ):
     """Gumbel-max over the tokens ≥ τ of each row: the maxima of its tiles, the cut, and the tiles
     that reach it, while the row is in the caches.
 
-    Returns whether no row has NaN or +inf; of one that has only maximum and status are written.
+    Returns whether no row has NaN or +inf; of one that has only the status is written.
     """
     well, nothing, tiles = True, np.float32(-np.inf), -(-V // width)
     tokens = numba.carray(_pointer(token), B, np.int64)
@@ -223,7 +223,7 @@ def sample_rows(
             _tile_maxima(row.view(np.int32), width, tops)
         m = largest(tops.view(np.int32))
         if not m < np.inf:
-            of_rows[0, b], statuses[b], well = m, BROKEN, False
+            statuses[b], well = BROKEN, False
             continue
         top, T, tau = _cut(
             m, _float(temperature_ptr, temperature, b), _float(min_p_ptr, min_p, b),
@@ -243,6 +243,8 @@ def sample_rows(
                 start = t * width
                 values = row[start : min(start + width, V)]
                 best = _best_of_tile(values, first_id + start, lowest, T, top, noise, measure, best)
-        of_rows[0, b], of_rows[1, b], of_rows[2, b] = top, T, tau
-        of_rows[3, b], of_rows[4, b], tokens[b], of_rows[5, b], of_rows[6, b] = best
+        tokens[b] = best[2]
+        if found:
+            of_rows[0, b], of_rows[1, b], of_rows[2, b] = top, T, tau
+            of_rows[3, b], of_rows[4, b], _, of_rows[5, b], of_rows[6, b] = best
     return well
