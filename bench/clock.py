@@ -152,14 +152,15 @@ def in_turn(
     rounds: int = 20,
     warmup: int = 2,
     settle: float = 0.0,
+    span: float = 0.0,
     burst: int = 1,
     before: Callable[[str], object] | None = None,
     alternate: bool = False,
     wall: bool = False,
     times: dict[str, list[float]] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of every variant, `rounds` of them, taken in turn so that a slow spell of the machine
-    hits all.
+    """Seconds of every variant, `rounds` of them or more, taken in turn so that a slow spell of the
+    machine hits all.
 
     A turn is `burst` calls in a row (fewer, but two, once they have taken `LONG`), the last of
     which is timed: with 1, a variant finds the caches as the variant before left them (on a GPU
@@ -168,6 +169,8 @@ def in_turn(
     Args:
         warmup, settle: rounds ahead of those that are kept, at least so many, and for so many
             seconds: on a CPU a short call gets faster over the first twenty rounds.
+        span: seconds that the rounds take at least; more than `rounds` of short calls then. A spell
+            in which other guests of a machine use its caches lasts tenths of a second.
         before: called with a variant's name ahead of its turn, and not timed.
         alternate: every second round goes through the variants backwards.
         wall: takes `wall_seconds`.
@@ -177,7 +180,7 @@ def in_turn(
     times |= {name: [] for name in variants}
     sleeps: dict[str, float | None] = dict.fromkeys(variants) if wall else {}
     started, turn, kept = time.perf_counter(), 0, 0
-    while kept < rounds:
+    while kept < rounds or time.perf_counter() - started < settle + span:
         keep = turn >= warmup and time.perf_counter() - started >= settle
         order = list(variants)
         for name in reversed(order) if alternate and turn % 2 else order:

@@ -6,8 +6,8 @@
     pytest bench --benchmark-disable --bench-shapes=tiny
 
 `python -m bench.run` takes records. The plugin's options mean what they mean to it;
-`--benchmark-min-rounds` asks for more than the 20 rounds that every benchmark takes, time limits
-and calibration do not apply to turns.
+`--benchmark-min-rounds` asks for more than the 20 rounds, and the second, that every benchmark
+takes; time limits and calibration do not apply to turns.
 """
 
 import functools
@@ -33,7 +33,8 @@ from bench.memory import peak_mb
 from bench.peers import compiled_by_torch
 from bench.records import reason
 
-WARMUP, SETTLE = 2, 0.2  # rounds, seconds
+WARMUP = 2  # rounds
+SETTLE, SPAN = 0.2, 1.0  # seconds
 
 
 def pytest_addoption(parser) -> None:
@@ -199,7 +200,7 @@ def take_turns(request, benchmark, tiny) -> Callable[..., None]:
         found: dict[str, dict] = {}
         rounds = 2 if tiny else max(rounds, benchmark._min_rounds)
         how = {"rounds": rounds, "burst": burst, "warmup": 1 if tiny else WARMUP}
-        how["settle"] = 0.0 if tiny else SETTLE
+        how |= {} if tiny else {"settle": SETTLE, "span": SPAN}
         for batch in batches(variants):
             failed |= run_once(batch, ours)
             able = {name: call for name, call in batch.items() if name not in failed}

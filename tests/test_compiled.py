@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from autodeco_fast import logit_stats, sample, subtile_maxima, token_stats
+from autodeco_fast import (
+    TokenStats,
+    logit_stats,
+    min_p_hinge_loss,
+    sample,
+    subtile_maxima,
+    token_stats,
+)
 from autodeco_fast.torch_backend import jit, sample_loops, stats_loops
 
 elementwise_exp = numba.vectorize(lambda x: stats_loops._exp(x))
@@ -146,14 +153,20 @@ def test_loops_write_to_the_host_whatever_the_default_device_is(dtype):
 def test_threads_change_nothing(threads, monkeypatch):
     z = torch.randn(7, 300_000)
     y = torch.arange(7)
-    alone = logit_stats(z, y, backend="torch"), sample(z, 1.0, seed=3, backend="torch").token
+
+    def results() -> list[torch.Tensor]:
+        stats = logit_stats(z, y, backend="torch")
+        many = TokenStats(*(x.repeat(50_000) for x in stats[:6]))
+        T = torch.linspace(0, 2, len(many.rank))
+        hinge = min_p_hinge_loss(T, many, backend="torch")
+        return [*stats[:6], sample(z, 1.0, seed=3, backend="torch").token, hinge]
+
+    alone = results()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     seen = []
     jit.in_threads(lambda rows: seen.extend(range(7)[rows]), 7, 100)
     assert sorted(seen) == list(range(7))
-    together = logit_stats(z, y, backend="torch"), sample(z, 1.0, seed=3, backend="torch").token
-    assert all(torch.equal(a, b) for a, b in zip(alone[0], together[0]) if a is not None)
-    assert torch.equal(alone[1], together[1])
+    assert all(torch.equal(a, b) for a, b in zip(alone, results(), strict=True))
 
 
 def test_what_fails_in_a_thread_is_raised(monkeypatch):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autodeco_fast import TokenStats, goldilocks_mask, required_temperature
+from autodeco_fast.torch_backend import min_p_hinge
 from tests.on_device import logit_stats, min_p_hinge_loss
 
 
@@ -29,7 +30,7 @@ def reference(T, gap, rank, min_p, gravity, power, unreachable, weight, reductio
 
 @settings(max_examples=60)
 @given(
-    st.integers(1, 2100),
+    st.integers(1, 2100) | st.sampled_from([4096, 4097, 9000]),
     st.sampled_from([1, 2]),
     st.sampled_from(["drop", "clip"]),
     st.sampled_from(["mean", "sum", "none"]),
@@ -59,6 +60,20 @@ def test_value_and_gradient(N, power, unreachable, reduction, weighted, backend)
     (want * upstream.double()).sum().backward()
     # λ − 2(T* − T) can cancel: a few roundings of its terms, which are below 4
     torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("power", [1, 2])
+def test_loops_and_torch_agree(power, clip):
+    """On numbers of all kinds, NaN, infinities and zero weights among them."""
+    g = torch.Generator().manual_seed(0)
+    some = torch.tensor([0.0, -0.0, 1.0, 4.605170, torch.nan, torch.inf, -torch.inf, 3e38])
+    T, gap, weight = (some[torch.randint(len(some), (5000,), generator=g)] for _ in range(3))
+    rank = torch.randint(-1, 3, (5000,), generator=g)
+    for w in (None, weight):
+        arguments = T, gap, rank, w, 0.4342945, 0.1, power, 2.0, clip
+        ours, theirs = min_p_hinge._compiled(*arguments), min_p_hinge._in_torch(*arguments)
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
 def test_all_ignored_is_zero(backend):
