@@ -4,6 +4,7 @@ fsspec comes with torch; what speaks to a certain storage (s3fs, gcsfs) is the u
 """
 
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,6 +16,7 @@ from uuid import uuid4
 
 from autodeco_fast.errors import foreign
 
+_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 _AT_ONCE = 16  # requests to storage that answers many: each is mostly waited for
 _Found = TypeVar("_Found")
 
@@ -126,25 +128,30 @@ class Url(str):
     def upload(self, file: Path) -> None:
         """Puts a local file there, whole or not at all, in place of one that is there.
 
-        An object store shows an object once it is whole. Where files are seen while they are
-        written, they can be renamed: there it is written beside its place, and the old one is
-        removed before the new one is moved, since some do not rename onto a file.
+        An object store shows an object once it is whole, and keeps the one before until then.
+        Where files are seen while they are written, they can be renamed: there it is written beside
+        its place, and the old one is removed before the new one is moved, since some do not rename
+        onto a file.
         """
         with foreign(f"cannot write {self}", Unreachable):
-            (storage, path), draft = self._now(), None
+            (storage, path), draft, before = self._now(), None, None
             if _renames(storage):
                 folder, name = posixpath.split(path)
                 draft = posixpath.join(folder, f".{name}.{uuid4().hex}.tmp")
                 storage.makedirs(folder, exist_ok=True)
+            else:
+                before = self._info()
             try:
                 storage.put_file(str(file), draft or path)
                 if draft:
                     with suppress(FileNotFoundError):
                         storage.rm_file(path)
                     storage.mv(draft, path)
-            except BaseException:  # some storage ends a file that a broken loop writes
+            except BaseException:
                 with suppress(Exception):  # not there, or refused like what was refused
-                    storage.rm_file(draft or path)
+                    # Some storage ends a file that a broken loop writes.
+                    if draft or self._info() != before:
+                        storage.rm_file(draft or path)
                 raise
 
     @property
@@ -157,8 +164,19 @@ Location = Path | Url
 
 
 def location(given: str | Path) -> Location:
-    """A path of this machine, or what a text with :// in it is the URL of."""
-    return Url(given) if isinstance(given, str) and "://" in given else Path(given)
+    """A path of this machine, or what a text with :// in it is the URL of.
+
+    Raises:
+        ValueError: for a URL with a password, which would be written wherever a scan is named.
+    """
+    if not isinstance(given, str) or "://" not in given:
+        return Path(given)
+    if _PASSWORD.search(given):
+        raise ValueError(
+            f"a URL must hold no password, got one in {_PASSWORD.sub('://…@', given)!r}: give it "
+            "in fsspec's configuration"
+        )
+    return Url(given)
 
 
 def _renames(storage) -> bool:

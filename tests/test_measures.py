@@ -10,7 +10,9 @@ import torch
 from autodeco_fast import logit_stats, required_temperature
 from autodeco_fast.training import measures
 from autodeco_fast.training.report_data import spearman
-from autodeco_fast.training.scan_store import ScanTokens
+from autodeco_fast.training.scan_store import TENSORS, Scan, ScanTokens
+from autodeco_fast.training.token_uniform import held_out
+from tests.scans import make_scan
 
 
 class Logits:
@@ -55,6 +57,21 @@ def test_measures_follow_their_definitions():
     assert got["kept_set_size"] == pytest.approx(inside.sum(-1).double().mean().item())
     assert got["nll"] == pytest.approx(-at_target(p).log().mean().item(), rel=1e-5)
     assert sums["x"][:, 4].tolist() == torch.bincount(t.document).tolist()
+
+
+def test_a_sample_is_read_without_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(measures, "SAMPLE", 50)
+    scan = Scan(make_scan(tmp_path))
+    whole = scan.load()
+    monkeypatch.setattr(Scan, "load", None)
+    held = held_out(3, whole.document, 0.3)
+    for sample, of in (
+        (measures._sample(scan), whole),
+        (measures._sample(scan, 3, 0.3), whole[held]),
+    ):
+        expected = of[measures.sample_of(of)]
+        assert len(sample) == 50
+        assert all(torch.equal(getattr(sample, n), getattr(expected, n)) for n in TENSORS)
 
 
 def test_weights_speak_for_what_is_not_there():

@@ -139,9 +139,13 @@ def test_a_failing_reward_loses_nothing(tmp_path):
 
 
 def test_rewards_that_never_differ_teach_nothing(tmp_path):
-    with pytest.raises(ValueError, match="no round had rewards that differ"):
-        train(tmp_path / "out", reward=lambda completions, **_: [0.5] * len(completions))
-    assert not (tmp_path / "out/autodeco_config.json").exists()
+    """Nor do they when rounds were saved, or a resume finds that none is left."""
+    same = {"reward": lambda completions, **_: [0.5] * len(completions), "rounds": 2}
+    for options in ({}, {"save_steps": 1}, {"save_steps": 1, "resume": True}):
+        with pytest.raises(ValueError, match="no round had rewards that differ"):
+            train(tmp_path / f"out{len(options) > 0}", **same, **options)
+    assert list(tmp_path.glob("out*/metrics.jsonl"))
+    assert not list(tmp_path.glob("out*/autodeco_config.json"))
 
 
 def test_starts_from_a_head(tmp_path):

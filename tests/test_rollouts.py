@@ -21,6 +21,9 @@ def test_advantages():
     assert advantages([1.0, 0.0, 0.0, 1.0], scale=False) == [0.5, -0.5, -0.5, 0.5]
     assert advantages([3.0, 1.0], scale=True) == [1.0, -1.0]
     assert advantages([2.0, 2.0], scale=True) == [0.0, 0.0]
+    # Three times 0.1 over three is another number.
+    for scale in (False, True):
+        assert advantages([0.1, 0.1, 0.1], scale=scale) == [0.0, 0.0, 0.0]
 
 
 def test_every_prompt_has_its_turn():

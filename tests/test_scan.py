@@ -14,7 +14,14 @@ from autodeco_fast.losses import difficulty
 from autodeco_fast.training import base_model
 from autodeco_fast.training.data import Example
 from autodeco_fast.training.scan import batches_by_length
-from autodeco_fast.training.scan_store import FIELDS, Scan, ScanTokens, read_manifest, shard_path
+from autodeco_fast.training.scan_store import (
+    FIELDS,
+    Scan,
+    ScanTokens,
+    discard,
+    read_manifest,
+    shard_path,
+)
 from tests.forked import forked
 from tests.scans import Vocabulary, make_scan, write_examples
 from tests.tiny_models import VOCAB, tiny_model
@@ -197,6 +204,17 @@ def test_what_cannot_be_continued_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             make_scan(tmp_path, **options)
+
+
+def test_shards_without_a_manifest_are_no_beginning(tmp_path, monkeypatch):
+    folder = make_scan(tmp_path)
+    (folder / "scan.json").unlink()
+    with pytest.raises(ValueError, match=r"holds shards of a scan and no scan\.json"):
+        make_scan(tmp_path, seed=1)
+    removed = []
+    monkeypatch.setattr(type(folder), "unlink", lambda path, **_: removed.append(path.name))
+    discard(folder, 2)
+    assert removed == ["shard-000000.safetensors", "shard-000001.safetensors", "scan.json"]
 
 
 def test_broken_shards_are_named(tmp_path):

@@ -20,7 +20,7 @@ from autodeco_fast.training.loop import train
 from autodeco_fast.training.objectives import MinPHinge
 from autodeco_fast.training.predictions import predict
 from autodeco_fast.training.run import train_from_files
-from autodeco_fast.training.scan_store import Scan, ScanTokens
+from autodeco_fast.training.scan_store import Scan, ScanTokens, read_facts, write_shard
 from tests.forked import forked, on_two_processes
 from tests.scans import make_scan
 from tests.tiny_models import tiny_model
@@ -71,6 +71,17 @@ def test_every_token_is_seen_once_an_epoch(tmp_path):
             whole = whole[~other._wanted(whole.document)]
             assert len(other) + len(whole) == len(Scan(settings.scan))
         assert torch.equal(ours, whole.hidden.float().sort(0).values)
+
+
+def test_a_shard_without_tokens_is_passed_over(tmp_path):
+    scan = Scan(make_scan(tmp_path))
+    counts, share, n = read_facts(scan.paths[-1], scan.hidden_size)
+    write_shard(scan.paths[-1], ScanTokens.none(scan.hidden_size), counts, share)
+    for options in ({}, {"max_memory": 2000}, {"eval_fraction": 0.3}):
+        learn, measure = source_of(scan_config(tmp_path, **options)).split()
+        assert len(learn) + (len(measure) if measure else 0) == len(scan) - n
+    _, metrics = train_from_scan(tmp_path, num_train_epochs=1)
+    assert sum(m["target_tokens"] for m in metrics) == len(scan) - n
 
 
 def test_memory_stays_within_the_limit(tmp_path, monkeypatch):

@@ -48,6 +48,11 @@ def test_a_url_is_joined_and_named_as_a_path():
     assert location("simplecache::s3://b/c") / "d" == "simplecache::s3://b/c/d"
     for path in ("folder", "folder/with:colon"):
         assert not isinstance(location(path), Url)
+    assert location("sftp://me@host/a:b@c") == "sftp://me@host/a:b@c"
+    for url in ("ftp://me:secret@host/scan", "simplecache::sftp://me:secret@host/scan"):
+        with pytest.raises(ValueError, match=r"must hold no password, got .*ftp://…@host") as told:
+            location(url)
+        assert "secret" not in str(told.value)
 
 
 @pytest.mark.parametrize("options", [HALF, THINNED])
@@ -156,17 +161,32 @@ def test_shards_that_are_broken_or_missing_are_named(tmp_path, objects):
         Scan(URL)
 
 
-def test_an_upload_that_breaks_leaves_nothing(tmp_path, storage):
-    def half(self, file, path, **options):
-        with self.open(path, "wb") as there:
-            there.write(b"half of")
-            raise KeyboardInterrupt
+def half(self, file, path, **options):
+    with self.open(path, "wb") as there:
+        there.write(b"half of")
+        raise KeyboardInterrupt
 
-    storage.put_file = half
+
+def nothing(self, file, path, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("put_file", [half, nothing])
+def test_an_upload_that_breaks_leaves_nothing(tmp_path, storage, put_file):
+    storage.put_file = put_file
     (tmp_path / "whole").write_bytes(b"half of it")
     with pytest.raises(KeyboardInterrupt):
         (Url(URL) / "file").upload(tmp_path / "whole")
     assert stored(URL) == {}
+
+
+def test_an_upload_that_breaks_leaves_what_was_there(tmp_path, storage):
+    (tmp_path / "whole").write_bytes(b"all of it")
+    (Url(URL) / "file").upload(tmp_path / "whole")
+    storage.put_file = nothing
+    with pytest.raises(KeyboardInterrupt):
+        (Url(URL) / "file").upload(tmp_path / "whole")
+    assert stored(URL) == {"file": b"all of it"}
 
 
 def test_the_commands_take_urls(model, tmp_path, objects):

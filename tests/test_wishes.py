@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from autodeco_fast import TemperatureHead, logit_stats
-from autodeco_fast.training import wishes
+from autodeco_fast.training import report_data, wishes
 from autodeco_fast.training.batches import ScanSource
+from autodeco_fast.training.calibrate import calibrate_from_files
 from autodeco_fast.training.objectives import Batch, LabelFree, MinPHinge
 from autodeco_fast.training.scan_store import Scan
 from autodeco_fast.training.wishes import FOR_LESS, FOR_MORE, NONE, augmented, with_wish
@@ -96,6 +97,17 @@ def test_an_example_is_held_out_with_its_wishes(wished, tmp_path):
         examples.append({d // 3 for d in documents})
         assert documents == {3 * k + w for k in examples[-1] for w in range(3)}
     assert not examples[0] & examples[1]
+
+
+def test_what_is_said_of_examples_counts_one_with_its_wishes_once(wished, tmp_path):
+    """Or intervals would be of three times as many, and halves would share examples."""
+    head = TemperatureHead(32, min_p=0.1)
+    head.save_pretrained(tmp_path / "head")
+    calibrate_from_files(tmp_path / "head", wished, alpha=0.9)
+    assert json.loads((tmp_path / "head/calibration.json").read_text())["documents"] == 12
+    domain = report_data.domain("wished", Scan(wished), head, min_p=0.1)
+    assert len(set(domain.document.tolist())) == 36
+    assert len(set(domain.example.tolist())) == 12
 
 
 def test_batches_say_what_each_token_may_miss(wished, tmp_path):

@@ -5,7 +5,6 @@ uniforms depend on seed, epoch and the token alone, not on the number of process
 before.
 """
 
-import functools
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -199,11 +198,12 @@ class ScanSource:
             self.limit = max(1, config.max_memory // (_COPIES * token_bytes(self.hidden_size)))
         slices = of_each(self._slices, scan.paths, scan.sizes)
         self.slices = list(itertools.chain.from_iterable(slices))
+        self._grouped: tuple[int, list] | None = None
         self._held: tuple[tuple[int, int], ScanTokens] | None = None
 
     def _slices(self, path: Location, n: int) -> list[ShardSlice]:
         """A shard in slices of which several fit into memory."""
-        found, size = [], n if n <= self.limit else max(1, self.limit // 4)
+        found, size = [], max(1, n if n <= self.limit else self.limit // 4)
         wanted = None
         if self.config.eval_fraction:
             (document,) = read_fields(path, ("document",))
@@ -215,7 +215,7 @@ class ScanSource:
         return found
 
     def _wanted(self, document: torch.Tensor) -> torch.Tensor:
-        example = document // self.scan.variants  # is held out with all its wishes
+        example = self.scan.example(document)  # is held out with all its wishes
         return held_out(self.config.seed, example, self.config.eval_fraction) == self.measure
 
     def __len__(self) -> int:
@@ -240,9 +240,14 @@ class ScanSource:
     def steps_per_epoch(self, world: int) -> int:
         return -(-len(self) // (self.config.batch_tokens * world))
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 -- a source lives as long as its run
     def _groups(self, epoch: int) -> list[tuple[int, list[ShardSlice], int]]:
-        """(number, slices, tokens) of the groups of an epoch, in order."""
+        """(number, slices, tokens) of the groups of an epoch, in order; of the last one they are
+        remembered."""
+        if self._grouped is None or self._grouped[0] != epoch:
+            self._grouped = epoch, self._groups_of(epoch)
+        return self._grouped[1]
+
+    def _groups_of(self, epoch: int) -> list[tuple[int, list[ShardSlice], int]]:
         groups, group, size = [], [], 0
         for index in _order(len(self.slices), self.config.seed, epoch).tolist():
             one = self.slices[index]

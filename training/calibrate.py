@@ -61,8 +61,9 @@ def _calibrate(
         raise ValueError(f"alpha must be in (0, 1), got {alpha}")
     tokens, limit = scans[0].load(), head.max_temperature
     T, required = predict(head, tokens), required_temperatures(tokens, min_p)
-    s, document = scores(required, T, limit), tokens.document.numpy()
-    result = calibrate(s, document, alpha=alpha, max_temperature=limit)
+    s = scores(required, T, limit)
+    example = scans[0].example(tokens.document).numpy()
+    result = calibrate(s, example, alpha=alpha, max_temperature=limit)
     record = {
         **asdict(result),
         "min_p": min_p,

@@ -10,7 +10,7 @@ what depends on the last bits of a gap, as the oracle does, takes it from the lo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import torch
 
@@ -44,7 +44,7 @@ def scanned_model(
     return base
 
 
-def sample_of(tokens: ScanTokens) -> torch.Tensor:
+def sample_of(tokens: Sized) -> torch.Tensor:
     """Indices of at most `SAMPLE` tokens, always the same."""
     generator = torch.Generator().manual_seed(0)
     return torch.randperm(len(tokens), generator=generator)[:SAMPLE].sort().values
@@ -190,6 +190,17 @@ def compare(
     return difference[0].item(), low, high
 
 
+def _sample(scan: Scan, *held: float) -> ScanTokens:
+    """`SAMPLE` tokens of a scan, of which no more are held; of the documents that (seed, share)
+    hold out, if they are given."""
+    if not held:
+        return scan.rows(sample_of(range(len(scan))))
+    (document,) = scan.fields("document")
+    seed, share = held
+    index = held_out(seed, scan.example(document), share).nonzero()[:, 0]
+    return scan.rows(index[sample_of(index)])
+
+
 def measures_of_heads(
     scan: Scan, runs: Sequence[tuple[TemperatureHead, TrainConfig]]
 ) -> list[dict[str, float]]:
@@ -204,13 +215,12 @@ def measures_of_heads(
     Raises:
         ValueError: if the scanned model is not there any more.
     """
-    base, every, found = scanned_model(scan), scan.load(), []
+    base, found, samples = scanned_model(scan), [], {}
     for head, config in runs:
-        tokens = every
-        if config.eval_fraction:
-            example = every.document // scan.variants
-            tokens = every[held_out(config.seed, example, config.eval_fraction)]
-        tokens = tokens[sample_of(tokens)]
+        which = (config.seed, config.eval_fraction) if config.eval_fraction else ()
+        if which not in samples:
+            samples[which] = _sample(scan, *which)
+        tokens = samples[which]
         sums = sums_by_document(
             tokens,
             base,

@@ -89,7 +89,7 @@ class Log:
         self._diagnosed = (0, 0)  # a step, and how many of its tokens are in there
         write_text(config.output / SETTINGS_NAME, json.dumps(settings, indent=1) + "\n")
         for path in (self.metrics, *([self.diagnostics] if config.diagnostics else [])):
-            write_text(path, "".join(_lines_until(path, done)))
+            write_text(path, "".join(lines_until(path, done)))
 
     def write(self, metrics: dict) -> None:
         metrics["seconds"] = time.perf_counter() - self.started
@@ -109,7 +109,7 @@ class Log:
         self._diagnosed = (step, self._diagnosed[1] + len(records))
 
 
-def _lines_until(path: Path, done: int) -> list[str]:
+def lines_until(path: Path, done: int) -> list[str]:
     """The whole lines of a file that are of the first `done` steps."""
     if not done or not path.exists():
         return []

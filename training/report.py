@@ -56,7 +56,7 @@ def _summary(domains: list[data.Domain], limit: float) -> str:
     for d in domains:
         reached = (d.required <= limit).mean()
         covered = coverage(d.required, d.temperature, max_temperature=limit)
-        numbers = f"{len(d.tokens):,}", f"{len(set(d.document.tolist())):,}"
+        numbers = f"{len(d.tokens):,}", f"{len(set(d.example.tolist())):,}"
         lines.append(
             [d.name, *numbers, f"{covered:.1%}", f"{d.temperature.mean():.3f}", f"{reached:.1%}"]
         )

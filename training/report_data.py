@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class Domain:
 
     name: str
     tokens: ScanTokens
+    example: np.ndarray  # its number, the same for all wishes
     raw: np.ndarray  # T̂ without the offset
     temperature: np.ndarray  # with it
     required: np.ndarray
@@ -54,6 +55,7 @@ def domain(name: str, scan: Scan, head: TemperatureHead, *, min_p: float) -> Dom
     return Domain(
         name=name,
         tokens=tokens,
+        example=scan.example(tokens.document).numpy(),
         raw=raw,
         temperature=T,
         required=required_temperatures(tokens, min_p),
@@ -113,9 +115,9 @@ def v_curves(
 def reliability(
     ours: Domain, others: Sequence[Domain], limit: float
 ) -> dict[str, list[tuple[float, float]]]:
-    """(1 − α, measured coverage): calibrated on every second document of the first, measured on its
+    """(1 − α, measured coverage): calibrated on every second example of the first, measured on its
     rest and on the others."""
-    half = np.isin(ours.document, np.unique(ours.document)[::2])
+    half = np.isin(ours.example, np.unique(ours.example)[::2])
     s = scores(ours.required, ours.raw, limit)
     curves: dict[str, list[tuple[float, float]]] = {d.name: [] for d in (ours, *others)}
     if half.all():
@@ -123,7 +125,7 @@ def reliability(
     for alpha in ALPHAS:
         try:
             found = calibrate(
-                s[half], ours.document[half], alpha=alpha, max_temperature=limit, samples=2
+                s[half], ours.example[half], alpha=alpha, max_temperature=limit, samples=2
             )
         except ValueError:  # out of reach
             continue
@@ -146,7 +148,7 @@ class Costs:
 
 def costs(d: Domain, base: BaseModel, head: TemperatureHead, *, min_p: float) -> Costs:
     """Fixed temperatures, the head at several shifts, and the oracle; intervals resample
-    documents."""
+    examples."""
     picks = sample_of(d.tokens)
     T, limit = torch.from_numpy(d.temperature)[picks], head.max_temperature
     policies: dict[str, torch.Tensor | None] = {
@@ -154,7 +156,8 @@ def costs(d: Domain, base: BaseModel, head: TemperatureHead, *, min_p: float) ->
     }
     policies |= {f"head {shift:+g}": (T + shift).clamp(0.0, limit) for shift in SHIFTS}
     policies["oracle"] = None
-    sums = sums_by_document(d.tokens[picks], base, policies, min_p=min_p, max_temperature=limit)
+    some = replace(d.tokens[picks], document=torch.from_numpy(d.example)[picks])
+    sums = sums_by_document(some, base, policies, min_p=min_p, max_temperature=limit)
     fixed = [sums[f"fixed {t:g}"] for t in FIXED]
     comparisons = {
         label: compare(sums["head +0"], fixed, axis, seed=0)

@@ -16,6 +16,7 @@ overshoots, and a kept set of one token has no gradient to come back by.)
 """
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +28,12 @@ from autodeco_fast.training import checkpoints
 from autodeco_fast.training.base_model import BaseModel, width
 from autodeco_fast.training.checkpoints import Progress
 from autodeco_fast.training.data import IGNORED
-from autodeco_fast.training.head_folder import check_model, check_resumed, written_settings
+from autodeco_fast.training.head_folder import (
+    METRICS_NAME,
+    check_model,
+    check_resumed,
+    written_settings,
+)
 from autodeco_fast.training.loop import (
     check_output,
     learning_rate,
@@ -35,7 +41,7 @@ from autodeco_fast.training.loop import (
     save_heads,
     with_min_p,
 )
-from autodeco_fast.training.metrics import Log
+from autodeco_fast.training.metrics import Log, lines_until
 from autodeco_fast.training.objectives import Sums, transform_of
 from autodeco_fast.training.processes import Processes
 from autodeco_fast.training.reward_config import RewardConfig
@@ -119,7 +125,8 @@ class _Run:
         )
         self.progress = Progress()
         self.sampled_at: list[torch.Tensor] = []  # ln p_T `[N]` of a round's batches as sampled
-        self.saved = 0  # rounds in the newest checkpoint
+        self.saved = 0  # rounds in the newest checkpoint, in the main process
+        self.spread = 0.0  # the largest of advantages in a round
         self.log: Log | None = None  # in the main process
 
     def run(
@@ -135,11 +142,13 @@ class _Run:
             check_resumed(config.output, settings)
             self.progress, _ = checkpoints.load(newest, self.head, self.optimizer)
             self.saved = self.progress.step
+            rounds = lines_until(config.output / METRICS_NAME, self.saved)
+            self.spread = max((json.loads(x)["advantage_spread"] for x in rounds), default=0.0)
         if self.processes.is_main:
             self.log = Log(config, settings, self.saved)
         on_start(config.rounds, self.progress.step)
         try:
-            spread = self._all_rounds(on_round)
+            self._all_rounds(on_round)
         except (
             BaseException
         ) as error:  # rounds are dear: they outlive a reward function, and Ctrl-C
@@ -148,7 +157,7 @@ class _Run:
             if isinstance(error, ValueError) and self.saved:
                 raise ValueError(f"{error}{done}") from error
             raise
-        if not spread and not self.saved:
+        if not self.spread:
             raise ValueError(
                 "no round had rewards that differ among the rollouts of a prompt: nothing could be "
                 "learned from them"
@@ -158,18 +167,17 @@ class _Run:
         self.processes.wait()
         return self.head
 
-    def _all_rounds(self, on_round: Callable[[dict], None]) -> float:
-        """The rounds that are left; the largest spread of advantages in one."""
-        config, progress, largest = self.config, self.progress, 0.0
+    def _all_rounds(self, on_round: Callable[[dict], None]) -> None:
+        """The rounds that are left."""
+        config, progress = self.config, self.progress
         while progress.step < config.rounds:
             metrics = self._round()
-            largest = max(largest, metrics["advantage_spread"])
+            self.spread = max(self.spread, metrics["advantage_spread"])
             if self.log:
                 self.log.write(metrics)
                 on_round(metrics)
                 if config.save_steps and progress.step % config.save_steps == 0:
                     self._save()
-        return largest
 
     def _round(self) -> dict:
         """Rollouts and the optimizer steps on them; metrics of the first step."""

@@ -74,7 +74,10 @@ class Rounds(Protocol):
 
 
 def advantages(rewards: list[float], scale: bool) -> list[float]:
-    """Rewards of a group less their mean, and over their standard deviation where asked for."""
+    """Rewards of a group less their mean, and over their standard deviation where asked for; 0
+    where all are equal."""
+    if max(rewards) == min(rewards):
+        return [0.0] * len(rewards)  # the mean may be off by a rounding
     mean = math.fsum(rewards) / len(rewards)
     off = [reward - mean for reward in rewards]
     deviation = math.sqrt(math.fsum(x * x for x in off) / len(off))

@@ -165,7 +165,8 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
     """The manifest of a scan that begins or continues.
 
     Raises:
-        ValueError: if the folder holds a scan with other settings, or of another model.
+        ValueError: if the folder holds a scan with other settings, or of another model, or shards
+            of nobody knows what.
     """
     settings = {name: value for name, value in asdict(config).items() if name not in _LIVE_SETTINGS}
     vocabulary = sorted(tokenizer.get_vocab().items())
@@ -194,6 +195,11 @@ def begin(config: ScanConfig, base: BaseModel, tokenizer) -> dict:
                     f"{found['settings'].get(name)}, not {value}; name another folder"
                 )
         return found
+    if shard_path(config.output, 0).exists():
+        raise ValueError(
+            f"output {str(config.output)!r} holds shards of a scan and no {MANIFEST}, which says "
+            "what they are of: delete them, or name another folder"
+        )
     return manifest
 
 

@@ -216,6 +216,10 @@ def read_shard(path: Location, index: slice = slice(None)) -> ScanTokens:
     return tokens
 
 
+def _rows_of(path: Location, index: torch.Tensor) -> ScanTokens:
+    return read_shard(path)[index]
+
+
 def read_fields(
     path: Location, names: tuple[str, ...], index: slice = slice(None)
 ) -> list[torch.Tensor]:
@@ -284,8 +288,8 @@ def _check_manifest(manifest: dict) -> None:
 
 
 def discard(folder: Location, shards: int) -> None:
-    """Removes a scan's files."""
-    for path in (folder / MANIFEST, *(shard_path(folder, number) for number in range(shards))):
+    """Removes a scan's files; the manifest, without which shards mean nothing, goes last."""
+    for path in (*(shard_path(folder, number) for number in range(shards)), folder / MANIFEST):
         path.unlink(missing_ok=True)
 
 
@@ -336,6 +340,10 @@ class Scan:
         """Documents in a row that are the same example, with other wishes."""
         return VARIANTS if self.manifest["settings"].get("wishes") else 1
 
+    def example(self, document: torch.Tensor) -> torch.Tensor:
+        """Of documents' numbers those of their examples, whatever was wished for before them."""
+        return document // self.variants
+
     def wish(self, tokens: ScanTokens) -> torch.Tensor:
         """What was wished for before each token: NONE, FOR_LESS or FOR_MORE. int32 `[n]`"""
         return tokens.document % self.variants
@@ -343,6 +351,19 @@ class Scan:
     def load(self) -> ScanTokens:
         """All tokens at once."""
         return ScanTokens.cat(list(of_each(read_shard, self.paths)))
+
+    def fields(self, *names: str) -> list[torch.Tensor]:
+        """Some fields of all tokens."""
+        found = zip(*of_each(partial(read_fields, names=names), self.paths))
+        return [torch.cat(parts) for parts in found]
+
+    def rows(self, index: torch.Tensor) -> ScanTokens:
+        """The tokens of these numbers, int64 in ascending order, of a shard at a time."""
+        ends = torch.tensor([0, *self.sizes]).cumsum(0)
+        within = torch.searchsorted(index, ends).diff().tolist()
+        local = [some - start for some, start in zip(index.split(within), ends.tolist())]
+        wanted = [(path, some) for path, some in zip(self.paths, local) if len(some)]
+        return ScanTokens.cat(list(of_each(_rows_of, *zip(*wanted))))
 
 
 def why_empty(manifest: dict) -> str:

@@ -23,6 +23,27 @@ from bench.quality import frontier
 
 STATIC = Path(__file__).with_name("static.txt")
 RULES = ("top_n_sigma n=1", "p_less T=1", "min_k T=1", "entropy a=0.4", "edt t0=1 theta=0.3")
+# Measured after the heads, to leave no hole where these are: hot settings with a Min-P that holds
+# them, and more of every rule. The best of all is what a head is compared with.
+MORE_STATIC = tuple(
+    f"static {settings}"
+    for settings in (
+        *("T=1 min_p=0.05", "T=1.2 min_p=0.1", "T=1.3 min_p=0.1", "T=1.3 min_p=0.3"),
+        *("T=1.5 min_p=0.2", "T=1.5 min_p=0.3", "T=2 min_p=0.2", "T=2 min_p=0.3", "T=2 min_p=0.4"),
+        *("T=3 min_p=0.4", "T=1 top_p=0.8", "T=1.3 top_p=0.7"),
+    )
+)
+MORE_RULES = (
+    *(f"top_n_sigma n={n} T={T}" for n, T in ((0.5, 1), (0.7, 1), (0.5, 1.5), (0.7, 1.5))),
+    *(f"top_n_sigma n={n} T=2" for n in (0.3, 0.5)),
+    *(f"p_less T={T}" for T in (1.3, 1.6, 2, 3)),
+    *(f"min_k tau={tau} T={T}" for tau, T in ((3, 1.5), (3, 2), (6, 1), (6, 1.5), (10, 1.5))),
+    *(f"entropy a={a} min_p=0.1" for a in (0.4, 0.7, 1, 1.4)),
+    *(f"entropy a={a} power=0.5 min_p=0.1" for a in (0.7, 1, 1.4)),
+    *(f"entropy a={a} min_p=0.2" for a in (0.7, 1)),
+    *(f"edt t0=0.7 theta={theta}" for theta in (0.1, 0.3)),
+    *(f"edt t0={t0} theta={theta} min_p=0.1" for t0, theta in ((1, 0.3), (1.3, 0.3), (1.6, 1))),
+)
 SHIPPED = (f"head={smollm2.HEAD}", f"head={smollm2.HEAD} scale=0.7")  # of an earlier study
 SEEDS = (0, 1, 2, 3, 4)  # settings are chosen with heads of the first
 ENTROPY_WEIGHTS, GRAVITIES = (0.02, 0.01, 0.005), (0.1, 0.15, 0.2)
@@ -186,6 +207,7 @@ def evaluate_static(study: Study) -> list[Path]:
     static = static_grid()
     half = len(static) // 2
     groups = {"static-1": static[:half], "static-2": static[half:], "rules": list(RULES)}
+    groups |= {"static-more": list(MORE_STATIC), "rules-more": list(MORE_RULES)}
     groups["shipped"] = list(SHIPPED)
     return study.evaluate("test", groups, SAMPLES)
 
