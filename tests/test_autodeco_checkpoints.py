@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, BloomForCausalLM
 
 from autodeco_fast import AutoDecoModelForCausalLM, TemperatureHead
 from autodeco_fast.autodeco import convert
@@ -38,6 +39,37 @@ from tests.checkpoint_folders import (
 )
 from tests.commands import command
 from tests.forked import forked
+
+
+@pytest.mark.parametrize("base_has_one", [True, False])
+def test_heads_keep_their_generation_configuration(base_has_one, tmp_path):
+    base = base_folder(tmp_path / "base", "llama")
+    path = base / "generation_config.json"
+    path.write_text('{"max_new_tokens": 7}')
+    convert.construct(str(base), tmp_path / "heads")
+    (tmp_path / "heads/generation_config.json").write_text('{"max_new_tokens": 3}')
+    if not base_has_one:
+        path.unlink()
+    convert.merge(str(base), str(tmp_path / "heads"), tmp_path / "full")
+    full = AutoDecoModelForCausalLM.from_pretrained(tmp_path / "full")
+    assert full.generation_config.max_new_tokens == 3
+    convert.split(str(tmp_path / "full"), tmp_path / "parts")
+    assert contents(tmp_path / "parts/base") == contents(base)
+    assert contents(tmp_path / "parts/autodeco") == contents(tmp_path / "heads")
+
+
+def test_a_base_may_name_its_sizes_as_it_always_did(tmp_path):
+    """BLOOM's width was `n_embed`; what the class has by default need not be said at all."""
+    base = tmp_path / "base"
+    sizes = {"vocab_size": 64, "hidden_size": 16, "n_layer": 2, "n_head": 2}
+    BloomForCausalLM(BloomConfig(**sizes)).save_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    config["n_embed"] = config.pop("hidden_size")
+    (base / "config.json").write_text(json.dumps(config))
+    convert.construct(str(base), tmp_path / "heads")
+    assert AutoDecoModelForCausalLM.from_pretrained(tmp_path / "heads").temp_head is not None
+    convert.merge(str(base), str(tmp_path / "heads"), tmp_path / "full")
+    assert AutoDecoModelForCausalLM.from_pretrained(tmp_path / "full").temp_head is not None
 
 
 @every_family

@@ -151,6 +151,31 @@ def test_records_are_of_the_temperature_that_was_used(fused):
         assert torch.equal(attached.records[0].temperature, 2.0 * own.temperature)
 
 
+def test_arguments_are_the_same_by_position():
+    model, draft, ids = tiny_model("llama"), tiny_model("qwen3"), prompts(1)
+    config = GenerationConfig(max_new_tokens=8)
+    between = [None] * 4  # logits_processor … synced_gpus
+    with attach(model, tiny_head(model), min_p=0.2):
+        want = model.generate(ids, generation_config=config, assistant_model=draft, seed=5)
+        got = model.generate(ids, config, *between, draft, seed=5)
+        assert torch.equal(got, want)
+        with pytest.raises(ValueError, match="custom_generate cannot be used"):
+            model.generate(ids, config, *between, None, None, None, None, lambda *_, **__: None)
+        with pytest.raises(TypeError, match="multiple values for argument 'generation_config'"):
+            model.generate(ids, config, generation_config=config)
+
+
+def test_a_seed_leaves_torchs_generator_as_it_was():
+    model, ids = tiny_model("llama"), prompts(2)
+    with attach(model, tiny_head(model), fused=False):
+        torch.manual_seed(1)
+        want = torch.rand(3)
+        torch.manual_seed(1)
+        a = model.generate(ids, max_new_tokens=4, seed=3)
+        assert torch.equal(torch.rand(3), want)
+        assert torch.equal(model.generate(ids, max_new_tokens=4, seed=3), a)
+
+
 def test_seeds_are_one_a_prompt_whatever_it_returns():
     model, ids = tiny_model("llama"), prompts(1)
     words = r"a list of 1, one a prompt, which its returned sequences share; got shape \(3,\)$"

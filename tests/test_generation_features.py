@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from transformers import TextIteratorStreamer, pipeline
+from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
 from autodeco_fast import attach
 from tests.tiny_models import (
@@ -149,9 +149,16 @@ def test_pipeline(name, tokenizer):
         want = model.generate(ids, max_new_tokens=8, seed=21)
         got = pipe("abc", max_new_tokens=8, seed=21, return_tensors=True)[0]["generated_token_ids"]
         assert list(got) == want[0].tolist()
+        # Of a configuration it makes a copy, and fills its temperature in.
+        config = GenerationConfig(max_new_tokens=8)
+        got = pipe("abc", generation_config=config, seed=21, return_tensors=True)
+        assert list(got[0]["generated_token_ids"]) == want[0].tolist()
+        chosen = GenerationConfig(max_new_tokens=8, temperature=1e-5)
+        (coldest,) = pipe("abc", generation_config=chosen, return_tensors=True)
         (colder,) = pipe("abc", max_new_tokens=8, temperature=1e-5, return_tensors=True)
     greedy = model.generate(ids, max_new_tokens=8, do_sample=False)
     assert list(colder["generated_token_ids"]) == greedy[0].tolist()
+    assert coldest == colder
 
 
 @every_model

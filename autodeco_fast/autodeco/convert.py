@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from autodeco_fast.autodeco import layout
 from autodeco_fast.autodeco.folder import (
     BASE_CONFIG_NAME,
+    BASE_GENERATION_NAME,
     BASE_INDEX_NAME,
+    GENERATION_CONFIG_NAME,
     Content,
     ModelFolder,
     Progress,
@@ -121,7 +123,7 @@ def merge(base: str, heads: str, output: Path, *, progress: Progress | None = No
         INDEX_NAME: index_of(weights, plain.index, more=elements(given.tensors)),
         CONFIG_NAME: inside(given.folder, CONFIG_NAME),
         BASE_CONFIG_NAME: inside(plain.folder, CONFIG_NAME),
-        **plain.carried(),
+        **_carried(plain, given),
     }
     if not layout.knows_its_base(config):
         files[CONFIG_NAME] = _text({**config, "base_model_type": plain.config.get("model_type")})
@@ -166,8 +168,8 @@ def split(
     files: dict[str, Content] = {}
     for name, made in (("base", _base_folder), ("autodeco", _heads_folder)):
         if name in parts:
-            content = {**made(full, config), **full.carried()}
-            files |= {f"{name}/{file}": each for file, each in content.items()}
+            content = {**full.carried(), **made(full, config)}
+            files |= {f"{name}/{file}": each for file, each in content.items() if each is not None}
     with new_folder(output, size=_size(files)) as draft:
         write_folder(draft, files, progress)
         if heads is not None:
@@ -219,8 +221,9 @@ def head_tensors(given: ModelFolder) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _base_folder(full: ModelFolder, config: Mapping) -> dict[str, Content]:
-    """The base model's files out of a merged checkpoint's, but for those that are carried."""
+def _base_folder(full: ModelFolder, config: Mapping) -> dict[str, Content | None]:
+    """The base model's files out of a merged checkpoint's, but for those that are carried; None for
+    one of these that is not the base's."""
     parts = [file.only(layout.is_base) for file in full.files.values()]
     bare = [part.renamed(lambda name: name.removeprefix(BASE_PREFIX)) for part in parts]
     bare = [part for part in bare if part.tensors]
@@ -236,7 +239,25 @@ def _base_folder(full: ModelFolder, config: Mapping) -> dict[str, Content]:
         weights = {_numbered(i, len(bare)): part for i, part in enumerate(bare, 1)}
         heads = {name: t for name, t in full.tensors.items() if layout.is_head(name)}
         files[INDEX_NAME] = index_of(weights, full.index, more=-elements(heads))
-    return {**weights, **files}
+    return {**weights, **files, **_base_generation(full)}
+
+
+def _carried(plain: ModelFolder, given: ModelFolder) -> dict[str, Content]:
+    """What goes along with a merged checkpoint: the base's files, but for the generation
+    configuration of heads that have one of their own."""
+    files: dict[str, Content] = {**plain.carried()}
+    own, before = given.carried().get(GENERATION_CONFIG_NAME), files.get(GENERATION_CONFIG_NAME)
+    if own is not None and (before is None or own.read_bytes() != before.read_bytes()):
+        files |= {GENERATION_CONFIG_NAME: own, BASE_GENERATION_NAME: before or ""}
+    return files
+
+
+def _base_generation(full: ModelFolder) -> dict[str, Content | None]:
+    """The base's generation configuration, where `merge` kept it apart; None if it has none."""
+    if not (full.folder / BASE_GENERATION_NAME).exists():
+        return {}
+    kept = inside(full.folder, BASE_GENERATION_NAME)
+    return {GENERATION_CONFIG_NAME: kept if kept.stat().st_size else None}
 
 
 def _base_config(full: ModelFolder, config: Mapping) -> Content:

@@ -18,7 +18,7 @@ from autodeco_fast.checkpoint import CONFIG_NAME as HEAD_CONFIG_NAME
 from autodeco_fast.checkpoint import fetch
 from autodeco_fast.errors import read_json_object
 
-_TEMPLATES = "additional_chat_templates"
+_TEMPLATES, GENERATION_CONFIG_NAME = "additional_chat_templates", "generation_config.json"
 # What a tokenizer, `generate` and a licence need; text all of it, no pickle and no code.
 CARRIED = (
     "tokenizer.json",
@@ -36,7 +36,7 @@ CARRIED = (
     "chat_template.jinja",
     "chat_template.json",
     f"{_TEMPLATES}/*.jinja",
-    "generation_config.json",
+    GENERATION_CONFIG_NAME,
     "LICENSE",
     "LICENSE.txt",
     "LICENSE.md",
@@ -44,8 +44,11 @@ CARRIED = (
     "NOTICE.txt",
     "USE_POLICY.md",
 )
-# In a merged folder: the base's own configuration and index, so that it can be had back as it was.
+# In a merged folder: the base's own configuration and index, so that it can be had back as it was;
+# and its generation configuration where the heads have another, empty if it has none.
 BASE_CONFIG_NAME, BASE_INDEX_NAME = "base_config.json", "base_index.json"
+BASE_GENERATION_NAME = "base_generation_config.json"
+OF_BASE = (BASE_CONFIG_NAME, BASE_INDEX_NAME, BASE_GENERATION_NAME)
 
 Content = TensorFile | str | Path  # of a file to write: tensors, a text, or a copy of a file
 Progress = Callable[[int, int], object]
@@ -100,7 +103,7 @@ def read_folder(
         ValueError: if there is none, its configuration or index is no JSON object, or weights are
             missing, no safetensors, or others than the index says.
     """
-    extra = (CONFIG_NAME, INDEX_NAME, BASE_CONFIG_NAME, BASE_INDEX_NAME)
+    extra = (CONFIG_NAME, INDEX_NAME, *OF_BASE)
     folder = fetch(name, what, (*extra, *CARRIED), **hub)
     if (folder / HEAD_CONFIG_NAME).exists() and not (folder / CONFIG_NAME).exists():
         raise ValueError(f"{what} {name!r} is a head folder: `construct` makes a checkpoint of it")

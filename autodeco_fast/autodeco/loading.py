@@ -13,13 +13,18 @@ from dataclasses import dataclass
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from autodeco_fast import causal_lm
 from autodeco_fast.autodeco import layout
 from autodeco_fast.autodeco.config import AutoDecoConfig
 from autodeco_fast.autodeco.convert import checked_config, head_tensors
-from autodeco_fast.autodeco.folder import BASE_CONFIG_NAME, ModelFolder, read_folder, read_optional
+from autodeco_fast.autodeco.folder import (
+    BASE_CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    ModelFolder,
+    read_folder,
+    read_optional,
+)
 from autodeco_fast.autodeco.own_heads import Heads, heads_of
 from autodeco_fast.errors import foreign
 

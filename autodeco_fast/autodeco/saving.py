@@ -15,12 +15,7 @@ from safetensors.torch import save_file
 from autodeco_fast.autodeco import layout, tensor_files
 from autodeco_fast.autodeco.config import AutoDecoConfig
 from autodeco_fast.autodeco.convert import elements, index_of
-from autodeco_fast.autodeco.folder import (
-    BASE_CONFIG_NAME,
-    BASE_INDEX_NAME,
-    read_folder,
-    read_optional,
-)
+from autodeco_fast.autodeco.folder import OF_BASE, read_folder, read_optional
 from autodeco_fast.autodeco.layout import BASE_PREFIX, CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 from autodeco_fast.autodeco.own_heads import Heads
 from autodeco_fast.autodeco.tensor_files import TensorFile
@@ -38,7 +33,7 @@ _DTYPES = {  # as safetensors names them
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
-_OF_WEIGHTS = (INDEX_NAME, BASE_CONFIG_NAME, BASE_INDEX_NAME)
+_OF_WEIGHTS = (INDEX_NAME, *OF_BASE)
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 

@@ -16,7 +16,7 @@ import inspect
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
@@ -92,10 +92,18 @@ def _adaptive(decode: Callable, attachment: "Attachment", is_sample: bool) -> Ca
     return run
 
 
+def _default_generator(device: torch.device) -> torch.Generator:
+    """That which torch draws from on an accelerator."""
+    module = torch.get_device_module(device)
+    if device.type == "mps":
+        return module._get_default_mps_generator()
+    return module.default_generators[device.index]
+
+
 def _attached_class(base: type, attachment: "Attachment") -> type:
     """A subclass of the model's class, under its name, whose `generate` is adaptive."""
-    names = [*inspect.signature(base.generate).parameters][1:]  # without self
-    at = names.index("generation_config") if "generation_config" in names else None
+    parameters = inspect.signature(base.generate).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][1:]  # without self
 
     def generate(self, *args, seed=None, stream=None, **kwargs):
         """`generate` of the model's class with a predicted temperature.
@@ -104,16 +112,15 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         """
         if attachment.gate.open:  # a candidate generator asking the same model
             return super(cls, self).generate(*args, **kwargs)
-        positional = list(args)
-        by_name = at is None or at >= len(positional)
-        config = kwargs.pop("generation_config", None) if by_name else positional[at]
+        named = dict(zip(names, args))
+        if len(named) < len(args) or named.keys() & kwargs:
+            return super(cls, self).generate(*args, **kwargs)  # which says what is wrong
+        kwargs = named | kwargs
+        config = kwargs.pop("generation_config", None)
 
         def base_generate(config, keywords):
-            if not by_name:
-                positional[at] = config
-            elif config is not None:
-                keywords = {**keywords, "generation_config": config}
-            return super(cls, self).generate(*positional, **keywords)
+            given = {} if config is None else {"generation_config": config}
+            return super(cls, self).generate(**keywords, **given)
 
         return attachment.generate(
             base_generate, config, kwargs, seed=seed, stream=stream, caller=sys._getframe(1)
@@ -309,8 +316,7 @@ class Attachment:
         """One call of the attached model's `generate`.
 
         Args:
-            base_generate: that of the model's class, with its positional arguments, of a
-                configuration and keywords.
+            base_generate: that of the model's class, of a configuration and keywords.
             config, kwargs: what it was called with.
             seed, stream: of the noise.
             caller: the frame of the call.
@@ -331,7 +337,7 @@ class Attachment:
         call.recorded = self.record
         torch_seed = nullcontext()
         if not p.fused and call.seed is not None:
-            torch_seed = self._torch_seeded(call.seed)
+            torch_seed = self._torch_seeded(call.seed, p.kwargs.values())
         with torch_seed, self._counted(), self.gate.called(call):
             output = base_generate(p.generation_config, p.kwargs)
         if not call.sampled:
@@ -363,8 +369,17 @@ class Attachment:
         )
 
     @contextmanager
-    def _torch_seeded(self, seed: int) -> Iterator[None]:
-        """torch's default generator under this seed; its state is put back."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+    def _torch_seeded(self, seed: int, inputs: Iterable) -> Iterator[None]:
+        """torch's default generators under this seed, on the CPU and where the model and its inputs
+        are; their states are put back, and those of other devices are left alone."""
+        tensors = [x for x in (*self.model.parameters(), *inputs) if isinstance(x, torch.Tensor)]
+        devices = {x.device for x in tensors if x.device.type not in ("cpu", "meta")}
+        generators = [torch.default_generator, *map(_default_generator, devices)]
+        states = [generator.get_state() for generator in generators]
+        try:
+            for generator in generators:
+                generator.manual_seed(seed)
             yield
+        finally:
+            for generator, state in zip(generators, states):
+                generator.set_state(state)

@@ -77,7 +77,8 @@ class Call:
         1."""
         # Copies: the next replay of a CUDA graph writes into what this one has returned.
         T, top_p = self.picked.temperature[:, -1].clone(), self.top_p
-        kept = torch.where(self.greedy, kept.long().clamp(max=1), kept.long())
+        kept = kept.to(T.device).long()  # the tokens may be elsewhere than the logits
+        kept = torch.where(self.greedy, kept.clamp(max=1), kept)
         top_p = None if top_p is None else top_p.clone()
         self.records.append(Record(T * self.temperature, kept, top_p))
 

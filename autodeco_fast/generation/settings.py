@@ -82,6 +82,7 @@ class Brought:
     """What a transformers pipeline adds to the calls it makes by itself: nobody's choice."""
 
     config: GenerationConfig | None = None  # the pipeline's, where it passes one
+    users: GenerationConfig | None = None  # of which it passes a copy that it has filled in
     values: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -108,6 +109,7 @@ class Brought:
         }
         return cls(
             config=getattr(pipeline, "generation_config", None),
+            users=given.get("generation_config"),
             values={name: value for name, value in values.items() if value is not None},
         )
 
@@ -143,6 +145,8 @@ class _Given:
         value, inherited = getattr(self.config, name, None), []
         if self.config is self.brought.config:  # transformers has filled it in
             inherited += [brought.get(name), _FILLED_IN.get(name)]
+        elif self.brought.users is not None and getattr(self.brought.users, name, None) is None:
+            inherited.append(brought.get(name))
         if self.config is self.brought.config or self._is_a_copy():
             inherited.append(getattr(self.defaults, name, None))
         return None if value in inherited else value
