@@ -71,10 +71,12 @@ def on_the_hub(monkeypatch, cache: Path, repos: dict[str, Path]) -> list[list[st
     """
     asked = []
 
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+    def snapshot_download(
+        name: str, allow_patterns: list[str], revision: str = "abc", cache_dir: Path = cache, **_
+    ) -> str:
         asked.append(allow_patterns)
-        repo = cache / f"models--{name.replace('/', '--')}"
-        snapshot, blobs = repo / "snapshots/abc", repo / "blobs"
+        repo = cache_dir / f"models--{name.replace('/', '--')}"
+        snapshot, blobs = repo / "snapshots" / revision, repo / "blobs"
         snapshot.mkdir(parents=True, exist_ok=True)
         blobs.mkdir(exist_ok=True)
         for path in (path for path in repos[name].rglob("*") if path.is_file()):

@@ -21,6 +21,7 @@ from autodeco_fast.serving import vllm_settings
 from autodeco_fast.serving.vllm_log import TemperatureLog
 from autodeco_fast.serving.vllm_model import Adaptive
 from autodeco_fast.serving.vllm_rows import RequestOptions, Row, Rows, read_options
+from tests.checkpoint_folders import on_the_hub
 from tests.commands import ROOT
 from tests.tiny_models import min_p_distribution, tiny_head, tiny_model
 
@@ -29,8 +30,11 @@ MIN_P = 0.1
 
 def config(model="nowhere", **additional):
     hf_config = SimpleNamespace()
+    model_config = {"model": model, "hf_config": hf_config, "revision": "v2", "hf_token": None}
     return SimpleNamespace(
-        additional_config=additional, model_config=SimpleNamespace(model=model, hf_config=hf_config)
+        additional_config=additional,
+        model_config=SimpleNamespace(**model_config),
+        load_config=SimpleNamespace(download_dir=None),
     )
 
 
@@ -62,7 +66,7 @@ def test_settings_are_checked(head, model):
         assert "\n" not in str(raised.value)
     assert vllm_settings.head_of(config()) is None
     assert vllm_settings.head_of(config(model=str(head))) == str(head)
-    with pytest.raises(ValueError, match="need autodeco_head: the model's folder 'nowhere' holds"):
+    with pytest.raises(ValueError, match="need autodeco_head: the model 'nowhere' brings no"):
         vllm_settings.head_of(config(autodeco_log="x"))
     assert isinstance(vllm_settings.load_policy(str(head)), HeadPolicy)
     with pytest.raises(ValueError, match="model_type must be 'autodeco', got 'llama'"):
@@ -78,6 +82,23 @@ def test_a_folder_without_a_head_and_the_switch(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTODECO_FAST_VLLM", "off")
     with pytest.raises(ValueError, match="AUTODECO_FAST_VLLM must be 0 or 1, got 'off'"):
         vllm_settings.switched_off()
+
+
+def test_heads_of_a_model_on_the_hub_are_of_the_revision_that_is_served(
+    head, checkpoint, monkeypatch, tmp_path
+):
+    repos = {"user/own": head, "user/merged": checkpoint("llama", "merged"), "user/plain": tmp_path}
+    on_the_hub(monkeypatch, tmp_path / "no", repos)
+    served = {name: config(model=name) for name in (*repos, "s3://bucket/of/models")}
+    served["user/merged"].model_config.hf_config.autodeco_merged = True
+    for one in served.values():
+        one.load_config.download_dir = tmp_path / "hub"
+    found = {name: vllm_settings.head_of(one) for name, one in served.items()}
+    assert found.pop("user/plain") is found.pop("s3://bucket/of/models") is None
+    for name, kind in (("own", HeadPolicy), ("merged", AutoDecoPolicy)):
+        folder = found[f"user/{name}"]
+        assert folder == str(tmp_path / f"hub/models--user--{name}/snapshots/v2")
+        assert isinstance(vllm_settings.load_policy(folder), kind)
 
 
 def test_both_heads_of_a_folder_or_a_checkpoint(checkpoint):

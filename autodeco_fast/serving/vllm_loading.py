@@ -7,6 +7,7 @@ Configurations of merged AutoDeco checkpoints go the same way: the table of conf
 gets one that answers with the base model's configuration.
 """
 
+import weakref
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 logger = init_logger(f"vllm.{__name__}")
 
 _HEADS_OWN = frozenset(f"mlp.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias"))
-_attached: tuple["VllmConfig", Adaptive] | None = None  # of the engine of this process
+# Of the engines of this process, by the address of their configuration. Neither is kept alive.
+_attached: dict[int, tuple[weakref.ref["VllmConfig"], weakref.ref[Adaptive]]] = {}
 
 
 def install() -> None:
@@ -59,7 +61,8 @@ def is_installed() -> bool:
 
 def attached(config: "VllmConfig") -> Adaptive | None:
     """What was attached to the model of an engine of this process."""
-    return _attached[1] if _attached is not None and _attached[0] is config else None
+    known, adaptive = _attached.get(id(config), (None, None))
+    return adaptive() if known is not None and known() is config else None
 
 
 class MergedConfig(AutoDecoConfig):
@@ -77,7 +80,6 @@ class _Attaching(BaseModelLoader):
     def load_model(
         self, vllm_config: "VllmConfig", model_config: "ModelConfig", prefix: str = ""
     ) -> nn.Module:
-        global _attached
         serves = _is_served(vllm_config, model_config, prefix)
         head = head_of(vllm_config) if serves else None
         if is_merged(model_config) and not isinstance(self, _Reading):
@@ -91,7 +93,8 @@ class _Attaching(BaseModelLoader):
         )
         if policy is not None:
             fused = read_settings(vllm_config).sampler == "fused"
-            _attached = vllm_config, attach(model, policy, vllm_config, fused=fused)
+            adaptive = attach(model, policy, vllm_config, fused=fused)
+            _attached[id(vllm_config)] = weakref.ref(vllm_config), weakref.ref(adaptive)
             logger.info("Adaptive decoding with head %s: %s", head, policy)
         elif head is not None:
             logger.warning("Head %s is not used: %s=0", head, SWITCH)
@@ -109,7 +112,7 @@ class _Reading(DefaultModelLoader):
             for name, tensor in weights:
                 if not layout.is_head(name):
                     yield name.removeprefix(layout.BASE_PREFIX), tensor
-        elif holds_own_head(model_config):
+        elif holds_own_head(model_config, self.load_config):
             yield from ((name, tensor) for name, tensor in weights if name not in _HEADS_OWN)
         else:
             yield from weights

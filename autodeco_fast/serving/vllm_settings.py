@@ -1,8 +1,8 @@
 """What a server was told about its head.
 
 `additional_config` travels inside vLLM's configuration to every process and enters the hash of
-compiled graphs. Without `autodeco_head` there, a head in the model's own folder is taken: this
-library's files beside the weights, or those of a merged AutoDeco checkpoint.
+compiled graphs. Without `autodeco_head` there, a head in the model's own folder or repository is
+taken: this library's files beside the weights, or those of a merged AutoDeco checkpoint.
 """
 
 import os
@@ -10,14 +10,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autodeco_fast.checkpoint import CONFIG_NAME
+from autodeco_fast.autodeco import layout
+from autodeco_fast.autodeco.folder import read_folder
+from autodeco_fast.autodeco.own_heads import OWN_FILES
+from autodeco_fast.checkpoint import CONFIG_NAME, fetch
 from autodeco_fast.options import Options, documented, option
 from autodeco_fast.policies import folder
 from autodeco_fast.policies.base import Policy
 from autodeco_fast.values import require
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import LoadConfig, ModelConfig, VllmConfig
 
 PREFIX = "autodeco_"
 SWITCH = "AUTODECO_FAST_VLLM"  # 0 switches the plugin off
@@ -72,9 +75,24 @@ def is_merged(model: "ModelConfig") -> bool:
     return bool(getattr(model.hf_config, MERGED, False))
 
 
-def holds_own_head(model: "ModelConfig") -> bool:
-    """Whether a head lies in the model's folder, in this library's format."""
-    return (Path(model.model) / CONFIG_NAME).is_file()
+def holds_own_head(model: "ModelConfig", load: "LoadConfig") -> bool:
+    """Whether a head lies in the model's folder or repository, in this library's format."""
+    folder = None if is_merged(model) else _own_folder(model, load)
+    return folder is not None and (folder / CONFIG_NAME).is_file()
+
+
+def _own_folder(model: "ModelConfig", load: "LoadConfig") -> Path | None:
+    """The model's folder; of a hub id the one in the cache, with the files of heads, of the
+    revision that is served. None if the model is neither: vLLM reads more than these."""
+    if Path(model.model).is_dir():
+        return Path(model.model)
+    hub = {"revision": model.revision, "token": model.hf_token, "cache_dir": load.download_dir}
+    if is_merged(model):
+        return read_folder(model.model, "model", wanted=layout.is_head, **hub).folder
+    try:
+        return fetch(model.model, "model", OWN_FILES, **hub)
+    except ValueError:
+        return None
 
 
 def head_of(config: "VllmConfig") -> str | None:
@@ -86,12 +104,12 @@ def head_of(config: "VllmConfig") -> str | None:
     settings, model = read_settings(config), config.model_config
     if settings.head is not None:
         return settings.head
-    if is_merged(model) or holds_own_head(model):
-        return model.model
+    if is_merged(model) or holds_own_head(model, config.load_config):
+        return str(_own_folder(model, config.load_config))
     if settings != Settings():
         raise ValueError(
-            f"additional_config: autodeco_log and autodeco_sampler need autodeco_head: the model's "
-            f"folder {model.model!r} holds no head"
+            "additional_config: autodeco_log and autodeco_sampler need autodeco_head: the model "
+            f"{model.model!r} brings no head"
         )
     return None
 
