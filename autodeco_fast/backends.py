@@ -36,8 +36,13 @@ def _recent(index: int) -> bool:
     return torch.version.hip is not None or _capability(index) >= (8, 0)
 
 
+def is_hopper(index: int) -> bool:
+    """Whether a GPU is NVIDIA's of compute capability 9, an H100 or its like; −1 is none."""
+    return index >= 0 and torch.version.hip is None and _capability(index)[0] == 9
+
+
 # What torch.compiler.assume_constant_result sets, which would import all of torch.compile here.
-_recent._dynamo_marked_constant = True
+_recent._dynamo_marked_constant = is_hopper._dynamo_marked_constant = True
 
 
 def supported(*tensors: torch.Tensor) -> bool:

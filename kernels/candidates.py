@@ -13,8 +13,9 @@ in logit and in score. The first two steps are kept:
 
 An open tile must be looked at again if s₂ reaches the best score that the others have found.
 
-floats [6, B, n] fp32   maximum m; score and logit of the winner, of the runner-up (−inf without
-                        one); Σ e^{(z − m)/T} if asked
+floats [6, B, n] fp32   maximum m; score and logit of the winner, of the runner-up (where there is
+                        none a score of −inf, which is looked at first, and some logit);
+                        Σ e^{(z − m)/T} if asked
 codes  [B, n] i32       columns of the two in their tile, 8 bits each; then 1 NaN seen, 2 +inf seen
 """
 
@@ -27,7 +28,8 @@ from .row_parameters import GREEDY_BELOW
 
 @triton.jit
 def best_of_rows(b_s, b_z, block: tl.constexpr):
-    """The highest score in each row of a tile, the first of them: score, logit and column."""
+    """The highest score in each row of a tile, the first of them: score, logit and column; of a
+    row without one −inf, and logit and column of its first token."""
     b_top, b_at = tl.max(b_s, 1, return_indices=True)
     m_best = tl.arange(0, block)[None, :] == b_at[:, None]
     return b_top, tl.max(tl.where(m_best, b_z, -float("inf")), 1), b_at

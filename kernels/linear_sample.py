@@ -1,7 +1,10 @@
 """Hidden states to tokens: the Min-P draw on the tiles of the LM head's product.
 
-    z[b, v] = softcap·tanh(scale·(Σ_h x[b, h]·w[v, h] + bias[v]) / softcap)     (never in memory)
+    z[b, v] = softcap·tanh(scale·R(Σ_h x[b, h]·w[v, h] + bias[v]) / softcap)    (never in memory)
     token[b] = argmax_v z + T·g   over   z ≥ max z + c,    c = T·ln p_min
+
+R rounds to the type of x and w, as of a product that is written: the logits, and so the token, are
+those of `sample` behind one, up to the order of its sums.
 
     1. _tiles   grid [⌈B/rows⌉, S]  products of x [B, H] and w [V, H] in tiles [rows, block] through
                                     a split of V; what a tile leaves: kernels/candidates.py. Noise
@@ -122,7 +125,7 @@ def _tiles(
     for tile in range(first, tl.minimum(first + depth, n)):
         b_z = product_tile(
             x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
-            rows, block, step, upcast, list_ptr,
+            rows, block, step, upcast, list_ptr, rounded=True,
         )  # fmt: skip
         b_code = tl.max((b_z != b_z).to(tl.int32), 1) << 16
         b_code |= tl.max((b_z == float("inf")).to(tl.int32), 1) << 17
@@ -203,7 +206,7 @@ def _settle(
     while (claim >= score) & (claim > -float("inf")):
         b_z = product_tile(
             x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
-            rows, block, step, upcast, list_ptr,
+            rows, block, step, upcast, list_ptr, rounded=True,
         )  # fmt: skip
         b_z = tl.max(tl.where(m_row[:, None], finite(b_z), -float("inf")), 0)
         o_v = token_ids(list_ptr, tile, block)

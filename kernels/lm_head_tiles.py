@@ -1,6 +1,9 @@
 """Tiles of the LM head's product: what the kernels that never write logits share.
 
 z[b, v] = softcap·tanh(scale·(Σ_h x[b, h]·w[v, h] + bias[v]) / softcap)    (None: no tanh)
+
+Sums are fp32. `rounded`, what is in the inner brackets is rounded to the type of x and w, as a
+plain product is.
 """
 
 import torch
@@ -23,9 +26,9 @@ def exp(b_x):
 
 
 @triton.jit
-def rounded_to(z, dtype: tl.constexpr):
+def rounded_to(z, dtype: tl.constexpr, interpreted: tl.constexpr):
     """fp32 numbers, rounded to the nearest of a type."""
-    if dtype == tl.bfloat16:  # Triton's interpreter would cut the bits off
+    if interpreted and dtype == tl.bfloat16:  # Triton's interpreter would cut the bits off
         bits = z.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
         z = tl.where(z == z, bits.to(tl.float32, bitcast=True), z)
@@ -57,9 +60,9 @@ def transform(b_x, scale, softcap):
 def product_tile(
     x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
     rows: tl.constexpr, block: tl.constexpr, step: tl.constexpr, upcast: tl.constexpr,
-    list_ptr=None,
+    list_ptr=None, rounded: tl.constexpr = False,
 ):  # fmt: skip
-    """fp32 logits `[rows, block]` of a tile; −inf beyond V.
+    """fp32 logits `[rows, block]` of a tile; −inf beyond V. `upcast`: bf16 that is interpreted.
 
     Always the same tile shape and order along H, also where the tile is of listed tokens: those of
     the places `tile·block …` in `list_ptr`, V and beyond for none. A tile without any reads no
@@ -86,7 +89,8 @@ def product_tile(
         if upcast:  # Triton's interpreter would multiply the bit patterns of bf16
             b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
         b_z = tl.dot(b_x, b_w, b_z, input_precision="ieee")
-    return logits_of(b_z, bias_ptr, o_v, V, scale, softcap)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty if rounded else tl.float32
+    return logits_of(b_z, bias_ptr, o_v, V, scale, softcap, dtype, upcast)
 
 
 @triton.jit
@@ -111,13 +115,16 @@ def described_tile(
         if upcast:
             b_x, b_w = b_x.to(tl.float32), b_w.to(tl.float32)
         b_z = tl.dot(b_x, b_w, b_z, input_precision="ieee")
-    return logits_of(b_z, bias_ptr, tile * block + tl.arange(0, block), V, scale, softcap)
+    o_v = tile * block + tl.arange(0, block)
+    return logits_of(b_z, bias_ptr, o_v, V, scale, softcap, tl.float32, upcast)
 
 
 @triton.jit
-def logits_of(b_z, bias_ptr, o_v, V, scale, softcap):
-    """A tile's products with bias and transform; −inf beyond V."""
+def logits_of(
+    b_z, bias_ptr, o_v, V, scale, softcap, dtype: tl.constexpr, interpreted: tl.constexpr
+):
+    """A tile's products with bias, rounded to a type, and transform; −inf beyond V."""
     if bias_ptr is not None:
         b_z += tl.load(bias_ptr + o_v, mask=o_v < V, other=0.0).to(tl.float32)[None, :]
-    b_z = transform(b_z, scale, softcap)
+    b_z = transform(rounded_to(b_z, dtype, interpreted), scale, softcap)
     return tl.where((o_v < V)[None, :], b_z, -float("inf"))

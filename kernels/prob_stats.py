@@ -72,7 +72,7 @@ def _prob_stats(
             top = tl.max(b_x, 0)
     safe = tl.where(m == -float("inf"), 0.0, m)
     s = tl.sum(b_s, 0)
-    scale_p = tl.where(s > 0, 1.0 / s, 0.0)
+    scale_p = 1.0 / s  # NaN in all four where a logit is, or all are −inf
     uniform = 1.0 / V
     b_h = tl.zeros((block,), tl.float32)
     b_v = tl.zeros((block,), tl.float32)

@@ -4,7 +4,8 @@ instead of it, and of the weight itself only the tokens that the copy cannot rul
     w = a·q + e          q of 8 bits, for each token: `autodeco_fast/quantized_head.py`
     h = k·(p + s/256) + f       p and s of 8 bits, k a power of two, for each row
     ẑ = a·k·(p·q + (s·q)/256)       both products exact, in int32: no code is widened
-    |z − ẑ| ≤ ‖h‖·r + ‖f‖·a·‖q‖
+    |z − ẑ| ≤ ‖h‖·r + ‖f‖·a·‖q‖ = ρ,    z before it is rounded to the weight's type
+    R(z) ≤ R(ẑ + ρ) < R(max (ẑ − ρ)) + c ≤ R(max z) + c    rules a token out: R keeps order
 
     1. _parts   grid [B]            p, s, k and the norms of a row; f is exact
     2. _screen  grid [⌈B/rows⌉, S]  ẑ in tiles [rows, block] through every S-th tile of V. Kept are
@@ -31,6 +32,7 @@ from autodeco_fast.sampling import Sampled, SamplingParameters, tensors_and_numb
 
 from .device import on_its_device
 from .linear_sample import draw
+from .lm_head_tiles import rounded_to
 from .logit_tiles import finite
 from .row_parameters import row_value, temperature_and_cut
 
@@ -118,7 +120,10 @@ def _screen(
     block: tl.constexpr,
     step: tl.constexpr,
     group: tl.constexpr,
+    halves: tl.constexpr,  # whether the weight is bf16, or else fp32
+    interpreted: tl.constexpr,
 ):
+    dtype: tl.constexpr = tl.bfloat16 if halves else tl.float32
     row0 = tl.program_id(0) * rows
     o_b = row0 + tl.arange(0, rows)
     m_b = o_b < B
@@ -152,9 +157,10 @@ def _screen(
         b_z = (b_pq.to(tl.float32) + b_sq.to(tl.float32) / 256) * b_unit[:, None] * b_a[None, :]
         b_reach = b_size[:, None] * b_r[None, :] + b_left[:, None] * b_length[None, :]
         b_reach = b_reach * _UP + 1e-30  # of products below 2⁻¹²⁶
-        b_least = tl.where(m_v[None, :], finite(b_z - b_reach), -float("inf"))
+        b_least = finite(rounded_to(b_z - b_reach, dtype, interpreted))
+        b_least = tl.where(m_v[None, :], b_least, -float("inf"))
         b_low = tl.maximum(b_low, tl.max(b_least, 1))
-        b_most = b_z + b_reach
+        b_most = rounded_to(b_z + b_reach, dtype, interpreted)
         # What is not known may be anything: NaN becomes +inf.
         b_most = tl.where(b_most < float("inf"), b_most, float("inf"))
         b_most = tl.where(m_v[None, :], b_most, -float("inf"))
@@ -255,6 +261,7 @@ def possible_tokens(
     _screen[(blocks, S)](
         parts, of_rows, head.codes, head.scale, head.radius, head.length, *tensors,
         high, low, bits, B, V, H, n, groups, S, *numbers, group=GROUP, **tile,
+        halves=hidden.dtype == torch.bfloat16, interpreted=not hidden.is_cuda,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     _list[(chunks,)](
@@ -299,7 +306,8 @@ _DATA = {
 def screen_entry(B: int) -> tuple:
     """That of a call with B rows."""
     tile, warps, stages = tile_shape(B)
-    return _screen, _DATA, {**tile, "group": GROUP}, warps, stages
+    fixed = {"group": GROUP, "halves": True, "interpreted": False}
+    return _screen, _DATA, {**tile, **fixed}, warps, stages
 
 
 AOT = [

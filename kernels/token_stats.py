@@ -75,7 +75,7 @@ TARGET_BLOCK = 1024
 @triton.jit
 def _target(
     x_ptr, w_ptr, bias_ptr, column_ptr, out_ptr, H, x_stride, w_stride, scale, softcap,
-    block: tl.constexpr, rounded: tl.constexpr,
+    block: tl.constexpr, rounded: tl.constexpr, interpreted: tl.constexpr,
 ):  # fmt: skip
     """out[n] = z[n, column[n]]; −inf where the column is negative. `rounded`: of a product in the
     operands' type."""
@@ -93,7 +93,7 @@ def _target(
     if bias_ptr is not None:
         z += tl.load(bias_ptr + safe_column).to(tl.float32)
     if rounded:
-        z = rounded_to(z, x_ptr.dtype.element_ty)
+        z = rounded_to(z, x_ptr.dtype.element_ty, interpreted)
     tl.store(out_ptr + row, tl.where(column < 0, -float("inf"), transform(z, scale, softcap)))
 
 
@@ -317,8 +317,9 @@ def token_stats(
 
 
 def _describable(x: torch.Tensor) -> bool:
-    """Whether bulk copies can read it."""
-    return x.element_size() == 2 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    """Whether bulk copies can read it: not rows that lie on one another."""
+    apart = x.stride(0) % 8 == 0 and x.stride(0) >= x.shape[1]
+    return x.element_size() == 2 and apart and x.data_ptr() % 16 == 0
 
 
 @on_its_device
@@ -342,7 +343,7 @@ def target_logit(
         block = min(TARGET_BLOCK, max(16, triton.next_power_of_2(H)))
         _target[(N,)](
             hidden, weight, bias, column, out, H, hidden.stride(0), weight.stride(0),
-            float(scale), softcap, block, rounded,
+            float(scale), softcap, block, rounded, not hidden.is_cuda,
         )  # fmt: skip
     return out
 
@@ -353,7 +354,7 @@ _DATA = {
     **dict.fromkeys(("N", "V", "H", "x_stride", "w_stride", "S", "depth"), "i32"),
     "scale": "fp32",
 }
-_PLAIN = {"bias_ptr": None, "softcap": None}
+_PLAIN, _ON_GPU = {"bias_ptr": None, "softcap": None}, {"interpreted": False}
 _PARTIALS = {
     **{"partial_ptr": "*fp32", "partial_int_ptr": "*i32", "inverse_ptr": "*fp32"},
     **{"float_ptr": "*fp32", "int_ptr": "*i64", "N": "i32", "S": "i32"},
@@ -394,7 +395,7 @@ AOT = [
     *([_entry(BLACKWELL, True, "sm_100", cut=True)] if COMPILES_SPECIALIZED else []),
     (_merge, _PARTIALS, {"block_s": MERGED}, 4, None),
     *(
-        (_target, _DOT, {**_PLAIN, "block": TARGET_BLOCK, "rounded": rounded}, 4, None)
+        (_target, _DOT, {**_PLAIN, "block": TARGET_BLOCK, "rounded": rounded, **_ON_GPU}, 4, None)
         for rounded in (False, True)
     ),
 ]

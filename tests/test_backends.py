@@ -103,13 +103,15 @@ def test_a_compiler_does_not_look_for_the_gpu(monkeypatch):
 
     def capability(index):
         os.stat("/")  # what no compiler takes into a graph
-        return 8, 0
+        return 9, 0
 
     monkeypatch.setattr(backends, "_capability", capability)
-    compiled = torch.compile(
-        lambda x: x + backends._recent(x.get_device()), backend="eager", fullgraph=True
-    )
-    assert compiled(torch.zeros(1)).tolist() == [1.0]
+
+    def asks(x: torch.Tensor) -> torch.Tensor:
+        index = x.get_device()
+        return x + backends._recent(index) + 2 * backends.is_hopper(index + 1)
+
+    assert torch.compile(asks, backend="eager", fullgraph=True)(torch.zeros(1)).tolist() == [3.0]
 
 
 def test_a_backend_is_imported_only_where_it_runs():

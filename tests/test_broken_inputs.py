@@ -8,7 +8,14 @@ import autodeco_fast as af
 from autodeco_fast import TokenStats
 from autodeco_fast.ops import checks
 from tests.memory_guard import guarded
-from tests.on_device import DEVICE, logit_stats, min_p_hinge_loss, temperature_head, token_stats
+from tests.on_device import (
+    DEVICE,
+    logit_stats,
+    min_p_hinge_loss,
+    prob_stats,
+    temperature_head,
+    token_stats,
+)
 
 NAN = float("nan")
 N, H, V, F = 5, 32, 300, 20
@@ -39,6 +46,14 @@ def test_a_logit(cut, backend):
     assert rows_of_nan(stats, SEEN) == {(1, 2, 4)}
     if not cut:
         assert rows_of_nan(stats, SCALED) == {(1, 2, 4)}
+
+
+def test_a_logit_of_the_top_p_head_s(backend):
+    """Nor are there probabilities where nothing is finite, or at a temperature that is none."""
+    z, T = torch.randn(N, V), torch.ones(N)
+    z[1, 200], z[2], T[4] = NAN, -float("inf"), NAN
+    for numbers in prob_stats(z, T, backend=backend):
+        assert numbers.isnan().tolist() == [False, True, True, False, True]
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -11,10 +11,12 @@ from autodeco_fast.ops import (
     nucleus_width,
     prob_stats,
     sample,
+    sample_partial,
     soft_top_p,
     subtile_maxima,
     temperature_head,
     token_stats,
+    token_stats_partial,
 )
 from autodeco_fast.sampling import FULL_LOGPROB, KEPT, LOGPROB
 from tests.on_device import DEVICE
@@ -89,6 +91,14 @@ def cases(dtype: torch.dtype) -> dict:
         "sample, maxima": (
             sample._sample,
             lambda: (x(5, 40), [full(5, 0.7), *[None] * 6], *numbers, None, rand(5, 1) + 1, 0),
+        ),
+        "sample_partial": (
+            sample_partial._op,
+            lambda: (x(5, 40), [full(5, 0.7), *[None] * 6], *numbers, None, 8, rand(5) + 1),
+        ),
+        "target_logits": (
+            token_stats_partial._target_logits,
+            lambda: (*product(), ids(5), x(40), 0.5, 30.0, True),
         ),
         "subtile_maxima": (
             subtile_maxima._subtile_maxima,

@@ -12,6 +12,7 @@ import autodeco_fast
 from autodeco_fast import TemperatureHead, linear_sample, merge_samples, sample, sample_partial
 from autodeco_fast.backends import implementation, resolve
 from autodeco_fast.ops.checks import check_seed
+from autodeco_fast.ops.sample import checked_parameters
 from autodeco_fast.sampling import CANDIDATE, FULL_LOGPROB, KEPT, LOGPROB, SamplingParameters
 from tests.on_device import DEVICE, on_device
 
@@ -272,6 +273,29 @@ def test_compiled_rows_are_not_looked_at():
         0,
         out.token[2].item(),
     ]
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_tensor_of_one_number_is_that_number(shape):
+    """So a GPU's call neither copies it nor runs another variant of a kernel."""
+    given = {
+        "temperature": 0.5,
+        "min_p": 0.25,
+        "top_k": 7,
+        "top_p": 0.5,
+        "seed": 2**63,
+        "position": 3,
+    }
+    tensors = {
+        **{n: torch.full(shape, v) for n, v in given.items() if n != "seed"},
+        "seed": torch.full(shape, 2**63, dtype=torch.uint64),
+    }
+    plain, ours = (
+        checked_parameters(3, torch.device("cuda"), stream=None, **some)
+        for some in (given, tensors)
+    )
+    assert ours == plain
+    assert not any(isinstance(x, torch.Tensor) for x in ours)
 
 
 # Seeds

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from autodeco_fast import merge_samples, sample, sample_partial
+from autodeco_fast import merge_samples, sample, sample_partial, target_logits
 from tests.on_device import on_device
 
 part_of, merged, whole = on_device(sample_partial), on_device(merge_samples), on_device(sample)
@@ -70,6 +70,17 @@ def test_a_part_may_hold_nothing(backend):
     assert (parts[0].score == -float("inf")).all()
     token, _ = merged(parts, T, min_p=0.4)
     assert torch.equal(token, whole(z, T, **options, backend=backend).token)
+
+
+def test_compiles_without_a_break():
+    z, w, y = torch.randn(4, 64), torch.randn(64, 64), torch.arange(4)
+
+    def call(z: torch.Tensor, w: torch.Tensor):
+        part = sample_partial(z, 0.8, first_id=64, min_p=0.1, seed=3, backend="torch")
+        return *part, target_logits(z, w, y, first_id=2, backend="torch")
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert all(torch.equal(a, b) for a, b in zip(compiled(z, w), call(z, w), strict=True))
 
 
 def test_says_what_is_wrong():

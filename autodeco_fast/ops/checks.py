@@ -261,8 +261,8 @@ def check_parameter(
     dtype: torch.dtype,
     device: torch.device,
 ) -> float | torch.Tensor:
-    """A row's parameter as backends take it: a number as it is, a tensor as `[B]` of this dtype,
-    detached and contiguous.
+    """A row's parameter as backends take it: a number as it is, that of a tensor which holds one
+    and is `readable`, too; another tensor as `[B]` of this dtype, detached and contiguous.
 
     Values of tensors are compared with the interval where they are `readable`.
     """
@@ -279,6 +279,8 @@ def check_parameter(
         raise ValueError(
             f"{name} must be {'integers' if whole else 'real numbers'}, got {value.dtype}"
         )
+    if value.shape in ((), (1,)) and readable(value):
+        return check_parameter(name, value.item(), interval, B, dtype, device)
     row = value.detach() if value.requires_grad else value
     if value.shape != (B,) or value.dtype != dtype or value.device != device:
         if value.shape not in ((), (1,), (B,)):

@@ -110,8 +110,9 @@ def linear_sample(
     """`sample` of `z = softcap·tanh(logit_scale·(hidden @ weight.T + bias) / softcap)`, whose
     `[B, V]` need not be in memory.
 
-    The draw is that of `sample` on the same logits. Triton takes them as the matrix unit leaves
-    them, in fp32; the torch backend rounds them to the dtype of `weight`, as a model does.
+    The draw is that of `sample` on the same logits. They are rounded to the dtype of `weight`
+    before scale and softcap, as a model's are, whether they are made or not; the order of a
+    product's sums may differ.
 
     Args:
         hidden: `[B, H]` what enters the output embedding, bf16, fp16 or fp32.

@@ -13,6 +13,7 @@ from autodeco_fast.ops.checks import (
     check_parameter,
     check_tensor,
     readable,
+    tracing,
 )
 from autodeco_fast.ops.sample import (
     TEMPERATURE,
@@ -20,10 +21,42 @@ from autodeco_fast.ops.sample import (
     checked_parameters,
     sampled_logits,
 )
-from autodeco_fast.sampling import CANDIDATE
+from autodeco_fast.sampling import CANDIDATE, SamplingParameters
 from autodeco_fast.vocab_parallel import SamplePartial, merge_candidates
 
 FIRST_ID = Interval(0, 2**31 - 4, "[0, 2**31)")
+
+
+def _sample_partial(
+    logits: torch.Tensor,
+    tensors: Sequence[torch.Tensor | None],
+    floats: Sequence[float],
+    integers: Sequence[int],
+    allowed: torch.Tensor | None,
+    first_id: int,
+    known_maximum: torch.Tensor | None,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Candidate `[3, B]` and token `[B]`, of packed parameters."""
+    out = implementation(backend, "sample")(
+        logits,
+        SamplingParameters.unpacked(tensors, floats, integers),
+        allowed=allowed,
+        first_id=first_id,
+        known_maximum=known_maximum,
+        want=CANDIDATE,
+    )
+    return out.candidate, out.token
+
+
+_op = torch.library.custom_op("autodeco_fast::sample_partial", _sample_partial, mutates_args=())
+
+
+@_op.register_fake
+def _(logits, tensors, floats, integers, allowed, first_id, known_maximum, backend):
+    B = logits.shape[0]
+    candidate = logits.new_empty(3, B, dtype=torch.float32)
+    return candidate, logits.new_empty(B, dtype=torch.int64)
 
 
 def _known(maximum: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -86,15 +119,10 @@ def sample_partial(
         position=position,
         stream=stream,
     )
-    out = implementation(backend, "sample")(
-        logits,
-        parameters,
-        allowed=allowed_tokens(token_bitmask, logits),
-        first_id=first_id,
-        known_maximum=known,
-        want=CANDIDATE,
-    )
-    return SamplePartial(*out.candidate, out.token)
+    allowed = allowed_tokens(token_bitmask, logits)
+    run = _op if tracing(logits) else _sample_partial
+    candidate, token = run(logits, *parameters.packed(), allowed, first_id, known, backend)
+    return SamplePartial(*candidate, token)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from autodeco_fast.backends import implementation, resolve
+from autodeco_fast.backends import implementation, is_hopper, resolve
 from autodeco_fast.lm_head import multiply, rows_of_chunk
 from autodeco_fast.numerics import ALL_FLOATS
 from autodeco_fast.ops.checks import (
@@ -41,8 +41,7 @@ def streaming_pays(backend: str, hidden: torch.Tensor, *, scaled: bool) -> bool:
     """
     if backend == "torch":
         return True
-    on_hopper = implementation(backend, "on_hopper", module="device")
-    measured = on_hopper(hidden) and hidden.element_size() == 2 and not scaled
+    measured = is_hopper(hidden.get_device()) and hidden.element_size() == 2 and not scaled
     return measured and (hidden.shape[0] <= 4096 or hidden.shape[1] <= 1024)
 
 
@@ -189,8 +188,8 @@ def token_stats(
     holding `[N, V]`.
 
     Ignored rows are not multiplied: on a GPU the host waits for their number. While a CUDA graph is
-    captured it may not, and they are multiplied too, and masked. Differentiable in the temperature
-    only: the base model is frozen.
+    captured it may not, and the Triton backend multiplies them, too, and masks them; the torch
+    backend cannot be captured. Differentiable in the temperature only: the base model is frozen.
 
     Args:
         hidden: `[N, H]` what enters the output embedding, bf16, fp16 or fp32 (fp64 on the torch

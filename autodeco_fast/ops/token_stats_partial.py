@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from autodeco_fast.backends import implementation, resolve
-from autodeco_fast.numerics import ALL_FLOATS
+from autodeco_fast.numerics import ALL_FLOATS, compute_dtype
 from autodeco_fast.ops.checks import (
     COUNT,
     FINITE,
@@ -40,6 +40,26 @@ class TokenStatsPartial(NamedTuple):
     ints: torch.Tensor  # [2, N] int64: argmax in the whole vocabulary, ids above the target
 
 
+@torch.library.custom_op("autodeco_fast::target_logits", mutates_args=())
+def _target_logits(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    column: torch.Tensor,
+    bias: torch.Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    rounded: bool,
+    backend: str,
+) -> torch.Tensor:
+    run = implementation(backend, "target_logit", module="token_stats")
+    return run(hidden, weight, column, bias, logit_scale, softcap, rounded=rounded)
+
+
+@_target_logits.register_fake
+def _(hidden, weight, column, bias, logit_scale, softcap, rounded, backend):
+    return hidden.new_empty(hidden.shape[0], dtype=compute_dtype(hidden))
+
+
 @torch.no_grad()
 def target_logits(
     hidden: torch.Tensor,
@@ -70,11 +90,10 @@ def target_logits(
     column = columns_of(target, weight.shape[0], ignore_index, first_id)
     bias = None if bias is None else bias.contiguous()
     check_temperature(temperature, None, hidden)
-    run = implementation(chosen, "target_logit", module="token_stats")
     # The torch backend's products are all in the dtype of hidden.
     rounded = chosen == "torch" or not streams(fused, chosen, hidden, temperature)
     given = unit_stride(hidden), unit_stride(weight), column, bias, scale, softcap
-    return run(*given, rounded=rounded)
+    return _target_logits(*given, rounded, chosen)
 
 
 @torch.no_grad()
