@@ -1,4 +1,4 @@
-"""How often `linear_sample` multiplies a tile again, on normal logits.
+"""How often `linear_sample` multiplies a tile again, on normal logits rounded to bf16.
 
     python -m bench.linear_sample_repairs
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
         settings = list(itertools.product(TEMPERATURES, MIN_PS))
         multiplied = torch.zeros(len(settings), rows)
         for k, (T, min_p) in enumerate(settings):
-            z, c = deviation * normal, T * math.log(min_p)
+            z, c = (deviation * normal).bfloat16().float(), T * math.log(min_p)
             multiplied[k] = repairs(z, noise, T, c, **shape)[0]
         found.append(
             {

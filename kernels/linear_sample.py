@@ -33,7 +33,15 @@ from autodeco_fast.sampling import (
 
 from .candidates import best_candidate, best_of_rows, next_open, whole_logprob
 from .device import on_its_device
-from .lm_head_tiles import DEPTH_FP32, DEPTH_H, product_tile, step_of, token_ids
+from .lm_head_tiles import (
+    DEPTH_FP32,
+    DEPTH_H,
+    product_tile,
+    rounded_to,
+    step_of,
+    token_ids,
+    transform,
+)
 from .logit_tiles import LOWEST, finite
 from .philox import SAMPLE_DOMAIN, gumbel, gumbel_of_ids
 from .row_parameters import GREEDY_BELOW, NUMBERS, TENSORS, row_parameters
@@ -205,11 +213,16 @@ def _settle(
     m_row = row0 + tl.arange(0, rows) == tl.program_id(0)
     while (claim >= score) & (claim > -float("inf")):
         b_z = product_tile(
-            x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, scale, softcap,
-            rows, block, step, upcast, list_ptr, rounded=True,
+            x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, None, None,
+            rows, block, step, upcast, list_ptr,
         )  # fmt: skip
-        b_z = tl.max(tl.where(m_row[:, None], finite(b_z), -float("inf")), 0)
+        # What is left to do of a logit takes fewer registers in one row.
+        b_z = tl.max(tl.where(m_row[:, None], b_z, -float("inf")), 0)
+        b_z = transform(rounded_to(b_z, x_ptr.dtype.element_ty, upcast), scale, softcap)
         o_v = token_ids(list_ptr, tile, block)
+        if softcap is not None:  # of −inf it makes a number
+            b_z = tl.where(o_v < V, b_z, -float("inf"))
+        b_z = finite(b_z)
         b_g = gumbel_of_ids(row_seed, row_position, row_stream, o_v, SAMPLE_DOMAIN)
         m_kept = (b_z >= tau) & (b_z > -float("inf"))
         b_s = tl.where(m_kept, b_z + T * b_g, -float("inf"))
