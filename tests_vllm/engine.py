@@ -3,8 +3,9 @@
     python -m tests_vllm.engine JOB ANSWER
 
 A job is `{"options": …of LLM, "calls": [{"prompts": [ids, …], "params": [{…of SamplingParams}, …]},
-…], "shim": null, "v1" or "v2"}`; the answer has, for every call and request, its tokens and at
-every position the log-probability of each id.
+…], "shim": null, "v1" or "v2", "beside": null}`; the answer has, for every call and request, its
+tokens and at every position the log-probability of each id. `beside` has what differs of the
+options of a second engine, which is made before the first one answers.
 """
 
 import json
@@ -21,6 +22,7 @@ def answer(job: dict) -> list:
     from vllm.exceptions import VLLMValidationError
 
     llm = LLM(**job["options"])
+    beside = LLM(**job["options"] | job["beside"]) if job["beside"] else None
     answers = []
     for call in job["calls"]:
         prompts = [{"prompt_token_ids": ids} for ids in call["prompts"]]
@@ -33,6 +35,7 @@ def answer(job: dict) -> list:
         answers.append([_completion(each.outputs[0]) for each in done])
     if job.get("inspect"):
         answers += llm.collective_rpc(_inspect)
+    del beside  # it lived until here
     return answers
 
 

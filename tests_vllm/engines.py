@@ -55,16 +55,17 @@ def engine(
     config: dict | None = None,
     shim: str | None = None,
     inspect: bool = False,
+    beside: dict | None = None,
     env: dict[str, str] | None = None,
     timeout: float = 400,
     **options: Any,
 ) -> Finished:
-    """Runs calls on one engine."""
+    """Runs calls on one engine; `beside` are the options of another one in its process."""
     additional = dict(config or {})
     if head is not None:
         additional["autodeco_head"] = str(head)
     options = {**OPTIONS, "model": str(model), "additional_config": additional, **options}
-    job = {"options": options, "calls": calls, "shim": shim, "inspect": inspect}
+    job = {"options": options, "calls": calls, "shim": shim, "inspect": inspect, "beside": beside}
     with tempfile.TemporaryDirectory() as made:
         asked, answered = Path(made) / "job.json", Path(made) / "answer.json"
         asked.write_text(json.dumps(job))

@@ -36,6 +36,14 @@ def test_two_tensor_parallel_ranks(llama, head_folder):
     check("llama", done[0], prompts)
 
 
+def test_a_second_engine_of_a_process_leaves_the_first_its_cut(llama, head_folder, tmp_path):
+    models.head().save_pretrained(tmp_path / "head")
+    config, prompts = {"autodeco_head": str(tmp_path / "head")}, models.prompts(4)
+    beside = {"additional_config": config}
+    done = engine(llama, [call(prompts, **DRAWS)], head=head_folder, beside=beside)
+    check("llama", done[0], prompts)
+
+
 ALLOWED = [3, 40, 77, 100]
 
 
