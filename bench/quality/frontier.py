@@ -215,13 +215,15 @@ def over(errors: np.ndarray, others: np.ndarray) -> dict[str, float | list[float
     95 % interval.
 
     Where the policy made no error there is no interval: resamples of no errors have none, so its
-    width would say 0. Where the other made none there is no ratio either.
+    width would say 0. Nor is there one where more than a fortieth of the other's resamples have no
+    error. Where the other made none there is no ratio either.
     """
     ours, theirs = errors[:, 0], others[:, 0]
     if not theirs[0]:
         return {"ratio": None, "ratio_95": None}
     ratio = ours / theirs.clip(1e-9)
-    return {"ratio": float(ratio[0]), "ratio_95": interval(ratio) if ours[0] else None}
+    known = ours[0] > 0 and np.mean(theirs == 0) <= 0.025
+    return {"ratio": float(ratio[0]), "ratio_95": interval(ratio) if known else None}
 
 
 def _by_task(lines: Sequence[Lines]) -> dict[str, dict]:
