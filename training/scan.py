@@ -343,7 +343,8 @@ def scan(
     manifest = begin(config, base, tokenizer)
     if "counts" in manifest:
         return manifest
-    if processes.is_main:
+    # One that is there stays: where files are replaced in two steps, others would not find it.
+    if processes.is_main and not (config.output / MANIFEST).exists():
         write_manifest(config.output, manifest)
     processes.wait()
     shards = _Shards(config, base, tokenizer, processes=processes, on_examples=on_examples)
