@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from autodeco_fast.errors import foreign
 
-_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
+_PASSWORD = re.compile(r"(?<!\bzip)(?<!\btar)://[^/@:]*:[^/]*@")  # member:name@… is none
 _AT_ONCE = 16  # requests to storage that answers many: each is mostly waited for
 _Found = TypeVar("_Found")
 

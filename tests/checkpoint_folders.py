@@ -74,6 +74,7 @@ def on_the_hub(monkeypatch, cache: Path, repos: dict[str, Path]) -> list[list[st
     def snapshot_download(
         name: str, allow_patterns: list[str], revision: str = "abc", cache_dir: Path = cache, **_
     ) -> str:
+        huggingface_hub.utils.validate_repo_id(name)
         asked.append(allow_patterns)
         repo = cache_dir / f"models--{name.replace('/', '--')}"
         snapshot, blobs = repo / "snapshots" / revision, repo / "blobs"

@@ -165,6 +165,28 @@ def test_arguments_are_the_same_by_position():
             model.generate(ids, config, generation_config=config)
 
 
+def test_a_generate_of_any_arguments_is_adaptive_too():
+    """As that of some models of transformers is."""
+    model, ids = tiny_model("llama"), prompts(1)
+
+    class Wrapped(type(model)):
+        def generate(self, *args, **kwargs):
+            return super().generate(*args, **kwargs)
+
+    class Led(type(model)):
+        def generate(self, inputs, *args, **kwargs):
+            return super().generate(inputs, *args, **kwargs)
+
+    config = GenerationConfig(max_new_tokens=6)
+    for kind in (Wrapped, Led):
+        model.__class__ = kind
+        with attach(model, tiny_head(model), record=True) as attached:
+            want = model.generate(inputs=ids, max_new_tokens=6, seed=5)
+            for args, more in (((ids,), {"max_new_tokens": 6}), ((ids, config), {})):
+                assert torch.equal(model.generate(*args, **more, seed=5), want)
+                assert len(attached.records) == 6
+
+
 def test_a_seed_leaves_torchs_generator_as_it_was():
     model, ids = tiny_model("llama"), prompts(2)
     with attach(model, tiny_head(model), fused=False):

@@ -64,6 +64,7 @@ def test_a_sample_is_read_without_the_rest(tmp_path, monkeypatch):
     scan = Scan(make_scan(tmp_path))
     whole = scan.load()
     monkeypatch.setattr(Scan, "load", None)
+    assert len(scan.rows(torch.tensor([], dtype=torch.long))) == 0
     held = held_out(3, whole.document, 0.3)
     for sample, of in (
         (measures._sample(scan), whole),

@@ -89,12 +89,16 @@ def test_heads_of_a_model_on_the_hub_are_of_the_revision_that_is_served(
 ):
     repos = {"user/own": head, "user/merged": checkpoint("llama", "merged"), "user/plain": tmp_path}
     on_the_hub(monkeypatch, tmp_path / "no", repos)
-    served = {name: config(model=name) for name in (*repos, "s3://bucket/of/models")}
+    plain = ("user/plain", "s3://bucket/of/models", "user/model:Q4_K_M")
+    served = {name: config(model=name) for name in {*repos, *plain}}
     served["user/merged"].model_config.hf_config.autodeco_merged = True
     for one in served.values():
         one.load_config.download_dir = tmp_path / "hub"
     found = {name: vllm_settings.head_of(one) for name, one in served.items()}
-    assert found.pop("user/plain") is found.pop("s3://bucket/of/models") is None
+    assert [found[name] for name in plain] == [None] * 3
+    down = config(model="user/down")
+    with pytest.raises(ValueError, match=r"model must be a folder or a hub id .* not found there"):
+        vllm_settings.head_of(down)
     for name, kind in (("own", HeadPolicy), ("merged", AutoDecoPolicy)):
         folder = found[f"user/{name}"]
         assert folder == str(tmp_path / f"hub/models--user--{name}/snapshots/v2")

@@ -363,6 +363,8 @@ class Scan:
         within = torch.searchsorted(index, ends).diff().tolist()
         local = [some - start for some, start in zip(index.split(within), ends.tolist())]
         wanted = [(path, some) for path, some in zip(self.paths, local) if len(some)]
+        if not wanted:
+            return ScanTokens.none(self.hidden_size)
         return ScanTokens.cat(list(of_each(_rows_of, *zip(*wanted))))
 
 

@@ -104,6 +104,7 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
     """A subclass of the model's class, under its name, whose `generate` is adaptive."""
     parameters = inspect.signature(base.generate).parameters.values()
     names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][1:]  # without self
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
     def generate(self, *args, seed=None, stream=None, **kwargs):
         """`generate` of the model's class with a predicted temperature.
@@ -112,15 +113,17 @@ def _attached_class(base: type, attachment: "Attachment") -> type:
         """
         if attachment.gate.open:  # a candidate generator asking the same model
             return super(cls, self).generate(*args, **kwargs)
-        named = dict(zip(names, args))
-        if len(named) < len(args) or named.keys() & kwargs:
+        unnamed, named = (), dict(zip(names, args))
+        if takes_any and len(args) > len(names):
+            unnamed, named = args, {}
+        elif len(args) > len(names) or named.keys() & kwargs:
             return super(cls, self).generate(*args, **kwargs)  # which says what is wrong
         kwargs = named | kwargs
         config = kwargs.pop("generation_config", None)
 
         def base_generate(config, keywords):
             given = {} if config is None else {"generation_config": config}
-            return super(cls, self).generate(**keywords, **given)
+            return super(cls, self).generate(*unnamed, **keywords, **given)
 
         return attachment.generate(
             base_generate, config, kwargs, seed=seed, stream=stream, caller=sys._getframe(1)

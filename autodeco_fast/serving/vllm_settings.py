@@ -5,6 +5,7 @@ compiled graphs. Without `autodeco_head` there, a head in the model's own folder
 taken: this library's files beside the weights, or those of a merged AutoDeco checkpoint.
 """
 
+import functools
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -83,16 +84,34 @@ def holds_own_head(model: "ModelConfig", load: "LoadConfig") -> bool:
 
 def _own_folder(model: "ModelConfig", load: "LoadConfig") -> Path | None:
     """The model's folder; of a hub id the one in the cache, with the files of heads, of the
-    revision that is served. None if the model is neither: vLLM reads more than these."""
+    revision that is served. None if the model is neither: vLLM reads more than these.
+
+    Raises:
+        ValueError: if the hub does not answer, and its files are not in the cache.
+    """
     if Path(model.model).is_dir():
         return Path(model.model)
-    hub = {"revision": model.revision, "token": model.hf_token, "cache_dir": load.download_dir}
-    if is_merged(model):
-        return read_folder(model.model, "model", wanted=layout.is_head, **hub).folder
+    return _fetched(
+        model.model,
+        is_merged(model),
+        revision=model.revision,
+        token=model.hf_token,
+        cache_dir=load.download_dir,
+    )
+
+
+@functools.cache  # a process asks the hub once
+def _fetched(name: str, merged: bool, **hub: object) -> Path | None:
+    if merged:
+        return read_folder(name, "model", wanted=layout.is_head, **hub).folder
     try:
-        return fetch(model.model, "model", OWN_FILES, **hub)
-    except ValueError:
-        return None
+        return fetch(name, "model", OWN_FILES, **hub)
+    except ValueError as error:
+        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+        if isinstance(error.__cause__, HFValidationError | RepositoryNotFoundError | None):
+            return None
+        raise
 
 
 def head_of(config: "VllmConfig") -> str | None:
