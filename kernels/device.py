@@ -25,8 +25,3 @@ def capability(x: torch.Tensor) -> tuple[int, int]:
     """The compute capability of NVIDIA's GPU that a tensor is on; (0, 0) elsewhere."""
     is_nvidia = x.is_cuda and torch.version.hip is None
     return torch.cuda.get_device_capability(x.device) if is_nvidia else (0, 0)
-
-
-def on_hopper(x: torch.Tensor) -> bool:
-    """Whether a tensor is on a GPU of compute capability 9, an H100 or its like."""
-    return capability(x)[0] == 9

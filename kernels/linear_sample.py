@@ -33,15 +33,7 @@ from autodeco_fast.sampling import (
 
 from .candidates import best_candidate, best_of_rows, next_open, whole_logprob
 from .device import on_its_device
-from .lm_head_tiles import (
-    DEPTH_FP32,
-    DEPTH_H,
-    product_tile,
-    rounded_to,
-    step_of,
-    token_ids,
-    transform,
-)
+from .lm_head_tiles import DEPTH_FP32, DEPTH_H, product_tile, row_of_tile, step_of, token_ids
 from .logit_tiles import LOWEST, finite
 from .philox import SAMPLE_DOMAIN, gumbel, gumbel_of_ids
 from .row_parameters import GREEDY_BELOW, NUMBERS, TENSORS, row_parameters
@@ -216,12 +208,8 @@ def _settle(
             x_ptr, w_ptr, bias_ptr, row0, tile, B, V, H, x_stride, w_stride, None, None,
             rows, block, step, upcast, list_ptr,
         )  # fmt: skip
-        # What is left to do of a logit takes fewer registers in one row.
-        b_z = tl.max(tl.where(m_row[:, None], b_z, -float("inf")), 0)
-        b_z = transform(rounded_to(b_z, x_ptr.dtype.element_ty, upcast), scale, softcap)
         o_v = token_ids(list_ptr, tile, block)
-        if softcap is not None:  # of −inf it makes a number
-            b_z = tl.where(o_v < V, b_z, -float("inf"))
+        b_z = row_of_tile(b_z, m_row, o_v, V, scale, softcap, x_ptr.dtype.element_ty, upcast)
         b_z = finite(b_z)
         b_g = gumbel_of_ids(row_seed, row_position, row_stream, o_v, SAMPLE_DOMAIN)
         m_kept = (b_z >= tau) & (b_z > -float("inf"))
@@ -360,12 +348,8 @@ _DATA = {
     "scale": "fp32",
     **NUMBERS,
 }
-
-
 _FIXED = {"bias_ptr": None, "softcap": None, "block": BLOCK, "step": DEPTH_H, "upcast": False}
 _NVIDIA = "sm_80", "sm_90", "sm_100"
-
-
 _OPTIONS = {  # of a call → the argument that is None without it
     "bias": ("bias_ptr", "*bf16"),
     "softcap": ("softcap", "fp32"),

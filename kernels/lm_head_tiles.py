@@ -94,6 +94,17 @@ def product_tile(
 
 
 @triton.jit
+def row_of_tile(b_z, m_row, o_v, V, scale, softcap, dtype: tl.constexpr, interpreted: tl.constexpr):
+    """The logits `[block]` of the row that is True in `m_row [rows]`, as `product_tile` rounds them
+    and transforms them, from its plain products. In one row that takes fewer registers."""
+    b_z = tl.max(tl.where(m_row[:, None], b_z, -float("inf")), 0)
+    b_z = transform(rounded_to(b_z, dtype, interpreted), scale, softcap)
+    if softcap is not None:  # of −inf it makes a number
+        b_z = tl.where(o_v < V, b_z, -float("inf"))
+    return b_z
+
+
+@triton.jit
 def token_ids(list_ptr, tile, block: tl.constexpr):
     """Of a tile's columns: neighbours, or those that are listed."""
     o_v = tile * block + tl.arange(0, block)

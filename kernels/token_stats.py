@@ -27,7 +27,9 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .device import on_hopper, on_its_device
+from autodeco_fast.backends import is_hopper
+
+from .device import on_its_device
 from .extrema import at_least
 from .lm_head_tiles import (
     DEPTH_FP32,
@@ -41,12 +43,9 @@ from .lm_head_tiles import (
 )
 from .logit_stats import moved
 
-WARPS, STAGES = 8, 3
-
 
 class Variant(NamedTuple):
-    """Tiles and loops of `_tiles`; the scaled tile is for temperatures, whose sums need more
-    registers."""
+    """Tiles and loops of `_tiles`; the scaled tile is for temperatures, which take more sums."""
 
     rows: int
     block: int
@@ -67,9 +66,9 @@ HOPPER = Variant(256, 128, 128, 64, described=True, flatten=True)
 BLACKWELL = Variant(128, 128, 128, 64, described=True, specialize=True)
 # 3.6.0 fails for sm_100.
 COMPILES_SPECIALIZED = tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 7)
+WARPS, STAGES, TARGET_BLOCK = 8, 3, 1024
 PROGRAMS = 528  # four for each multiprocessor of an H100, so that the last wave is a small part
 MERGED = 1024  # splits that `_merge` looks at, whatever their number: one variant
-TARGET_BLOCK = 1024
 
 
 @triton.jit
@@ -279,7 +278,7 @@ def token_stats(
     scaled = inverse_temperature is not None
     pointers = POINTERS if hidden.element_size() == 2 else POINTERS_FP32
     if variant is None:
-        variant = HOPPER if on_hopper(hidden) and not scaled else pointers
+        variant = HOPPER if is_hopper(hidden.get_device()) and not scaled else pointers
     if variant.specialize and not COMPILES_SPECIALIZED:
         raise ValueError(f"variant BLACKWELL needs Triton 3.7 or newer, got {triton.__version__}")
     K = 7 if scaled else 4

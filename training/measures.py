@@ -195,9 +195,8 @@ def _sample(scan: Scan, *held: float) -> ScanTokens:
     hold out, if they are given."""
     if not held:
         return scan.rows(sample_of(range(len(scan))))
-    (document,) = scan.fields("document")
     seed, share = held
-    index = held_out(seed, scan.example(document), share).nonzero()[:, 0]
+    index = held_out(seed, scan.example(scan.documents()), share).nonzero()[:, 0]
     return scan.rows(index[sample_of(index)])
 
 

@@ -352,10 +352,10 @@ class Scan:
         """All tokens at once."""
         return ScanTokens.cat(list(of_each(read_shard, self.paths)))
 
-    def fields(self, *names: str) -> list[torch.Tensor]:
-        """Some fields of all tokens."""
-        found = zip(*of_each(partial(read_fields, names=names), self.paths))
-        return [torch.cat(parts) for parts in found]
+    def documents(self) -> torch.Tensor:
+        """The document of every token. int32 `[n]`"""
+        read = partial(read_fields, names=("document",))
+        return torch.cat([document for (document,) in of_each(read, self.paths)])
 
     def rows(self, index: torch.Tensor) -> ScanTokens:
         """The tokens of these numbers, int64 in ascending order, of a shard at a time."""

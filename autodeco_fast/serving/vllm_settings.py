@@ -78,7 +78,7 @@ def is_merged(model: "ModelConfig") -> bool:
 
 def holds_own_head(model: "ModelConfig", load: "LoadConfig") -> bool:
     """Whether a head lies in the model's folder or repository, in this library's format."""
-    folder = None if is_merged(model) else _own_folder(model, load)
+    folder = _own_folder(model, load)
     return folder is not None and (folder / CONFIG_NAME).is_file()
 
 

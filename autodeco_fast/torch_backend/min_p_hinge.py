@@ -56,12 +56,9 @@ def _in_torch(
     gap: torch.Tensor,
     rank: torch.Tensor,
     weight: torch.Tensor | None,
-    inv: float,
-    gravity: float,
-    power: int,
-    max_temperature: float,
-    clip: bool,
+    *numbers: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    inv, gravity, power, max_temperature, clip = numbers
     required = gap * inv
     out = rank < 0
     if clip:

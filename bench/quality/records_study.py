@@ -24,7 +24,7 @@ from bench.quality import frontier
 STATIC = Path(__file__).with_name("static.txt")
 RULES = ("top_n_sigma n=1", "p_less T=1", "min_k T=1", "entropy a=0.4", "edt t0=1 theta=0.3")
 # Measured after the heads, to leave no hole where these are: hot settings with a Min-P that holds
-# them, and more of every rule. The best of all is what a head is compared with.
+# them, and more of every rule.
 MORE_STATIC = tuple(
     f"static {settings}"
     for settings in (
