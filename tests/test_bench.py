@@ -15,7 +15,6 @@ import torch
 
 from bench import (
     clock,
-    gpu,
     machine,
     memory,
     records,
@@ -223,54 +222,6 @@ def test_a_step_that_takes_too_long_is_interrupted(tmp_path):
     with (tmp_path / "log").open("w") as log:
         assert not bench_run.run(["-c", code], log=log, limit=2.0)
     assert (tmp_path / "log").read_text().splitlines() == ["interrupted after 2 s", "kept"]
-
-
-def test_on_a_gpu_the_tests_of_every_kernel_are_run():
-    """Every file that imports `tests.on_device`, whose ops run there, but for those that skip all
-    of it on a GPU; no other."""
-    users = {
-        path.name: path.read_text()
-        for path in (ROOT / "tests").glob("test_*.py")
-        if any(
-            "on_device" in line and line.lstrip().startswith(("from tests", "import tests"))
-            for line in path.read_text().splitlines()
-        )
-    }
-    run = {path.removeprefix("tests/") for path in gpu.kernel_tests()}
-    assert run <= set(users)
-    left_out = {"hostile_samplers", "hostile_stats", "interpreter", "memory_safety"}
-    assert set(users) - run == {f"test_{name}.py" for name in left_out}
-    assert {"test_nucleus_width.py", "test_ops.py", "test_autodeco_policy.py"} <= run
-    assert gpu.OTHERS["tests"][-len(run) :] == gpu.kernel_tests()
-
-
-def test_gpu_steps_go_on_after_a_failure_and_are_kept_one_by_one(tmp_path, monkeypatch, capsys):
-    """Its logic alone: what it runs is replaced."""
-    limits, archives = {}, []
-
-    def run(arguments, *, log, limit):
-        limits["tests"] = limit
-        print("one test failed", file=log)
-        return False
-
-    def take(name, *, log, limit):
-        limits[name] = limit
-        archives.append(sorted(path.name for path in tmp_path.glob("*")))
-        return True
-
-    monkeypatch.setattr(gpu, "device", lambda: "cuda")
-    monkeypatch.setattr(gpu, "has_plugin", lambda: False)
-    monkeypatch.setattr(gpu, "run", run)
-    monkeypatch.setattr(gpu, "take", take)
-    arguments = ["tests", "sample", "limits", "generate"]
-    with pytest.raises(SystemExit) as left:
-        gpu.main([*arguments, "--output", str(tmp_path / "out"), "--deadline", "600"])
-    assert left.value.code == 1
-    assert set(limits) == {"tests", "limits", "generate"}  # `sample` needs the plugin
-    assert all(limit <= 600 - bench_run.GRACE for limit in limits.values())
-    assert archives == [["out", "out.tar.gz"]] * 2
-    assert (tmp_path / "out/tests.log").read_text() == "one test failed\n"
-    assert "FAILED, see" in capsys.readouterr().out
 
 
 def committed(folder: Path, *, tracked: str) -> Callable[..., None]:
