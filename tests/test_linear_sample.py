@@ -75,6 +75,9 @@ def test_half_precision(dtype, transformed, backend):
     )
     assert (out.token == made).float().mean() > 0.97  # sums of another order may round apart
     assert (out.token == unrounded).float().mean() < 0.9
+    z = exact(h, w, b, scale, softcap)
+    gap = z.amax(-1) - z.gather(1, out.token[:, None])[:, 0]
+    assert (gap <= T * torch.tensor(5.0).log() + 2 * scale).all()  # two halves of a step of 2
 
 
 def test_does_not_depend_on_the_splits():
