@@ -1,5 +1,6 @@
 """`python -m bench.gpu`: what it runs, in what order, and what it leaves when steps go wrong."""
 
+import os
 import tarfile
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def test_a_rehearsal_goes_on_after_steps_that_fail_hang_and_are_killed(
     def take(name, *, limit, **options):
         return bench_run.take(name, limit=1.0 if name == "generate" else limit, **options)
 
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        monkeypatch.delenv(name)  # by which the plugin knows xdist, and measures nothing
     monkeypatch.setattr(bench_run, "command", command)
     monkeypatch.setattr(gpu, "take", take)
     monkeypatch.setattr(gpu, "OTHERS", {"tests": ["-c", "print('collected')"]})
